@@ -1,0 +1,53 @@
+# make repro · make test · make ui · make lint · make bench        (each sets up what it needs)
+#
+# PYTHON       interpreter that makes the virtual environment (3.11 or later)
+# VENV         where the virtual environment is
+# CONSTRAINTS  pinned versions; `make repro CONSTRAINTS=/dev/null` takes what is installed (a GPU machine's own torch)
+
+PYTHON      ?= python3
+VENV        ?= .venv
+CONSTRAINTS ?= constraints.txt
+
+# Absolute, so that DVC's temporary workspaces find the same Python.
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export HF_HUB_DISABLE_TELEMETRY := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := 1
+
+.PHONY: repro test lint ui bench setup clean
+
+repro: $(VENV)/.run
+	@dvc repro
+	@echo "Report: metrics/report/report.html     Compare runs: make ui"
+
+test: $(VENV)/.dev
+	@python -m pytest
+
+lint: $(VENV)/.dev
+	@ruff check .
+	@ruff format --check .
+	@mypy
+
+ui: $(VENV)/.run
+	@python -m llm ui
+
+bench: $(VENV)/.dev
+	@ls bench/*.py
+
+setup: $(VENV)/.dev
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
+	@$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing into $(VENV) (a minute or two, about 2 GB) ..."
+	@python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev,peers]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .state .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,118 @@
+"""Causal attention with rotary positions, grouped key-value heads and an optional cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm.model.config import Config
+
+
+class Linear(nn.Linear):
+    """A bias-free linear map whose float32 weight is cast to the activations' type at use (mixed precision)."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang and Sennrich 2019, arXiv:1910.07467), computed in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * self.weight.float()).to(x.dtype)
+
+
+@dataclass
+class Cache:
+    """Keys and values of all layers, of fixed shape (layers, batch, kv_heads, slots, head_dim)."""
+
+    keys: Tensor
+    values: Tensor
+
+    @classmethod
+    def empty(cls, config: Config, batch: int, slots: int, device: torch.device, dtype: torch.dtype) -> Cache:
+        """Room for `slots` tokens of `batch` sequences."""
+        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, slots, config.head_dim)
+        return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
+
+
+def rotary_table(config: Config, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (…, seq, head_dim) of rotary positions (Su et al. 2021, arXiv:2104.09864), float32."""
+    exponents = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32) / config.head_dim
+    angles = positions.float()[..., None] * (1.0 / config.rope_theta**exponents)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (i, i + head_dim/2) of x (batch, heads, seq, head_dim); Hugging Face's layout."""
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * cos + turned * sin
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention; q (batch, heads, seq, head_dim), k and v (batch, kv_heads, keys, head_dim).
+
+    `mask` is true where a query may look, broadcast to (batch, 1, seq, keys); None means causal.
+    While compiling for a CPU the plain form is used: the compiler fuses it, and it is the faster one there (forward
+    and backward at the lengths a CPU trains on; docs/LOG.md has the figures).
+    """
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if q.device.type == "cpu" and torch.compiler.is_compiling():
+        scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+        if mask is None:
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        return scores.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245), optionally with normalised queries and keys."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.q_proj = Linear(config.hidden_size, config.num_attention_heads * config.head_dim)
+        self.k_proj = Linear(config.hidden_size, config.num_key_value_heads * config.head_dim)
+        self.v_proj = Linear(config.hidden_size, config.num_key_value_heads * config.head_dim)
+        self.o_proj = Linear(config.num_attention_heads * config.head_dim, config.hidden_size)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.qk_norm = config.qk_norm
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: tuple[Tensor, Tensor] | None, at: int
+    ) -> Tensor:
+        """x (batch, seq, hidden); with a cache, keys and values go to its slots at … at + seq, and all are read."""
+        batch, seq, _ = x.shape
+        q, k, v = (
+            proj(x).view(batch, seq, -1, self.head_dim).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        cos, sin = rotary
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            keys, values = cache
+            keys[:, :, at : at + seq], values[:, :, at : at + seq] = k, v
+            k, v = keys[:, :, : at + seq], values[:, :, : at + seq]
+        out = attend(q, k, v, mask)
+        return self.o_proj(out.transpose(1, 2).reshape(batch, seq, -1))

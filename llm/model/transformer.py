@@ -1,0 +1,135 @@
+"""The decoder-only transformer. Modules carry Hugging Face's names, so a state dict is a Llama/Qwen3 checkpoint."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm.model.attention import Attention, Cache, Linear, RMSNorm, rotary_table
+from llm.model.config import Config
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: tuple[Tensor, Tensor] | None, at: int
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache, at)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm (`model.` in a Hugging Face checkpoint)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Transformer(nn.Module):
+    """A causal language model.
+
+    Weights are float32 masters; `compute_dtype` is the type of the activations (bfloat16: mixed precision).
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = torch.float32
+        self.model = Decoder(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def initialize(self, seed: int) -> None:
+        """Draw the weights: a pure function of the seed and the dimensions, on any device.
+
+        Embeddings N(0, 0.02²); matrices N(0, 1/fan_in), LeCun's scale; projections back into the residual stream zero, so
+        that every layer starts as the identity (Zhang et al. 2019, arXiv:1901.09321).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                value = torch.ones(parameter.shape)
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                value = torch.zeros(parameter.shape)
+            else:
+                std = 0.02 if name.endswith(("embed_tokens.weight", "lm_head.weight")) else parameter.shape[1] ** -0.5
+                value = torch.randn(parameter.shape, generator=generator) * std
+            parameter.data.copy_(value)
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+        at: int = 0,
+    ) -> Tensor:
+        """Final hidden states (batch, seq, hidden) of `input_ids` (batch, seq).
+
+        positions: (batch, seq), default 0 … seq-1.
+        segments: (batch, seq); attention stays within equal numbers (packed documents or examples).
+        mask: (batch, 1, seq, keys), true where a query may look; replaces the causal mask (decoding).
+        cache, at: keys and values are stored from slot `at` on.
+        """
+        if positions is None:
+            positions = torch.arange(at, at + input_ids.shape[1], device=input_ids.device)[None]
+        cos, sin = rotary_table(self.config, positions)
+        rotary = cos[:, None].to(self.compute_dtype), sin[:, None].to(self.compute_dtype)
+        if mask is None:
+            mask = self._training_mask(input_ids.shape[1], segments, input_ids.device)
+        x = F.embedding(input_ids, self.model.embed_tokens.weight).to(self.compute_dtype)
+        for i, layer in enumerate(self.model.layers):
+            x = layer(x, rotary, mask, (cache.keys[i], cache.values[i]) if cache else None, at)
+        return self.model.norm(x)
+
+    def forward(self, input_ids: Tensor, **kwargs: Tensor) -> Tensor:
+        """Logits (batch, seq, vocab); arguments of `hidden_states`."""
+        return self.lm_head(self.hidden_states(input_ids, **kwargs))  # type: ignore[arg-type]
+
+    def loss(
+        self, input_ids: Tensor, targets: Tensor, segments: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Summed cross-entropy (nats, a float32 scalar) of `targets` (batch, seq); -100 marks positions without one."""
+        logits = self.lm_head(self.hidden_states(input_ids, positions, segments))
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+
+    def _training_mask(self, seq: int, segments: Tensor | None, device: torch.device) -> Tensor | None:
+        window = self.config.sliding_window
+        if segments is None and (window is None or window >= seq):
+            return None  # plain causal
+        index = torch.arange(seq, device=device)
+        distance = index[:, None] - index[None, :]
+        allowed = distance >= 0
+        if window is not None:
+            allowed = allowed & (distance < window)
+        allowed = allowed[None, None]
+        if segments is not None:
+            allowed = allowed & (segments[:, None, :, None] == segments[:, None, None, :])
+        return allowed

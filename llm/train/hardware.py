@@ -1,0 +1,104 @@
+"""What the machine decides: device, precision, compilation and micro-batch. None of it is a hyperparameter.
+
+Each is a function of the hardware's class and the model, never of the moment (free memory, load), so that a run and
+its resumption choose the same.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from llm.errors import UserError
+from llm.model.config import Config
+
+COMPILE_PAYS = 2.5e12  # training FLOPs from which compiling (about 20 s) is repaid on two cores; see docs/LOG.md
+MICRO_TOKENS_CPU = 4096
+ACTIVATION_SHARE = 0.4  # of a GPU's memory
+
+
+def device() -> torch.device:
+    """`LLM_DEVICE` if set, else the first accelerator, else the CPU.
+
+    Raises:
+        UserError: the named device is unknown or not here.
+    """
+    wanted = os.environ.get("LLM_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(wanted)
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"LLM_DEVICE={wanted}: this device cannot be used ({reason}); try LLM_DEVICE=cpu.") from None
+    return chosen
+
+
+def name(where: torch.device) -> str:
+    """The device's name for people."""
+    from llm.timing import device_name
+
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else device_name()
+
+
+@cache
+def _cpu_has_bf16() -> bool:
+    """Matrix products in bfloat16 in hardware: AVX-512 BF16 or AMX (x86), BF16 (Arm)."""
+    info = Path("/proc/cpuinfo")
+    if platform.system() != "Linux" or not info.exists():
+        return False
+    words = set(info.read_text(encoding="utf-8", errors="replace").split())
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def precision(setting: str, where: torch.device) -> torch.dtype:
+    """Type of the activations: `auto` is bfloat16 where the hardware multiplies it."""
+    if setting == "auto":
+        native = torch.cuda.is_bf16_supported() if where.type == "cuda" else _cpu_has_bf16()
+        return torch.bfloat16 if native else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[setting]
+
+
+def compiles(setting: bool | str, where: torch.device, flops: float) -> bool:
+    """Whether to use torch.compile: `auto` where a C++ compiler is at hand and the run is long enough to repay it."""
+    if setting != "auto":
+        return bool(setting)
+    if where.type == "cuda":
+        return flops > 1000 * COMPILE_PAYS
+    has_compiler = any(shutil.which(compiler) for compiler in (os.environ.get("CXX") or "g++", "clang++"))
+    return has_compiler and flops > COMPILE_PAYS
+
+
+def micro_batch(config: Config, sequence_length: int, batch_size: int, where: torch.device) -> int:
+    """Sequences per forward pass, at most the global batch.
+
+    On a CPU, what stays near the caches. On a GPU, the largest power of two whose activations (34 bytes per token,
+    layer and hidden unit in half precision: Korthikanti et al. 2022, arXiv:2205.05198, eq. 2) and float32 logits fit
+    a stated share of the card's memory.
+    """
+    if where.type == "cuda":
+        layer = 34 * config.hidden_size * config.num_hidden_layers
+        logits = 10 * config.vocab_size  # bfloat16 and float32 logits and their gradient
+        budget = ACTIVATION_SHARE * torch.cuda.get_device_properties(where).total_memory
+        fits = int(budget / (sequence_length * (layer + logits)))
+        size = 1 << max(0, fits.bit_length() - 1)
+    else:
+        size = max(1, MICRO_TOKENS_CPU // sequence_length)
+    return max(1, min(size, batch_size))
+
+
+def matmul_flops_per_second(where: torch.device, dtype: torch.dtype) -> float:
+    """Rate of a large matrix product, measured now (best of five): the ceiling that MFU is stated against."""
+    size = 8192 if where.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=where, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):  # the first warms up
+        began = time.perf_counter()
+        float((a @ b)[0, 0])  # reading a value waits for the device
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * size**3 / best

@@ -1,0 +1,44 @@
+"""Ending well: a request to stop is honoured at the next step boundary, and nobody trains for a dead parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from types import FrameType
+
+
+class StopRequest:
+    """Set by SIGTERM or SIGINT. A second SIGINT ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal is None:
+            os.write(sys.stderr.fileno(), b"\nstopping at the next step; the state will be kept\n")
+        self.signal = number
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent ends (Linux), so that a killed `dvc` leaves no trainer behind."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before the request was made
+        os.kill(os.getpid(), signal.SIGTERM)

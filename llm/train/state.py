@@ -1,0 +1,194 @@
+"""Training state on disk: killed anywhere, a run continues where it was and ends with the same bytes.
+
+A state lives in `$DVC_ROOT/.state/<stage>/<fingerprint>/`, outside DVC's outputs (DVC deletes those before a stage
+runs) and shared by the workspace, temporary and queued runs of one repository. The fingerprint covers all that the
+result depends on: params, input digests, code, library versions. Another fingerprint is another state, so a changed
+param can never continue an old run.
+
+    inputs.json             what the fingerprint covers, part by part
+    lock                    held while a process trains
+    latest                  name of the newest complete checkpoint
+    step-00000120/          tensors.safetensors, meta.json (with the tensors' digest)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm.io import sha256, write_bytes
+
+KEEP = 2  # checkpoints: the newest, and one to fall back to
+
+
+def root() -> Path:
+    """The repository that owns the state: DVC's main one also in temporary and queued runs."""
+    return Path(os.environ.get("DVC_ROOT", "."))
+
+
+def code_version() -> dict[str, str]:
+    """Digest of the source that decides what is computed, and the versions that do."""
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for folder in ("model", "train", "data"):
+        for path in sorted((package / folder).glob("*.py")):
+            if folder != "data" or path.name in ("order.py", "packing.py", "shards.py"):
+                digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return {"code": digest.hexdigest(), "torch": torch.__version__}
+
+
+class State:
+    """The checkpoints of one training run, identified by everything that it depends on."""
+
+    def __init__(self, stage: str, inputs: dict[str, Any]) -> None:
+        """`inputs`: JSON values by name, e.g. params sections and file digests."""
+        self.stage, self.inputs = stage, inputs
+        text = json.dumps(inputs, sort_keys=True, ensure_ascii=False)
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.directory = root() / ".state" / stage / self.fingerprint
+        self._writer: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock; a twin that trains the same thing waits and then finds the finished state."""
+        fresh = not self.directory.exists()
+        if fresh:
+            self._say_what_changed()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_bytes(self.directory / "inputs.json", json.dumps(self.inputs, indent=2, sort_keys=True).encode())
+        with open(self.directory / "lock", "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                print(f"{self.stage}: process {file.read().strip()} trains the same run; waiting for it", flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            file.truncate()
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def save(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], wait: bool = False) -> None:
+        """Write a checkpoint in the background, one at a time.
+
+        The tensors are copied first, so training may go on at once. A full disk is told once and does not stop
+        training: the last good checkpoint stays.
+        """
+        self.wait()
+        copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+        self._writer = threading.Thread(target=self._write_safely, args=(step, copies, meta), daemon=True)
+        self._writer.start()
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the checkpoint in flight is on disk."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint whose digests hold, or None. Broken ones are named and passed over."""
+        from safetensors.torch import load
+
+        for path in self._candidates():
+            try:
+                meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+                data = (path / "tensors.safetensors").read_bytes()
+                if hashlib.sha256(data).hexdigest() != meta["sha256"]:
+                    raise ValueError("its bytes are not those that were written")
+                return load(data), meta
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                _warn(f"{self.stage}: checkpoint {path} is unusable ({error}); trying an older one.")
+        return None
+
+    def _candidates(self) -> list[Path]:
+        steps = sorted((p for p in self.directory.glob("step-*") if p.suffix != ".tmp"), reverse=True)
+        pointer = self.directory / "latest"
+        named = self.directory / Path(pointer.read_text().strip()).name if pointer.exists() else None
+        # A checkpoint newer than the pointer is complete as well: the kill fell between the rename and the pointer.
+        return [p for p in steps if p.is_dir()] if named is None or named in steps else steps
+
+    def _write_safely(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        try:
+            self._write(step, tensors, meta)
+        except OSError as error:
+            if self._failure is None:
+                _warn(f"{self.stage}: no checkpoint of step {step}: {error}. Training goes on from the last good one.")
+            self._failure = error
+
+    def _write(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        from safetensors.torch import save_file
+
+        for stale in self.directory.glob("step-*.tmp"):
+            shutil.rmtree(stale)
+        final = self.directory / f"step-{step:08d}"
+        temporary = final.with_suffix(".tmp")
+        temporary.mkdir()
+        try:
+            save_file(tensors, temporary / "tensors.safetensors")
+            _sync(temporary / "tensors.safetensors")
+            meta = {**meta, "sha256": sha256(temporary / "tensors.safetensors")}
+            write_bytes(temporary / "meta.json", json.dumps(meta).encode())
+            _sync(temporary)
+            if final.exists():
+                shutil.rmtree(final)
+            os.rename(temporary, final)
+            _sync(self.directory)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        write_bytes(self.directory / "latest", final.name.encode())
+        for old in sorted(self.directory.glob("step-????????"))[:-KEEP]:
+            shutil.rmtree(old)
+
+    def _say_what_changed(self) -> None:
+        """Where an unfinished older state of this stage exists, say why it is not continued."""
+        newest: tuple[float, Path] | None = None
+        for path in self.directory.parent.glob("*/inputs.json"):
+            newest = max(newest or (0.0, path), (path.stat().st_mtime, path))
+        if newest is None:
+            return
+        try:
+            old = json.loads(newest[1].read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            _warn(f"{newest[1]} cannot be read ({error}).")
+            return
+        before, after = _flat(old), _flat(self.inputs)
+        changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+        shown = ", ".join(
+            key if len(str(after.get(key))) > 24 else f"{key} ({before.get(key)} → {after.get(key)})" for key in changed
+        )
+        print(f"{self.stage}: starts afresh, since {shown} changed; the old state stays in {newest[1].parent}")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)

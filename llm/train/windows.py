@@ -1,0 +1,60 @@
+"""Training sequences out of a token stream."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from llm.data.shards import TokenStream
+from llm.errors import UserError
+
+
+class Rows(NamedTuple):
+    """Sequences of one length, all int64 and of shape (rows, seq)."""
+
+    tokens: np.ndarray
+    targets: np.ndarray  # the next token; -100 where there is none to predict
+    segments: np.ndarray | None  # attention stays within equal numbers
+    positions: np.ndarray | None
+
+
+class TokenWindows:
+    """Neighbouring windows of a stream; window i predicts tokens i·length + 1 … (i+1)·length.
+
+    A last, shorter window is kept for validation (`partial`), so that every token but the first is predicted once.
+    """
+
+    def __init__(self, stream: TokenStream, length: int, across_documents: bool, tokens: int | None = None,
+                 partial: bool = False) -> None:
+        self.stream, self.length, self.across_documents = stream, length, across_documents
+        self.predicted = min(len(stream), tokens + 1 if tokens else len(stream)) - 1
+        self.num_rows = -(-self.predicted // length) if partial else self.predicted // length
+        if self.num_rows < 1:
+            raise UserError(
+                f"{len(stream)} tokens are too few for one sequence of {length + 1}: "
+                "add text (download.pretrain) or lower sequence_length."
+            )
+
+    def rows(self, ids: np.ndarray) -> Rows:
+        """The windows `ids` (int64)."""
+        tokens = np.full((len(ids), self.length), self.stream.eos_id, dtype=np.int64)
+        targets = np.full((len(ids), self.length), -100, dtype=np.int64)
+        for row, i in enumerate(ids):
+            start = int(i) * self.length
+            length = min(self.length, self.predicted - start)
+            window = self.stream.read(start, length + 1).astype(np.int64)
+            tokens[row, :length], targets[row, :length] = window[:-1], window[1:]
+        if self.across_documents:
+            return Rows(tokens, targets, None, None)
+        ends = tokens == self.stream.eos_id
+        segments = np.cumsum(ends, axis=1) - ends  # an end token belongs to the document that it ends
+        index = np.arange(self.length)
+        first = np.ones_like(ends)
+        first[:, 1:] = ends[:, :-1]
+        positions = index - np.maximum.accumulate(np.where(first, index, 0), axis=1)
+        return Rows(tokens, targets, segments, positions)
+
+    def label_counts(self, ids: np.ndarray) -> np.ndarray:
+        """Predicted tokens in each of the windows."""
+        return np.minimum(self.length, self.predicted - ids * self.length)

@@ -1,0 +1,76 @@
+"""Finetune the base model on all tasks at once with LoRA: models/adapter and models/finetuned."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from llm import params, tracking
+from llm.data.tokenizer import Tokenizer
+from llm.errors import run_stage
+from llm.io import sha256, whole_directory, write_json
+from llm.timing import stage_timing
+
+BASE, MIX = Path("models/base"), Path("data/mix")
+ADAPTER, FINETUNED = Path("models/adapter"), Path("models/finetuned")
+
+
+def main() -> None:
+    p = params.load()
+    from llm.data.packing import PackedExamples
+    from llm.model.files import load_model, save_model
+    from llm.model.lora import add_lora, merge_lora, save_adapter
+    from llm.train.examples import packed_examples
+    from llm.train.history import write_history
+    from llm.train.loop import Trainer
+    from llm.train.state import State, code_version
+
+    s = p.finetune
+    tokenizer = Tokenizer.load(BASE)
+    model = load_model(BASE)
+    add_lora(model, s.lora.r, s.lora.alpha, s.lora.dropout, s.lora.target_modules, p.seed)
+    trainable = sum(x.numel() for x in model.parameters() if x.requires_grad)
+    model.train()
+    train_set: PackedExamples = packed_examples(MIX / "train.parquet", tokenizer, s.sequence_length, p.seed)[""]
+    val_sets = packed_examples(MIX / "val.parquet", tokenizer, s.sequence_length, p.seed, by_task=True)
+    steps = max(1, math.ceil(s.epochs * train_set.num_rows * s.sequence_length / s.batch_tokens))
+    inputs = {
+        "seed": p.seed,
+        "finetune": s.model_dump(mode="json"),
+        "models/base": sha256(BASE / "model.safetensors"),
+        "data/mix": {name: sha256(MIX / f"{name}.parquet") for name in ("train", "val")},
+        **code_version(),
+    }
+    state = State("finetune", inputs)
+    with stage_timing("finetune") as timing, state.locked(), tracking.stage(p, "finetune") as run:
+        trainer = Trainer(model, train_set, val_sets[""], val_sets[""], s, steps, p.seed, state, run)
+        result = trainer.run()
+        timing |= result.timing
+        metrics = {
+            "val_loss": result.val_loss,
+            "train_loss": result.train_loss,
+            "trainable_parameters": trainable,
+            "trainable_fraction": trainable / (model.config.parameters() + trainable),
+            "examples": train_set.num_examples,
+            "epochs": s.epochs,
+            "steps": result.steps,
+            "tokens": result.tokens,
+            "val_loss_by_task": {task: trainer.evaluate(data) for task, data in sorted(val_sets.items()) if task},
+        }
+        model.to("cpu")
+        with whole_directory(ADAPTER) as directory:
+            save_adapter(model, directory, s.lora.model_dump(), base=str(BASE))
+        merge_lora(model)
+        with whole_directory(FINETUNED) as directory:
+            save_model(model, directory, BASE, tokenizer.eos_id)
+        write_history("metrics/finetune_history.csv", result.history)
+        write_json("metrics/finetune.json", metrics)
+        run.log_metrics({k: v for k, v in metrics.items() if isinstance(v, (int, float))}, step=result.steps)
+    print(
+        f"finetune: validation loss {metrics['val_loss']:.4f} · {trainable:,} trained parameters "
+        f"({100 * metrics['trainable_fraction']:.1f} %) → {FINETUNED}"
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,73 @@
+"""Train the language model on the token shards: models/base."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+from llm import params, tracking
+from llm.data.shards import TokenStream
+from llm.data.tokenizer import Tokenizer
+from llm.errors import run_stage
+from llm.io import sha256, whole_directory, write_json
+from llm.timing import stage_timing
+
+TOKENS, TOKENIZER, BASE = Path("data/tokens"), Path("data/tokenizer"), Path("models/base")
+
+
+def main() -> None:
+    p = params.load()
+    from llm.model.config import Config
+    from llm.model.files import save_model
+    from llm.model.transformer import Transformer
+    from llm.train.history import write_history
+    from llm.train.loop import Trainer
+    from llm.train.state import State, code_version
+    from llm.train.windows import TokenWindows
+
+    length, across = p.pretrain.sequence_length, p.pretrain.attend_across_documents
+    tokenizer = Tokenizer.load(TOKENIZER)
+    train, val = TokenStream(TOKENS, "train"), TokenStream(TOKENS, "val")
+    train_set = TokenWindows(train, length, across)
+    model = Transformer(Config(vocab_size=tokenizer.vocab_size, **p.model.model_dump()))
+    model.initialize(p.seed)
+    inputs = {
+        "seed": p.seed,
+        "model": p.model.model_dump(mode="json"),
+        "pretrain": p.pretrain.model_dump(mode="json"),
+        "data/tokens": sha256(TOKENS / "meta.json"),  # which holds every shard's digest
+        **code_version(),
+    }
+    state = State("pretrain", inputs)
+    with stage_timing("pretrain") as timing, state.locked(), tracking.stage(p, "pretrain") as run:
+        val_set = TokenWindows(val, length, across, partial=True)
+        quick = TokenWindows(val, length, across, tokens=p.pretrain.eval_tokens, partial=True)
+        result = Trainer(model, train_set, val_set, quick, p.pretrain, p.pretrain.steps, p.seed, state, run).run()
+        timing |= result.timing
+        metrics = {
+            "val_loss": result.val_loss,
+            "val_bits_per_byte": result.val_loss * val_set.predicted / math.log(2) / val.bytes,
+            "val_perplexity": math.exp(result.val_loss),
+            "train_loss": result.train_loss,
+            "parameters": model.config.parameters(),
+            "parameters_embedding": model.model.embed_tokens.weight.numel(),
+            "tokens": result.tokens,
+            "epochs": result.tokens / (train_set.num_rows * length),
+            "steps": result.steps,
+            "batch_tokens": p.pretrain.batch_tokens,
+            "flops": result.flops,
+        }
+        with whole_directory(BASE) as directory:
+            save_model(model, directory, TOKENIZER, tokenizer.eos_id)
+        write_history("metrics/pretrain_history.csv", result.history)
+        write_json("metrics/pretrain.json", metrics)
+        run.log_metrics({k: v for k, v in metrics.items()}, step=result.steps)
+    print(
+        f"pretrain: validation loss {metrics['val_loss']:.4f} · {metrics['val_bits_per_byte']:.4f} bits per byte · "
+        f"perplexity {metrics['val_perplexity']:.2f} → {os.fspath(BASE)}"
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)

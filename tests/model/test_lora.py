@@ -1,0 +1,91 @@
+"""Adapters are PEFT's: same function, same files, exact merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm.errors import UserError
+from llm.model.files import save_model
+from llm.model.lora import LoraLinear, add_lora, load_adapter, merge_lora, save_adapter
+from llm.model.transformer import Transformer
+from tests.model.conftest import random_model
+
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+LORA = {"r": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": TARGETS}
+
+
+def adapted(seed: int = 0) -> Transformer:
+    model = random_model(seed, qk_norm=True)
+    add_lora(model, 4, 8.0, 0.0, TARGETS, seed)
+    generator = torch.Generator().manual_seed(9)
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            module.lora_B.data = torch.randn(module.lora_B.shape, generator=generator) * 0.1
+    return model.eval()
+
+
+def test_adapter_loads_in_peft_with_equal_logits(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
+    peft = pytest.importorskip("peft", reason="needs the extra `peers`")
+    base, model = random_model(0, qk_norm=True), adapted()
+    (tmp_path / "base").mkdir(), (tmp_path / "adapter").mkdir()
+    save_model(base, tmp_path / "base", tmp_path, eos_id=0)
+    save_adapter(model, tmp_path / "adapter", LORA, base="models/base")
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    peer = peft.PeftModel.from_pretrained(peer, tmp_path / "adapter").eval()
+    ids = torch.randint(0, 300, (2, 20))
+    with torch.no_grad():
+        assert (model(ids) - base(ids)).abs().max() > 0.01
+        torch.testing.assert_close(model(ids), peer(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_written_by_peft_load_here(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
+    peft = pytest.importorskip("peft", reason="needs the extra `peers`")
+    base = random_model(0, qk_norm=True)
+    save_model(base, tmp_path, tmp_path, eos_id=0)
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, init_lora_weights=False, use_rslora=True)
+    peer = peft.get_peft_model(peer, config).eval()
+    peer.save_pretrained(tmp_path / "adapter")
+    load_adapter(base, tmp_path / "adapter")
+    ids = torch.randint(0, 300, (2, 20))
+    with torch.no_grad():
+        torch.testing.assert_close(base.eval()(ids), peer(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_merging_keeps_the_function() -> None:
+    model = adapted()
+    ids = torch.randint(0, 300, (2, 20))
+    with torch.no_grad():
+        before = model(ids)
+        merge_lora(model)
+        torch.testing.assert_close(model(ids), before, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(m, LoraLinear) for m in model.modules())
+
+
+def test_a_new_adapter_changes_nothing_and_trains_only_itself() -> None:
+    base, model = random_model(0), random_model(0)
+    names = add_lora(model, 4, 8.0, 0.0, TARGETS, 0)
+    ids = torch.randint(0, 300, (2, 20))
+    with torch.no_grad():
+        assert torch.equal(base(ids), model(ids))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {f"{name}.{part}" for name in names for part in ("lora_A", "lora_B")}
+
+
+@pytest.mark.parametrize(
+    ("r", "targets", "named"), [(4, ["query"], "query"), (4, ["lm_head"], "lm_head"), (65, ["q_proj"], "65")]
+)
+def test_impossible_adapters_are_refused(r: int, targets: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        add_lora(random_model(0), r, 8.0, 0.0, targets, 0)
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    save_adapter(adapted(), tmp_path, LORA, base="models/base")
+    with pytest.raises(UserError, match="another model"):
+        load_adapter(random_model(0, qk_norm=True, intermediate_size=80), tmp_path)

@@ -1,0 +1,67 @@
+"""The optimizers are the published ones, and their state survives a round trip."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from llm.train.optimizer import Muon, Optimizers, orthogonalize
+from tests.model.conftest import random_model
+
+SHAPES = [(16, 24), (16, 24), (40, 8), (8, 8)]
+
+
+def test_muon_equals_torchs(steps: int = 6) -> None:
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    a = Muon(ours, lr=0.01, weight_decay=0.1)
+    b = torch.optim.Muon(
+        theirs, lr=0.01, weight_decay=0.1, momentum=0.95, nesterov=True, adjust_lr_fn="match_rms_adamw"
+    )
+    for _ in range(steps):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        a.step(), b.step()
+    for p, q in zip(ours, theirs, strict=True):
+        assert float((p - q).norm() / q.norm()) < 2e-3  # both round to bfloat16, in another order
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 24), (2, 40, 8)])
+def test_orthogonalized_matrices_have_singular_values_near_one(shape: tuple[int, ...]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalize(matrices).float())
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_state_round_trip_continues_exactly(kind: str) -> None:
+    def train(model: nn.Module, optimizers: Optimizers, first: int, last: int) -> None:
+        for i in range(first, last):
+            ids = torch.randint(0, 300, (2, 17), generator=torch.Generator().manual_seed(i))
+            model.loss(ids[:, :-1], ids[:, 1:]).backward()
+            optimizers.step(1e-3)
+
+    whole, half = random_model(0, qk_norm=True), random_model(0, qk_norm=True)
+    a = Optimizers(whole, kind, 1e-3, 0.1, (0.9, 0.95))
+    train(whole, a, 0, 6)
+    b = Optimizers(half, kind, 1e-3, 0.1, (0.9, 0.95))
+    train(half, b, 0, 3)
+    kept = {name: value.clone() for name, value in b.tensors().items()}
+    resumed = random_model(5, qk_norm=True)
+    resumed.load_state_dict(half.state_dict())
+    c = Optimizers(resumed, kind, 1e-3, 0.1, (0.9, 0.95))
+    c.load(kept)
+    train(resumed, c, 3, 6)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_every_trainable_parameter_has_exactly_one_optimizer() -> None:
+    model = random_model(0, qk_norm=True, tie_word_embeddings=False)
+    optimizers = Optimizers(model, "muon", 1e-3, 0.1, (0.9, 0.95))
+    owned = [p for o in optimizers.optimizers for g in o.param_groups for p in g["params"]]
+    assert len(owned) == len({id(p) for p in owned}) == len(list(model.parameters()))
