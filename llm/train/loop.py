@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -92,11 +92,9 @@ class Trainer:
         model.compute_dtype = hardware.precision(settings.precision, self.device)
         self.compiled = hardware.compiles(settings.compile, self.device, self.flops)
         self.micro = hardware.micro_batch(model.config, self.length, self.batch_size, self.device)
-        self.loss: Callable[..., Tensor] = model.loss
         if self.compiled:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((state.directory.parents[1] / "compiled").absolute()))
-            # Fixed shapes: a resumed run must compile the very kernels of the one that was killed.
-            self.loss = torch.compile(model.loss, dynamic=False)  # type: ignore[assignment]
+            model.compile_parts()
         self.optimizers = Optimizers(
             model, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.betas
         )
@@ -172,7 +170,7 @@ class Trainer:
         for first in range(0, data.num_rows, self.micro):
             ids = np.arange(first, min(first + self.micro, data.num_rows))
             count += int(data.label_counts(ids).sum())
-            total += float(self.loss(**self._tensors(data, ids)))
+            total += float(self.model.loss(**self._tensors(data, ids)))
         self.model.train()
         return total / count
 
@@ -184,7 +182,7 @@ class Trainer:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, first in enumerate(range(0, len(ids), self.micro)):
             torch.manual_seed((self.seed * 1_000_003 + step) * 1_000_003 + number)  # dropout
-            loss = self.loss(**self._tensors(self.train_set, ids[first : first + self.micro]))
+            loss = self.model.loss(**self._tensors(self.train_set, ids[first : first + self.micro]))
             (loss / labels).backward()
             total += loss.detach()
         mean = float(total) / labels

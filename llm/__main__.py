@@ -1,0 +1,60 @@
+"""`python -m llm`: what is not a pipeline stage."""
+
+from __future__ import annotations
+
+import argparse
+
+from llm.errors import run_stage
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m llm", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("ui", help="open MLflow's pages on this repository's runs")
+    commands.add_parser("plan", help="size, steps, FLOPs and memory of the run that params.yaml describes")
+    preset = commands.add_parser("preset", help="merge presets/NAME.yaml into params.yaml")
+    preset.add_argument("name", nargs="?", help="without a name: list them")
+    state = commands.add_parser("state", help="list training states; --prune deletes them")
+    state.add_argument("--prune", action="store_true", help="delete all states but the newest of each stage")
+    generate = commands.add_parser("generate", help="continue a prompt, or answer it with --chat")
+    generate.add_argument("prompt")
+    generate.add_argument("--model", default="models/finetuned", help="model directory (default: %(default)s)")
+    generate.add_argument("--max-new-tokens", type=int, default=64)
+    generate.add_argument("--chat", action="store_true", help="wrap the prompt as the finetuning examples are")
+    arguments = parser.parse_args()
+
+    if arguments.command == "ui":
+        from llm.ui import start
+
+        start()
+    elif arguments.command == "plan":
+        from llm.plan import show_plan
+
+        show_plan()
+    elif arguments.command == "preset":
+        from llm.preset import apply_preset, list_presets
+
+        apply_preset(arguments.name) if arguments.name else list_presets()
+    elif arguments.command == "state":
+        from llm.train.prune import list_states, prune_states
+
+        prune_states() if arguments.prune else list_states()
+    elif arguments.command == "generate":
+        _generate(arguments.prompt, arguments.model, arguments.max_new_tokens, arguments.chat)
+
+
+def _generate(prompt: str, directory: str, max_new_tokens: int, chat: bool) -> None:
+    from pathlib import Path
+
+    from llm.data.tokenizer import Tokenizer
+    from llm.generate import generate
+    from llm.model.files import load_model
+
+    tokenizer = Tokenizer.load(Path(directory))
+    ids = tokenizer.chat_ids(prompt) if chat else tokenizer.encode(prompt)
+    (answer,) = generate(load_model(directory), [ids], max_new_tokens, tokenizer.eos_id)
+    print(tokenizer.decode(answer) if chat else prompt + tokenizer.decode(answer))
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,61 @@
+"""Presets: sparse overlays `presets/NAME.yaml`, merged into params.yaml with its comments kept."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from llm import params
+from llm.errors import UserError
+from llm.io import write_bytes
+
+FOLDER = Path("presets")
+
+
+def list_presets() -> None:
+    """Print each preset's name and first comment line."""
+    for path in sorted(FOLDER.glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").splitlines()[:1]
+        print(f"{path.stem:16}{first[0].lstrip('# ') if first else ''}")
+
+
+def apply_preset(name: str, path: Path = Path("params.yaml")) -> None:
+    """Overlay `presets/<name>.yaml` onto params.yaml.
+
+    Raises:
+        UserError: no such preset; a key that params do not know; a value that is impossible. params.yaml is unchanged.
+    """
+    from ruamel.yaml import YAML
+
+    known = sorted(p.stem for p in FOLDER.glob("*.yaml"))
+    if name not in known:
+        raise UserError(f"no preset {name!r} in {FOLDER}/; there are: {', '.join(known) or 'none'}.")
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 200
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    data = yaml.load(path.read_text(encoding="utf-8"))
+    overlay = YAML(typ="safe").load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    changes = list(_merge(data, overlay))
+    text = io.StringIO()
+    yaml.dump(data, text)
+    params.parse(YAML(typ="safe").load(text.getvalue()), f"params.yaml with presets/{name}.yaml")
+    write_bytes(path, text.getvalue().encode())
+    for key, before, after in changes:
+        print(f"{key}: {before} → {after}")
+    print(f"{len(changes)} values set; `dvc repro` runs what they change.")
+
+
+def _merge(data: Any, overlay: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Overlay in place. Sources and task lists are replaced whole: their keys depend on their kind."""
+    changes = []
+    for key, value in overlay.items():
+        where = f"{prefix}{key}"
+        whole = where == "mix.tasks" or where == "download"
+        if isinstance(value, dict) and isinstance(data.get(key), dict) and not whole:
+            changes += _merge(data[key], value, f"{where}.")
+        elif data.get(key) != value:
+            changes.append((where, data.get(key), value))
+            data[key] = value
+    return changes
