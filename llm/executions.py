@@ -50,23 +50,37 @@ def state_path() -> Path:
     return directory() / (re.sub(r"[^\w.-]", "_", key) + ".json")
 
 
-def current(params: Params) -> State:
-    """The open execution of this experiment if it has these params and this code, else a new one in its place."""
+def current(params: Params, stage: str) -> State:
+    """The open execution of this experiment if it has these params, else a new one in its place.
+
+    A new one too where `stage` was begun in it with other code: its curve would be of two programs.
+    """
     flat = history.flatten(params.model_dump(mode="json"))
     same = {
         "params": {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items()},
-        "code": pedigree.code_digest(),
         "store": store_uri(),
         "experiment": params.tracking.experiment,
     }
     path = state_path()
     with lock(path.with_suffix(".lock")):
         old = _read_state(path)
+        code = pedigree.code_digest()
         if old and old["open"] and all(old[key] == value for key, value in same.items()):
-            return old
+            if stage not in old["stages"]:
+                old["stages"][stage] = code
+                write_json(path, old)
+            if old["stages"][stage] == code:
+                return old
         commit = pedigree.git().get("commit", "")[:7]
         name = os.environ.get("DVC_EXP_NAME") or (f"workspace-{commit}" if commit else "workspace")
-        new = {"execution": uuid.uuid4().hex, "name": name, "started": time.time(), "open": True, **same}
+        new = {
+            "execution": uuid.uuid4().hex,
+            "name": name,
+            "started": time.time(),
+            "open": True,
+            "stages": {stage: code},
+        }
+        new |= same
         if old and old["open"]:
             spool(old, [{"op": "end", "status": "KILLED", "time": now()}])
         write_json(path, new)
@@ -79,7 +93,7 @@ def _read_state(path: Path) -> State | None:
         state = read_json(path) if path.is_file() else None
     except UserError:
         return None
-    wanted = ("execution", "name", "started", "open", "params", "code", "store", "experiment")
+    wanted = ("execution", "name", "started", "open", "params", "stages", "store", "experiment")
     return state if isinstance(state, dict) and all(key in state for key in wanted) else None
 
 

@@ -146,7 +146,9 @@ def stream_nll(
             rows = np.stack([stream.read(starts[i], length + 1) for i in group]).astype(np.int64)
             data = torch.from_numpy(rows).to(device)
             logits = model(data[:, :-1]).float()
-            loss = F.cross_entropy(logits.flatten(0, 1), data[:, 1:].flatten(), reduction="none").view(len(group), length)
+            loss = F.cross_entropy(logits.flatten(0, 1), data[:, 1:].flatten(), reduction="none").view(
+                len(group), length
+            )
             sums[group] = loss.double().sum(1).cpu().numpy()
             counts[group] = length
     return sums, counts

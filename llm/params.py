@@ -29,6 +29,7 @@ class Section(BaseModel):
 
 
 class SourceBase(Section):
+    kind: str | None = None  # of task, where the entry's name is another, e.g. sst2: {kind: classification}
     max_rejected_fraction: Fraction = 0.05  # of the records; beyond it the stage fails
     max_documents: Positive | None = None  # stop after so many records
 
@@ -154,7 +155,6 @@ class Pretrain(Training):
 
 class MixTask(Section):
     weight: Annotated[float, Field(ge=0)]
-    kind: str | None = None  # the task's type where its name is another, e.g. sst2: {kind: classification}
 
 
 class Mix(Section):

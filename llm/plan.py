@@ -30,7 +30,10 @@ def show_plan() -> None:
         ("Chinchilla optimum", f"{optimal:,.0f} parameters and {20 * optimal:,.0f} tokens for these FLOPs"),
         ("device", f"{hardware.name(device)}, {str(dtype).removeprefix('torch.')}, {rate / 1e9:,.0f} GFLOP/s measured"),
         ("micro-batch", f"{micro} sequences of {p.pretrain.sequence_length} tokens"),
-        ("time", f"{flops / rate / 60:.1f} min at the matrix-product rate, about {flops / rate / 0.6 / 60:.1f} min at 60 %"),
+        (
+            "time",
+            f"{flops / rate / 60:.1f} min at the matrix-product rate, about {flops / rate / 0.6 / 60:.1f} min at 60 %",
+        ),
         ("weights and optimizer", f"{16 * n / 1e6:,.0f} MB (weights, gradients, two moments; float32)"),
         ("state on disk", f"{2 * 12 * n / 1e6:,.0f} MB (two checkpoints)"),
     ]

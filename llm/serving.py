@@ -9,7 +9,6 @@ from pathlib import Path
 
 import mlflow
 
-COLUMN = "prompt"  # of the input table
 MAX_NEW_TOKENS = 64  # `params` of a request may hold another `max_new_tokens`
 
 
@@ -27,14 +26,11 @@ class FinetunedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
 
     # Without type hints, which MLflow would turn into a schema that refuses plain lists.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """Answer a list of strings, or a table with a column `prompt` (or one column of any name), with strings."""
+        """Answer prompts, a list of strings or a table of one column, with a list of strings."""
         from llm.generate import generate
 
-        if hasattr(model_input, "columns"):
-            column = COLUMN if COLUMN in model_input.columns else model_input.columns[0]
-            prompts = [str(text) for text in model_input[column]]
-        else:
-            prompts = [str(text) for text in model_input]
+        column = model_input.iloc[:, 0] if hasattr(model_input, "iloc") else model_input
+        prompts = [str(text) for text in column]
         limit = int((params or {}).get("max_new_tokens", MAX_NEW_TOKENS))
         ids = [self.tokenizer.chat_ids(prompt) for prompt in prompts]
         answers = generate(self.model, ids, limit, self.tokenizer.eos_id)

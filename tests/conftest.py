@@ -9,7 +9,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1", NO_COLOR="1"
 )
 
-import pytest  # noqa: E402  (after the environment: the libraries read it when imported)
+import pytest
 
 ROOT = Path(__file__).parent.parent
 

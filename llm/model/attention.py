@@ -98,7 +98,12 @@ class Attention(nn.Module):
         self.qk_norm = config.qk_norm
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: tuple[Tensor, Tensor] | None, at: int
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: tuple[Tensor, Tensor] | None,
+        at: int,
     ) -> Tensor:
         """x (batch, seq, hidden); with a cache, keys and values go to its slots at … at + seq, and all are read."""
         batch, seq, _ = x.shape

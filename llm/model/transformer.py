@@ -34,7 +34,12 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: tuple[Tensor, Tensor] | None, at: int
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: tuple[Tensor, Tensor] | None,
+        at: int,
     ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache, at)
         return x + self.mlp(self.post_attention_layernorm(x))

@@ -114,9 +114,16 @@ class Trainer:
         every = max(1, -(-self.steps // HISTORY_ROWS))
         saved = time.monotonic()
         val: float | None = None
-        with StopRequest() as stop, Progress(
-            self.state.stage, self.steps * self.settings.batch_tokens, "tok", start * self.settings.batch_tokens, True
-        ) as progress:
+        with (
+            StopRequest() as stop,
+            Progress(
+                self.state.stage,
+                self.steps * self.settings.batch_tokens,
+                "tok",
+                start * self.settings.batch_tokens,
+                True,
+            ) as progress,
+        ):
             for step in range(start, self.steps):
                 began = time.perf_counter()
                 loss, norm, rate = self._step(step)

@@ -63,9 +63,7 @@ class Optimizers:
     go to AdamW, vectors without weight decay.
     """
 
-    def __init__(
-        self, model: nn.Module, kind: str, lr: float, weight_decay: float, betas: tuple[float, float]
-    ) -> None:
+    def __init__(self, model: nn.Module, kind: str, lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         matrices = [name for name, p in trainable.items() if p.dim() == 2]
         muon = [name for name in matrices if kind == "muon" and ".layers." in name]

@@ -25,8 +25,9 @@ class TokenWindows:
     A last, shorter window is kept for validation (`partial`), so that every token but the first is predicted once.
     """
 
-    def __init__(self, stream: TokenStream, length: int, across_documents: bool, tokens: int | None = None,
-                 partial: bool = False) -> None:
+    def __init__(
+        self, stream: TokenStream, length: int, across_documents: bool, tokens: int | None = None, partial: bool = False
+    ) -> None:
         self.stream, self.length, self.across_documents = stream, length, across_documents
         self.predicted = min(len(stream), tokens + 1 if tokens else len(stream)) - 1
         self.num_rows = -(-self.predicted // length) if partial else self.predicted // length

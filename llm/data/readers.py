@@ -1,0 +1,286 @@
+"""File formats: one reader each, all streams of rows; those of JSON are in `llm.data.json_files`.
+
+A reader yields `Row`s in file order: a record as the file has it, or why there is none at that place. What makes the
+rest of a file unreadable (damage, an open quote, a list that never ends) is a UserError. Text is UTF-8; bytes that are
+not become lone surrogates here and are refused, record by record, in `llm.data.shapes`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, NamedTuple
+
+from llm.data.inputs import MAX_RECORD, Counting, Input, Row, decompress, reading, short
+from llm.data.json_files import json_list, jsonl, squad
+from llm.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+HEAD = 1 << 20  # characters in which a plain-text file must show its first separator
+WHOLE = 1 << 16  # characters to which a text file without separators stays one document
+PIECE = 1 << 14  # characters of the documents that a longer one is cut into, at blank lines
+CHUNK = 1 << 20
+TABULAR = {".csv": "csv", ".tsv": "tsv"}
+LINES = {".jsonl": "jsonl", ".ndjson": "jsonl"}
+
+
+class Table(NamedTuple):
+    """An opened file."""
+
+    format: str
+    columns: list[str] | None  # the same for all rows, or None
+    labels: dict[str, list[str]]  # class names that the file brings, by column
+    rows: Iterator[Row]
+    position: Callable[[], int]  # stored bytes read so far
+    notes: list[str]  # complete when the rows are exhausted
+
+
+Keep = Callable[[list[str]], list[str]]
+
+
+@contextmanager
+def open_table(source: Input, format: str, kind: str, keep: Keep = list) -> Iterator[Table]:
+    """A file as a Table, closed at the end of the block.
+
+    Args:
+        format: as `params.FilesSource.format`; auto: by extension and content.
+        kind: of the data set; plain text is read for `pretrain` only.
+        keep: given the names of a columnar file, those to read.
+
+    Raises:
+        UserError: the file is empty, damaged, or of another format than said.
+    """
+    with reading(source):
+        if source.size() == 0:
+            raise UserError(f"{source.shown}: the file is empty. Put the data there, or take it out of the paths.")
+        raw = source.open()
+    counter = Counting(raw)
+    stored = io.BufferedReader(counter, CHUNK)
+    notes: list[str] = []
+    columns: list[str] | None = None
+    labels: dict[str, list[str]] = {}
+    with stored:
+        with reading(source):
+            content = decompress(stored, source)
+            head = content.peek(CHUNK)
+            _check_head(head, source)
+            name = detect(head, source, format, kind)
+        if name == "parquet":
+            if content is not stored:
+                raise UserError(f"{source.shown}: parquet inside another compression cannot be read. Decompress it.")
+            columns, labels, rows = parquet(content, source.shown, keep)
+        elif name in ("csv", "tsv"):
+            columns, rows = table(content, source.shown, name)
+        elif name == "text":
+            rows = text(content, source.shown, notes)
+        elif name == "jsonl":
+            rows = jsonl(content, source.shown)
+        else:
+            rows = json_list(content, source.shown)
+        if name not in ("text", "parquet", "csv", "tsv"):
+            rows = squad(rows, only=format == "squad")
+        yield Table(name, columns, labels, _guarded(rows, source), lambda: counter.count, notes)
+
+
+def _guarded(rows: Iterator[Row], source: Input) -> Iterator[Row]:
+    with reading(source):
+        iterator = iter(rows)
+    while True:  # only the reader's own errors are translated, not those of who consumes the rows
+        with reading(source):
+            row = next(iterator, None)
+        if row is None:
+            return
+        yield row
+
+
+def _check_head(head: bytes, source: Input) -> None:
+    shown = source.shown
+    if not head:
+        raise UserError(f"{shown}: nothing is left after decompression; it is empty. Copy or download it again.")
+    if not head.strip(b"\0"):
+        raise UserError(f"{shown}: holds only NUL bytes, as after a copy that broke off. Copy or download it again.")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{shown}: is UTF-16; expected UTF-8. Convert it: iconv -f UTF-16 -t UTF-8.")
+    if not head.strip() and len(head) < CHUNK:
+        raise UserError(f"{shown}: holds only white space. Put the data there, or take it out of the paths.")
+
+
+def detect(head: bytes, source: Input, format: str, kind: str) -> str:
+    """text, jsonl, json, parquet, csv or tsv, from the extension and the first bytes."""
+    suffix, start = source.suffix, head.removeprefix(codecs.BOM_UTF8).lstrip()
+    if head.startswith(b"PAR1"):
+        found = "parquet"
+    elif suffix == ".parquet" or format == "parquet":
+        raise UserError(
+            f"{source.shown}: is not parquet (it begins with {head[:4]!r}). Download it again, or rename it."
+        )
+    elif format in ("squad", "alpaca"):
+        found = _json_container(start)
+    elif format != "auto":
+        found = format
+    elif suffix in TABULAR or suffix in LINES:
+        found = (TABULAR | LINES)[suffix]
+    elif suffix == ".json":
+        found = _json_container(start)
+    elif kind == "pretrain":
+        found = _json_container(start) if suffix == "" and start[:1] in (b"{", b"[") else "text"
+    elif start[:1] in (b"{", b"["):
+        found = _json_container(start)
+    else:
+        found = "tsv" if b"\t" in head.split(b"\n", 1)[0] else "text"
+    if found == "text" and kind != "pretrain":
+        raise UserError(
+            f"{source.shown}: is plain text; {kind} needs records with columns: .jsonl, .json, .parquet, .csv or .tsv "
+            "(a tab in its first line). Convert it, or name its format."
+        )
+    return found
+
+
+def _json_container(start: bytes) -> str:
+    """A list or object over the file, or one object a line."""
+    if start[:1] != b"{":
+        return "json"
+    try:
+        first = json.loads(start.split(b"\n", 1)[0])
+    except ValueError:
+        return "json"
+    return "json" if isinstance(first.get("data"), list) else "jsonl"
+
+
+# -- plain text ------------------------------------------------------------------------------------------------------
+
+
+def text(file: BinaryIO, shown: str, notes: list[str]) -> Iterator[Row]:
+    """Documents separated by <|endoftext|>; line ends become "\\n", a document loses blank lines around it.
+
+    A file without a separator in its first MiB is one document, or, beyond 64 KiB, is cut at blank lines into
+    documents of about 16 KiB: a single document would leave nothing to validate on.
+    """
+    stream = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
+    buffer, line, count = stream.read(HEAD), 1, 0
+    cut = END_OF_TEXT not in buffer and len(buffer) > WHOLE
+    ended = False
+    while not ended:
+        more = stream.read(CHUNK)
+        ended = not more
+        *documents, buffer = (buffer + more).split(END_OF_TEXT)
+        pieces = [piece for document in documents for piece in (_pieces(document) if cut else [document])]
+        if cut:  # all but the last piece, in which a separator may have begun
+            *whole, buffer = _pieces(buffer)
+            pieces += whole
+        if ended and buffer.strip():  # blank after the last separator is no document
+            pieces.append(buffer)
+        for piece in pieces:
+            blank = len(piece) - len(piece.lstrip("\n"))
+            yield Row(line + blank, {"text": piece.strip("\n")})
+            line += piece.count("\n")
+            count += 1
+        if len(buffer) > MAX_RECORD:
+            raise UserError(
+                f"{shown}:{line}: a document of more than {MAX_RECORD >> 20} MB. Cut the file into documents with "
+                f"lines that hold {END_OF_TEXT}."
+            )
+    if cut:
+        notes.append(
+            f"{shown} has no {END_OF_TEXT}: cut at blank lines, or line ends, into {count} documents of about 16 kB"
+        )
+
+
+def _pieces(document: str) -> list[str]:
+    """Cut at a blank line, else a line end, else a space, else anywhere; nothing is lost."""
+    pieces, start = [], 0
+    while len(document) - start > 2 * PIECE:
+        low, high = start + PIECE, start + 2 * PIECE
+        at = next((i + len(mark) for mark in ("\n\n", "\n", " ") if (i := document.find(mark, low, high)) >= 0), high)
+        pieces.append(document[start:at])
+        start = at
+    return [*pieces, document[start:]]
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------
+
+
+def table(file: BinaryIO, shown: str, name: str) -> tuple[list[str], Iterator[Row]]:
+    """CSV as RFC 4180 says (also with ; for a comma), or TSV as GLUE writes it: quotes are text."""
+    csv.field_size_limit(MAX_RECORD)
+    stream = io.TextIOWrapper(
+        file, encoding="utf-8-sig", errors="surrogateescape", newline="" if name == "csv" else None
+    )
+    head = stream.readline(MAX_RECORD)
+    if name == "tsv":
+        names = head.rstrip("\n").split("\t")
+        return names, _tsv(stream, names)
+    delimiter = max(",;\t", key=head.count)
+    names = next(csv.reader([head], delimiter=delimiter), [])
+    return names, _csv(csv.reader(stream, delimiter=delimiter, strict=True), names, shown)
+
+
+def _tsv(stream: io.TextIOWrapper, names: list[str]) -> Iterator[Row]:
+    for number, line in enumerate(stream, 2):
+        if line.strip("\n"):
+            yield _fields(number, line.rstrip("\n").split("\t"), names)
+
+
+def _csv(reader: Any, names: list[str], shown: str) -> Iterator[Row]:
+    while True:
+        number = reader.line_num + 2
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise UserError(
+                f"{shown}:{number}: broken CSV up to line {reader.line_num + 1} ({error}); expected quotes that are "
+                "closed and doubled inside a field. Mend it, or, where quotes are plain text, write it as .tsv."
+            ) from None
+        if fields is None:
+            return
+        if fields:
+            yield _fields(number, fields, names)
+
+
+def _fields(number: int, fields: list[str], names: list[str]) -> Row:
+    if len(fields) != len(names):
+        what = f"{len(fields)} fields, expected {len(names)} ({', '.join(names)}): {short(' | '.join(fields))}"
+        return Row(number, None, "wrong number of fields", what)
+    return Row(number, dict(zip(names, fields, strict=True)))
+
+
+def parquet(file: BinaryIO, shown: str, keep: Keep) -> tuple[list[str], dict[str, list[str]], Iterator[Row]]:
+    """Rows of a parquet file, with the class names that `datasets` writes into its metadata."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        opened = pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(shown, error) from None
+    names = list(opened.schema_arrow.names)
+
+    def rows() -> Iterator[Row]:
+        number = 0
+        try:
+            for batch in opened.iter_batches(batch_size=256, columns=keep(names)):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield Row(number, record)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise _damaged(shown, error, f" after row {number}") from None
+
+    return names, class_names(opened.schema_arrow.metadata), rows()
+
+
+def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
+    """Names of integer classes by column, from the metadata of a file that `datasets` wrote."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: list(f["names"]) for name, f in features.items() if f.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}  # not written by `datasets`: there are no names to find
+
+
+def _damaged(shown: str, error: BaseException, place: str = "") -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"{shown}: truncated or damaged parquet{place} ({reason}). Copy or download it again.")

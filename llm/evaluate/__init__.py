@@ -1,0 +1,1 @@
+"""Scores of models and baselines on held-out examples and text, with intervals and measured contamination."""

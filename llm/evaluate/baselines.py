@@ -1,0 +1,145 @@
+"""Answers that need no language model: what a score must beat to mean anything.
+
+All are pure functions of the example, its id and the training answers; `random` draws by a hash of the id, so adding
+or removing examples never changes another's answer.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from llm.evaluate.text import sentences, words
+from llm.tasks.base import uniform
+
+Row = Mapping[str, Any]  # of data/mix/test/<task>.parquet
+TFIDF_FEATURES = 20_000
+TRAIN_EXAMPLES = 50_000  # of a task that baselines look at, at most: memory
+SENTENCES = 10_000  # training summaries that are looked at for their usual number of sentences
+
+
+def draw(items: Sequence[str], *key: str | int) -> str:
+    """One of `items`, uniformly, by a hash of `key`; empty where there are none."""
+    return items[int(uniform(*key) * len(items))] if items else ""
+
+
+# -- summarization and instructions ----------------------------------------------------------------------------------
+
+
+def usual_sentences(summaries: Iterable[str]) -> int:
+    """Median number of sentences of (the first 10,000) training summaries: 1 for titles, 3 for CNN/DailyMail."""
+    counts = [len(sentences(text, lines=True)) for text, _ in zip(summaries, range(SENTENCES), strict=False)]
+    return max(1, round(statistics.median(counts))) if counts else 1
+
+
+def lead(document: str, count: int) -> str:
+    """The first `count` sentences, one a line (Lead-3 with count 3: See et al. 2017, arXiv:1704.04368)."""
+    return "\n".join(sentences(document)[:count])
+
+
+def random_sentences(document: str, count: int, seed: int, example_id: str) -> str:
+    """`count` different sentences drawn at random, in the document's order, one a line."""
+    found = sentences(document)
+    order = sorted(range(len(found)), key=lambda i: (uniform("sentence", seed, example_id, i), i))
+    return "\n".join(found[i] for i in sorted(order[:count]))
+
+
+# -- question answering ----------------------------------------------------------------------------------------------
+
+
+def random_sentence(context: str, seed: int, example_id: str) -> str:
+    """A random sentence of the context."""
+    return draw(sentences(context), "sentence", seed, example_id)
+
+
+def sliding_window(context: str, question: str) -> str:
+    """The context's sentence with the best match to the question; the first of equals.
+
+    The sliding window of Richardson et al. 2013 (MCTest, algorithm 1), which SQuAD took as its baseline (Rajpurkar et
+    al. 2016, section 5.1): a window as long as the question has distinct words slides over the text, and a word of
+    the question found in it adds its inverse count log(1 + 1/count in the context). There the candidates are given
+    answers or the constituents of a parse; here they are sentences, and a window stays inside one.
+    """
+    candidates = sentences(context)
+    counts = collections.Counter(words(context))
+    wanted = set(words(question))
+    best, answer = -1.0, ""
+    for candidate in candidates:
+        tokens = words(candidate)
+        width = max(1, min(len(wanted), len(tokens)))
+        gains = [math.log(1 + 1 / counts[word]) if word in wanted else 0.0 for word in tokens]
+        score = max((math.fsum(gains[i : i + width]) for i in range(len(tokens) - width + 1)), default=0.0)
+        if score > best:
+            best, answer = score, candidate
+    return answer
+
+
+# -- classification --------------------------------------------------------------------------------------------------
+
+
+def majority(labels: Iterable[str]) -> str:
+    """The most frequent training label; the first by name of equals; empty where there is none."""
+    counts = collections.Counter(labels)
+    return min(counts, key=lambda label: (-counts[label], label)) if counts else ""
+
+
+def tfidf(train_texts: Sequence[str], train_labels: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """Labels of `texts` by logistic regression on TF-IDF of words and word pairs: strong without a neural network.
+
+    It reads what a model reads, the prompts with their templates, and is trained on the same examples.
+    """
+    if len(set(train_labels)) < 2:
+        return [majority(train_labels)] * len(texts)
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from threadpoolctl import threadpool_limits
+
+    model = make_pipeline(
+        TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=TFIDF_FEATURES, token_pattern=r"\w+"),
+        LogisticRegression(C=10.0, tol=1e-3, max_iter=1000),
+    )
+    with threadpool_limits(1):  # sums in one order on any machine, and no contention over small matrices
+        model.fit(list(train_texts), list(train_labels))
+    return [str(label) for label in model.predict(list(texts))]
+
+
+# -- by kind ---------------------------------------------------------------------------------------------------------
+
+
+def answers(kind: str, rows: Sequence[Row], train: Sequence[tuple[str, str]], seed: int) -> dict[str, list[str]]:
+    """Predictions of every baseline of a kind of task: name → one text a row.
+
+    train: prompts and responses of the task's training examples.
+    """
+    train_responses = [response for _, response in train]
+    each: dict[str, Callable[[Row], str]]
+    if kind == "summarization":
+        count = usual_sentences(train_responses)
+        each = {
+            "lead": lambda row: lead(row["document"], count),
+            "random": lambda row: random_sentences(row["document"], count, seed, row["id"]),
+        }
+    elif kind == "question_answering":
+        each = {
+            "random": lambda row: random_sentence(row["context"], seed, row["id"]),
+            "sliding_window": lambda row: sliding_window(row["context"], row["question"]),
+        }
+    elif kind == "instructions":
+        count = usual_sentences(train_responses)
+        each = {"lead": lambda row: lead(row["input"] or row["instruction"], count)}
+    elif kind == "classification":
+        usual = majority(train_responses)
+        each = {
+            "majority": lambda row: usual,
+            "random": lambda row: draw(row["choices"], "label", seed, row["id"]),
+        }
+    else:
+        each = {}
+    found = {name: [answer(row) for row in rows] for name, answer in each.items()}
+    if kind == "classification":
+        found["tfidf"] = tfidf([prompt for prompt, _ in train], train_responses, [row["prompt"] for row in rows])
+    return found

@@ -1,0 +1,138 @@
+"""What held-out text costs without a language model: zstd with a trained dictionary, and single-token counts.
+
+Both see the training text only, and code each held-out document (zstd) or token (unigram) with what they learnt there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from llm.errors import UserError
+
+if TYPE_CHECKING:
+    import zstandard
+
+    from llm.data.shards import TokenStream
+
+READ = 1_000_000  # tokens read at a time
+LEVEL = 19
+DICTIONARY_BYTES = 112_640  # 110 KiB, the zstd command's default
+SAMPLE_BYTES = 32 * 2**20  # of training documents that the dictionary is trained on: memory
+PIECE_BYTES = 4096  # of a document that count as one sample: ZDICT weighs samples, and reads the beginning of long ones
+
+
+class Decoder(Protocol):
+    """The part of `llm.data.tokenizer.Tokenizer` that this module needs."""
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids."""
+
+
+def documents(stream: TokenStream, tokenizer: Decoder, tokens: int | None = None) -> Iterator[tuple[str, int]]:
+    """The documents of a stream's first `tokens` tokens, in order, with the number of their tokens.
+
+    Documents end at the end-of-text token, which is counted and not decoded. The last one may be cut by `tokens`.
+    Memory: the longest document.
+    """
+    end = min(len(stream), tokens or len(stream))
+    rest = np.zeros(0, dtype=np.int64)
+    for start in range(0, end, READ):
+        block = np.concatenate([rest, stream.read(start, min(READ, end - start)).astype(np.int64)])
+        ends = np.flatnonzero(block == stream.eos_id)
+        first = 0
+        for last in ends:
+            yield tokenizer.decode(block[first:last].tolist()), int(last) + 1 - first
+            first = int(last) + 1
+        rest = block[first:]
+    if len(rest):
+        yield tokenizer.decode(rest.tolist()), len(rest)
+
+
+def token_counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
+    """How often each token occurs: (vocab_size,), int64."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for start in range(0, len(stream), READ):
+        block = stream.read(start, min(READ, len(stream) - start)).astype(np.int64)
+        found = np.bincount(block, minlength=vocab_size)
+        if len(found) > vocab_size:
+            raise UserError(
+                f"data/tokens holds token {int(block.max())}, but the model's vocabulary has {vocab_size}: "
+                "tokens and model are of different tokenizers. Run `dvc repro`."
+            )
+        counts += found
+    return counts
+
+
+def unigram_nats(
+    stream: TokenStream, counts: np.ndarray, tokens: int | None, sequence_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Code lengths of the same windows as `llm.generate.stream_nll`, by add-one smoothed training counts.
+
+    Returns:
+        Per window: nats (float64) and predicted tokens.
+    """
+    costs = np.log(counts.sum() + len(counts)) - np.log(counts + 1.0)
+    total = min(len(stream), tokens or len(stream)) - 1
+    nats, sizes = [], []
+    for start in range(0, total, sequence_length):
+        length = min(sequence_length, total - start)
+        nats.append(float(costs[stream.read(start + 1, length)].sum()))
+        sizes.append(length)
+    return np.array(nats), np.array(sizes, dtype=np.int64)
+
+
+class Sample:
+    """Training documents spread evenly over the corpus, at most `budget` bytes, in pieces of at most 4 KiB."""
+
+    def __init__(self, total_bytes: int, budget: int = SAMPLE_BYTES) -> None:
+        self.every = max(1, -(-total_bytes // budget))
+        self.room = budget
+        self.pieces: list[bytes] = []
+        self._count = 0
+
+    def add(self, text: str) -> None:
+        """Keep every k-th document, while there is room."""
+        if self._count % self.every == 0 and self.room > 0:
+            data = text.encode()[: self.room]
+            self.room -= len(data)
+            self.pieces += [data[i : i + PIECE_BYTES] for i in range(0, len(data), PIECE_BYTES)]
+        self._count += 1
+
+
+def train_dictionary(pieces: list[bytes], size: int = DICTIONARY_BYTES) -> tuple[zstandard.ZstdCompressionDict, str]:
+    """A zstd dictionary, and how it was made, for the signature.
+
+    Where there is too little text for zstd's training, the last bytes of the text themselves are the dictionary.
+    """
+    import zstandard
+
+    try:
+        return zstandard.train_dictionary(size, list(pieces)), f"dictionary:trained, {size} bytes"
+    except zstandard.ZstdError:
+        raw = b"".join(pieces)[-size:]
+        kind = zstandard.DICT_TYPE_RAWCONTENT
+        return zstandard.ZstdCompressionDict(raw, dict_type=kind), f"dictionary:raw text, {len(raw)} bytes"
+
+
+def compressed_bytes(texts: Iterable[str], dictionary: zstandard.ZstdCompressionDict) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes of each text compressed alone at level 19, and its own; empty texts are left out.
+
+    Frames carry no magic number, size, checksum or dictionary id: a favour to zstd, of some 10 bytes a document.
+    """
+    import zstandard
+
+    settings = zstandard.ZstdCompressionParameters.from_level(
+        LEVEL,
+        format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+        write_content_size=False,
+        write_checksum=False,
+        write_dict_id=False,
+    )
+    dictionary.precompute_compress(compression_params=settings)
+    compressor = zstandard.ZstdCompressor(compression_params=settings, dict_data=dictionary)
+    sizes = [(len(compressor.compress(data)), len(data)) for text in texts if (data := text.encode())]
+    table = np.array(sizes, dtype=np.int64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]

@@ -1,0 +1,124 @@
+"""What the evaluation reads and writes: test sets, training text, predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm.errors import UserError
+
+COMMON = ("id", "prompt", "references", "kind", "truncated")
+COLUMNS = {  # beside the common ones, by kind
+    "summarization": ("document",),
+    "question_answering": ("context", "question"),
+    "classification": ("text", "choices", "label"),
+    "instructions": ("instruction", "input"),
+}
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A task's held-out examples; rows have the columns of `COMMON` and of `COLUMNS[kind]`."""
+
+    __test__ = False  # not a test class, whatever pytest thinks of the name
+
+    name: str
+    kind: str
+    rows: list[dict[str, Any]]
+
+    def texts(self) -> Iterator[list[str]]:
+        """Of each example the input texts and references, without the wording of the prompt."""
+        for row in self.rows:
+            # The label of a classification is no text; the choices are in every prompt.
+            inputs = [row[column] for column in COLUMNS[self.kind] if column not in ("choices", "label")]
+            yield inputs + ([] if self.kind == "classification" else list(row["references"]))
+
+
+def read_tests(directory: Path, examples: int | None) -> list[TestSet]:
+    """The test sets by name, of each the first `examples` rows (all: None); the files are in the order of a hash.
+
+    Raises:
+        UserError: there is none, or one is unreadable, empty, or without a column.
+    """
+    paths = sorted(directory.glob("*.parquet"))
+    if not paths:
+        raise UserError(f"{directory}: no test sets (*.parquet). Run `dvc repro mix`.")
+    return [_read_test(path, examples) for path in paths]
+
+
+def _read_test(path: Path, examples: int | None) -> TestSet:
+    rows: list[dict[str, Any]] = []
+    for batch in _batches(path, None):
+        rows += batch if examples is None else batch[: examples - len(rows)]
+        if len(rows) == examples:
+            break
+    if not rows:
+        raise UserError(f"{path} has no examples. Raise mix.test_fraction, or give the task more data.")
+    kind = rows[0].get("kind")
+    if kind not in COLUMNS:
+        raise UserError(f"{path}: kind is {kind!r}; expected one of {', '.join(COLUMNS)}. Run `dvc repro mix`.")
+    missing = [column for column in (*COMMON, *COLUMNS[kind]) if column not in rows[0]]
+    if missing:
+        raise UserError(f"{path}: no column {', '.join(missing)}, which {kind} needs. Run `dvc repro mix`.")
+    if kind == "classification" and not all(row["choices"] for row in rows):
+        raise UserError(f"{path}: an example has no choices: training holds no example of this task. Check its source.")
+    for row in rows:
+        row["references"] = [text or "" for text in row["references"] or []]
+    return TestSet(path.stem, kind, rows)
+
+
+def train_examples(path: Path, task: str, limit: int) -> list[tuple[str, str]]:
+    """Prompts and responses of the first `limit` training examples of a task."""
+    found: list[tuple[str, str]] = []
+    for batch in _batches(path, ["task", "prompt", "response"]):
+        found += [(row["prompt"], row["response"]) for row in batch if row["task"] == task]
+        if len(found) >= limit:
+            break
+    return found[:limit]
+
+
+def train_texts(path: Path) -> Iterator[str]:
+    """Prompt and response of every training example, as one text."""
+    for batch in _batches(path, ["prompt", "response"]):
+        for row in batch:
+            yield f"{row['prompt']}\n{row['response']}"
+
+
+def write_predictions(
+    path: Path, rows: list[dict[str, Any]], predictions: list[str], columns: dict[str, list[Any]]
+) -> None:
+    """`id, prompt, prediction, references` and one column for each per-example score."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(
+        {
+            "id": pa.array([row["id"] for row in rows], pa.string()),
+            "prompt": pa.array([row["prompt"] for row in rows], pa.string()),
+            "prediction": pa.array(predictions, pa.string()),
+            "references": pa.array([row["references"] for row in rows], pa.list_(pa.string())),
+            **columns,
+        }
+    )
+    pq.write_table(table, path, compression="zstd")
+
+
+def _batches(path: Path, columns: list[str] | None) -> Iterator[list[dict[str, Any]]]:
+    """Rows of a parquet file, some at a time; what pyarrow says of a broken file becomes a UserError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            missing = set(columns or ()) - set(file.schema_arrow.names)
+            if missing:
+                raise UserError(f"{path}: no column {', '.join(sorted(missing))}. Run `dvc repro mix`.")
+            for batch in file.iter_batches(batch_size=1024, columns=columns):
+                yield batch.to_pylist()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. Run `dvc repro mix`.") from None
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read ({reason}). Delete it and run `dvc repro mix`.") from None

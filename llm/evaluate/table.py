@@ -1,0 +1,66 @@
+"""The scores as a table for people, and as rows for DVC's plots."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+Results = dict[str, dict[str, dict[str, dict[str, Any]]]]  # model -> task -> metric -> score
+
+MAIN = ("exact_match", "f1", "accuracy", "mcc", "rouge1", "rouge2", "rougeLsum", "bleu", "bits_per_byte", "perplexity")
+UNIT = ("exact_match", "f1", "accuracy", "mcc", "rouge1", "rouge2", "rougeLsum")  # of one scale: one bar chart
+
+
+def order(model: str) -> tuple[int, str]:
+    """Finetuned, base, then the baselines by name."""
+    return {"finetuned": 0, "base": 1}.get(model, 2), model
+
+
+def render(results: Results, contamination: dict[str, float]) -> str:
+    """One block a task: a line a model, a column a main metric, with its interval."""
+    blocks = []
+    for task in sorted({task for tasks in results.values() for task in tasks}):
+        models = sorted((model for model in results if task in results[model]), key=order)
+        shown = [metric for metric in MAIN if any(metric in results[model][task] for model in models)]
+        lines = [["", *shown]] + [[model, *(_cell(results[model][task].get(m)) for m in shown)] for model in models]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(shown) + 1)]
+        title = task
+        if task in contamination:
+            title += f" · {100 * contamination[task]:.1f} % of the test examples share 13 words with the training text"
+        rows = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        blocks.append("\n".join([title, *(row.rstrip() for row in rows)]))
+    return "\n\n".join(blocks)
+
+
+def _cell(score: dict[str, Any] | None) -> str:
+    if score is None:
+        return "–"
+    digits = 3 if abs(score["value"]) < 10 else 1
+    return f"{score['value']:.{digits}f} [{score['low']:.{digits}f}, {score['high']:.{digits}f}]"
+
+
+def scores_csv(results: Results) -> str:
+    """`metric, value, low, high` of the scores that share one scale; `metric` names task, metric and model."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["metric", "value", "low", "high", "model", "task"])
+    for task in sorted({task for tasks in results.values() for task in tasks}):
+        for metric in UNIT:
+            for model in sorted(results, key=order):
+                score = results[model].get(task, {}).get(metric)
+                if score is not None:
+                    label = f"{task} {metric} · {model}"
+                    writer.writerow([label, score["value"], score["low"], score["high"], model, task])
+    return out.getvalue()
+
+
+def flat(results: Results, contamination: dict[str, float]) -> dict[str, float]:
+    """`model/task/metric` → value and `contamination/task` → fraction, the keys of metrics/evaluate.json joined."""
+    values = {
+        f"{model}/{task}/{metric}": score["value"]
+        for model, tasks in results.items()
+        for task, scores in tasks.items()
+        for metric, score in scores.items()
+    }
+    return values | {f"contamination/{task}": fraction for task, fraction in contamination.items()}

@@ -1,0 +1,170 @@
+"""Everything the report shows, read from the stages' files into one plain dictionary.
+
+Nothing is required but `params.yaml`: what a run does not have is None or empty, and the page says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llm.errors import UserError
+from llm.io import read_json
+from llm.model.config import Config
+from llm.params import Params
+from llm.report import history, pedigree, scores
+
+CLIP = 1600  # characters of a shown text
+STAGES = ("download", "tokenize", "pretrain", "mix", "finetune", "evaluate", "report")
+
+
+def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]:
+    """Read the files of the current directory.
+
+    Args:
+        run: MLflow's `name` and `id` of this execution, where there is one.
+    """
+    metrics = history.metrics()
+    evaluate = metrics.get("evaluate", {})
+    manifests = pedigree.manifests()
+    timing = history.timings()
+    return {
+        "params": history.flatten(params.model_dump(mode="json")),
+        "metrics": metrics,
+        "model": _model(metrics, params),
+        "manifests": manifests,
+        "dropped": _reasons(manifests, metrics.get("mix", {})),
+        "curves": history.curves(),
+        "evaluate": evaluate,
+        "contamination": evaluate.get("contamination", {}),
+        "samples": _samples(params.report.samples),
+        "examples": _examples(params.report.data_examples, list(metrics.get("mix", {}).get("tasks", {}))),
+        "timing": {stage: timing.get(stage) for stage in STAGES if stage != "report"},
+        "versions": pedigree.versions(),
+        "git": pedigree.git(),
+        "run": run,
+        "lock": pedigree.lock_entries(),
+        "overall": scores.overall(evaluate),
+        "confidence": params.evaluate.confidence,
+    }
+
+
+def _model(metrics: dict[str, Any], params: Params) -> dict[str, Any] | None:
+    """Dimensions and parameters by part, from models/base/config.json."""
+    path = Path("models/base/config.json")
+    if not path.is_file():
+        return None
+    config = Config.from_json(read_json(path), str(path))
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    embedding = config.vocab_size * hidden
+    norms = hidden * (2 * layers + 1) + (2 * config.head_dim * layers if config.qk_norm else 0)
+    parts = {
+        "Token embedding" + (" (also the output projection)" if config.tie_word_embeddings else ""): embedding,
+        **({} if config.tie_word_embeddings else {"Output projection": embedding}),
+        f"Attention, {layers} layers": layers * hidden * (2 * queries + 2 * keys),
+        f"Feed-forward (SwiGLU), {layers} layers": layers * 3 * hidden * config.intermediate_size,
+        "Norms": norms,
+    }
+    total = sum(parts.values())
+    assert total == config.parameters(), "the parts must add up to the model"
+    return {
+        "architecture": config.architecture,
+        "total": total,
+        "parts": [{"name": name, "count": count, "share": count / total} for name, count in parts.items()],
+        "config": {
+            key: getattr(config, key)
+            for key in ("vocab_size", *type(params.model).model_fields)
+            if hasattr(config, key)
+        },
+        "flops_per_token": config.flops_per_token(params.pretrain.sequence_length),
+    }
+
+
+def _reasons(manifests: dict[str, Any], mix: dict[str, Any]) -> dict[str, Any]:
+    """What was left out: `datasets`, and `rows` of {reason, stage, counts by dataset (None where it did not occur)}."""
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    for name, manifest in manifests.items():
+        found = [("download", reason, n) for reason, n in manifest.get("dropped", {}).items()]
+        rejected = manifest.get("rejected", {}).get("by_reason", {})
+        found += [("download", f"rejected: {reason}", n) for reason, n in rejected.items()]
+        found += [("mix", reason, n) for reason, n in mix.get("tasks", {}).get(name, {}).get("dropped", {}).items()]
+        for stage, reason, n in found:
+            if type(n) is int and n:
+                counts.setdefault((stage, reason), {})[name] = n
+    order = sorted(counts, key=lambda key: (key[0], -sum(counts[key].values()), key[1]))
+    rows = [
+        {"stage": key[0], "reason": key[1], "counts": [counts[key].get(name) for name in manifests]} for key in order
+    ]
+    return {"datasets": list(manifests), "rows": rows}
+
+
+def _samples(count: int) -> dict[str, list[dict[str, Any]]]:
+    """Task → answers of base and finetuned to the same prompts, evenly spaced over the test examples, not chosen."""
+    found = {}
+    for path in sorted(Path("metrics/predictions").glob("finetuned-*.parquet")):
+        task = path.stem.removeprefix("finetuned-")
+        after = _rows(path)
+        other = path.with_name(f"base-{task}.parquet")
+        before = {row["id"]: row.get("prediction") for row in _rows(other)} if other.is_file() else {}
+        picked = [after[i * len(after) // count] for i in range(count)] if len(after) > count else after
+        found[task] = [
+            {
+                "prompt": clip_middle(row["prompt"]),
+                "references": [clip(text, 400) for text in _list(row["references"])[:3]],
+                "base": clip(str(before[row["id"]]), 600) if before.get(row["id"]) is not None else None,
+                "finetuned": clip(str(row["prediction"]), 600),
+            }
+            for row in picked
+        ]
+    return found
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """id, prompt, prediction and references of a predictions file."""
+    return list(_stream(path, ["id", "prompt", "prediction", "references"]))
+
+
+def _list(value: Any) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
+
+
+def _examples(count: int, tasks: list[str]) -> dict[str, list[dict[str, str]]]:
+    """Task → its first `count` training examples in the mixture's order, which is random."""
+    path = Path("data/mix/train.parquet")
+    if not path.is_file():
+        return {}
+    found: dict[str, list[dict[str, str]]] = {task: [] for task in tasks}
+    for row in _stream(path, ["task", "prompt", "response"]):
+        shown = found.setdefault(row["task"], [])
+        if len(shown) < count:
+            shown.append({"prompt": clip(row["prompt"]), "response": clip(row["response"])})
+        if all(len(examples) >= count for examples in found.values()) and "language_modeling" in found:
+            break
+    return {task: examples for task, examples in found.items() if examples}
+
+
+def _stream(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256, columns=columns):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read ({reason}). Delete it and run `dvc repro`.") from None
+
+
+def clip(text: str, limit: int = CLIP) -> str:
+    """Text of at most `limit` characters, with what was cut marked."""
+    return text if len(text) <= limit else f"{text[:limit].rstrip()} … ({len(text) - limit:,} more characters)"
+
+
+def clip_middle(text: str, limit: int = 1000) -> str:
+    """A prompt of at most about `limit` characters: its head, and its end, where a question may stand."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2].rstrip()}\n[… {len(text) - limit:,} characters …]\n{text[-(limit // 2) :].lstrip()}"

@@ -1,0 +1,184 @@
+"""Curves and score bars as SVG: the same bytes for the same numbers, readable on a phone, in light and in dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+from llm.report import scores
+
+# Stand-ins that a figure is drawn with. In the page they become variables of the style sheet, so that figures follow
+# dark mode; in the files beside it, the colours of the light page. Okabe and Ito's palette, told apart by the
+# colour-blind too (https://jfly.uni-koeln.de/color/).
+COLOURS = {
+    "#010101": ("var(--ink)", "#1d2430"),
+    "#020202": ("var(--rule)", "#d9dde3"),
+    "#030303": ("var(--muted)", "#5d6675"),
+    "#040404": ("var(--blue)", "#0072b2"),
+    "#050505": ("var(--orange)", "#d55e00"),
+    "#060606": ("var(--green)", "#009e73"),
+    "#070707": ("var(--paper)", "#ffffff"),
+}
+INK, RULE, MUTED, BLUE, ORANGE, GREEN, PAPER = COLOURS
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "llm",  # ids would be random
+    "svg.fonttype": "none",  # text stays text: it takes the page's font, and can be searched
+    "font.size": 9,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "text.color": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "lines.solid_capstyle": "round",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "figure.constrained_layout.use": True,
+}
+Rows = list[dict[str, float]]
+
+
+def draw(curves: dict[str, Rows], evaluate: dict[str, Any]) -> dict[str, str]:
+    """Name → SVG drawn in stand-in colours; those without data are left out."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    figures = {}
+    with matplotlib.rc_context(STYLE):
+        for stage, rows in curves.items():
+            if len(rows) > 1:
+                figures[f"{stage}_loss"] = _loss(rows)
+                figures[f"{stage}_learning_rate"] = _learning_rate(rows)
+        for task in scores.tasks(evaluate):
+            figures[f"scores_{task}"] = _bars(evaluate, task)
+    return figures
+
+
+def for_page(name: str, svg: str) -> str:
+    """An SVG to stand inside HTML: colours from the style sheet, ids that no other figure has."""
+    for stand_in, (variable, _) in COLOURS.items():
+        svg = svg.replace(stand_in, variable)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = svg.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'xlink:href="#{name}-')
+    return re.sub(
+        r'<svg ([^>]*?)width="[^"]*" ',
+        r"<svg \1",
+        re.sub(r'(<svg [^>]*?)height="[^"]*" ', r"\1", svg, count=1),
+        count=1,
+    )
+
+
+def for_file(svg: str) -> str:
+    """An SVG that stands alone, on white."""
+    for stand_in, (_, colour) in COLOURS.items():
+        svg = svg.replace(stand_in, colour)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + svg.replace("<svg ", '<svg style="background:#fff" ', 1)
+
+
+def _loss(rows: Rows) -> str:
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(4.5, 2.8))
+    steps = [row["step"] for row in rows if "loss" in row]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    validation = [(row["step"], row["val_loss"]) for row in rows if "val_loss" in row]
+    smooth = _smooth(losses)
+    axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=0.8)
+    axes.plot(steps, smooth, color=BLUE, label="training")
+    if validation:
+        x, y = zip(*validation, strict=True)
+        axes.plot(x, y, color=ORANGE, marker="o", markersize=3, label="validation")
+    low = min(min(smooth), *(y for _, y in validation)) if validation else min(smooth)
+    high = smooth[min(len(smooth) - 1, len(smooth) // 40)]  # the first steps would flatten the rest
+    axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low)) if high > low else None
+    axes.set(title="Loss", xlabel="step", ylabel="nats per token")
+    axes.legend()
+    return _svg(figure)
+
+
+def _learning_rate(rows: Rows) -> str:
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(4.5, 2.8))
+    known = [row for row in rows if "learning_rate" in row]
+    axes.plot(
+        [row["step"] for row in known], [row["learning_rate"] for row in known], color=BLUE, label="learning rate"
+    )
+    axes.set(title="Learning rate and gradient norm", xlabel="step", ylabel="learning rate")
+    axes.set_ylim(bottom=0)
+    norms = [(row["step"], row["grad_norm"]) for row in rows if "grad_norm" in row]
+    if norms:
+        other = axes.twinx()
+        x, y = zip(*norms, strict=True)
+        other.plot(x, y, color=ORANGE, linewidth=0.8, alpha=0.8)
+        other.set_ylim(0, 1.15 * sorted(y)[int(0.98 * (len(y) - 1))] or 1)
+        other.set_ylabel("gradient norm before clipping", color=ORANGE)
+        other.grid(False)
+    return _svg(figure)
+
+
+def _bars(evaluate: dict[str, Any], task: str) -> str:
+    """Each model's headline metric with its interval, best first."""
+    from matplotlib import pyplot as plt
+
+    metric = scores.headline(evaluate, task) or scores.metrics(evaluate, task)[0]
+    found = [(m, s) for m in scores.models(evaluate) if (s := scores.score(evaluate, m, task, metric)) is not None]
+    lower = metric in scores.LOWER_IS_BETTER
+    found.sort(key=lambda item: item[1]["value"], reverse=lower)
+    figure, axes = plt.subplots(figsize=(4.5, 0.9 + 0.27 * len(found)))
+    for row, (model, score) in enumerate(found):
+        value = score["value"]
+        colour = BLUE if model == "finetuned" else GREEN if model == "base" else MUTED
+        axes.barh(row, value, color=colour, height=0.62, alpha=1.0 if colour == BLUE else 0.65)
+        end = value
+        if score.get("low") is not None and score.get("high") is not None:
+            axes.plot((score["low"], score["high"]), (row, row), color=INK, linewidth=1)
+            end = max(value, score["high"])
+        axes.annotate(
+            _short(value), (end, row), (4, 0), textcoords="offset points", va="center", color=INK, fontsize=8.5
+        )
+    axes.set_yticks(range(len(found)), [scores.model_label(model) for model, _ in found])
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.grid(False, axis="y")
+    axes.margins(x=0.16)
+    axes.set_title(f"{task.replace('_', ' ').capitalize()} · {scores.label(metric)}{' ↓' * lower}")
+    return _svg(figure)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """Exponential moving average over about a hundredth of the curve, without the bias of its start."""
+    keep = 1 - 1 / max(1, len(values) / 100)
+    average, weight, out = 0.0, 0.0, []
+    for value in values:
+        average, weight = keep * average + (1 - keep) * value, keep * weight + (1 - keep)
+        out.append(average / weight)
+    return out
+
+
+def _svg(figure: Any) -> str:
+    from matplotlib import pyplot as plt
+
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    plt.close(figure)
+    text = file.getvalue()
+    text = text[text.index("<svg") :]  # without the prolog and its DOCTYPE's address
+    return re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

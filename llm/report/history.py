@@ -1,0 +1,70 @@
+"""What the stages left in `metrics/`: curves, and every number under the name that MLflow shows."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llm.errors import UserError
+from llm.io import read_json
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings under keys joined by dots; a list is a leaf."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def read_history(path: str | Path) -> list[dict[str, float]]:
+    """Rows of a `*_history.csv`; empty cells are left out. Raises UserError for a cell that is no number."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        return [{key: float(value) for key, value in row.items() if value} for row in rows]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: expected numbers only ({error}). Delete it and run `dvc repro`.") from None
+
+
+def curves() -> dict[str, list[dict[str, float]]]:
+    """Stage → rows of its history."""
+    return {path.name.removesuffix("_history.csv"): read_history(path) for path in _sorted("*_history.csv")}
+
+
+def metrics() -> dict[str, Any]:
+    """Stage → content of metrics/<stage>.json."""
+    return {path.stem: read_json(path) for path in _sorted("*.json")}
+
+
+def timings(since: float = 0.0) -> dict[str, dict[str, Any]]:
+    """Stage → content of metrics/timing/<stage>.json, of those written after `since` (seconds since the epoch)."""
+    return {path.stem: read_json(path) for path in _sorted("timing/*.json") if path.stat().st_mtime >= since}
+
+
+def scalars(since: float) -> dict[str, float]:
+    """`stage/metric` → number: metrics/<stage>.json, and the times of stages that ran after `since`.
+
+    Nested keys are joined by dots: `evaluate/finetuned.classification.accuracy`. Scores count with their value;
+    intervals and signatures stay in the file. A timing file older than `since` is of another execution: DVC does not
+    track these files, and the stage came from the cache.
+    """
+    # MLflow's UI makes a section of all that stands before the last slash: one slash, one section a stage.
+    values: dict[str, Any] = {}
+    for stage, content in (*metrics().items(), *timings(since).items()):
+        values |= {f"{stage}/{key}": value for key, value in flatten(_values(content)).items()}
+    return {key: float(value) for key, value in values.items() if type(value) in (int, float)}
+
+
+def _sorted(pattern: str) -> list[Path]:
+    return sorted(Path("metrics").glob(pattern))
+
+
+def _values(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    return node["value"] if "value" in node else {key: _values(inner) for key, inner in node.items()}

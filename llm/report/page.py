@@ -1,0 +1,281 @@
+"""The report: one HTML page that needs nothing beside it, its Markdown twin, and the figures as files."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from llm.io import write_bytes
+from llm.params import Params
+from llm.report import figures, scores
+from llm.report.collect import collect
+
+HERE = Path(__file__).parent
+
+
+def write_report(params: Params, directory: Path, run: dict[str, str] | None = None) -> dict[str, Any]:
+    """Write report.html, report.md and figures/*.svg into an existing directory; return what `collect` found."""
+    data = collect(params, run)
+    drawn = figures.draw(data["curves"], data["evaluate"])
+    for name, svg in drawn.items():
+        write_bytes(directory / "figures" / f"{name}.svg", figures.for_file(svg).encode())
+    write_bytes(directory / "report.html", render("page.html.j2", data, drawn).encode())
+    write_bytes(directory / "report.md", render("page.md.j2", data, drawn).encode())
+    return data
+
+
+def render(template: str, data: dict[str, Any], drawn: dict[str, str]) -> str:
+    """Fill a template. In HTML every value is escaped; in Markdown the filters `cell` and `fence` do it."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=".html" in template,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        number=number,
+        size=size,
+        duration=duration,
+        percent=percent,
+        title=title,
+        cell=cell,
+        fence=fence,
+        label=scores.label,
+        model_label=scores.model_label,
+        setting=setting,
+    )
+    inline = {name: Markup(figures.for_page(name, svg)) for name, svg in drawn.items()}
+    counts: dict[str, int] = {}
+
+    def caption(kind: str) -> str:
+        counts[kind] = counts.get(kind, 0) + 1
+        return f"{kind} {counts[kind]}."
+
+    return environment.get_template(template).render(
+        **data,
+        figures=inline,
+        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
+        caption=caption,
+        summary=summary(data),
+        tiles=tiles(data),
+        tables=score_tables(data["evaluate"]),
+        signatures=signatures(data["evaluate"]),
+        source_of=source_of,
+        lower=scores.LOWER_IS_BETTER,
+    )
+
+
+# -- what the first screen says ----------------------------------------------------------------------------------------
+
+
+def summary(data: dict[str, Any]) -> list[str]:
+    """The main results, a sentence each."""
+    lines: list[str] = []
+    pretrain, finetune, evaluate = (data["metrics"].get(name) or {} for name in ("pretrain", "finetune", "evaluate"))
+    model = data["model"]
+    if model and pretrain:
+        source = data["manifests"].get("pretrain", {})
+        text = f", drawn from {size(source['bytes'])} of text" if source.get("bytes") else ""
+        lines.append(
+            f"A decoder-only transformer of {number(model['total'])} parameters was trained "
+            f"on {number(pretrain['tokens'])} tokens{text}; its loss on held-out documents is "
+            f"{number(pretrain['val_loss'])} nats per token, or {number(pretrain['val_bits_per_byte'])} bits per byte."
+        )
+    if finetune:
+        lines.append(
+            f"LoRA then finetuned it on {number(finetune['examples'])} examples, training "
+            f"{number(finetune['trainable_parameters'])} parameters ({percent(finetune['trainable_fraction'])})."
+        )
+    for task in scores.tasks(evaluate):
+        metric = scores.headline(evaluate, task)
+        if metric and (line := _result(evaluate, task, metric)):
+            lines.append(line)
+    if data["contamination"]:
+        task, worst = max(data["contamination"].items(), key=lambda item: item[1])
+        lines.append(
+            f"At most {percent(worst)} of a task's test examples ({title(task).lower()}) share 13 words in a row with "
+            "the training text."
+            if worst
+            else "No test example shares 13 words in a row with the training text."
+        )
+    known = [timing for timing in data["timing"].values() if timing]
+    if known:
+        lines.append(
+            f"The stages that were timed here took {duration(sum(t['seconds'] for t in known))} together and at most "
+            f"{size(max(t['peak_memory_bytes'] for t in known))} of memory, on {known[-1]['device']}."
+        )
+    return lines
+
+
+def _result(evaluate: dict[str, Any], task: str, metric: str) -> str | None:
+    """Finetuned (or base) against what it has to beat."""
+    name = "finetuned" if scores.score(evaluate, "finetuned", task, metric) else "base"
+    own = scores.score(evaluate, name, task, metric)
+    if own is None:
+        return None
+    interval = f" ({number(own['low'])} to {number(own['high'])})" if own.get("low") is not None else ""
+    line = f"{title(task)}: {scores.label(metric)} {number(own['value'])}{interval} for the {name} model"
+    if name == "finetuned" and (before := scores.score(evaluate, "base", task, metric)):
+        line += f", {number(before['value'])} before finetuning"
+    sign = -1 if metric in scores.LOWER_IS_BETTER else 1
+    others = [(m, s["value"]) for m in scores.models(evaluate) if (s := scores.score(evaluate, m, task, metric))]
+    baselines = [(m, value) for m, value in others if m.startswith("baseline:")]
+    if baselines:
+        best, value = max(baselines, key=lambda item: sign * item[1])
+        line += f", {number(value)} for the strongest baseline ({best.removeprefix('baseline:').replace('_', ' ')})"
+    return line + "."
+
+
+def tiles(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """(figure, what it is) for the strip below the title."""
+    found: list[tuple[str, str]] = []
+    if data["model"]:
+        found.append((_compact(data["model"]["total"]), "parameters"))
+    if pretrain := data["metrics"].get("pretrain"):
+        found.append((_compact(pretrain["tokens"]), "training tokens"))
+        found.append((number(pretrain["val_bits_per_byte"]), "bits per byte, held out"))
+    for task in scores.tasks(data["evaluate"]):
+        metric = scores.headline(data["evaluate"], task)
+        own = scores.score(data["evaluate"], "finetuned", task, metric) if metric else None
+        if own and metric and metric not in scores.LOWER_IS_BETTER:
+            found.append((number(own["value"]), f"{scores.label(metric)}, {title(task).lower()}"))
+    return found
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def score_tables(evaluate: dict[str, Any]) -> list[dict[str, Any]]:
+    """One table a task: its metrics, and rows of cells {value, low, high, best} or None for each model."""
+    tables = []
+    for task in scores.tasks(evaluate):
+        names = scores.metrics(evaluate, task)
+        winners = {metric: scores.best(evaluate, task, metric) for metric in names}
+        rows, examples = [], set()
+        for model in scores.models(evaluate):
+            cells: list[dict[str, Any] | None] = []
+            for metric in names:
+                found = scores.score(evaluate, model, task, metric)
+                if found is not None and found.get("n") is not None:
+                    examples.add(found["n"])
+                cells.append({**found, "best": model in winners[metric]} if found is not None else None)
+            if any(cells):
+                rows.append({"model": model, "cells": cells})
+        tables.append({"task": task, "metrics": names, "rows": rows, "n": sorted(examples)})
+    return tables
+
+
+def signatures(evaluate: dict[str, Any]) -> dict[str, list[str]]:
+    """Signature → the metrics made so, in the order of the tables; a note's number is its place."""
+    found: dict[str, list[str]] = {}
+    for task in scores.tasks(evaluate):
+        for metric in scores.metrics(evaluate, task):
+            for model in scores.models(evaluate):
+                text = (scores.score(evaluate, model, task, metric) or {}).get("signature")
+                if text and metric not in found.setdefault(str(text), []):
+                    found[str(text)].append(metric)
+    return found
+
+
+def source_of(manifest: dict[str, Any]) -> str:
+    """Where a dataset came from, in a few words."""
+    source = manifest.get("source")
+    if not isinstance(source, dict):
+        return str(source or "unknown")
+    match source.get("source"):
+        case "docs":
+            return "documentation inside the installed packages"
+        case "files":
+            return "files: " + ", ".join(map(str, source.get("paths", [])))
+        case "hub":
+            return f"Hugging Face: {source.get('id')}, {source.get('config') or 'default'}"
+    return str(source.get("source", "unknown"))
+
+
+# -- filters -----------------------------------------------------------------------------------------------------------
+
+
+def number(value: Any) -> str:
+    """An integer with thousands separators, a float with as many digits as mean something."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or (value.is_integer() and 1000 <= abs(value) < 1e9):
+        return f"{int(value):,}"
+    if not math.isfinite(value):
+        return "not finite"
+    magnitude = abs(value)
+    if magnitude >= 1e9 or 0 < magnitude < 5e-4:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        return f"{mantissa} × 10{power}".replace("-", "−")
+    digits = next((digits for limit, digits in ((1000, 0), (100, 1), (10, 2)) if magnitude >= limit), 3)
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def setting(value: Any) -> str:
+    """A param as params.yaml writes it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _compact(value: float) -> str:
+    for limit, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if value >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return str(value)
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units up to megabytes, as files are, and in GB above."""
+    if value is None:
+        return "–"
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= limit:
+            return f"{value / limit:.1f} {unit}"
+    return f"{value:.0f} B"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction in percent, with a digit more where it is small."""
+    if fraction is None:
+        return "–"
+    return f"{100 * fraction:.{0 if fraction == 0 else 1 if fraction >= 0.01 else 2}f} %"
+
+
+def title(name: str) -> str:
+    """`question_answering` → Question answering."""
+    words = str(name).replace("_", " ")
+    return words[:1].upper() + words[1:]
+
+
+def cell(text: Any) -> str:
+    """Text for a Markdown table: one line, nothing that Markdown or HTML would take for markup."""
+    flat = " ".join(str(text).split())
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+
+
+def fence(text: str) -> str:
+    """Text as a Markdown code block whose fence is longer than any in the text."""
+    marks = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
+    return f"{marks}text\n{text}\n{marks}"

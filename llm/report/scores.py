@@ -1,0 +1,91 @@
+"""`metrics/evaluate.json` as tables: which models, tasks and metrics there are, and who is best."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# The metric that stands for a task, the first one present. ROUGE-Lsum as DESIGN 9 says; the rest as the tasks' papers.
+HEADLINE = ("accuracy", "f1", "rougeLsum", "rougeL", "bits_per_byte", "perplexity")
+LOWER_IS_BETTER = frozenset({"perplexity", "bits_per_byte", "loss"})
+NOT_A_SCORE = frozenset({"mean_length", "mean_reference_length"})  # shown, never "best"
+LABELS = {
+    "bleu": "BLEU",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "rougeLsum": "ROUGE-Lsum",
+    "exact_match": "Exact match",
+    "f1": "F1",
+    "accuracy": "Accuracy",
+    "mcc": "MCC",
+    "perplexity": "Perplexity",
+    "bits_per_byte": "Bits per byte",
+    "mean_length": "Mean length",
+}
+MODEL_LABELS = {
+    "tfidf": "TF-IDF",
+    "tf_idf": "TF-IDF",
+    "lead": "Lead (first sentence)",
+    "zstd": "zstd, dictionary",
+}
+
+
+def models(evaluate: dict[str, Any]) -> list[str]:
+    """Model names: finetuned, base, then baselines in the file's order."""
+    first = [name for name in ("finetuned", "base") if name in evaluate]
+    return first + [name for name in evaluate if name.startswith("baseline:")]
+
+
+def tasks(evaluate: dict[str, Any]) -> list[str]:
+    """Task names in the file's order, `language_modeling` last."""
+    names = dict.fromkeys(task for model in models(evaluate) for task in evaluate[model])
+    return sorted(names, key=lambda name: name == "language_modeling")
+
+
+def metrics(evaluate: dict[str, Any], task: str) -> list[str]:
+    """Metric names of a task over all models, lengths last."""
+    names = dict.fromkeys(metric for model in models(evaluate) for metric in evaluate[model].get(task, {}))
+    return sorted(names, key=lambda name: name in NOT_A_SCORE)
+
+
+def headline(evaluate: dict[str, Any], task: str) -> str | None:
+    """The metric that stands for a task."""
+    present = metrics(evaluate, task)
+    return next((metric for metric in HEADLINE if metric in present), None)
+
+
+def score(evaluate: dict[str, Any], model: str, task: str, metric: str) -> dict[str, Any] | None:
+    """{value, low, high, n, signature} or None where the model was not scored so."""
+    return evaluate.get(model, {}).get(task, {}).get(metric)
+
+
+def best(evaluate: dict[str, Any], task: str, metric: str) -> set[str]:
+    """Models with the best value of a metric; several in a tie, none where only one was scored or nothing is best."""
+    found = {m: s["value"] for m in models(evaluate) if (s := score(evaluate, m, task, metric)) is not None}
+    if len(found) < 2 or metric in NOT_A_SCORE:
+        return set()
+    top = (min if metric in LOWER_IS_BETTER else max)(found.values())
+    return {model for model, value in found.items() if value == top}
+
+
+def overall(evaluate: dict[str, Any], model: str = "finetuned") -> float | None:
+    """Mean over tasks of the headline metric, of those where more is better; does not depend on the tokenizer."""
+    values = []
+    for task in tasks(evaluate):
+        metric = headline(evaluate, task)
+        found = score(evaluate, model, task, metric) if metric and metric not in LOWER_IS_BETTER else None
+        if found is not None:
+            values.append(float(found["value"]))
+    return sum(values) / len(values) if values else None
+
+
+def label(metric: str) -> str:
+    """A metric's name as people write it."""
+    return LABELS.get(metric, metric.replace("_", " "))
+
+
+def model_label(model: str) -> str:
+    """A model's name as people write it."""
+    name = model.removeprefix("baseline:")
+    words = name.replace("_", " ")
+    return MODEL_LABELS.get(name, words[:1].upper() + words[1:])

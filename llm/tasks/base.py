@@ -1,0 +1,203 @@
+"""What every task module offers, and how a record becomes a prompt and a response that fit.
+
+The phrasing of an instruction is chosen by a hash of the example's id: it depends on nothing else, so adding or
+removing examples never rewords another. Where an example is too long, one field (a document, a context) is cut from
+its end; the question, the instruction and the response never are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Record = Mapping[str, Any]
+CHAT_TOKENS = 2  # <|user|> and <|assistant|> around a prompt
+WORD = 40  # characters to go back, at most, for a cut to end at a word
+
+
+class UnusableError(Exception):
+    """An example that cannot be used; its message is the reason under which it is counted."""
+
+
+class Encoder(Protocol):
+    """The part of `llm.data.tokenizer.Tokenizer` that this module needs."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ordinary text."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids."""
+
+
+class Task(Protocol):
+    """A module in this folder.
+
+    `labels` are the names that `label` returned over the training examples, sorted.
+    """
+
+    COLUMNS: tuple[str, ...]  # of the raw records, beside id, group and split
+    METRICS: tuple[str, ...]  # that it is scored with
+    CUT: str  # the field that is cut when an example is too long
+    CLOSED: bool  # whether only labels that training has can be right
+    RESPONSE_TOKENS: int  # left free for the response after a test prompt, where the reference must not be looked at
+    TEST_COLUMNS: dict[str, Any]  # name -> pyarrow type, what the test file holds beside the common columns
+
+    def input_text(self, record: Record) -> str:
+        """The text that must not be on two sides of a split."""
+
+    def label(self, record: Record) -> str | None:
+        """A class whose set of names matters to the prompts; None where there is none."""
+
+    def fields(self, record: Record, labels: Sequence[str]) -> dict[str, str]:
+        """What the templates may name."""
+
+    def templates(self, fields: dict[str, str], labels: Sequence[str]) -> tuple[str, ...]:
+        """The phrasings that suit this record, for `str.format`."""
+
+    def target(self, record: Record) -> str:
+        """The response to learn."""
+
+    def lost(self, record: Record, visible: str) -> bool:
+        """Whether the cut left a `CUT` field from which the target can no longer be found."""
+
+    def references(self, record: Record) -> list[str]:
+        """The responses that count as right."""
+
+    def test_columns(self, record: Record, labels: Sequence[str]) -> dict[str, Any]:
+        """Values of `TEST_COLUMNS`; texts are whole, not cut, for the baselines."""
+
+
+@dataclass(frozen=True, order=True)
+class Example:
+    """One row of the mixture.
+
+    `prompt_tokens` include the two chat tokens (0 for an empty prompt), `response_tokens` the end-of-text token:
+    their sum is what the example takes in training.
+    """
+
+    id: str
+    task: str
+    prompt: str
+    response: str
+    truncated: bool
+    prompt_tokens: int
+    response_tokens: int
+
+
+def key(*parts: str | int) -> int:
+    """A 64-bit hash of the parts: uniform, the same on every machine."""
+    text = "\0".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def uniform(*parts: str | int) -> float:
+    """A number in [0, 1) that depends on the parts only."""
+    return (key(*parts) >> 11) / 2**53
+
+
+def choose(templates: Sequence[str], example_id: str) -> str:
+    """The phrasing of one example."""
+    return templates[key("template", example_id) % len(templates)]
+
+
+def render(
+    task: Task, name: str, record: Record, labels: Sequence[str], tokenizer: Encoder, max_tokens: int
+) -> Example:
+    """A training example of at most `max_tokens` tokens, special ones included.
+
+    Raises:
+        UnusableError: `empty_target`, `too_long` (with the text cut to `max_tokens // 8`), or `answer_cut`.
+    """
+    response, response_tokens = _response(task, record, tokenizer)
+    example, visible = _render(task, name, record, labels, tokenizer, max_tokens, response, response_tokens)
+    if task.lost(record, visible):
+        raise UnusableError("answer_cut")
+    return example
+
+
+def render_test(
+    task: Task, name: str, record: Record, labels: Sequence[str], tokenizer: Encoder, max_tokens: int
+) -> tuple[Example, bool]:
+    """A test example, and whether the cut took the answer away.
+
+    The prompt leaves room for `RESPONSE_TOKENS` (at most a quarter of `max_tokens`) whatever the reference is: a cut
+    that depended on the reference would tell its length.
+
+    Raises:
+        UnusableError: `empty_target` or `too_long`.
+    """
+    response, _ = _response(task, record, tokenizer)
+    reserve = min(task.RESPONSE_TOKENS, max_tokens // 4)
+    example, visible = _render(task, name, record, labels, tokenizer, max_tokens, response, reserve)
+    return example, task.lost(record, visible)
+
+
+def _response(task: Task, record: Record, tokenizer: Encoder) -> tuple[str, int]:
+    response = task.target(record).strip()
+    if not response:
+        raise UnusableError("empty_target")
+    return response, len(tokenizer.encode(response)) + 1
+
+
+def _render(
+    task: Task,
+    name: str,
+    record: Record,
+    labels: Sequence[str],
+    tokenizer: Encoder,
+    max_tokens: int,
+    response: str,
+    response_tokens: int,
+) -> tuple[Example, str]:
+    fields = task.fields(record, labels)
+    template = choose(task.templates(fields, labels), record["id"])
+    room = max_tokens - CHAT_TOKENS - response_tokens
+    prompt, tokens, visible = fit(template, fields, task.CUT, room, tokenizer, least=max_tokens // 8)
+    truncated = len(visible) < len(fields[task.CUT])
+    return Example(record["id"], name, prompt, response, truncated, tokens + CHAT_TOKENS, response_tokens), visible
+
+
+def fit(
+    template: str, fields: dict[str, str], cut: str, room: int, tokenizer: Encoder, least: int
+) -> tuple[str, int, str]:
+    """Fill a template so that it takes at most `room` tokens, with `fields[cut]` cut from its end.
+
+    Returns:
+        the prompt, its tokens, and what is left of `fields[cut]`.
+
+    Raises:
+        UnusableError: `too_long`: fewer than `least` tokens of the field would be left.
+    """
+    # A text far beyond the room is cut first, so that a novel is not encoded for its first page.
+    text = token_prefix(fields[cut], max(room, 0), tokenizer)
+    allowed = room
+    while True:
+        prompt = template.format(**{**fields, cut: text})
+        tokens = len(tokenizer.encode(prompt))
+        if tokens <= room:
+            return prompt, tokens, text
+        # Tokens do not add up exactly where texts meet, hence a loop; it ends because `allowed` falls each time.
+        allowed = min(allowed, len(tokenizer.encode(text))) - (tokens - room)
+        if allowed < max(least, 1):
+            raise UnusableError("too_long")
+        text = token_prefix(text, allowed, tokenizer)
+
+
+def token_prefix(text: str, tokens: int, tokenizer: Encoder) -> str:
+    """The longest beginning of `text` of about `tokens` tokens that ends at a word; all of it where that is shorter."""
+    piece = text[: 16 * (tokens + 1)]
+    ids = tokenizer.encode(piece)
+    if len(ids) <= tokens and len(piece) < len(text):  # more than 16 characters a token: runs of one character
+        ids = tokenizer.encode(text)
+    if len(ids) <= tokens:
+        return text
+    # Ids may end inside a character, which decodes to U+FFFD: keep what agrees with the text.
+    head = tokenizer.decode(ids[:tokens])
+    while not text.startswith(head):
+        head = head[:-1]
+    if head and not head[-1].isspace() and not text[len(head) : len(head) + 1].isspace():
+        space = max(head.rfind(mark, len(head) - WORD) if len(head) > WORD else head.rfind(mark) for mark in " \n\t")
+        head = head[:space] if space > 0 else head
+    return head.rstrip()

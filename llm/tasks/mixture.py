@@ -1,0 +1,273 @@
+"""The training mixture: how many examples of each task, which ones, and in which order.
+
+Everything is decided by hashes of (seed, task, id) and never by the state of a random generator: the same examples
+come out whatever the order of the files, and raising the number keeps those that were drawn before.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TypeVar
+
+from llm.data.shards import is_validation
+from llm.errors import UserError
+from llm.tasks.base import Encoder, Example, Record, Task, UnusableError, key, render, render_test, token_prefix
+from llm.tasks.splits import TEST, TRAIN, Survey
+
+T = TypeVar("T")
+LANGUAGE_MODELING = "language_modeling"  # the task's name of plain pretraining text
+CHUNK_CHARACTERS = 3  # a token, about: chunks of text are first made this long, and cut only where tokens are shorter
+VALIDATION_SHARE = 0.1  # of the training examples: validation examples drawn at most, in the same proportions
+BUCKET = 20_000  # test examples held at a time
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A task's records, which can be read again and again in the same order, and what is known of them."""
+
+    name: str
+    kind: str
+    task: Task
+    weight: float
+    records: Callable[[], Iterable[Record]]
+    survey: Survey
+
+    def side(self, side: int) -> Iterator[Record]:
+        """The records on one side of the split."""
+        return (record for record, at in zip(self.records(), self.survey.sides, strict=True) if at == side)
+
+
+@dataclass
+class Drawn:
+    """Examples drawn from one task, and those that were to be drawn but could not be used."""
+
+    examples: list[Example] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def allocate(weights: Mapping[str, float], available: Mapping[str, int], total: int) -> dict[str, int]:
+    """Share `total` by weight; what a task lacks goes to the others by their weights.
+
+    Whole numbers by largest remainders, ties by name. The sum is `total`, or all there is where that is less.
+    """
+    shares = dict.fromkeys(weights, 0)
+    open_tasks = {name: Fraction(weight) for name, weight in weights.items() if weight > 0}
+    while open_tasks:
+        whole = sum(open_tasks.values())
+        exact = {name: total * weight / whole for name, weight in open_tasks.items()}
+        full = [name for name in open_tasks if available[name] <= exact[name]]
+        if not full:
+            break
+        for name in full:
+            shares[name] = available[name]
+            total -= available[name]
+            del open_tasks[name]
+    if open_tasks:
+        shares.update({name: math.floor(share) for name, share in exact.items()})
+        by_remainder = sorted(exact, key=lambda name: (math.floor(exact[name]) - exact[name], name))
+        for name in by_remainder[: total - sum(math.floor(share) for share in exact.values())]:
+            shares[name] += 1
+    return shares
+
+
+def draw(candidates: Iterable[tuple[int, T]], quota: int, build: Callable[[T], Example]) -> Drawn:
+    """The usable examples of the `quota` lowest orders, whatever the order in which they come.
+
+    Args:
+        candidates: (order, candidate) pairs.
+        quota: examples wanted; as many as there are where that is less.
+        build: makes the example, or raises `UnusableError`; called only for candidates that may be drawn.
+    """
+    heap: list[tuple[int, Example]] = []  # the highest order on top
+    failed: list[tuple[int, str]] = []
+    for order, candidate in candidates if quota else ():
+        if len(heap) == quota and order >= -heap[0][0]:
+            continue
+        try:
+            item = (-order, build(candidate))
+        except UnusableError as error:
+            failed.append((order, str(error)))
+            continue
+        if len(heap) < quota:
+            heapq.heappush(heap, item)
+        else:
+            heapq.heappushpop(heap, item)
+    last = -heap[0][0] if len(heap) == quota and heap else math.inf
+    return Drawn([example for _, example in heap], Counter(reason for order, reason in failed if order < last))
+
+
+def draw_tasks(
+    datasets: Iterable[Dataset], side: int, total: int, tokenizer: Encoder, seed: int, max_tokens: int
+) -> dict[str, Drawn]:
+    """Draw `total` examples of one side over all tasks by weight.
+
+    Examples that turn out not to be usable are replaced by others of the task, and what a task then lacks by those of
+    other tasks.
+    """
+    by_name = {dataset.name: dataset for dataset in datasets}
+    weights = {name: dataset.weight for name, dataset in by_name.items()}
+    available = {name: dataset.survey.count(side) for name, dataset in by_name.items()}
+    drawn = {name: Drawn() for name in by_name}
+    while True:
+        quotas = allocate(weights, available, total)
+        for name, quota in quotas.items():
+            if len(drawn[name].examples) < quota:
+                drawn[name] = _draw_task(by_name[name], side, quota, tokenizer, seed, max_tokens)
+        short = {name: len(drawn[name].examples) for name in by_name if len(drawn[name].examples) < quotas[name]}
+        if not short:
+            return drawn
+        available.update(short)
+
+
+def _draw_task(dataset: Dataset, side: int, quota: int, tokenizer: Encoder, seed: int, max_tokens: int) -> Drawn:
+    labels = tuple(dataset.survey.labels)
+    candidates = ((key("draw", seed, dataset.name, record["id"]), record) for record in dataset.side(side))
+    return draw(
+        candidates,
+        quota,
+        lambda record: render(dataset.task, dataset.name, record, labels, tokenizer, max_tokens),
+    )
+
+
+def draw_text(
+    documents: Iterable[Record],
+    validation: bool,
+    val_fraction: float,
+    quota: int,
+    tokenizer: Encoder,
+    seed: int,
+    max_tokens: int,
+) -> Drawn:
+    """Draw chunks of plain text from the pretraining documents of one side of the pretraining split.
+
+    Args:
+        documents: with `id` and `text`.
+        validation: whether to draw from the documents that pretraining held out, or from the others.
+        val_fraction: of `data/tokens/meta.json`.
+        quota: chunks wanted.
+        tokenizer: to measure with.
+        seed: of the draw.
+        max_tokens: of a chunk and its end-of-text token.
+    """
+
+    def candidates() -> Iterator[tuple[int, tuple[str, str]]]:
+        for document in documents:
+            if is_validation(document["text"], val_fraction) == validation:
+                for i, text in enumerate(chunks(document["text"], CHUNK_CHARACTERS * max_tokens)):
+                    name = f"{document['id']}#{i}"
+                    yield key("draw", seed, LANGUAGE_MODELING, name), (name, text)
+
+    def build(chunk: tuple[str, str]) -> Example:
+        name, text = chunk
+        head = token_prefix(text, max_tokens - 1, tokenizer)
+        if len(head) < len(text):
+            head = head[: _border(head, 0, len(head))].rstrip()
+        tokens = len(tokenizer.encode(head)) + 1
+        if not head or tokens > max_tokens:
+            raise UnusableError("too_long")
+        return Example(name, LANGUAGE_MODELING, "", head, len(head) < len(text), 0, tokens)
+
+    return draw(candidates(), quota, build)
+
+
+def chunks(text: str, size: int) -> Iterator[str]:
+    """Cut a text into pieces of at most `size` characters, at paragraphs, lines, sentences or words, in that order."""
+    start = 0
+    while start < len(text):
+        end = _border(text, start, start + size) if len(text) - start > size else len(text)
+        if piece := text[start:end].strip():
+            yield piece
+        start = end
+
+
+def _border(text: str, start: int, limit: int) -> int:
+    """The last border in the second half of text[start:limit]; `limit` where there is none."""
+    for mark in ("\n\n", "\n", ". ", " "):
+        at = text.rfind(mark, start + (limit - start) // 2, limit)
+        if at >= 0:
+            return at + len(mark)
+    return limit
+
+
+def shuffled(examples: Iterable[Example], seed: int) -> list[Example]:
+    """The examples in an order that depends on the seed and their names only."""
+    return sorted(examples, key=lambda example: (key("shuffle", seed, example.task, example.id), example))
+
+
+def text_share(examples: int, fraction: float) -> int:
+    """Chunks of plain text to add to `examples` so that they are `fraction` of the whole."""
+    return round(examples * fraction / (1 - fraction))
+
+
+def held_out(
+    dataset: Dataset, tokenizer: Encoder, max_tokens: int, dropped: Counter[str], counts: Counter[str]
+) -> Iterator[list[dict]]:
+    """All test examples in the order of a hash of their ids, so that the first N are a fair sample; in lists.
+
+    The records are read once for each `BUCKET` of them, so that memory does not grow with the test set.
+
+    Args:
+        dataset: where from.
+        tokenizer: to measure with.
+        max_tokens: of a prompt and its response.
+        dropped: reason -> examples; added to.
+        counts: `truncated` and `answer_cut` examples; added to.
+    """
+    labels = tuple(dataset.survey.labels)
+    buckets = max(1, -(-dataset.survey.count(TEST) // BUCKET))
+    for bucket in range(buckets):
+        rows = []
+        for record in dataset.side(TEST):
+            order = key("test", record["id"])
+            if order * buckets >> 64 != bucket:
+                continue
+            try:
+                example, lost = render_test(dataset.task, dataset.name, record, labels, tokenizer, max_tokens)
+            except UnusableError as error:
+                dropped[str(error)] += 1
+                continue
+            counts["truncated"] += example.truncated
+            counts["answer_cut"] += lost
+            row = {
+                "id": example.id,
+                "kind": dataset.kind,
+                "prompt": example.prompt,
+                "references": dataset.task.references(record),
+                "truncated": example.truncated,
+                **dataset.task.test_columns(record, labels),
+            }
+            rows.append((order, example.id, row))
+        rows.sort(key=lambda item: item[:2])
+        yield [row for _, _, row in rows]
+
+
+def check(dataset: Dataset) -> None:
+    """Refuse a dataset that cannot be trained on or tested with.
+
+    Raises:
+        UserError: no training or no test records, or a single class.
+    """
+    survey, name = dataset.survey, dataset.name
+    reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(survey.dropped.items())) or "none"
+    if not len(survey.sides):
+        raise UserError(f"data/raw/{name} holds no records. Look at download.{name} and its manifest.json.")
+    if not survey.count(TRAIN) and dataset.weight > 0:
+        raise UserError(
+            f"mix.tasks.{name}: no training example among {len(survey.sides)} records (dropped: {reasons}). Give "
+            f"download.{name} more data, lower mix.test_fraction, or set the task's weight to 0 to test it only."
+        )
+    if not survey.count(TEST):
+        raise UserError(
+            f"mix.tasks.{name}: no test example among {len(survey.sides)} records (dropped: {reasons}). The split is "
+            f"by group: give download.{name} more groups or its own test side, or raise mix.test_fraction."
+        )
+    if dataset.kind == "classification" and len(survey.labels) < 2:
+        raise UserError(
+            f"mix.tasks.{name}: classification needs two labels or more in its training records, found "
+            f"{', '.join(survey.labels) or 'none'}. Look at download.{name}.columns and .labels."
+        )

@@ -1,0 +1,75 @@
+"""Fetch or extract the records of every data set: data/raw/<name>."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llm import params
+from llm.data.sources import datasets_of, fingerprint, write_raw
+from llm.errors import run_stage
+from llm.io import read_json, whole_directory
+from llm.timing import stage_timing
+
+RAW = Path("data/raw")
+
+
+def main() -> None:
+    p = params.load()
+    manifests: dict[str, dict[str, Any]] = {}
+    with stage_timing("download") as timing, finished_work() as state:
+        done = {}
+        for name, kind, source in datasets_of(p):
+            # What is finished stays outside DVC's outputs until all is, so that a killed stage does it only once.
+            done[name] = state / f"{name}-{fingerprint(name, kind, source)}"
+            if not (done[name] / "manifest.json").exists():
+                print(f"download: {name} ({kind}) from {source.source}", flush=True)
+                with whole_directory(done[name]) as directory:
+                    write_raw(name, kind, source, directory)
+            manifests[name] = read_json(done[name] / "manifest.json")
+        with whole_directory(RAW) as raw:
+            for name, directory in done.items():
+                shutil.copytree(directory, raw / name, copy_function=link)
+        shutil.rmtree(state)
+        timing["bytes"] = sum(manifest["bytes"] for manifest in manifests.values())
+    print_table(manifests)
+
+
+@contextmanager
+def finished_work() -> Iterator[Path]:
+    """The place of finished data sets, held by one process at a time."""
+    root = Path(os.environ.get("DVC_ROOT", ".")) / ".state"
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / "download.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another download of this repository ends first
+        yield root / "download"
+
+
+def link(source: str, target: str) -> None:
+    """A second name for the file, or a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def print_table(manifests: dict[str, dict[str, Any]]) -> None:
+    """One line a data set, and one for each reason that records were set aside."""
+    print(f"{'name':20} {'kind':20} {'rows':>10} {'MB':>9} {'rejected':>9}  licence")
+    for name, m in manifests.items():
+        licence = m["licence"] if len(m["licence"]) <= 40 else m["licence"][:39] + "…"
+        print(
+            f"{name:20} {m['kind']:20} {m['rows']:10,} {m['bytes'] / 1e6:9.2f} {m['rejected']['count']:9,}  {licence}"
+        )
+    for name, m in manifests.items():
+        for example in m["rejected"]["examples"][:3]:
+            print(f"  set aside in {name}: {example['file']}:{example['line']}: {example['reason']}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

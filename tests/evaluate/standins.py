@@ -1,0 +1,37 @@
+"""A byte tokenizer and a stream in memory, with the interfaces of `llm.data.tokenizer` and `llm.data.shards`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class Bytes:
+    """Token ids are UTF-8 bytes; 256 ends a text, 257 and 258 stand around a prompt."""
+
+    vocab_size, eos_id = 300, 256
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def chat_ids(self, prompt: str) -> list[int]:
+        return [257, *self.encode(prompt), 258]
+
+
+class Stream:
+    """Documents as tokens in memory, each followed by the end token."""
+
+    eos_id = Bytes.eos_id
+
+    def __init__(self, texts: list[str]) -> None:
+        self.bytes = sum(len(text.encode()) for text in texts)
+        self.documents = len(texts)
+        self._tokens = np.array([i for text in texts for i in [*text.encode(), self.eos_id]], dtype=np.uint16)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        return self._tokens[start : start + length]

@@ -1,0 +1,70 @@
+"""Baselines on cases small enough to check by hand."""
+
+from __future__ import annotations
+
+from llm.evaluate import baselines
+
+CONTEXT = "Alpha opens files. The axis argument names the dimension to sum. Beta closes them. Gamma is new."
+
+
+def test_lead_is_the_first_sentences() -> None:
+    assert baselines.lead(CONTEXT, 1) == "Alpha opens files."
+    assert baselines.lead(CONTEXT, 2) == "Alpha opens files.\nThe axis argument names the dimension to sum."
+    assert baselines.lead("", 3) == ""
+
+
+def test_the_usual_number_of_sentences_is_the_training_median() -> None:
+    assert baselines.usual_sentences(["One.", "One. Two. Three.", "One\nTwo\nThree"]) == 3
+    assert baselines.usual_sentences([]) == 1
+
+
+def test_random_sentences_are_of_the_text_in_order_and_depend_on_the_id_only() -> None:
+    drawn = {baselines.random_sentences(CONTEXT, 2, 0, f"id{i}") for i in range(60)}
+    assert len(drawn) == 6  # all pairs of four sentences
+    for text in drawn:
+        first, second = text.split("\n")
+        assert CONTEXT.index(first) < CONTEXT.index(second)
+    assert baselines.random_sentence(CONTEXT, 0, "x") == baselines.random_sentence(CONTEXT, 0, "x")
+    assert len({baselines.random_sentence(CONTEXT, 0, f"id{i}") for i in range(60)}) == 4
+    assert baselines.random_sentence("", 0, "x") == ""
+
+
+def test_the_sliding_window_finds_the_sentence_that_the_question_is_about() -> None:
+    assert baselines.sliding_window(CONTEXT, "What does the axis argument name?").startswith("The axis argument")
+    assert baselines.sliding_window(CONTEXT, "Which closes?") == "Beta closes them."
+    assert baselines.sliding_window(CONTEXT, "zzz") == "Alpha opens files."  # nothing matches: the first
+    assert baselines.sliding_window("", "What?") == ""
+
+
+def test_a_rare_word_weighs_more_than_a_common_one_in_the_sliding_window() -> None:
+    context = "It is the the the case. The kurtosis is high."
+    assert baselines.sliding_window(context, "the kurtosis") == "The kurtosis is high."
+
+
+def test_majority_is_the_commonest_training_label() -> None:
+    assert baselines.majority(["b", "a", "b", "a", "c"]) == "a"  # of equals the first by name
+    assert baselines.majority([]) == ""
+
+
+def test_tfidf_learns_words_and_falls_back_to_the_majority() -> None:
+    texts = ["tensor gradient", "tensor device", "frame column", "frame index"] * 3
+    labels = ["torch", "torch", "pandas", "pandas"] * 3
+    assert baselines.tfidf(texts, labels, ["a tensor", "the column of a frame"]) == ["torch", "pandas"]
+    assert baselines.tfidf(["x"], ["only"], ["y", "z"]) == ["only", "only"]
+
+
+def test_every_kind_has_a_baseline_with_one_answer_a_row() -> None:
+    row = {
+        "id": "1", "prompt": "p", "document": CONTEXT, "context": CONTEXT, "question": "axis?", "text": "t",
+        "choices": ["a", "b"], "instruction": "Do it. Now.", "input": "",
+    }  # fmt: skip
+    names = {
+        "summarization": {"lead", "random"},
+        "question_answering": {"random", "sliding_window"},
+        "classification": {"majority", "random", "tfidf"},
+        "instructions": {"lead"},
+    }
+    for kind, expected in names.items():
+        found = baselines.answers(kind, [row, {**row, "id": "2"}], [("a prompt", "a"), ("b prompt", "b")], 0)
+        assert set(found) == expected
+        assert all(len(texts) == 2 and all(texts) for texts in found.values())

@@ -1,0 +1,153 @@
+"""The stage writes metrics/evaluate.json, metrics/scores.csv and the predictions, and twice the same bytes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from llm.data.tokenizer import Tokenizer
+from llm.errors import UserError
+from llm.io import sha256, write_json
+from llm.model.files import save_model
+from stages import evaluate
+from tests.conftest import ROOT
+from tests.model.conftest import random_model
+
+CONTEXT = "The axis argument names the dimension. It is an integer. Negative values count from the end."
+KINDS: dict[str, dict[str, Any]] = {
+    "summarization": {"document": CONTEXT},
+    "question_answering": {"context": CONTEXT, "question": "What does axis name?"},
+    "classification": {"text": CONTEXT, "choices": ["numpy", "torch"], "label": "numpy"},
+    "instructions": {"instruction": "Explain axis.", "input": ""},
+}
+METRICS = {
+    "summarization": {"rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "mean_length"},
+    "instructions": {"rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "mean_length"},
+    "question_answering": {"exact_match", "f1", "mean_length"},
+    "classification": {"accuracy", "mcc"},
+    "language_modeling": {"bits_per_byte"},
+}
+BASELINES = {
+    "summarization": {"lead", "random"},
+    "instructions": {"lead"},
+    "question_answering": {"random", "sliding_window"},
+    "classification": {"majority", "random", "tfidf"},
+    "language_modeling": {"unigram", "zstd"},
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory as the stages before leave it: two small random models, tokens, a mixture and test sets."""
+    monkeypatch.chdir(tmp_path)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["evaluate"] |= {"bootstrap": 100, "examples": 3}
+    params["evaluate"]["max_new_tokens"] = dict.fromkeys(KINDS, 4)
+    Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(CONTEXT.split(), size=30)) for _ in range(80)]
+    tokenizer = Tokenizer.train(texts, 300)
+    saved = Path("data/tokenizer")
+    saved.mkdir(parents=True)
+    tokenizer.save(saved)
+    for name in ("base", "finetuned"):
+        Path("models", name).mkdir(parents=True)
+        model = random_model(seed=len(name), vocab_size=tokenizer.vocab_size)
+        save_model(model, Path("models", name), saved, tokenizer.eos_id)
+    write_tokens(Path("data/tokens"), tokenizer, {"train": texts[:70], "val": texts[70:]})
+
+    Path("data/mix/test").mkdir(parents=True)
+    training = []
+    for kind, columns in KINDS.items():
+        rows = [
+            {"id": f"{kind}{i}", "prompt": f"{CONTEXT} {i}?", "references": ["The dimension."], "kind": kind,
+             "truncated": i == 0, **columns}
+            for i in range(5)
+        ]  # fmt: skip
+        pq.write_table(pa.Table.from_pylist(rows), f"data/mix/test/{kind}.parquet")
+        training += [
+            {"id": str(i), "task": kind, "prompt": f"{name} {i}", "response": name}
+            for i, name in enumerate(["numpy", "torch", "numpy"])
+        ]
+    pq.write_table(pa.Table.from_pylist(training), "data/mix/train.parquet")
+    return tmp_path
+
+
+def write_tokens(directory: Path, tokenizer: Tokenizer, splits: dict[str, list[str]]) -> None:
+    """Shards and meta.json in the form that the tokenize stage writes."""
+    directory.mkdir(parents=True)
+    meta: dict[str, Any] = {
+        "dtype": "uint16",
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": tokenizer.eos_id,
+        "tokenizer_sha256": sha256("models/base/tokenizer.json"),
+        "val_fraction": 0.1,
+    }
+    for split, texts in splits.items():
+        ids = [i for text in texts for i in [*tokenizer.encode(text), tokenizer.eos_id]]
+        path = directory / f"{split}-00000.npy"
+        np.save(path, np.array(ids, dtype=np.uint16))
+        meta[split] = {
+            "tokens": len(ids),
+            "documents": len(texts),
+            "bytes": sum(len(text.encode()) for text in texts),
+            "shards": [{"file": path.name, "tokens": len(ids), "sha256": sha256(path)}],
+        }
+    write_json(directory / "meta.json", meta)
+
+
+def outputs(directory: Path) -> dict[str, bytes]:
+    paths = [directory / "evaluate.json", directory / "scores.csv", *sorted((directory / "predictions").iterdir())]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def test_the_stage_keeps_its_contract_and_its_bytes(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate.main()
+    printed = capsys.readouterr().out
+    results = json.loads(Path("metrics/evaluate.json").read_text(encoding="utf-8"))
+    contamination = results.pop("contamination")
+    assert set(contamination) == {*KINDS, "language_modeling"}
+    assert all(0.0 <= fraction <= 1.0 for fraction in contamination.values())
+    for task, metrics in METRICS.items():
+        models = {"base", "finetuned", *(f"baseline:{name}" for name in BASELINES[task])}
+        assert {model for model in results if task in results[model]} == models
+        for model in models:
+            assert metrics <= set(results[model][task])
+            for score in results[model][task].values():
+                assert list(score) == ["value", "low", "high", "n", "signature"]
+                assert score["signature"]
+                assert score["low"] <= score["value"] + 1e-9
+                assert score["value"] <= score["high"] + 1e-9
+        assert f"\n{task}" in f"\n{printed}"
+    assert results["base"]["question_answering"]["truncated"]["value"] == pytest.approx(1 / 3)
+    assert results["base"]["language_modeling"]["perplexity"]["value"] > 1
+    assert results["baseline:majority"]["classification"]["accuracy"]["value"] == 1.0
+
+    names = {f"{model}-{kind}.parquet" for kind in KINDS for model in ("base", "finetuned")}
+    names |= {f"baseline_{name}-{kind}.parquet" for kind in KINDS for name in BASELINES[kind]}
+    first = outputs(Path("metrics"))
+    assert set(first) == names | {"evaluate.json", "scores.csv"}
+    rows = pq.read_table("metrics/predictions/finetuned-question_answering.parquet").to_pylist()
+    assert [row["id"] for row in rows] == ["question_answering0", "question_answering1", "question_answering2"]
+    assert {"prompt", "prediction", "references", "exact_match", "f1"} <= set(rows[0])
+
+    shutil.rmtree("metrics")
+    evaluate.main()
+    assert outputs(Path("metrics")) == first
+
+
+def test_a_model_that_is_not_there_is_a_user_error_and_leaves_no_half_results(project: Path) -> None:
+    (project / "models/finetuned/model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"models/finetuned: no model\.safetensors"):
+        evaluate.main()
+    assert not (project / "metrics/predictions").exists()
+    assert not (project / "metrics/evaluate.json").exists()

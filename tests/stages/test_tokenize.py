@@ -1,0 +1,167 @@
+"""The tokenize stage: raw documents in, tokenizer, shards and counts out, with the same bytes every time."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from llm.data.shards import TokenStream, is_validation
+from llm.data.tokenizer import Tokenizer
+from llm.errors import UserError
+from llm.io import sha256
+from stages import tokenize
+
+ROOT = Path(__file__).parent.parent.parent
+TEXT = "the array returns value of axis shape é中 number 2024 <|endoftext|> index's first\n\n    indented"
+WORDS = re.split(" ", TEXT)
+
+
+def documents(count: int = 400) -> list[str]:
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(WORDS, size=rng.integers(5, 120))) + f" {i}" for i in range(count)]
+
+
+def workspace(folder: Path, texts: list[str], **changes: object) -> Path:
+    """A folder with raw records in two files and params.yaml, `changes` applied to its sections."""
+    raw = folder / "data" / "raw" / "pretrain"
+    raw.mkdir(parents=True)
+    for number, part in enumerate((texts[: len(texts) // 3], texts[len(texts) // 3 :])):
+        columns = {"id": [f"{number}-{i}" for i in range(len(part))], "text": part, "source": ["test"] * len(part)}
+        pq.write_table(pa.table(columns), raw / f"part-{number:05d}.parquet", row_group_size=50)
+    size = sum(len(text.encode()) for text in texts)
+    (raw / "manifest.json").write_text(json.dumps({"name": "pretrain", "rows": len(texts), "bytes": size}))
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["tokenize"] |= {"tokenizer": "bpe", "vocab_size": 320, "val_fraction": 0.1, "shard_tokens": 2048}
+    params["pretrain"] |= {"sequence_length": 64, "batch_tokens": 256}
+    for section, values in changes.items():
+        params[section] |= values  # type: ignore[operator]
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    paths = [*folder.glob("data/tokenizer/*"), *folder.glob("data/tokens/*"), folder / "metrics" / "tokenize.json"]
+    return {str(path.relative_to(folder)): sha256(path) for path in paths}
+
+
+def test_every_document_is_written_once_to_the_side_of_its_hash(here: Path) -> None:
+    texts = documents()
+    workspace(here, texts)
+    tokenize.main()
+    tokenizer = Tokenizer.load("data/tokenizer")
+    for split in ("train", "val"):
+        stream = TokenStream("data/tokens", split)
+        found = [tokenizer.decode(ids.tolist()) for ids in stream.documents_ids()]
+        assert found == [text for text in texts if is_validation(text, 0.1) == (split == "val")]
+    assert len(list(here.glob("data/tokens/train-*.npy"))) > 1
+
+
+def test_metrics_count_what_was_written(here: Path) -> None:
+    texts = documents()
+    workspace(here, texts)
+    tokenize.main()
+    metrics = json.loads(Path("metrics/tokenize.json").read_text())
+    tokenizer = Tokenizer.load("data/tokenizer")
+    ids = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+    train = [x for x, text in zip(ids, texts, strict=True) if not is_validation(text, 0.1)]
+    assert (metrics["train_tokens"], metrics["train_documents"]) == (sum(map(len, train)), len(train))
+    assert metrics["train_documents"] + metrics["val_documents"] == len(texts)
+    assert metrics["vocab_size"] == tokenizer.vocab_size == 320
+    assert metrics["bytes_per_token"] == sum(len(text.encode()) for text in texts) / sum(map(len, ids))
+    assert sum(metrics["document_tokens"].values()) == len(texts)
+    for size, count in metrics["document_tokens"].items():
+        assert count == sum(int(size) // 2 < len(x) <= int(size) for x in ids)
+    counts = Counter(i for x in ids for i in x)
+    assert [entry["count"] for entry in metrics["frequent_tokens"]] == [n for _, n in counts.most_common(20)]
+    assert metrics["unused_tokens"] == 320 - len(counts)
+    assert json.loads(Path("metrics/timing/tokenize.json").read_text())["tokens_per_second"] > 0
+
+
+def test_two_runs_give_the_same_bytes_wherever_they_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for name in ("one", "two"):
+        monkeypatch.chdir(workspace(here / name, documents()))
+        tokenize.main()
+        found.append(outputs(here / name))
+    assert found[0] == found[1]
+    assert len(found[0]) > 6
+
+
+def test_the_held_out_text_has_no_part_in_the_tokenizer(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = documents()
+    other = [text if not is_validation(text, 0.1) else text + " " + "zq" * 50 for text in texts]
+    other = [b if is_validation(b, 0.1) or a == b else a for a, b in zip(texts, other, strict=True)]
+    assert other != texts
+    found = []
+    for name, each in (("one", texts), ("two", other)):
+        monkeypatch.chdir(workspace(here / name, each))
+        tokenize.main()
+        found.append(sha256("data/tokenizer/ranks.tiktoken"))
+    assert found[0] == found[1]
+
+
+def test_of_much_text_the_tokenizer_sees_a_share(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace(here, documents())
+    seen: list[str] = []
+    train = Tokenizer.train
+    monkeypatch.setattr(Tokenizer, "train", lambda texts, size: train(seen.extend(texts) or seen, size))
+    monkeypatch.setattr(tokenize, "SAMPLE_BYTES", 30_000)
+    tokenize.main()
+    assert 10_000 < sum(len(text.encode()) for text in seen) < 60_000
+    assert not any(is_validation(text, 0.1) for text in seen)
+
+
+def test_a_small_corpus_gives_a_smaller_vocabulary_and_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace(here, documents(), tokenize={"vocab_size": 4096})
+    tokenize.main()
+    size = json.loads(Path("data/tokens/meta.json").read_text())["vocab_size"]
+    assert size < 4096
+    assert f"{size} tokens, fewer than tokenize.vocab_size=4096" in "".join(capsys.readouterr())
+
+
+def test_too_little_text_for_one_sequence_is_refused_and_nothing_is_written(here: Path) -> None:
+    workspace(here, documents(40), pretrain={"sequence_length": 65536, "batch_tokens": 65536},
+              model={"max_position_embeddings": 65536})  # fmt: skip
+    with pytest.raises(UserError, match=r"(?s)sequence of 65537.*pretrain\.sequence_length"):
+        tokenize.main()
+    assert not Path("data/tokens").exists()
+
+
+def test_an_empty_validation_side_is_refused_with_the_remedy(here: Path) -> None:
+    workspace(here, [text for text in documents() if not is_validation(text, 0.1)])
+    with pytest.raises(UserError, match=r"val side.*tokenize\.val_fraction"):
+        tokenize.main()
+    assert not Path("data/tokens").exists()
+
+
+def test_missing_and_truncated_input_is_named(here: Path) -> None:
+    workspace(here, documents())
+    path = here / "data/raw/pretrain/part-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"part-00001\.parquet.*download"):
+        tokenize.main()
+    for part in (here / "data/raw/pretrain").iterdir():
+        part.unlink()
+    with pytest.raises(UserError, match=r"data/raw/pretrain"):
+        tokenize.main()
+
+
+def test_real_text_packs_three_bytes_a_token(here: Path, data_dir: Path) -> None:
+    stories = (data_dir / "pretrain" / "TinyStories-train.txt").read_text(encoding="utf-8").split("<|endoftext|>")
+    workspace(here, [text.strip() for text in stories if text.strip()], tokenize={"vocab_size": 2048})
+    tokenize.main()
+    assert json.loads(Path("metrics/tokenize.json").read_text())["bytes_per_token"] > 3
