@@ -41,8 +41,8 @@ def generate(
 ) -> list[list[int]]:
     """Greedy continuations of `prompts`, without the end token, in the prompts' order.
 
-    Prompts of different lengths share a batch: padding stands on the left, is masked, and does not shift positions, so a
-    result does not depend on its neighbours. Where prompt and answer exceed the context, the answer is cut short.
+    Prompts of different lengths share a batch: padding stands on the left, is masked, and does not shift positions, so
+    a result does not depend on its neighbours. Where prompt and answer exceed the context, the answer is cut short.
     """
     device = next(model.parameters()).device
     limit = model.config.max_position_embeddings
@@ -149,6 +149,6 @@ def stream_nll(
             loss = F.cross_entropy(logits.flatten(0, 1), data[:, 1:].flatten(), reduction="none").view(
                 len(group), length
             )
-            sums[group] = loss.double().sum(1).cpu().numpy()
+            sums[group] = loss.view(len(group), length).double().sum(1).cpu().numpy()
             counts[group] = length
     return sums, counts

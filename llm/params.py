@@ -69,7 +69,7 @@ class HubSource(SourceBase):
 Source = Annotated[DocsSource | FilesSource | HubSource, Field(discriminator="source")]
 
 
-# -- the other stages ---------------------------------------------------------------------------------------------------
+# -- the other stages -------------------------------------------------------------------------------------------------
 
 
 class Tokenize(Section):
@@ -106,7 +106,8 @@ class Model(Section):
             raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary positions turn pairs")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be divisible by num_attention_heads ({self.num_attention_heads})"
+                f"hidden_size ({self.hidden_size}) must be divisible by "
+                f"num_attention_heads ({self.num_attention_heads})"
             )
         if self.sliding_window is not None and self.qk_norm:
             raise ValueError("sliding_window and qk_norm together have no Hugging Face class; set one of them off")
@@ -290,8 +291,8 @@ def _names_at(loc: tuple[Any, ...], data: dict[str, Any]) -> list[str]:
     """Valid names where an unknown key was found, for the suggestion."""
     if loc and loc[0] == "download" and len(loc) > 2:
         tag = data["download"][loc[1]].get("source")
-        cls = {"docs": DocsSource, "files": FilesSource, "hub": HubSource}.get(tag)
-        return list(cls.model_fields) if cls else []
+        sources: dict[str, type[BaseModel]] = {"docs": DocsSource, "files": FilesSource, "hub": HubSource}
+        return list(sources[tag].model_fields) if tag in sources else []
     node: Any = Params
     for part in loc[:-1]:
         field = node.model_fields.get(part) if isinstance(node, type) and issubclass(node, BaseModel) else None

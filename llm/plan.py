@@ -32,7 +32,7 @@ def show_plan() -> None:
         ("micro-batch", f"{micro} sequences of {p.pretrain.sequence_length} tokens"),
         (
             "time",
-            f"{flops / rate / 60:.1f} min at the matrix-product rate, about {flops / rate / 0.6 / 60:.1f} min at 60 %",
+            f"{flops / rate / 60:.1f} min at the matrix-product rate, {flops / rate / 36:.1f} min at 60 % of it",
         ),
         ("weights and optimizer", f"{16 * n / 1e6:,.0f} MB (weights, gradients, two moments; float32)"),
         ("state on disk", f"{2 * 12 * n / 1e6:,.0f} MB (two checkpoints)"),

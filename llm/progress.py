@@ -20,6 +20,7 @@ class Progress:
         self.label, self.total, self.unit, self.scale = label, total, unit, scale
         self.done = self.start = start
         self.began = self.printed = time.monotonic()
+        self.printed_done = start
         self.terminal = sys.stderr.isatty()
         self.figures = ""
         self.bar = tqdm(
@@ -35,8 +36,8 @@ class Progress:
         self.bar.update(n)
         now = time.monotonic()
         if not self.terminal and now - self.printed >= INTERVAL:
-            self.printed = now
-            self._line(now)
+            self._line(self.done - self.printed_done, now - self.printed)
+            self.printed, self.printed_done = now, self.done
 
     def note(self, message: str) -> None:
         """Print a line without breaking the bar."""
@@ -47,10 +48,10 @@ class Progress:
         """Finish; where there is no terminal, say how it ended."""
         self.bar.close()
         if not self.terminal and time.monotonic() - self.began >= 1.0:
-            self._line(time.monotonic())
+            self._line(self.done - self.start, time.monotonic() - self.began)
 
-    def _line(self, now: float) -> None:
-        rate = (self.done - self.start) / max(now - self.began, 1e-9)
+    def _line(self, done: int, seconds: float) -> None:
+        rate = done / max(seconds, 1e-9)  # of the last interval, so that a slow start does not spoil the forecast
         parts = [f"{self.label}: {_amount(self.done, self.scale)}"]
         if self.total:
             parts[0] += f"/{_amount(self.total, self.scale)} ({100 * self.done / self.total:.0f}%)"

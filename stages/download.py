@@ -46,7 +46,11 @@ def finished_work() -> Iterator[Path]:
     root = Path(os.environ.get("DVC_ROOT", ".")) / ".state"
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "download.lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another download of this repository ends first
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("download: waiting for another download of this repository to end", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield root / "download"
 
 

@@ -46,11 +46,12 @@ def main() -> None:
         trainer = Trainer(model, train_set, val_sets[""], val_sets[""], s, steps, p.seed, state, run)
         result = trainer.run()
         timing |= result.timing
+        fraction = trainable / (model.config.parameters() + trainable)
         metrics = {
             "val_loss": result.val_loss,
             "train_loss": result.train_loss,
             "trainable_parameters": trainable,
-            "trainable_fraction": trainable / (model.config.parameters() + trainable),
+            "trainable_fraction": fraction,
             "examples": train_set.num_examples,
             "epochs": s.epochs,
             "steps": result.steps,
@@ -68,7 +69,7 @@ def main() -> None:
         run.log_metrics({k: v for k, v in metrics.items() if isinstance(v, (int, float))}, step=result.steps)
     print(
         f"finetune: validation loss {metrics['val_loss']:.4f} · {trainable:,} trained parameters "
-        f"({100 * metrics['trainable_fraction']:.1f} %) → {FINETUNED}"
+        f"({100 * fraction:.1f} %) → {FINETUNED}"
     )
 
 

@@ -12,7 +12,7 @@ from llm import params
 from llm.data import raw
 from llm.data.shards import is_validation, write_shards
 from llm.data.tokenizer import Tokenizer
-from llm.errors import UserError, run_stage
+from llm.errors import run_stage
 from llm.io import read_json, whole_directory, write_json
 from llm.progress import Progress
 from llm.timing import stage_timing
@@ -43,16 +43,12 @@ def main() -> None:
         counts, lengths = np.zeros(tokenizer.vocab_size, dtype=np.int64), Counter[int]()
         with whole_directory(TOKENS) as out, Progress("tokenize", manifest["rows"], "document") as progress:
             documents = (record["text"] for record in raw.read(RAW, ["text"]))
-            for batch in write_shards(documents, tokenizer, out, p.tokenize.val_fraction, p.tokenize.shard_tokens):
+            split, size, need = p.tokenize.val_fraction, p.tokenize.shard_tokens, p.pretrain.sequence_length + 1
+            for batch in write_shards(documents, tokenizer, out, split, size, need):
                 counts += np.bincount(np.concatenate([ids for _, ids in batch]), minlength=len(counts))
                 lengths.update(1 << (len(ids) - 1).bit_length() for _, ids in batch)
                 progress.update(len(batch))
             meta = read_json(out / "meta.json")
-            if (found := meta["train"]["tokens"]) < (need := p.pretrain.sequence_length + 1):
-                raise UserError(
-                    f"tokenize: {found} training tokens are fewer than one sequence of {need}; "
-                    "add text (download.pretrain) or lower pretrain.sequence_length."
-                )
         with whole_directory(TOKENIZER) as out:
             tokenizer.save(out)
         total = meta["train"]["tokens"] + meta["val"]["tokens"]

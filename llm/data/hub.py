@@ -100,7 +100,7 @@ class _explained:  # noqa: N801 - reads as a statement
             remedy = "Correct id, config or split, or mend the directory's files."
         else:
             remedy = "Correct id, config, split or revision; a gated data set needs `hf auth login`."
-        raise UserError(f"{self.where}: {lines[0][:300]}. {remedy}".replace("..", ".")) from error
+        raise UserError(f"{self.where}: {lines[0][:300].rstrip('.')}. {remedy}") from error
 
 
 def is_local(source: HubSource) -> bool:
@@ -163,8 +163,8 @@ def check_reachable(where: str) -> None:
 
     def connect() -> None:
         try:
-            socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
-            outcome.append("")
+            with socket.create_connection((host, port), timeout=CONNECT_SECONDS):
+                outcome.append("")
         except OSError as error:
             outcome.append(error.strerror or str(error))
 

@@ -186,7 +186,7 @@ def text(file: BinaryIO, shown: str, notes: list[str]) -> Iterator[Row]:
             )
     if cut:
         notes.append(
-            f"{shown} has no {END_OF_TEXT}: cut at blank lines, or line ends, into {count} documents of about 16 kB"
+            f"{shown} has no {END_OF_TEXT}: cut at blank lines or line ends into {count} documents of about 16 kB"
         )
 
 

@@ -77,12 +77,17 @@ class ShardWriter:
 
 
 def write_shards(
-    documents: Iterable[str], tokenizer: Tokenizer, directory: Path, val_fraction: float, shard_tokens: int
+    documents: Iterable[str],
+    tokenizer: Tokenizer,
+    directory: Path,
+    val_fraction: float,
+    shard_tokens: int,
+    min_train_tokens: int = 1,
 ) -> Iterator[list[tuple[str, list[int]]]]:
     """Write train and val shards and meta.json; yields each batch of (split, ids) for statistics as it goes.
 
     Raises:
-        UserError: no text on one of the two sides.
+        UserError: no text on one of the two sides, or fewer training tokens than one sequence takes.
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     writers = {split: ShardWriter(directory, split, dtype, shard_tokens) for split in ("train", "val")}
@@ -101,6 +106,11 @@ def write_shards(
                 f"tokenize: no document fell on the {split} side of {sum(m['documents'] for m in meta.values())}; "
                 f"add documents (download.pretrain) or {other} tokenize.val_fraction."
             )
+    if (found := meta["train"]["tokens"]) < min_train_tokens:
+        raise UserError(
+            f"tokenize: {found} training tokens are fewer than one sequence of {min_train_tokens}; "
+            "add text (download.pretrain) or lower pretrain.sequence_length."
+        )
     write_json(
         directory / "meta.json",
         {

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from llm.model.config import Config
 
+Pair = tuple[Tensor, Tensor]
+
 
 class Linear(nn.Linear):
     """A bias-free linear map whose float32 weight is cast to the activations' type at use (mixed precision)."""
@@ -100,9 +102,9 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        rotary: Pair,
         mask: Tensor | None,
-        cache: tuple[Tensor, Tensor] | None,
+        cache: Pair | None,
         at: int,
     ) -> Tensor:
         """x (batch, seq, hidden); with a cache, keys and values go to its slots at … at + seq, and all are read."""

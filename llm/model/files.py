@@ -59,7 +59,7 @@ def load_model(
     for path in _weight_files(directory):
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118: safe_open is no mapping
+                for name in list(file.keys()):
                     if name == "lm_head.weight" and config.tie_word_embeddings:
                         continue
                     if name not in wanted:

@@ -23,7 +23,8 @@ class LoraLinear(Linear):
 
     def __init__(self, base: nn.Linear, r: int, alpha: float, dropout: float) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features, self.bias = base.in_features, base.out_features, None
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.register_parameter("bias", None)
         self.weight = base.weight
         self.weight.requires_grad_(False)
         self.lora_A = nn.Parameter(torch.zeros(r, base.in_features, device=base.weight.device))
@@ -46,7 +47,7 @@ def add_lora(
 ) -> list[str]:
     """Freeze the model and wrap its target modules; return their names.
 
-    A is drawn uniformly as PEFT draws it (Kaiming, a = √5, so ±1/√fan_in), B is zero: the first step starts at the base.
+    A is drawn uniformly as PEFT draws it (Kaiming, a = √5, so ±1/√fan_in), B is zero: training starts at the base.
 
     Raises:
         UserError: a target that no module has, or a rank that is no smaller than the matrix.

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.model.attention import Attention, Cache, Linear, RMSNorm, rotary_table
+from llm.model.attention import Attention, Cache, Linear, Pair, RMSNorm, rotary_table
 from llm.model.config import Config
 
 
@@ -36,9 +36,9 @@ class Layer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        rotary: Pair,
         mask: Tensor | None,
-        cache: tuple[Tensor, Tensor] | None,
+        cache: Pair | None,
         at: int,
     ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache, at)
@@ -74,8 +74,8 @@ class Transformer(nn.Module):
     def initialize(self, seed: int) -> None:
         """Draw the weights: a pure function of the seed and the dimensions, on any device.
 
-        Embeddings N(0, 0.02²); matrices N(0, 1/fan_in), LeCun's scale; projections back into the residual stream zero, so
-        that every layer starts as the identity (Zhang et al. 2019, arXiv:1901.09321).
+        Embeddings N(0, 0.02²); matrices N(0, 1/fan_in), LeCun's scale; projections back into the residual stream zero,
+        so that every layer starts as the identity (Zhang et al. 2019, arXiv:1901.09321).
         """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():

@@ -48,7 +48,7 @@ def test_every_kind_of_task_is_answered_and_scored(kind: str, chat: bool) -> Non
     assert found["truncated"].value() == 0.0
 
 
-def test_a_classification_is_the_choice_of_the_highest_likelihood_per_byte() -> None:
+def test_a_classification_is_the_choice_of_the_highest_likelihood() -> None:
     from llm.generate import log_likelihoods
 
     model, test, tokenizer = random_model(), held_out("classification", 1), Bytes()
@@ -57,7 +57,9 @@ def test_a_classification_is_the_choice_of_the_highest_likelihood_per_byte() -> 
     prompts = [tokenizer.chat_ids("Say it.")] * 3
     sums, _ = log_likelihoods(model, prompts, [[*tokenizer.encode(c), tokenizer.eos_id] for c in choices])
     assert answers.columns["log_likelihoods"][0] == pytest.approx(sums.tolist(), abs=1e-4)
-    assert answers.texts == [choices[int(np.argmax(sums / [1, 2, 2]))]]
+    assert answers.texts == [choices[int(np.argmax(sums))]]
+    right = choices[int(np.argmax(sums / [1, 2, 2]))] == test.rows[0]["label"]
+    assert answers.extra[0].value() == float(right)
 
 
 def test_a_long_prompt_loses_its_beginning_and_is_counted() -> None:
