@@ -14,7 +14,9 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: repro test lint ui bench setup clean
+N ?= 200
+
+.PHONY: repro test torture lint ui bench setup clean
 
 repro: $(VENV)/.run
 	@dvc repro
@@ -22,6 +24,9 @@ repro: $(VENV)/.run
 
 test: $(VENV)/.dev
 	@python -m pytest
+
+torture: $(VENV)/.dev
+	@LLM_KILLS=$(N) python -m pytest tests/pipeline/test_kill.py --timeout 36000
 
 lint: $(VENV)/.dev
 	@ruff check .

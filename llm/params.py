@@ -146,6 +146,7 @@ class Training(Section):
 
 class Pretrain(Training):
     tokens: Positive
+    induction_init: bool
     attend_across_documents: bool
 
     @property

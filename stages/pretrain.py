@@ -20,6 +20,7 @@ def main() -> None:
     p = params.load()
     from llm.model.config import Config
     from llm.model.files import save_model
+    from llm.model.induction import seed_induction
     from llm.model.transformer import Transformer
     from llm.train.history import write_history
     from llm.train.loop import Trainer
@@ -32,6 +33,8 @@ def main() -> None:
     train_set = TokenWindows(train, length, across)
     model = Transformer(Config(vocab_size=tokenizer.vocab_size, **p.model.model_dump()))
     model.initialize(p.seed)
+    if p.pretrain.induction_init:
+        seed_induction(model, p.seed)
     inputs = {
         "seed": p.seed,
         "model": p.model.model_dump(mode="json"),

@@ -71,11 +71,17 @@ class Transformer(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
+    @property
+    def embedding_std(self) -> float:
+        """Standard deviation of a new embedding: the scale of the residual stream at the start."""
+        return 0.02 if self.config.tie_word_embeddings else 1.0
+
     def initialize(self, seed: int) -> None:
         """Draw the weights: a pure function of the seed and the dimensions, on any device.
 
-        Embeddings N(0, 0.02²); matrices N(0, 1/fan_in), LeCun's scale; projections back into the residual stream zero,
-        so that every layer starts as the identity (Zhang et al. 2019, arXiv:1901.09321).
+        Embeddings N(0, 1) and the output projection N(0, 0.001²), or both N(0, 0.02²) where they are one matrix;
+        matrices N(0, 1/fan_in), LeCun's scale; projections back into the residual stream zero, so that every layer
+        starts as the identity (Zhang et al. 2019, arXiv:1901.09321).
         """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
@@ -84,7 +90,9 @@ class Transformer(nn.Module):
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 value = torch.zeros(parameter.shape)
             else:
-                std = 0.02 if name.endswith(("embed_tokens.weight", "lm_head.weight")) else parameter.shape[1] ** -0.5
+                std = {"model.embed_tokens.weight": self.embedding_std, "lm_head.weight": 0.001}.get(
+                    name, parameter.shape[1] ** -0.5
+                )
                 value = torch.randn(parameter.shape, generator=generator) * std
             parameter.data.copy_(value)
 
