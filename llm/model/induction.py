@@ -9,8 +9,11 @@ hand: Trockman and Kolter 2023, arXiv:2305.09828). docs/LOG.md has what it is wo
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
+from llm.model.attention import Attention
 from llm.model.transformer import Transformer
 
 FAST_PAIRS = 8  # rotary pairs that find the position before: the fastest, at which neighbours differ most
@@ -22,7 +25,7 @@ def seed_induction(model: Transformer, seed: int) -> None:
 
     Dimension 0 of the embedding becomes a constant, from which the first head makes a query and key that depend on the
     position alone. Content is matched in the slow half of the rotary pairs, which distance hardly turns.
-    Needs two layers and a hidden size above 4 · head_dim / 2; smaller models are left as they are.
+    Needs two layers and a hidden size above 2 · head_dim; smaller models are left as they are.
     """
     config, size = model.config, model.config.head_dim
     half, content = size // 2, 2 * (size // 4)  # content: dimensions in which tokens are compared
@@ -45,7 +48,7 @@ def seed_induction(model: Transformer, seed: int) -> None:
     query, key = torch.zeros(size), torch.zeros(size)
     query[:FAST_PAIRS], query[half : half + FAST_PAIRS] = angles.cos(), -angles.sin()  # one position back
     key[:FAST_PAIRS] = 1.0
-    first, second = (model.model.layers[i].self_attn for i in (0, 1))
+    first, second = (cast(Attention, model.model.layers[i].self_attn) for i in (0, 1))
     for projection, row in ((first.q_proj, query), (first.k_proj, key)):
         projection.weight[:size] = 0.0
         projection.weight[:size, 0] = row.to(projection.weight.device)

@@ -80,13 +80,10 @@ def child(job: dict[str, Any], tally: Path) -> None:
 
 
 def main() -> None:
-    import mlflow.tracking.fluent
-    import safetensors.torch
     import torch
 
-    import llm.data.packing
-    import llm.model.lora
-    import llm.train.loop  # noqa: F401
+    for name in ("mlflow.tracking.fluent", "safetensors.torch", "llm.data.packing", "llm.model.lora", "llm.train.loop"):
+        importlib.import_module(name)
 
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
