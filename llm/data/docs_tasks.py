@@ -103,31 +103,31 @@ MAX_OVERLAP = 0.25  # F1 between two answers to the same name: above it, knowing
 QUESTIONS = {
     "Parameters": (
         "What is the parameter `{name}`?",
-        "What is `{name}` in `{owner}`?",
-        "What does the parameter `{name}` of `{owner}` mean?",
+        "In `{owner}`, what is `{name}`?",
+        "What is the meaning of the parameter `{name}`?",
         "How is the parameter `{name}` described?",
-        "What is the argument `{name}` for?",
+        "In `{owner}`, what is the argument `{name}`?",
     ),
     "Switches": (
-        "What does the parameter `{name}` do?",
-        "What does `{name}` control in `{owner}`?",
+        "What is the effect of the parameter `{name}`?",
+        "In `{owner}`, what is controlled by `{name}`?",
         "What is the effect of `{name}`?",
-        "What does the argument `{name}` of `{owner}` do?",
+        "In `{owner}`, what is the effect of `{name}`?",
     ),
     "Attributes": (
         "What is the attribute `{name}`?",
-        "What does the attribute `{name}` of `{owner}` hold?",
+        "In `{owner}`, what is held by the attribute `{name}`?",
         "What is stored in `{name}`?",
     ),
     "Returns": (
-        "What does `{owner}` return?",
+        "What value is returned by `{owner}`?",
         "What is returned by `{owner}`?",
         "What is the result of `{owner}`?",
     ),
     "Results": (
         "What is the returned `{name}`?",
         "What does `{owner}` return as `{name}`?",
-        "What is `{name}`, returned by `{owner}`?",
+        "Of what `{owner}` returns, what is `{name}`?",
     ),
     "Raises": (
         "When does `{owner}` raise `{name}`?",

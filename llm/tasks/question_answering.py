@@ -21,18 +21,19 @@ RESPONSE_TOKENS = 32
 TEST_COLUMNS = {"context": pa.string(), "question": pa.string()}
 UNANSWERABLE = "unanswerable"
 
-# The question comes last, next to the answer: a small model then need not carry it across the context.
+# The question comes last, next to the answer, with nothing behind it: a small model then need not carry it across the
+# context (docs/LOG.md).
 TEMPLATES = (
     "{context}\n\n{question}",
     "{context}\n\nQuestion: {question}",
-    "Context: {context}\n\nQuestion: {question}\n\nAnswer:",
+    "Context: {context}\n\nQuestion: {question}",
     "Read the text and answer the question.\n\n{context}\n\n{question}",
     "{context}\n\nAnswer from the text above: {question}",
 )
 TEMPLATES_V2 = (
     '{context}\n\n{question} If the text does not say, answer "unanswerable".',
     '{context}\n\nQuestion (say "unanswerable" if the text has no answer): {question}',
-    'Context: {context}\n\nIf there is no answer, say "unanswerable".\n\nQuestion: {question}\n\nAnswer:',
+    'Context: {context}\n\nIf there is no answer, say "unanswerable".\n\nQuestion: {question}',
     'Read the text and answer the question, or say "unanswerable".\n\n{context}\n\n{question}',
     '{context}\n\nAnswer from the text above, or say "unanswerable": {question}',
 )
