@@ -17,6 +17,7 @@ import yaml
 from llm.data.shards import is_validation
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
+from llm.io import write_json
 from llm.tasks.splits import normalise
 from stages import mix
 
@@ -68,7 +69,10 @@ def write_raw(directory: Path, records: list[dict]) -> None:
 def set_params(path: Path, **changed) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["mix"] |= {"tasks": TASKS, "examples": 120, "max_tokens": MAX_TOKENS, "val_fraction": 0.15} | changed
-    params["download"] = {name: {"source": "docs"} for name in ("pretrain", *params["mix"]["tasks"])}
+    params["mix"]["tasks"] = tasks = {name: dict(task) for name, task in params["mix"]["tasks"].items()}
+    for name, task in tasks.items():  # the manifest of a data set says of which kind it is
+        write_json(path / "data/raw" / name / "manifest.json", {"kind": task.pop("kind", name)})
+    params["download"] = {name: {"source": "docs"} for name in ("pretrain", *tasks)}
     (path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
 
 
