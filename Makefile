@@ -1,4 +1,4 @@
-# make repro · make test · make ui · make lint · make bench        (each sets up what it needs)
+# make repro · make test · make ui · make lint · make torture        (each sets up what it needs)
 #
 # PYTHON       interpreter that makes the virtual environment (3.11 or later)
 # VENV         where the virtual environment is
@@ -16,7 +16,7 @@ export DO_NOT_TRACK := 1
 
 N ?= 200
 
-.PHONY: repro test torture lint ui bench setup clean
+.PHONY: repro test torture lint ui setup clean
 
 repro: $(VENV)/.run
 	@dvc repro
@@ -35,9 +35,6 @@ lint: $(VENV)/.dev
 
 ui: $(VENV)/.run
 	@python -m llm ui
-
-bench: $(VENV)/.dev
-	@ls bench/*.py
 
 setup: $(VENV)/.dev
 
