@@ -70,8 +70,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax attention; q (batch, heads, seq, head_dim), k and v (batch, kv_heads, keys, head_dim).
 
     `mask` is true where a query may look, broadcast to (batch, 1, seq, keys); None means causal.
-    While compiling for a CPU the plain form is used: the compiler fuses it, and it is the faster one there (forward
-    and backward at the lengths a CPU trains on; docs/LOG.md has the figures).
+    While compiling for a CPU the plain form is used, which the compiler fuses; elsewhere PyTorch's own kernels.
     """
     groups = q.shape[1] // k.shape[1]
     if groups > 1:

@@ -22,7 +22,7 @@ TEST_COLUMNS = {"context": pa.string(), "question": pa.string()}
 UNANSWERABLE = "unanswerable"
 
 # The question comes last, next to the answer, with nothing behind it: a small model then need not carry it across the
-# context (docs/LOG.md).
+# context.
 TEMPLATES = (
     "{context}\n\n{question}",
     "{context}\n\nQuestion: {question}",

@@ -18,7 +18,7 @@ import torch
 from llm.errors import UserError
 from llm.model.config import Config
 
-COMPILE_PAYS = 2.5e12  # training FLOPs from which compiling (about 20 s) is repaid on two cores; see docs/LOG.md
+COMPILE_PAYS = 2.5e12  # training FLOPs from which compiling (about 15 s) is repaid on two cores; an estimate
 MICRO_TOKENS_CPU = 2048  # activations of more fall out of the caches; docs/LOG.md has the figures
 ACTIVATION_SHARE = 0.4  # of a GPU's memory
 
