@@ -39,10 +39,10 @@ class Field:
     type: str
     text: str
 
-    def line(self) -> str:
-        """The field in one readable line."""
+    def line(self, types: bool = True) -> str:
+        """The field in one readable line; without its type where `types` is false and there is more to say."""
         head = {"Returns": f"Returns {self.name}".strip(), "Raises": f"Raises {self.name}"}.get(self.kind, self.name)
-        type_ = "" if self.kind == "Raises" else self.type
+        type_ = "" if self.kind == "Raises" or (self.text and not types) else self.type
         return f"{head}: {type_}. {self.text}" if type_ and self.text else f"{head}: {type_ or self.text}"
 
 

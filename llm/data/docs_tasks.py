@@ -205,7 +205,7 @@ def contexts(entry: Entry) -> list[tuple[str, list[Field]]]:
     lines: list[str] = []
     items: list[Field] = []
     for item in [*entry.doc.fields, None]:
-        line = first_characters([item.line()], LINE_CHARACTERS) if item else ""
+        line = first_characters([item.line(types=False)], LINE_CHARACTERS) if item else ""
         full = len(head) + sum(len(part) + 1 for part in lines) + len(line) + 1 > CONTEXT_CHARACTERS
         if (item is None or full) and lines:
             if len(items) >= 2:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from llm.model.attention import Attention, Cache, Linear, Pair, RMSNorm, rotary_table
 from llm.model.config import Config
+from llm.model.loss import ChunkLoss, chunk_loss, cross_entropy
 
 
 class MLP(nn.Module):
@@ -65,7 +66,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
-        self.head_loss = _head_loss
+        self.chunk_loss: ChunkLoss = chunk_loss
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
@@ -131,7 +132,8 @@ class Transformer(nn.Module):
         self, input_ids: Tensor, targets: Tensor, segments: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
         """Summed cross-entropy (nats, a float32 scalar) of `targets` (batch, seq); -100 marks positions without one."""
-        return self.head_loss(self.hidden_states(input_ids, positions, segments), self.lm_head.weight, targets)
+        hidden = self.hidden_states(input_ids, positions, segments)
+        return cross_entropy(hidden, self.lm_head.weight, targets, self.chunk_loss)
 
     def compile_parts(self) -> None:
         """Compile one layer, used for all of them, and the loss.
@@ -141,7 +143,7 @@ class Transformer(nn.Module):
         """
         for layer in self.model.layers:
             layer.compile(dynamic=False)
-        self.head_loss = torch.compile(_head_loss, dynamic=False)  # type: ignore[assignment]
+        self.chunk_loss = torch.compile(chunk_loss, dynamic=False)
 
     def _training_mask(self, seq: int, segments: Tensor | None, device: torch.device) -> Tensor | None:
         window = self.config.sliding_window
@@ -156,8 +158,3 @@ class Transformer(nn.Module):
         if segments is not None:
             allowed = allowed & (segments[:, None, :, None] == segments[:, None, None, :])
         return allowed
-
-
-def _head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    logits = F.linear(hidden, weight.to(hidden.dtype))
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")

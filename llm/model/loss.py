@@ -1,0 +1,92 @@
+"""Cross-entropy whose logits are never whole in memory, and are computed where there is a label only.
+
+The gradient is taken in the forward pass, chunk by chunk: the loss is a sum over tokens, so a chunk's gradient needs
+nothing of the other chunks (Hsu et al. 2024, arXiv:2410.10989, section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+CHUNK_LOGITS = 2**20  # logits held at a time on a CPU: larger ones fall out of its caches
+CHUNK_LOGITS_CUDA = 2**27
+MIN_CHUNK = 256  # tokens, so that matrix products stay large
+
+Chunk = tuple[Tensor, Tensor | None, Tensor | None]
+ChunkLoss = Callable[[Tensor, Tensor, Tensor, bool, bool], Chunk]
+
+
+def chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor, for_hidden: bool, for_weight: bool) -> Chunk:
+    """Summed loss (nats, float32) of one chunk, and its gradients by `hidden` (n, hidden) and `weight` (vocab, hidden).
+
+    targets: (n,); IGNORE marks rows that count nothing.
+    """
+    logits = (hidden @ weight.T).float()
+    total = logits.logsumexp(-1)
+    counted = targets != IGNORE
+    wanted = targets.clamp(min=0)
+    losses = torch.where(counted, total - logits.gather(-1, wanted[:, None])[:, 0], 0.0)
+    if not (for_hidden or for_weight):
+        return losses.sum(), None, None
+    hit = torch.arange(weight.shape[0], device=weight.device) == wanted[:, None]
+    slope = torch.where(counted[:, None], (logits - total[:, None]).exp() - hit.float(), 0.0).to(hidden.dtype)
+    return losses.sum(), slope @ weight if for_hidden else None, slope.T @ hidden if for_weight else None
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, compute: ChunkLoss, wants: tuple[bool, bool]
+    ) -> Tensor:
+        for_hidden, for_weight = wants
+        cast_weight = weight.to(hidden.dtype)
+        labelled = (targets != IGNORE).nonzero()[:, 0]
+        budget = CHUNK_LOGITS_CUDA if hidden.device.type == "cuda" else CHUNK_LOGITS
+        size = min(max(MIN_CHUNK, budget // weight.shape[0]), len(targets))
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        by_hidden = torch.zeros_like(hidden) if for_hidden else None
+        by_weight = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
+        for rows in labelled.split(size):
+            short = size - len(rows)  # the last chunk is filled up: one shape, one kernel
+            part, goal = hidden[rows], targets[rows]
+            if short:
+                part = torch.cat((part, part.new_zeros(short, part.shape[1])))
+                goal = torch.cat((goal, goal.new_full((short,), IGNORE)))
+            value, slope_hidden, slope_weight = compute(part, cast_weight, goal, for_hidden, for_weight)
+            loss += value
+            if by_hidden is not None:
+                by_hidden[rows] = cast(Tensor, slope_hidden)[: len(rows)]
+            if by_weight is not None:
+                by_weight += cast(Tensor, slope_weight)
+        ctx.save_for_backward(by_hidden, by_weight)
+        ctx.weight_dtype = weight.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        by_hidden, by_weight = ctx.saved_tensors
+        return (
+            None if by_hidden is None else (by_hidden * scale.to(by_hidden.dtype)),
+            None if by_weight is None else (by_weight * scale).to(ctx.weight_dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, compute: ChunkLoss = chunk_loss) -> Tensor:
+    """Summed cross-entropy (nats, a float32 scalar) of `hidden` @ `weight`ᵀ against `targets`.
+
+    hidden: (batch, seq, hidden). weight: (vocab, hidden), cast to the type of `hidden`. targets: (batch, seq), IGNORE
+    where there is nothing to predict.
+    compute: `chunk_loss`, or what torch.compile made of it.
+    """
+    grad = torch.is_grad_enabled()
+    wants = (grad and hidden.requires_grad, grad and weight.requires_grad)
+    loss = _CrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), compute, wants)
+    return cast(Tensor, loss)
