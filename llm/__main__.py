@@ -21,6 +21,7 @@ def main() -> None:
     generate.add_argument("--model", default="models/finetuned", help="model directory (default: %(default)s)")
     generate.add_argument("--max-new-tokens", type=int, default=64)
     generate.add_argument("--chat", action="store_true", help="wrap the prompt as the finetuning examples are")
+    commands.add_parser("dvc-plots", help="make `dvc plots` draw without a network (`make` does it once)")
     arguments = parser.parse_args()
 
     if arguments.command == "ui":
@@ -39,6 +40,10 @@ def main() -> None:
         from llm.train.prune import list_states, prune_states
 
         prune_states() if arguments.prune else list_states()
+    elif arguments.command == "dvc-plots":
+        from llm.dvc_plots import use_offline_page
+
+        use_offline_page()
     elif arguments.command == "generate":
         _generate(arguments.prompt, arguments.model, arguments.max_new_tokens, arguments.chat)
 
