@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's quota, the limit of `ulimit -f`
 
 
 class UserError(Exception):
@@ -14,6 +17,15 @@ class UserError(Exception):
     """
 
 
+def no_space(path: str | Path | None, error: OSError) -> UserError:
+    """What to say where `path` (if it is known) did not fit on the disk."""
+    return UserError(
+        f"{path or 'an output'} could not be written ({error.strerror}). Free some space and rerun `dvc repro`: a "
+        "stage that trains goes on from its last checkpoint. `python -m llm state --prune` deletes old checkpoints, "
+        "`dvc gc --workspace` old results."
+    )
+
+
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage's `main`; end with exit code 1 and one clear message where the user can mend the cause."""
     try:
@@ -21,7 +33,6 @@ def run_stage(main: Callable[[], None]) -> None:
     except UserError as error:
         sys.exit(f"\nerror: {error}")
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            place = f" while writing {error.filename}" if error.filename else ""
-            sys.exit(f"\nerror: the disk is full{place}. Free some space and rerun: what was computed is kept.")
+        if error.errno in NO_SPACE:
+            sys.exit(f"\nerror: {no_space(error.filename, error)}")
         raise

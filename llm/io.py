@@ -5,13 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llm.errors import UserError
+import psutil
+
+from llm.errors import NO_SPACE, UserError, no_space
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sha256(path: str | Path) -> str:
@@ -21,9 +27,17 @@ def sha256(path: str | Path) -> str:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write beside the target, fsync, rename: a reader sees the old file or the new one, never a half."""
+    """Write beside the target, fsync, rename: a reader sees the old file or the new one, never a half.
+
+    Raises:
+        OSError: always with the path in it, which Python leaves out where the writing itself fails.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for other in path.parent.glob(".*.tmp"):
+        found = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)\.tmp", other.name)
+        if found and not psutil.pid_exists(int(found[1])):  # its writer was killed
+            other.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -31,8 +45,28 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file; at most one key of metadata, since more come in random order.
+
+    Raises:
+        OSError: a full disk, and the like, which safetensors itself raises as an Exception of its own.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except SafetensorError as error:
+        number = re.search(r"\b(?:os error|code:) (\d+)", str(error))  # the wording until 0.5 and since
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -55,17 +89,24 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
     """A new directory that takes the place of `path` when the block ends without an error.
 
     A kill in the middle leaves `path` as it was; what the dead process left beside it is removed by the next one.
+
+    Raises:
+        UserError: it does not fit on the disk; `path` is as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.*.tmp"):
         shutil.rmtree(stale, ignore_errors=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         yield temporary
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise no_space(path, error) from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -189,7 +189,10 @@ class Run:
             operations += self._operations
             self._operations, self._current = [], None
         if operations:
-            executions.spool(self.state, operations)
+            try:
+                executions.spool(self.state, operations)
+            except OSError as error:  # a full disk; it must not hide what the stage itself has to say about it
+                print(f"warning: metrics are lost to MLflow, not to metrics/: {error}", file=sys.stderr, flush=True)
 
     def _warn(self, reason: str) -> None:
         if not self._warned:

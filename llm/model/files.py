@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from llm.errors import UserError
-from llm.io import read_json, write_json
+from llm.io import read_json, save_tensors, write_json
 from llm.model.config import Config
 from llm.model.transformer import Transformer
 
@@ -19,12 +19,10 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "ranks.tiktoken")
 
 def save_model(model: Transformer, directory: Path, tokenizer: Path, eos_id: int) -> None:
     """Write config, weights (float32), generation config and the tokenizer's files into an existing directory."""
-    from safetensors.torch import save_file
-
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     write_json(directory / "config.json", model.config.to_json(eos_id))
     write_json(
         directory / "generation_config.json",

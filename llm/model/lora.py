@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm.errors import UserError
-from llm.io import read_json, write_json
+from llm.io import read_json, save_tensors, write_json
 from llm.model.attention import Linear
 from llm.model.transformer import Transformer
 
@@ -89,14 +89,12 @@ def merge_lora(model: Transformer) -> None:
 
 def save_adapter(model: Transformer, directory: Path, lora: dict[str, Any], base: str) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors` as PEFT reads them."""
-    from safetensors.torch import save_file
-
     tensors = {}
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):
             tensors[f"{PREFIX}{name}.lora_A.weight"] = module.lora_A.detach().cpu().contiguous()
             tensors[f"{PREFIX}{name}.lora_B.weight"] = module.lora_B.detach().cpu().contiguous()
-    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     write_json(
         directory / "adapter_config.json",
         {

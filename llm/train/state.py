@@ -8,7 +8,7 @@ param can never continue an old run.
     inputs.json             what the fingerprint covers, part by part
     lock                    held while a process trains
     latest                  name of the newest complete checkpoint
-    step-00000120/          tensors.safetensors, meta.json (with the tensors' digest)
+    step-00000120/          tensors.safetensors, meta.json (with the digests of both)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm.io import sha256, write_bytes
+from llm.io import save_tensors, sha256, write_bytes
 
 KEEP = 2  # checkpoints: the newest, and one to fall back to
 
@@ -105,23 +105,30 @@ class State:
         """The newest checkpoint whose digests hold, or None. Broken ones are named and passed over."""
         from safetensors.torch import load
 
-        for path in self._candidates():
+        pointer = self.directory / "latest"
+        latest = pointer.read_bytes().decode(errors="replace").strip() if pointer.exists() else None
+        paths = self._candidates()
+        # A checkpoint newer than the pointer is complete as well: the kill fell between the rename and the pointer.
+        if latest is not None and latest not in [path.name for path in paths]:
+            _warn(f"{self.stage}: checkpoint {latest!r}, the newest according to {pointer}, is not there.")
+        for path in paths:
             try:
                 meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+                if meta.pop("meta_sha256", None) != _digest(meta):
+                    raise ValueError("its meta.json is not what was written")
                 data = (path / "tensors.safetensors").read_bytes()
                 if hashlib.sha256(data).hexdigest() != meta["sha256"]:
                     raise ValueError("its bytes are not those that were written")
                 return load(data), meta
             except (OSError, ValueError, KeyError, TypeError) as error:
                 _warn(f"{self.stage}: checkpoint {path} is unusable ({error}); trying an older one.")
+        if paths or latest is not None:
+            _warn(f"{self.stage}: no checkpoint in {self.directory} is usable; training starts afresh.")
         return None
 
     def _candidates(self) -> list[Path]:
-        steps = sorted((p for p in self.directory.glob("step-*") if p.suffix != ".tmp"), reverse=True)
-        pointer = self.directory / "latest"
-        named = self.directory / Path(pointer.read_text().strip()).name if pointer.exists() else None
-        # A checkpoint newer than the pointer is complete as well: the kill fell between the rename and the pointer.
-        return [p for p in steps if p.is_dir()] if named is None or named in steps else steps
+        """Whole checkpoints, newest first."""
+        return sorted((p for p in self.directory.glob("step-????????") if p.is_dir()), reverse=True)
 
     def _write_safely(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         try:
@@ -132,18 +139,16 @@ class State:
             self._failure = error
 
     def _write(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        from safetensors.torch import save_file
-
         for stale in self.directory.glob("step-*.tmp"):
             shutil.rmtree(stale)
         final = self.directory / f"step-{step:08d}"
         temporary = final.with_suffix(".tmp")
         temporary.mkdir()
         try:
-            save_file(tensors, temporary / "tensors.safetensors")
+            save_tensors(tensors, temporary / "tensors.safetensors")
             _sync(temporary / "tensors.safetensors")
             meta = {**meta, "sha256": sha256(temporary / "tensors.safetensors")}
-            write_bytes(temporary / "meta.json", json.dumps(meta).encode())
+            write_bytes(temporary / "meta.json", json.dumps({**meta, "meta_sha256": _digest(meta)}).encode())
             _sync(temporary)
             if final.exists():
                 shutil.rmtree(final)
@@ -153,8 +158,10 @@ class State:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         write_bytes(self.directory / "latest", final.name.encode())
-        for old in sorted(self.directory.glob("step-????????"))[:-KEEP]:
-            shutil.rmtree(old)
+        steps = self._candidates()
+        passed_over = [path for path in steps if path.name > final.name]  # broken, or training would be further
+        for path in passed_over + steps[len(passed_over) + KEEP :]:
+            shutil.rmtree(path)
 
     def _say_what_changed(self) -> None:
         """Where an unfinished older state of this stage exists, say why it is not continued."""
@@ -180,6 +187,11 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
     return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def _digest(meta: dict[str, Any]) -> str:
+    """Digest of JSON values; what was written and read again has the same, since floats keep all their digits."""
+    return hashlib.sha256(json.dumps(meta).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:

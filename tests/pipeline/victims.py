@@ -1,107 +1,235 @@
-"""A process that runs stages in forked children and kills them: `python -m tests.pipeline.victims`.
+"""A process that runs stages in forked children and harms them: `python -m tests.pipeline.victims`.
 
 It imports the heavy libraries once, so that a kill and its resumption cost a second instead of ten. A job is a line of
-JSON on standard input: {"stage", "cwd", "kill": null | {"call": n, "after": bool} | {"seconds": t}}; the answer is a
-line {"killed": bool, "status": int, "calls": n}.
+JSON on standard input, the answer a line on standard output:
 
-`call` n counts what a checkpoint or an output is made of: fsync, rename, replace, mkdir, rmtree and the writing of
-weights. The child dies by SIGKILL right before or right after that call.
+    job     {"stage", "cwd", "kill", "full"}
+    kill    null | {"point", "nth", "when": "before" | "within" | "after", "signal"} | {"seconds"}
+    full    null | {"path", "first", "calls"} | {"limit": bytes}
+    answer  {"killed": null | what hit, "status": exit status, "trace": [[point, function, seconds], ...], "began"}
+
+A point is a call that a checkpoint or an output is made of: see `POINTS`. `nth` counts the project's own calls of that
+point. "within" leaves half of the data behind. `full` lets every write under a path that contains `path` fail as on a
+full disk, from the `first` on and `calls` times; `limit` sets the largest file that the kernel allows (`ulimit -f`).
 """
 
 from __future__ import annotations
 
+import builtins
+import errno
 import functools
 import importlib
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+POINTS = ("write", "fsync", "replace", "rename", "mkdir", "rmtree", "save_file")
+PARTIAL = ("write", "save_file")  # those that a kill can leave half-done
+ROOM = ("write", "fsync", "mkdir", "save_file")  # those that a full disk refuses
+HEAVY = (  # two thirds of a tiny stage's time, were they imported in each child
+    "alembic.command",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "pyarrow.dataset",
+    "safetensors.torch",
+    "sqlalchemy.dialects.sqlite",
+    "tiktoken",
+    "torch._dynamo",
+    "llm.tracking",
+    "llm.train.examples",
+    "llm.train.loop",
+)
 
-class Bomb:
-    """Counts the calls that touch the disk and kills the process at the chosen one."""
 
-    def __init__(self, kill: dict[str, Any] | None, tally: Path) -> None:
-        self.kill, self.tally, self.calls, self.lock = kill or {}, tally, 0, threading.Lock()
+def caller() -> str:
+    """The innermost function of the project that is not a helper of `llm.io`, e.g. `llm.train.state.State._write`."""
+    frame, found = sys._getframe(2), ""
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(("llm.", "stages.")):
+            found = f"{module}.{frame.f_code.co_qualname}"
+            if module != "llm.io":
+                break
+        frame = frame.f_back  # type: ignore[assignment]
+    return found
 
-    def wrap(self, owner: Any, name: str) -> None:
-        real: Callable[..., Any] = getattr(owner, name)
+
+def place(argument: Any) -> str:
+    """The path that a call is about."""
+    return os.readlink(f"/proc/self/fd/{argument}") if isinstance(argument, int) else str(argument)
+
+
+class Harm:
+    """Counts the calls that touch the disk, and does at the chosen ones what the job says."""
+
+    def __init__(self, kill: dict[str, Any] | None, full: dict[str, Any] | None, record: int) -> None:
+        self.kill, self.full, self.record = kill or {}, full or {}, record
+        self.began, self.calls, self.refused, self.lock = time.monotonic(), Counter[str](), 0, threading.Lock()
+
+    def note(self, **what: Any) -> None:
+        os.write(self.record, (json.dumps(what) + "\n").encode())
+
+    def die(self, point: str, function: str) -> None:
+        self.note(killed={"point": point, "when": self.kill["when"], "function": function})
+        os.kill(os.getpid(), self.kill.get("signal", signal.SIGKILL))
+
+    def refuses(self, point: str, path: str) -> bool:
+        if point not in ROOM or self.full.get("path", "\0") not in path:
+            return False
+        self.refused += 1
+        return 0 <= self.refused - self.full["first"] < self.full["calls"]
+
+    def around(self, point: str, real: Callable[..., Any], half: Callable[..., Any], path: Callable[..., str]) -> Any:
+        """`real`, counted; `half(*args)` does half of it, `path(*args)` says where."""
 
         @functools.wraps(real)
         def counted(*args: Any, **kwargs: Any) -> Any:
+            function = caller()
+            if not function:
+                return real(*args, **kwargs)
             with self.lock:
-                self.calls += 1
-                here = self.calls == self.kill.get("call")
-                self.tally.write_text(str(self.calls))
-            if here and not self.kill["after"]:
-                os.kill(os.getpid(), signal.SIGKILL)
+                self.calls[point] += 1
+                here = point == self.kill.get("point") and self.calls[point] == self.kill["nth"]
+                self.note(call=[point, function, time.monotonic() - self.began])
+                full = self.refuses(point, path(*args))
+            if here and self.kill["when"] == "before":
+                self.die(point, function)
+            if full or (here and self.kill["when"] == "within"):
+                half(*args, **kwargs)
+            if here and self.kill["when"] == "within":
+                self.die(point, function)
+            if full:
+                raise refusal(point, path(*args))
             result = real(*args, **kwargs)
-            if here:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if here and self.kill["when"] == "after":
+                self.die(point, function)
             return result
 
-        setattr(owner, name, counted)
+        return counted
 
     def arm(self) -> None:
         import safetensors.torch
 
+        import llm.io
+
+        def nothing(*args: Any, **kwargs: Any) -> None:
+            pass
+
+        def first(*args: Any) -> str:
+            return place(args[0])
+
         for name in ("fsync", "replace", "rename", "mkdir"):
-            self.wrap(os, name)
-        self.wrap(shutil, "rmtree")
-        self.wrap(safetensors.torch, "save_file")
-        if seconds := self.kill.get("seconds"):
-            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            setattr(os, name, self.around(name, getattr(os, name), nothing, first))
+        shutil.rmtree = self.around("rmtree", shutil.rmtree, nothing, first)
+
+        save = safetensors.torch.save_file
+
+        def half_saved(tensors: Any, path: Any, **kwargs: Any) -> None:
+            save(tensors, path, **kwargs)
+            os.truncate(path, os.path.getsize(path) // 2)
+
+        safetensors.torch.save_file = self.around("save_file", save, half_saved, lambda _, path: str(path))
+
+        def opened(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            file = builtins.open(path, mode, *args, **kwargs)  # noqa: SIM115  the caller's `with` closes it
+            if "w" in mode:
+                real = file.write
+
+                def half_written(data: Any) -> None:
+                    real(data[: len(data) // 2])
+                    file.flush()
+
+                file.write = self.around("write", real, half_written, lambda _: str(path))  # type: ignore[method-assign]
+            return file
+
+        llm.io.open = opened  # type: ignore[attr-defined]
+        if "limit" in self.full:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.full["limit"], self.full["limit"]))
 
 
-def child(job: dict[str, Any], tally: Path) -> None:
+def refusal(point: str, path: str) -> Exception:
+    """What is raised on a full disk: by safetensors an error of its own, by writing to a file one without a name."""
+    from safetensors import SafetensorError
+
+    reason = os.strerror(errno.ENOSPC)
+    if point == "save_file":
+        return SafetensorError(f"Error while serializing: I/O error: {reason} (os error {errno.ENOSPC})")
+    return OSError(errno.ENOSPC, reason, path) if point == "mkdir" else OSError(errno.ENOSPC, reason)
+
+
+def child(job: dict[str, Any], record: int) -> None:
     """Run a stage as `python -m stages.<name>` would, in this process."""
     os.chdir(job["cwd"])
-    log = os.open("child.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open("child.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
     status = 1
     try:
-        Bomb(job["kill"], tally).arm()
-        importlib.import_module(f"stages.{job['stage']}").main()
+        from llm.errors import run_stage
+
+        Harm(job["kill"], job["full"], record).arm()
+        run_stage(importlib.import_module(f"stages.{job['stage']}").main)
         status = 0
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
+        print(error.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(status)
+
+
+def harm(job: dict[str, Any]) -> dict[str, Any]:
+    """Fork, wait, and tell what became of the child."""
+    with tempfile.TemporaryFile() as record:
+        began = time.monotonic()
+        if (pid := os.fork()) == 0:
+            child(job, record.fileno())
+        seconds = (job["kill"] or {}).get("seconds")
+        timer = threading.Timer(seconds or 0.0, os.kill, (pid, signal.SIGKILL))
+        if seconds is not None:
+            timer.start()
+        _, status = os.waitpid(pid, 0)
+        if seconds is not None:
+            timer.cancel()
+            timer.join()
+        record.seek(0)
+        notes = [json.loads(line) for line in record]
+    trace = [note["call"] for note in notes if "call" in note]
+    killed = next((note["killed"] for note in notes if "killed" in note), None)
+    if os.WIFSIGNALED(status) and killed is None:
+        killed = {"point": "time", "when": "at", "function": trace[-1][1] if trace else "before the first call"}
+    return {
+        "killed": killed,
+        "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
+        "status": os.waitstatus_to_exitcode(status),
+        "trace": trace,
+        "seconds": time.monotonic() - began,
+    }
 
 
 def main() -> None:
     import torch
 
-    for name in ("mlflow.tracking.fluent", "safetensors.torch", "llm.data.packing", "llm.model.lora", "llm.train.loop"):
+    for name in HEAVY:
         importlib.import_module(name)
 
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
-        job = json.loads(line)
-        tally = Path(job["cwd"]) / "calls.txt"
-        tally.write_text("0")
-        began = time.monotonic()
-        if (pid := os.fork()) == 0:
-            child(job, tally)
-        _, status = os.waitpid(pid, 0)
-        answer = {
-            "killed": os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL,
-            "status": status,
-            "calls": int(tally.read_text() or 0),
-            "seconds": time.monotonic() - began,
-        }
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps(harm(json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ TINY: dict[str, Any] = {
         "eval_tokens": 2000,
         "precision": "fp32",
         "compile": False,
-        "lora": {"r": 4},
+        "lora": {"r": 4, "dropout": 0.1},
     },
     "evaluate": {
         "examples": 6,
@@ -91,6 +91,18 @@ def run(root: Path, *command: str, check: bool = True, timeout: float = 300, **e
     )
     assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
     return done
+
+
+def copy(source: Path, root: Path, changes: dict[str, Any] | None = None) -> Path:
+    """Another checkout with the same data, without models, states and tracked runs; `changes` to params committed."""
+    ignored = shutil.ignore_patterns("models", ".state", "mlflow.db*", "mlartifacts")
+    shutil.copytree(source, root, ignore=ignored, symlinks=True)
+    if changes:
+        params = merge(yaml.safe_load((root / "params.yaml").read_text()), changes)
+        (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    run(root, "git", "add", "-A")
+    run(root, "git", "commit", "-qm", "data", "--allow-empty")
+    return root
 
 
 def checkout(root: Path, changes: dict[str, Any] | None = None) -> Path:

@@ -1,0 +1,29 @@
+"""What the tests that train in a checkout share, since it takes seconds to make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.torture import OUTPUTS, Victims
+from tests.pipeline.workspace import checkout, copy, run
+
+
+@pytest.fixture(scope="package")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout whose data are ready and whose models are not. Take a `copy` of it."""
+    root = checkout(tmp_path_factory.mktemp("prepared") / "checkout")
+    run(root, "dvc", "repro", "mix", timeout=300)
+    return root
+
+
+@pytest.fixture(scope="package")
+def victims(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Victims]]:
+    """By stage a process and its checkout, so that two stages can be harmed side by side."""
+    found = {stage: Victims(copy(prepared, tmp_path_factory.mktemp(stage) / "checkout")) for stage in OUTPUTS}
+    found["finetune"].run("pretrain")
+    yield found
+    for each in found.values():
+        each.close()
