@@ -31,7 +31,7 @@ def main() -> None:
     tokenizer = Tokenizer.load(TOKENIZER)
     train, val = TokenStream(TOKENS, "train"), TokenStream(TOKENS, "val")
     train_set = TokenWindows(train, length, across)
-    model = Transformer(Config(vocab_size=tokenizer.vocab_size, **p.model.model_dump()))
+    model = Transformer(Config(vocab_size=tokenizer.vocab_size, **p.model.dimensions()))
     model.initialize(p.seed)
     if p.pretrain.induction_init:
         seed_induction(model, p.seed)
