@@ -22,6 +22,7 @@ def main() -> None:
     from llm.model.files import save_model
     from llm.model.induction import seed_induction
     from llm.model.transformer import Transformer
+    from llm.plan import before_training, pretrain_plan
     from llm.train.history import write_history
     from llm.train.loop import Trainer
     from llm.train.state import State, code_version
@@ -43,6 +44,7 @@ def main() -> None:
         **code_version(),
     }
     state = State("pretrain", inputs)
+    before_training(pretrain_plan(p, model.config), state.directory)
     with stage_timing("pretrain") as timing, state.locked(), tracking.stage(p, "pretrain") as run:
         val_set = TokenWindows(val, length, across, partial=True)
         quick = TokenWindows(val, length, across, tokens=p.pretrain.eval_tokens, partial=True)
