@@ -11,7 +11,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m llm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("ui", help="open MLflow's pages on this repository's runs")
-    commands.add_parser("plan", help="size, steps, FLOPs and memory of the run that params.yaml describes")
+    plan = commands.add_parser("plan", help="size, steps, FLOPs, time, memory and disk of the run of params.yaml")
+    plan.add_argument("--json", action="store_true", help="the same as JSON, in bytes and seconds")
     preset = commands.add_parser("preset", help="merge presets/NAME.yaml into params.yaml")
     preset.add_argument("name", nargs="?", help="without a name: list them")
     state = commands.add_parser("state", help="list training states; --prune deletes them")
@@ -31,7 +32,7 @@ def main() -> None:
     elif arguments.command == "plan":
         from llm.plan import show_plan
 
-        show_plan()
+        show_plan(arguments.json)
     elif arguments.command == "preset":
         from llm.preset import apply_preset, list_presets
 

@@ -20,6 +20,7 @@ def main() -> None:
     from llm.data.packing import PackedExamples
     from llm.model.files import load_model, save_model
     from llm.model.lora import add_lora, merge_lora, save_adapter
+    from llm.plan import before_training, finetune_plan
     from llm.train.examples import packed_examples
     from llm.train.history import write_history
     from llm.train.loop import Trainer
@@ -42,6 +43,7 @@ def main() -> None:
         **code_version(),
     }
     state = State("finetune", inputs)
+    before_training(finetune_plan(p, model.config, steps), state.directory)
     with stage_timing("finetune") as timing, state.locked(), tracking.stage(p, "finetune") as run:
         trainer = Trainer(model, train_set, val_sets[""], val_sets[""], s, steps, p.seed, state, run)
         result = trainer.run()

@@ -22,6 +22,7 @@ def main() -> None:
     from llm.model.files import save_model
     from llm.model.induction import seed_induction
     from llm.model.transformer import Transformer
+    from llm.plan import before_training, pretrain_plan
     from llm.train.history import write_history
     from llm.train.loop import Trainer
     from llm.train.state import State, code_version
@@ -31,7 +32,7 @@ def main() -> None:
     tokenizer = Tokenizer.load(TOKENIZER)
     train, val = TokenStream(TOKENS, "train"), TokenStream(TOKENS, "val")
     train_set = TokenWindows(train, length, across)
-    model = Transformer(Config(vocab_size=tokenizer.vocab_size, **p.model.model_dump()))
+    model = Transformer(Config(vocab_size=tokenizer.vocab_size, **p.model.dimensions()))
     model.initialize(p.seed)
     if p.pretrain.induction_init:
         seed_induction(model, p.seed)
@@ -43,6 +44,7 @@ def main() -> None:
         **code_version(),
     }
     state = State("pretrain", inputs)
+    before_training(pretrain_plan(p, model.config), state.directory)
     with stage_timing("pretrain") as timing, state.locked(), tracking.stage(p, "pretrain") as run:
         val_set = TokenWindows(val, length, across, partial=True)
         quick = TokenWindows(val, length, across, tokens=p.pretrain.eval_tokens, partial=True)

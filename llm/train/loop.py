@@ -23,7 +23,7 @@ from llm.errors import UserError
 from llm.model.transformer import Transformer
 from llm.params import Training
 from llm.progress import Progress
-from llm.train import hardware
+from llm.train import dry, hardware
 from llm.train.optimizer import Optimizers
 from llm.train.schedule import learning_rate
 from llm.train.signals import StopRequest, die_with_parent
@@ -91,10 +91,10 @@ class Trainer:
         self.flops = model.config.flops_per_token(self.length) * settings.batch_tokens * steps
         model.compute_dtype = hardware.precision(settings.precision, self.device)
         self.compiled = hardware.compiles(settings.compile, self.device, self.flops)
-        self.micro = hardware.micro_batch(model.config, self.length, self.batch_size, self.device)
         if self.compiled:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((state.directory.parents[1] / "compiled").absolute()))
             model.compile_parts()
+        self.micro = dry.micro_batch(state.stage, model, train_set, self.length, self.batch_size)
         self.optimizers = Optimizers(
             model, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.betas
         )
