@@ -154,7 +154,9 @@ def torture(stage: str, victims: Victims, kills: int, seed: int = 0) -> tuple[li
         else:
             raise AssertionError(f"no kill at {kill} hit in {ATTEMPTS} attempts")
         # At one of the calls that every resumption makes; those at the end have one checkpoint less to write.
-        again = number % 4 == 3 and hit({"point": "fsync", "when": "before", "nth": choose.randint(1, 8)})
+        again = number % 4 == 3 and hit(
+            {"point": "fsync", "when": choose.choice(("before", "after")), "nth": choose.randint(1, 8)}
+        )
         step = victims.checkpoint(stage)
         ended = victims.run(stage)
         if (f"continues after step {step:,} " in ended["log"]) != (step > 0):
