@@ -138,6 +138,8 @@ class Training(Section):
     eval_tokens: Positive
     precision: Literal["auto", "fp32", "bf16"]
     compile: Literal["auto"] | bool
+    grad_checkpointing: bool = False
+    deterministic: bool = False
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> Training:

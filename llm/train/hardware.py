@@ -27,18 +27,20 @@ CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memo
 
 
 def device() -> torch.device:
-    """`LLM_DEVICE` if set, else the first accelerator, else the CPU.
+    """`LLM_DEVICE` if set, else the first accelerator, else the CPU; of several processes each has a device of its own.
 
     Raises:
         UserError: the named device is unknown or not here.
     """
     wanted = os.environ.get("LLM_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted == "cuda" and "LOCAL_RANK" in os.environ:
+        wanted = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         chosen = torch.device(wanted)
         torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"LLM_DEVICE={wanted}: this device cannot be used ({reason}); try LLM_DEVICE=cpu.") from None
+        raise UserError(f"device {wanted} cannot be used ({reason}); try LLM_DEVICE=cpu, or fewer processes.") from None
     return chosen
 
 
