@@ -45,6 +45,7 @@ $(VENV)/bin/python:
 $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing into $(VENV) (a minute or two, about 2 GB) ..."
 	@python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e .
+	@python -m llm dvc-plots
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run

@@ -11,7 +11,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m llm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("ui", help="open MLflow's pages on this repository's runs")
-    commands.add_parser("plan", help="size, steps, FLOPs and memory of the run that params.yaml describes")
+    plan = commands.add_parser("plan", help="size, steps, FLOPs, time, memory and disk of the run of params.yaml")
+    plan.add_argument("--json", action="store_true", help="the same as JSON, in bytes and seconds")
     preset = commands.add_parser("preset", help="merge presets/NAME.yaml into params.yaml")
     preset.add_argument("name", nargs="?", help="without a name: list them")
     state = commands.add_parser("state", help="list training states; --prune deletes them")
@@ -21,6 +22,7 @@ def main() -> None:
     generate.add_argument("--model", default="models/finetuned", help="model directory (default: %(default)s)")
     generate.add_argument("--max-new-tokens", type=int, default=64)
     generate.add_argument("--chat", action="store_true", help="wrap the prompt as the finetuning examples are")
+    commands.add_parser("dvc-plots", help="make `dvc plots` draw without a network (`make` does it once)")
     arguments = parser.parse_args()
 
     if arguments.command == "ui":
@@ -30,7 +32,7 @@ def main() -> None:
     elif arguments.command == "plan":
         from llm.plan import show_plan
 
-        show_plan()
+        show_plan(arguments.json)
     elif arguments.command == "preset":
         from llm.preset import apply_preset, list_presets
 
@@ -39,6 +41,10 @@ def main() -> None:
         from llm.train.prune import list_states, prune_states
 
         prune_states() if arguments.prune else list_states()
+    elif arguments.command == "dvc-plots":
+        from llm.dvc_plots import use_offline_page
+
+        use_offline_page()
     elif arguments.command == "generate":
         _generate(arguments.prompt, arguments.model, arguments.max_new_tokens, arguments.chat)
 

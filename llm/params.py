@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from llm import scaling
 from llm.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -82,6 +83,7 @@ class Tokenize(Section):
 class Model(Section):
     """Dimensions under Hugging Face's names; the vocabulary comes from the tokenizer."""
 
+    depth: Positive | None = None
     hidden_size: Positive
     intermediate_size: Positive
     num_hidden_layers: Positive
@@ -94,6 +96,10 @@ class Model(Section):
     tie_word_embeddings: bool
     qk_norm: bool
     sliding_window: Positive | None
+
+    def dimensions(self) -> dict[str, Any]:
+        """What `llm.model.config.Config` takes: all but the dial they may have come from."""
+        return self.model_dump(exclude={"depth"})
 
     @model_validator(mode="after")
     def _divisible(self) -> Model:
@@ -132,6 +138,8 @@ class Training(Section):
     eval_tokens: Positive
     precision: Literal["auto", "fp32", "bf16"]
     compile: Literal["auto"] | bool
+    grad_checkpointing: bool = False
+    deterministic: bool = False
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> Training:
@@ -259,7 +267,8 @@ def load(path: str | Path = "params.yaml") -> Params:
 
 
 def parse(data: dict[str, Any], where: str = "params") -> Params:
-    """Check params that are already read. Raises UserError like `load`."""
+    """Check params that are already read, `auto` replaced by what model.depth gives. Raises UserError like `load`."""
+    data = scaling.resolve(data, where)
     try:
         return Params.model_validate(data)
     except ValidationError as error:

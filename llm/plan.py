@@ -1,42 +1,294 @@
-"""What a run will take, before it takes it."""
+"""What a run will take, before it takes it, and a refusal where that does not fit the machine."""
 
 from __future__ import annotations
 
-from llm import params
+import json
+import math
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llm import params, scaling
+from llm.errors import UserError
+from llm.io import read_json
 from llm.model.config import Config
+from llm.params import Params, Training
 from llm.train import hardware
+from llm.train.memory import Memory, adapter_parameters, training_disk, training_memory
+from llm.train.state import root
+
+# Share of the measured matrix-product rate that training reaches where no earlier run tells. CPU: docs/LOG.md, "When
+# compiling pays". CUDA: 38 to 43 % of the peak on H100s (Llama 3, arXiv:2407.21783, table 4).
+UTILISATION = {("cpu", True): 0.75, ("cpu", False): 0.5, ("cuda", True): 0.4, ("cuda", False): 0.3}
+REPEATS = 4  # epochs until repeated text is worth less than new text (Muennighoff et al. 2023, arXiv:2305.16264)
 
 
-def show_plan() -> None:
-    """Print size, steps, FLOPs, memory and time of pretraining by params.yaml, and the compute-optimal size."""
+@dataclass(frozen=True)
+class Plan:
+    """One training stage on this machine. Bytes, seconds, tokens; `epochs` is None where the data is not there yet."""
+
+    stage: str
+    architecture: str
+    parameters: int
+    embedding_parameters: int
+    trained_parameters: int
+    batch_tokens: int
+    steps: int
+    tokens: int
+    epochs: float | None
+    data: str  # where epochs (or steps) come from, in words
+    flops: float
+    seconds: float
+    utilisation: float
+    utilisation_from: str
+    matmul_flops_per_second: float
+    device: str
+    dtype: str
+    compiled: bool
+    micro_batch: int
+    sequence_length: int
+    memory: Memory
+    memory_total: int
+    disk: int
+    disk_free: int
+    optimal_parameters: int
+    optimal_tokens: int
+
+    def check(self, kept: int = 0) -> None:
+        """Raises UserError where memory or disk cannot hold the run; `kept` bytes of its checkpoints exist already."""
+        if self.memory.peak > self.memory_total:
+            parts = sorted(asdict(self.memory).items(), key=lambda item: -item[1])
+            shown = ", ".join(f"{name} {size(value)}" for name, value in parts[:3])
+            raise UserError(
+                f"{self.stage}: it would need about {size(self.memory.peak)} of memory ({shown}), and this machine has "
+                f"{size(self.memory_total)}. Lower the model's size (model.hidden_size, model.num_hidden_layers, "
+                f"model.depth) or {self.stage}.sequence_length; `python -m llm plan` shows all parts."
+            )
+        if self.disk - kept > self.disk_free:
+            raise UserError(
+                f"{self.stage}: checkpoints and model need {size(self.disk)} of disk, and {root().absolute()} has "
+                f"{size(self.disk_free)} free. Free some (`python -m llm state --prune`, `dvc gc -w`), or lower the "
+                "model's size."
+            )
+
+    def summary(self) -> list[str]:
+        """Two lines for the log of a stage, which prints size and steps itself."""
+        return [
+            f"{self.stage}: about {duration(self.seconds)}, at {100 * self.utilisation:.0f} % of "
+            f"{self.matmul_flops_per_second / 1e9:,.0f} GFLOP/s ({self.utilisation_from})",
+            f"{self.stage}: memory {size(self.memory.peak)} of {size(self.memory_total)} · "
+            f"disk {size(self.disk)} of {size(self.disk_free)} free",
+        ]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Everything, by name."""
+        m = self.memory
+        trained = f", {self.trained_parameters:,} of them trained" if self.trained_parameters < self.parameters else ""
+        ratio = self.tokens / self.parameters
+        rows = [
+            ("architecture", self.architecture),
+            (
+                "parameters",
+                f"{self.parameters:,} ({self.parameters - self.embedding_parameters:,} without embeddings){trained}",
+            ),
+            ("tokens", f"{self.tokens:,} in {self.steps:,} steps of {self.batch_tokens:,}"),
+            ("epochs", (f"{self.epochs:.2f} · " if self.epochs is not None else "") + self.data),
+            ("FLOPs", f"{self.flops:.3g}"),
+        ]
+        if self.stage == "pretrain":
+            rows.append(
+                (
+                    "compute-optimal",
+                    f"{self.optimal_parameters:,} parameters, {self.optimal_tokens:,} tokens for these FLOPs "
+                    f"(20 tokens a parameter; here {ratio:.1f})",
+                )
+            )
+        return [
+            *rows,
+            (
+                "device",
+                f"{self.device}, {self.dtype}, {'compiled' if self.compiled else 'not compiled'}, micro-batches of "
+                f"{self.micro_batch} × {self.sequence_length} tokens",
+            ),
+            (
+                "time",
+                f"about {duration(self.seconds)}, at {100 * self.utilisation:.0f} % of the "
+                f"{self.matmul_flops_per_second / 1e9:,.0f} GFLOP/s measured now ({self.utilisation_from})",
+            ),
+            ("memory", f"{size(m.peak)} of {size(self.memory_total)} at most:"),
+            ("", f"weights {size(m.weights)}, gradients {size(m.gradients)}, optimizer {size(m.optimizer)},"),
+            ("", f"activations {size(m.activations)}, loss {size(m.loss)}, checkpoint {size(m.checkpoint)},"),
+            ("", f"libraries and compiler {size(m.runtime)}"),
+            ("disk", f"{size(self.disk)} of {size(self.disk_free)} free, for checkpoints and the model"),
+        ]
+
+
+def pretrain_plan(p: Params, config: Config | None = None) -> Plan:
+    """Of pretraining by params; `config` where the model is at hand, whose vocabulary may be smaller than asked for."""
+    s, config = p.pretrain, config or _config(p)
+    meta = Path("data/tokens/meta.json")
+    epochs, data = None, "not known before tokenize"
+    if meta.exists():
+        found = int(read_json(meta)["train"]["tokens"])
+        epochs = s.steps * s.batch_tokens / found
+        repeated = f"; more than {REPEATS} repeat more than they teach" if epochs > REPEATS else ""
+        data = f"over the {found:,} training tokens of data/tokens{repeated}"
+    evaluated = s.eval_tokens * ((s.steps - 1) // s.eval_every)
+    return _plan("pretrain", config, s, s.steps, epochs, data, evaluated, 0)
+
+
+def finetune_plan(p: Params, config: Config | None = None, steps: int | None = None) -> Plan:
+    """Of finetuning by params; `config` and `steps` where the model and the packed examples are at hand."""
+    s, config = p.finetune, config or _config(p)
+    if steps is None:
+        tokens, data = _mixture_tokens(p)
+        steps = max(1, math.ceil(s.epochs * tokens / s.batch_tokens))
+    else:
+        data = "over data/mix"
+    adapter = adapter_parameters(config, s.lora.r, s.lora.target_modules)
+    evaluated = s.eval_tokens * ((steps - 1) // s.eval_every + 1)
+    return _plan("finetune", config, s, steps, s.epochs, data, evaluated, adapter)
+
+
+def before_training(plan: Plan, state: Path) -> None:
+    """Say what the run takes, and refuse it (UserError) where it cannot fit; `state` is where its checkpoints lie."""
+    print("\n".join(plan.summary()), flush=True)
+    plan.check(kept=sum(path.stat().st_size for path in state.glob("step-*/*")))
+
+
+def show_plan(as_json: bool = False) -> None:
+    """Print the plans of pretraining and finetuning by params.yaml."""
     p = params.load()
-    config = Config(vocab_size=p.tokenize.vocab_size, **p.model.model_dump())
-    device = hardware.device()
-    dtype = hardware.precision(p.pretrain.precision, device)
-    n, tokens = config.parameters(), p.pretrain.steps * p.pretrain.batch_tokens
-    flops = config.flops_per_token(p.pretrain.sequence_length) * tokens
-    rate = hardware.matmul_flops_per_second(device, dtype)
-    micro = hardware.micro_batch(
-        config, p.pretrain.sequence_length, p.pretrain.batch_tokens // p.pretrain.sequence_length, device
+    plans = [pretrain_plan(p), finetune_plan(p)]
+    if as_json:
+        print(json.dumps({plan.stage: _as_json(plan) for plan in plans}, indent=2))
+        return
+    if p.model.depth is not None:
+        print(f"model.depth {p.model.depth} gives:")
+        for section, values in (("model", p.model), ("pretrain", p.pretrain)):
+            shown = {k: v for k, v in values.model_dump().items() if k in (*scaling.SHAPE, *scaling.TRAINING)}
+            print(f"  {section}: " + ", ".join(f"{key} {value:,}" for key, value in shown.items()))
+        print()
+    for plan in plans:
+        rows = plan.rows()
+        width = max(len(name) for name, _ in rows)
+        print(plan.stage)
+        for name, value in rows:
+            print(f"  {name:{width}}  {value}")
+        print()
+    for plan in plans:
+        plan.check()
+
+
+def _as_json(plan: Plan) -> dict[str, Any]:
+    values = asdict(plan)
+    values["memory"]["peak"] = plan.memory.peak
+    return values
+
+
+def _config(p: Params) -> Config:
+    vocabulary = scaling.GPT2_VOCABULARY if p.tokenize.tokenizer == "gpt2" else p.tokenize.vocab_size
+    return Config(vocab_size=vocabulary, **p.model.dimensions())
+
+
+def _mixture_tokens(p: Params) -> tuple[int, str]:
+    """Training tokens of one epoch of the mixture, and where the number comes from."""
+    path = Path("metrics/mix.json")
+    if path.exists() and Path("data/mix").exists():
+        tasks = read_json(path)["tasks"].values()
+        tokens = sum(task["train"] * (task["mean_prompt_tokens"] + task["mean_response_tokens"]) for task in tasks)
+        tokens += 3 * sum(task["train"] for task in tasks)  # user, assistant and end-of-text tokens
+        return math.ceil(tokens), f"over about {math.ceil(tokens):,} tokens of data/mix"
+    most = math.ceil(p.mix.examples * (1 + p.mix.pretrain_fraction)) * p.mix.max_tokens
+    return most, f"over at most {most:,} tokens; how many is not known before mix"
+
+
+def _plan(
+    stage: str,
+    config: Config,
+    s: Training,
+    steps: int,
+    epochs: float | None,
+    data: str,
+    evaluated: int,
+    adapter: int,
+) -> Plan:
+    where = hardware.device()
+    dtype = hardware.precision(s.precision, where)
+    per_token = config.flops_per_token(s.sequence_length)
+    tokens = steps * s.batch_tokens
+    flops = per_token * tokens
+    compiled = hardware.compiles(s.compile, where, flops)
+    rate = hardware.matmul_flops_per_second(where, dtype)
+    utilisation, source = _utilisation(stage, where.type, hardware.name(where), compiled)
+    micro = hardware.micro_batch(config, s.sequence_length, s.batch_tokens // s.sequence_length, where)
+    # A frozen weight has no gradient of its own: a third less work, unless a measured rate counts it in already.
+    share = 2 / 3 if adapter and source.startswith("typical") else 1.0
+    seconds = (share * flops + per_token / 3 * evaluated) / (rate * utilisation)
+    memory = training_memory(
+        config,
+        optimizer=s.optimizer,
+        sequence_length=s.sequence_length,
+        micro_batch=micro,
+        width=dtype.itemsize,
+        compiled=compiled,
+        device=where.type,
+        adapter=adapter,
     )
-    # Hoffmann et al. 2022 (arXiv:2203.15556): about 20 tokens a parameter, C = 6 N D.
-    optimal = (flops / 120) ** 0.5
-    rows = [
-        ("architecture", config.architecture),
-        ("parameters", f"{n:,}"),
-        ("tokens", f"{tokens:,} in {p.pretrain.steps:,} steps of {p.pretrain.batch_tokens:,}"),
-        ("tokens per parameter", f"{tokens / n:.1f}"),
-        ("FLOPs", f"{flops:.3g}"),
-        ("Chinchilla optimum", f"{optimal:,.0f} parameters and {20 * optimal:,.0f} tokens for these FLOPs"),
-        ("device", f"{hardware.name(device)}, {str(dtype).removeprefix('torch.')}, {rate / 1e9:,.0f} GFLOP/s measured"),
-        ("micro-batch", f"{micro} sequences of {p.pretrain.sequence_length} tokens"),
-        (
-            "time",
-            f"{flops / rate / 60:.1f} min at the matrix-product rate, {flops / rate / 36:.1f} min at 60 % of it",
-        ),
-        ("weights and optimizer", f"{16 * n / 1e6:,.0f} MB (weights, gradients, two moments; float32)"),
-        ("state on disk", f"{2 * 12 * n / 1e6:,.0f} MB (two checkpoints)"),
-    ]
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:{width}}  {value}")
+    optimal = (flops / (6 * scaling.TOKENS_PER_PARAMETER)) ** 0.5  # C = 6 N D with D = 20 N: arXiv:2203.15556
+    embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    return Plan(
+        stage=stage,
+        architecture=config.architecture,
+        parameters=config.parameters() + adapter,
+        embedding_parameters=embeddings,
+        trained_parameters=adapter or config.parameters(),
+        batch_tokens=s.batch_tokens,
+        steps=steps,
+        tokens=tokens,
+        epochs=epochs,
+        data=data,
+        flops=flops,
+        seconds=seconds + (hardware.COMPILE_SECONDS if compiled else 0.0),
+        utilisation=utilisation,
+        utilisation_from=source,
+        matmul_flops_per_second=rate,
+        device=hardware.name(where),
+        dtype=str(dtype).removeprefix("torch."),
+        compiled=compiled,
+        micro_batch=micro,
+        sequence_length=s.sequence_length,
+        memory=memory,
+        memory_total=hardware.total_memory(where),
+        disk=training_disk(config, s.optimizer, adapter),
+        disk_free=shutil.disk_usage(root()).free,
+        optimal_parameters=round(optimal),
+        optimal_tokens=round(scaling.TOKENS_PER_PARAMETER * optimal),
+    )
+
+
+def _utilisation(stage: str, kind: str, device: str, compiled: bool) -> tuple[float, str]:
+    """Share of the matrix-product rate, from the last run of this stage on this device, else what is typical."""
+    path = Path(f"metrics/timing/{stage}.json")
+    if path.exists():
+        last = read_json(path)
+        if last.get("device") == device and last.get("compiled") == compiled and last.get("mfu"):
+            return float(last["mfu"]), f"measured by the last run, {path}"
+    return UTILISATION[("cuda" if kind == "cuda" else "cpu", compiled)], "typical; no run was measured here yet"
+
+
+def size(number: float) -> str:
+    """Bytes for people, decimal: 1.4 GB."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if number >= scale:
+            return f"{number / scale:.1f} {unit}" if number < 10 * scale else f"{number / scale:,.0f} {unit}"
+    return f"{number / 1e3:.0f} kB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 45 s, 3.2 min, 5.1 h, 12.0 days."""
+    for unit, scale in (("days", 172800.0), ("h", 7200.0), ("min", 120.0)):
+        if seconds >= scale:
+            return f"{seconds / {'days': 86400, 'h': 3600, 'min': 60}[unit]:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -25,7 +25,7 @@ def start() -> None:
     """
     uri, name = executions.store_uri(), params.load().tracking.experiment
     check_store(uri)
-    from llm.tracking import Store
+    from llm.mlflow_store import Store
 
     experiment = Store(uri).experiment_id(name)
     if experiment is None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from llm import params, tracking
+from llm import params
 from llm.data.tokenizer import Tokenizer
 from llm.errors import run_stage
 from llm.io import sha256, whole_directory, write_json
-from llm.timing import stage_timing
 
 BASE, MIX = Path("models/base"), Path("data/mix")
 ADAPTER, FINETUNED = Path("models/adapter"), Path("models/finetuned")
@@ -20,6 +19,9 @@ def main() -> None:
     from llm.data.packing import PackedExamples
     from llm.model.files import load_model, save_model
     from llm.model.lora import add_lora, merge_lora, save_adapter
+    from llm.plan import before_training, finetune_plan
+    from llm.stage import training_stage
+    from llm.train import distributed
     from llm.train.examples import packed_examples
     from llm.train.history import write_history
     from llm.train.loop import Trainer
@@ -42,9 +44,15 @@ def main() -> None:
         **code_version(),
     }
     state = State("finetune", inputs)
-    with stage_timing("finetune") as timing, state.locked(), tracking.stage(p, "finetune") as run:
-        trainer = Trainer(model, train_set, val_sets[""], val_sets[""], s, steps, p.seed, state, run)
+    with training_stage(p, state) as (run, timing):
+        if distributed.first():
+            before_training(finetune_plan(p, model.config, steps), state.directory)
+        quick = val_sets[""].head(s.eval_tokens)
+        trainer = Trainer(model, train_set, val_sets[""], quick, s, steps, p.seed, state, run)
         result = trainer.run()
+        by_task = {task: trainer.evaluate(data) for task, data in sorted(val_sets.items()) if task}
+        if not distributed.first():
+            return  # the first process writes
         timing |= result.timing
         fraction = trainable / (model.config.parameters() + trainable)
         metrics = {
@@ -56,7 +64,7 @@ def main() -> None:
             "epochs": s.epochs,
             "steps": result.steps,
             "tokens": result.tokens,
-            "val_loss_by_task": {task: trainer.evaluate(data) for task, data in sorted(val_sets.items()) if task},
+            "val_loss_by_task": by_task,
         }
         model.to("cpu")
         with whole_directory(ADAPTER) as directory:

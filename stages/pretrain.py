@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
-from llm import params, tracking
+from llm import params
 from llm.data.shards import TokenStream
 from llm.data.tokenizer import Tokenizer
 from llm.errors import run_stage
 from llm.io import sha256, whole_directory, write_json
-from llm.timing import stage_timing
 
 TOKENS, TOKENIZER, BASE = Path("data/tokens"), Path("data/tokenizer"), Path("models/base")
 
@@ -22,6 +20,9 @@ def main() -> None:
     from llm.model.files import save_model
     from llm.model.induction import seed_induction
     from llm.model.transformer import Transformer
+    from llm.plan import before_training, pretrain_plan
+    from llm.stage import training_stage
+    from llm.train import distributed
     from llm.train.history import write_history
     from llm.train.loop import Trainer
     from llm.train.state import State, code_version
@@ -31,7 +32,7 @@ def main() -> None:
     tokenizer = Tokenizer.load(TOKENIZER)
     train, val = TokenStream(TOKENS, "train"), TokenStream(TOKENS, "val")
     train_set = TokenWindows(train, length, across)
-    model = Transformer(Config(vocab_size=tokenizer.vocab_size, **p.model.model_dump()))
+    model = Transformer(Config(vocab_size=tokenizer.vocab_size, **p.model.dimensions()))
     model.initialize(p.seed)
     if p.pretrain.induction_init:
         seed_induction(model, p.seed)
@@ -43,10 +44,14 @@ def main() -> None:
         **code_version(),
     }
     state = State("pretrain", inputs)
-    with stage_timing("pretrain") as timing, state.locked(), tracking.stage(p, "pretrain") as run:
+    with training_stage(p, state) as (run, timing):
+        if distributed.first():
+            before_training(pretrain_plan(p, model.config), state.directory)
         val_set = TokenWindows(val, length, across, partial=True)
         quick = TokenWindows(val, length, across, tokens=p.pretrain.eval_tokens, partial=True)
         result = Trainer(model, train_set, val_set, quick, p.pretrain, p.pretrain.steps, p.seed, state, run).run()
+        if not distributed.first():
+            return  # the first process writes
         timing |= result.timing
         metrics = {
             "val_loss": result.val_loss,
@@ -65,10 +70,10 @@ def main() -> None:
             save_model(model, directory, TOKENIZER, tokenizer.eos_id)
         write_history("metrics/pretrain_history.csv", result.history)
         write_json("metrics/pretrain.json", metrics)
-        run.log_metrics({k: v for k, v in metrics.items()}, step=result.steps)
+        run.log_metrics(metrics, step=result.steps)
     print(
         f"pretrain: validation loss {metrics['val_loss']:.4f} · {metrics['val_bits_per_byte']:.4f} bits per byte · "
-        f"perplexity {metrics['val_perplexity']:.2f} → {os.fspath(BASE)}"
+        f"perplexity {metrics['val_perplexity']:.2f} → {BASE}"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llm import executions, params, tracking, ui
+from llm import executions, mlflow_store, params, tracking, ui
 from llm.errors import UserError
 from llm.params import Params
 from tests.report import workspace
@@ -37,13 +37,13 @@ def changed(p: Params, rate: float) -> Params:
 
 
 def runs() -> list[Any]:
-    store = tracking.Store(executions.store_uri())
+    store = mlflow_store.Store(executions.store_uri())
     found = store.client.search_experiments(filter_string="name = 'llm'")
     return list(reversed(store.client.search_runs([e.experiment_id for e in found])))
 
 
 def curve(run_id: str, key: str) -> list[tuple[int, float]]:
-    points = tracking.Store(executions.store_uri()).client.get_metric_history(run_id, key)
+    points = mlflow_store.Store(executions.store_uri()).client.get_metric_history(run_id, key)
     return sorted((point.step, point.value) for point in points)
 
 
@@ -163,12 +163,12 @@ def test_a_dead_server_costs_one_warning_and_its_spool_is_replayed(
     p = params.load()
     uri = executions.store_uri()
     monkeypatch.setattr(executions, "store_uri", lambda: uri)
-    good = tracking.Store.__init__
+    good = mlflow_store.Store.__init__
 
-    def refuse(self: tracking.Store, address: str) -> None:
+    def refuse(self: mlflow_store.Store, address: str) -> None:
         good(self, DEAD)
 
-    monkeypatch.setattr(tracking.Store, "__init__", refuse)
+    monkeypatch.setattr(mlflow_store.Store, "__init__", refuse)
     began = time.monotonic()
     with tracking.stage(p, "pretrain") as run:
         for step in range(100):
@@ -179,7 +179,7 @@ def test_a_dead_server_costs_one_warning_and_its_spool_is_replayed(
     errors = capsys.readouterr().err
     assert errors.count("warning") == 1
     assert len(list((root / ".state" / "mlflow" / "spool").glob("*.jsonl"))) == 1
-    monkeypatch.setattr(tracking.Store, "__init__", good)
+    monkeypatch.setattr(mlflow_store.Store, "__init__", good)
     with tracking.stage(p, "finetune") as run:
         run.log_metrics({"loss": 0.5}, step=1)
     assert capsys.readouterr().err.count("warning") == 0
@@ -222,7 +222,7 @@ def test_finish_adds_what_cached_stages_did_not_log_and_nothing_twice(
     assert final["evaluate/finetuned.classification.accuracy"] == 0.57
     assert final["finetune/val_loss"] == json.loads(Path("metrics/finetune.json").read_text())["val_loss"]
     assert final["mix/tasks.summarization.test"] == 371
-    inputs = tracking.Store(executions.store_uri()).client.get_run(run_id or "").inputs.dataset_inputs
+    inputs = mlflow_store.Store(executions.store_uri()).client.get_run(run_id or "").inputs.dataset_inputs
     assert sorted(item.dataset.name for item in inputs) == sorted(("pretrain", *workspace.TASKS))
     assert runs()[0].data.tags["input/data/tokens"] == "md5:89e6c98d92887913cadf06b2adb97f26.dir"
 
@@ -287,7 +287,7 @@ def test_the_final_model_is_registered_and_answers_and_the_better_one_is_champio
         directory.mkdir(parents=True)
         save_model(Transformer(config), directory, root / "tokenizer", tokenizer.eos_id)
         tracking.finish(changed(params.load(), 0.001 * seed), model=str(directory), score=score)
-    store = tracking.Store(executions.store_uri())
+    store = mlflow_store.Store(executions.store_uri())
     champion = store.client.get_model_version_by_alias("llm", "champion")
     assert [int(champion.version), champion.tags["score"], champion.run_id] == [2, "0.7", runs()[1].info.run_id]
     mlflow.set_tracking_uri(executions.store_uri())

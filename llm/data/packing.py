@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -75,6 +76,14 @@ class PackedExamples:
         # A target is the token after a position; the first token of an example is nobody's target.
         labels = lengths - np.maximum(self.prompts, 1)
         self._labels = np.array([labels[row].sum() for row in self.packed], dtype=np.int64)
+
+    def head(self, tokens: int) -> PackedExamples:
+        """The first rows of at most `tokens` tokens together, at least one row; the examples are shared."""
+        view = copy.copy(self)
+        rows = max(1, min(self.num_rows, tokens // self.capacity))
+        view.packed, view._labels, view.num_rows = self.packed[:rows], self._labels[:rows], rows
+        view.num_examples = sum(map(len, view.packed))
+        return view
 
     def label_counts(self, ids: np.ndarray) -> np.ndarray:
         """Number of targets in each of the rows `ids`."""

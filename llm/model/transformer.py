@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from llm.model.attention import Attention, Cache, Linear, Pair, RMSNorm, rotary_table
 from llm.model.config import Config
@@ -66,6 +67,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
+        self.grad_checkpointing = False  # recompute each layer in the backward pass instead of keeping its activations
         self.chunk_loss: ChunkLoss = chunk_loss
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
@@ -121,7 +123,10 @@ class Transformer(nn.Module):
             mask = self._training_mask(input_ids.shape[1], segments, input_ids.device)
         x = F.embedding(input_ids, self.model.embed_tokens.weight).to(self.compute_dtype)
         for i, layer in enumerate(self.model.layers):
-            x = layer(x, rotary, mask, (cache.keys[i], cache.values[i]) if cache else None, at)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, rotary, mask, None, at, use_reentrant=False)
+            else:
+                x = layer(x, rotary, mask, (cache.keys[i], cache.values[i]) if cache else None, at)
         return self.model.norm(x)
 
     def forward(self, input_ids: Tensor, **kwargs: Tensor) -> Tensor:

@@ -68,6 +68,7 @@ def render(template: str, data: dict[str, Any], drawn: dict[str, str]) -> str:
         tables=score_tables(data["evaluate"]),
         signatures=signatures(data["evaluate"]),
         source_of=source_of,
+        licences=licences(data["manifests"]),
         lower=scores.LOWER_IS_BETTER,
     )
 
@@ -197,6 +198,17 @@ def source_of(manifest: dict[str, Any]) -> str:
         case "hub":
             return f"Hugging Face: {source.get('id')}, {source.get('config') or 'default'}"
     return str(source.get("source", "unknown"))
+
+
+def licences(manifests: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The licence of each dataset; one that was already said is named by its first dataset."""
+    first: dict[str, str] = {}
+    found = {}
+    for name, manifest in manifests.items():
+        text = manifest.get("licence") or "unknown"
+        found[name] = f"as {title(first[text]).lower()}" if text in first and len(text) > 40 else text
+        first.setdefault(text, name)
+    return found
 
 
 # -- filters -----------------------------------------------------------------------------------------------------------

@@ -17,25 +17,30 @@ import torch
 
 from llm.errors import UserError
 from llm.model.config import Config
+from llm.train.memory import layer_activations
 
 COMPILE_PAYS = 2.5e12  # training FLOPs from which compiling (about 15 s) is repaid on two cores; an estimate
+COMPILE_SECONDS = 15.0  # until the first step, without the compiler's cache
 MICRO_TOKENS_CPU = 2048  # activations of more fall out of the caches; docs/LOG.md has the figures
 ACTIVATION_SHARE = 0.4  # of a GPU's memory
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def device() -> torch.device:
-    """`LLM_DEVICE` if set, else the first accelerator, else the CPU.
+    """`LLM_DEVICE` if set, else the first accelerator, else the CPU; of several processes each has a device of its own.
 
     Raises:
         UserError: the named device is unknown or not here.
     """
     wanted = os.environ.get("LLM_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted == "cuda" and "LOCAL_RANK" in os.environ:
+        wanted = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         chosen = torch.device(wanted)
         torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"LLM_DEVICE={wanted}: this device cannot be used ({reason}); try LLM_DEVICE=cpu.") from None
+        raise UserError(f"device {wanted} cannot be used ({reason}); try LLM_DEVICE=cpu, or fewer processes.") from None
     return chosen
 
 
@@ -77,19 +82,29 @@ def compiles(setting: bool | str, where: torch.device, flops: float) -> bool:
 def micro_batch(config: Config, sequence_length: int, batch_size: int, where: torch.device) -> int:
     """Sequences per forward pass, at most the global batch.
 
-    On a CPU, what stays near the caches. On a GPU, the largest power of two whose activations (34 bytes per token,
-    layer and hidden unit in half precision: Korthikanti et al. 2022, arXiv:2205.05198, eq. 2) and float32 logits fit
-    a stated share of the card's memory.
+    On a CPU, what stays near the caches. On a GPU, the largest power of two whose activations in bfloat16, not compiled
+    (`layer_activations`), fit a stated share of the card's memory; a dry batch confirms it (llm/train/dry.py).
     """
     if where.type == "cuda":
-        layer = 34 * config.hidden_size * config.num_hidden_layers
-        logits = 10 * config.vocab_size  # bfloat16 and float32 logits and their gradient
-        budget = ACTIVATION_SHARE * torch.cuda.get_device_properties(where).total_memory
-        fits = int(budget / (sequence_length * (layer + logits)))
+        token = config.num_hidden_layers * layer_activations(config, sequence_length, 2, False, False)
+        fits = int(ACTIVATION_SHARE * total_memory(where) / (sequence_length * token))
         size = 1 << max(0, fits.bit_length() - 1)
     else:
         size = max(1, MICRO_TOKENS_CPU // sequence_length)
     return max(1, min(size, batch_size))
+
+
+def total_memory(where: torch.device) -> int:
+    """Bytes that a run may use: the card's, or the machine's, or what a container leaves of it. Never what is free."""
+    if where.type == "cuda":
+        return int(torch.cuda.get_device_properties(where).total_memory)
+    import psutil
+
+    limits = [int(psutil.virtual_memory().total)]
+    for path in CONTAINER_LIMITS:
+        if path.exists() and (text := path.read_text().strip()).isdigit():
+            limits.append(int(text))
+    return min(limits)
 
 
 def matmul_flops_per_second(where: torch.device, dtype: torch.dtype) -> float:

@@ -1,29 +1,33 @@
 """The training loop of pretrain and finetune.
 
 What a step computes depends on (weights, optimizer state, seed, step) alone: the data order is a stateless permutation,
-dropout is seeded by step and micro-batch, and the loss is normalised over the global batch, however it is split.
+dropout is seeded by step and micro-batch, and the loss is normalised over the global batch, however it is split into
+micro-batches and over processes.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from llm.data.order import batch_ids
 from llm.errors import UserError
 from llm.model.transformer import Transformer
 from llm.params import Training
 from llm.progress import Progress
-from llm.train import hardware
+from llm.train import distributed, dry, hardware
+from llm.train.determinism import deterministic, difference, place, verdict
+from llm.train.loader import Dataset, MicroBatch, host_tensors, micro_batches, one_ahead
+from llm.train.meter import Meter
 from llm.train.optimizer import Optimizers
 from llm.train.schedule import learning_rate
 from llm.train.signals import StopRequest, die_with_parent
@@ -33,23 +37,18 @@ HISTORY_ROWS = 2000  # at most, of a run's history
 STATE_SECONDS = 30.0  # between checkpoints
 
 
-class Dataset(Protocol):
-    """Rows of one length, addressed by number."""
-
-    num_rows: int
-
-    def rows(self, ids: np.ndarray) -> Any:
-        """tokens, targets, segments, positions: each (len(ids), length), the last two may be None."""
-
-    def label_counts(self, ids: np.ndarray) -> np.ndarray:
-        """Predicted tokens of each row."""
-
-
 class Tracker(Protocol):
     """Where curves go while training runs."""
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Never raises and never blocks for long."""
+
+
+class Untracked:
+    """The tracker of every process but the first, which logs the same."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Drop them."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +89,24 @@ class Trainer:
         self.batch_size = settings.batch_tokens // self.length
         self.flops = model.config.flops_per_token(self.length) * settings.batch_tokens * steps
         model.compute_dtype = hardware.precision(settings.precision, self.device)
+        model.grad_checkpointing = settings.grad_checkpointing
         self.compiled = hardware.compiles(settings.compile, self.device, self.flops)
-        self.micro = hardware.micro_batch(model.config, self.length, self.batch_size, self.device)
+        self.rank, self.world_size = distributed.rank(), distributed.world_size()
         if self.compiled:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((state.directory.parents[1] / "compiled").absolute()))
             model.compile_parts()
+        fits = dry.micro_batch(state.stage, model, train_set, self.length, self.batch_size)
+        self.micro = distributed.balanced(min(distributed.everyone(fits)), self.batch_size, self.world_size)
         self.optimizers = Optimizers(
             model, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.betas
         )
+        self.parallel: DistributedDataParallel | None = None
+        self.stop = StopRequest()
+        self.stopping = False
+        self.coming: Iterator[MicroBatch] = iter(())
         self.history: list[dict[str, float | int | None]] = []
-        self.step_seconds: list[float] = []
+        self.places = [place(self.device, model.compute_dtype, self.compiled, settings.deterministic)]
+        self.meter = Meter(self.device, model.compute_dtype, self.flops / steps, settings.batch_tokens)
 
     def run(self) -> Result:
         """Train to the last step, or raise where it cannot go on.
@@ -111,51 +118,9 @@ class Trainer:
         die_with_parent()
         start = self._resume()
         self._announce(start)
-        every = max(1, -(-self.steps // HISTORY_ROWS))
-        saved = time.monotonic()
-        val: float | None = None
-        with (
-            StopRequest() as stop,
-            Progress(
-                self.state.stage,
-                self.steps * self.settings.batch_tokens,
-                "tok",
-                start * self.settings.batch_tokens,
-                True,
-            ) as progress,
-        ):
-            for step in range(start, self.steps):
-                began = time.perf_counter()
-                loss, norm, rate = self._step(step)
-                self.step_seconds.append(time.perf_counter() - began)
-                done = step + 1
-                row: dict[str, float | int | None] = {
-                    "step": done,
-                    "tokens": done * self.settings.batch_tokens,
-                    "loss": loss,
-                    "learning_rate": rate,
-                    "grad_norm": norm,
-                    "val_loss": None,
-                }
-                if done % self.settings.eval_every == 0 and done < self.steps:
-                    row["val_loss"] = val = self.evaluate(self.quick_val_set)
-                if done == self.steps:
-                    row["val_loss"] = val = self.evaluate(self.val_set)
-                if done % every == 0 or row["val_loss"] is not None:
-                    self.history.append(row)
-                    self._track(row)
-                figures = {"loss": f"{loss:.3f}", "lr": f"{rate:.2g}"} | ({"val": f"{val:.3f}"} if val else {})
-                progress.update(self.settings.batch_tokens, **figures)
-                if done == self.steps:
-                    break
-                if stop.signal is not None:
-                    self._save(done, wait=True)
-                    sys.exit(f"{self.state.stage}: stopped after step {done}; `dvc repro` continues from there")
-                if time.monotonic() - saved >= float(os.environ.get("LLM_STATE_SECONDS", STATE_SECONDS)):
-                    self._save(done)
-                    saved = time.monotonic()
-            if start < self.steps:
-                self._save(self.steps, wait=True)
+        if start < self.steps:
+            with self.stop, deterministic(self.settings.deterministic, self.compiled):
+                self._train(start)
         last = self.history[-1]
         assert last["val_loss"] is not None
         recent = [float(row["loss"] or 0.0) for row in self.history[-50:]]
@@ -169,40 +134,110 @@ class Trainer:
             timing=self._timing(),
         )
 
+    def _train(self, start: int) -> None:
+        """All steps from `start` on, and what happens between them."""
+        s = self.settings
+        every = max(1, -(-self.steps // HISTORY_ROWS))
+        pin = self.device.type == "cuda"
+        if self.world_size > 1:
+            self._open_exchange()
+        mine = distributed.dealt(self.batch_size, self.micro, self.rank, self.world_size)
+        parts = micro_batches(
+            self.train_set, self.seed, range(start, self.steps), self.batch_size, self.micro, mine, pin
+        )
+        tokens = self.steps * s.batch_tokens, start * s.batch_tokens
+        saved = time.monotonic()
+        val: float | None = None
+        with (
+            closing(one_ahead(parts)) as self.coming,
+            Progress(self.state.stage, tokens[0], "tok", tokens[1], scale=True, quiet=self.rank > 0) as progress,
+        ):
+            for step in range(start, self.steps):
+                with self.meter.step():
+                    loss, norm, rate = self._step(step)
+                done = step + 1
+                row: dict[str, float | int | None] = {
+                    "step": done,
+                    "tokens": done * s.batch_tokens,
+                    "loss": loss,
+                    "learning_rate": rate,
+                    "grad_norm": norm,
+                    "val_loss": None,
+                }
+                if done % s.eval_every == 0 or done == self.steps:
+                    with progress.pause():
+                        rows = self.val_set if done == self.steps else self.quick_val_set
+                        row["val_loss"] = val = self.evaluate(rows)
+                if done % every == 0 or row["val_loss"] is not None:
+                    self.history.append(row)
+                    self._track(row)
+                if figures := self.meter.due():
+                    self.tracker.log_metrics(figures, step=done)
+                shown = {"loss": f"{loss:.3f}", "lr": f"{rate:.2g}"} | ({"val": f"{val:.3f}"} if val else {})
+                progress.update(s.batch_tokens, **shown)
+                if done == self.steps:
+                    break
+                if self.stopping if self.world_size > 1 else self.stop.signal is not None:
+                    self._save(done, wait=True)
+                    self._end(
+                        SystemExit(f"{self.state.stage}: stopped after step {done}; `dvc repro` continues from there")
+                    )
+                if time.monotonic() - saved >= float(os.environ.get("LLM_STATE_SECONDS", STATE_SECONDS)):
+                    self._save(done)
+                    saved = time.monotonic()
+            self._save(self.steps, wait=True)
+
     @torch.no_grad()
     def evaluate(self, data: Dataset) -> float:
-        """Mean loss (nats per predicted token) over all rows in order, with fixed shapes."""
+        """Mean loss (nats per predicted token) over all rows in order, with fixed shapes; processes share the rows."""
         self.model.eval()
         total, count = 0.0, 0
-        for first in range(0, data.num_rows, self.micro):
-            ids = np.arange(first, min(first + self.micro, data.num_rows))
-            count += int(data.label_counts(ids).sum())
-            total += float(self.model.loss(**self._tensors(data, ids)))
+        chunks = range(0, data.num_rows, self.micro)[self.rank :: self.world_size]
+        ids = [np.arange(first, min(first + self.micro, data.num_rows)) for first in chunks]
+        with (
+            deterministic(self.settings.deterministic, self.compiled),
+            closing(one_ahead(self._host_tensors(data, part) for part in ids)) as coming,
+        ):
+            for part, tensors in zip(ids, coming, strict=True):
+                count += int(data.label_counts(part).sum())
+                total += float(self.model.loss(**self._to_device(tensors)))
         self.model.train()
-        return total / count
+        all_total, all_count = distributed.sums([total, float(count)], self.device)
+        return all_total / all_count
 
     def _step(self, step: int) -> tuple[float, float, float]:
         """One update on the global batch; returns loss (nats per label), gradient norm before clipping, and rate."""
         s = self.settings
-        ids = batch_ids(self.seed, step, self.batch_size, self.train_set.num_rows)
-        labels = int(self.train_set.label_counts(ids).sum())
+        rounds = len(distributed.dealt(self.batch_size, self.micro, self.rank, self.world_size))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for number, first in enumerate(range(0, len(ids), self.micro)):
-            torch.manual_seed((self.seed * 1_000_003 + step) * 1_000_003 + number)  # dropout
-            loss = self.model.loss(**self._tensors(self.train_set, ids[first : first + self.micro]))
-            (loss / labels).backward()
+        for i in range(rounds):
+            with self.meter.waiting("loader"):
+                part = next(self.coming)
+                tensors = self._to_device(part.tensors)
+            assert part.step == step
+            torch.manual_seed((self.seed * 1_000_003 + step) * 1_000_003 + part.number)  # dropout
+            last = i == rounds - 1
+            with self.parallel.no_sync() if self.parallel and not last else nullcontext():
+                loss = self.parallel(tensors) if self.parallel else self.model.loss(**tensors)
+                # Summed over the processes, of which DistributedDataParallel takes the mean, and divided by all labels.
+                (loss / (part.labels / self.world_size)).backward()
             total += loss.detach()
-        mean = float(total) / labels
+        wants_stop = self.stop.signal is not None
+        summed, stopping = distributed.sums([float(total), float(wants_stop)], self.device)
+        self.stopping = stopping > 0
+        mean = summed / part.labels
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, s.grad_clip))
         if not (math.isfinite(mean) and math.isfinite(norm)):
             if step > 0:
                 self._save(step, wait=True)
-            shown = ", ".join(map(str, ids[:16])) + (" …" if len(ids) > 16 else "")
-            raise UserError(
-                f"{self.state.stage}: the {'loss' if not math.isfinite(mean) else 'gradient'} is not finite at step "
-                f"{step + 1} (rows {shown}). Nothing was updated. Lower {self.state.stage}.learning_rate, or set "
-                f"{self.state.stage}.precision=fp32 to see whether rounding is the cause."
+            rows = ", ".join(map(str, part.ids[:16])) + (" …" if len(part.ids) > 16 else "")
+            self._end(
+                UserError(
+                    f"{self.state.stage}: the {'loss' if not math.isfinite(mean) else 'gradient'} is not finite at "
+                    f"step {step + 1} (rows {rows}). Nothing was updated. Lower {self.state.stage}.learning_rate, or "
+                    f"set {self.state.stage}.precision=fp32 to see whether rounding is the cause."
+                )
             )
         rate = learning_rate(
             step, self.steps, s.learning_rate, s.schedule, s.warmup_fraction, s.decay_fraction, s.min_lr_fraction
@@ -210,26 +245,29 @@ class Trainer:
         self.optimizers.step(rate)
         return mean, norm, rate
 
-    def _tensors(self, data: Dataset, ids: np.ndarray) -> dict[str, Tensor]:
-        """Rows on the device, filled up to the micro-batch with rows that have no label."""
-        tokens, targets, segments, positions = data.rows(ids)
-        missing = self.micro - len(ids)
-        if missing:
-            tokens, targets = (
-                np.concatenate((array, np.full((missing, self.length), value)))
-                for array, value in ((tokens, 0), (targets, -100))
-            )
-            if segments is not None:
-                segments, positions = (
-                    np.concatenate((array, np.zeros((missing, self.length), dtype=array.dtype)))
-                    for array in (segments, positions)
-                )
-        arrays = {"input_ids": tokens, "targets": targets, "segments": segments, "positions": positions}
-        return {
-            key: torch.from_numpy(np.ascontiguousarray(value)).to(self.device, non_blocking=True)
-            for key, value in arrays.items()
-            if value is not None
-        }
+    def _host_tensors(self, data: Dataset, ids: np.ndarray) -> dict[str, Tensor]:
+        return host_tensors(data, ids, self.micro, pin=self.device.type == "cuda")
+
+    def _to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: value.to(self.device, non_blocking=True) for key, value in tensors.items()}
+
+    def _open_exchange(self) -> None:
+        """Wrap the loss, and run it once on rows without a label.
+
+        DistributedDataParallel lays out its buckets anew after the first backward pass, and the layout decides the
+        order in which three processes or more add up. Once this is done before the first step, every step of a resumed
+        run adds up as in a run that was never stopped.
+        """
+        self.parallel = distributed.parallel_loss(self.model)
+        empty = self._host_tensors(self.train_set, np.zeros(0, dtype=np.int64))
+        self.parallel(self._to_device(empty)).backward()
+        self.model.zero_grad(set_to_none=True)
+
+    def _end(self, error: UserError | SystemExit) -> NoReturn:
+        """Raise what every process found at the same step; of several, the first one says it."""
+        if self.world_size == 1:
+            raise error
+        distributed.end_together(f"\nerror: {error}" if isinstance(error, UserError) else str(error))
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -237,13 +275,26 @@ class Trainer:
         return {name: p.data for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _save(self, step: int, wait: bool = False) -> None:
-        tensors = {f"model.{k}": v for k, v in self._trainable().items()}
-        tensors |= {f"optimizer.{k}": v for k, v in self.optimizers.tensors().items()}
-        self.state.save(step, tensors, {"step": step, "micro_batch": self.micro, "history": self.history}, wait)
+        """Write a state, which is the same in every process, in the first one; with `wait`, the others wait for it."""
+        if self.rank == 0:
+            with self.meter.waiting("checkpoint"):
+                tensors = {f"model.{k}": v for k, v in self._trainable().items()}
+                tensors |= {f"optimizer.{k}": v for k, v in self.optimizers.tensors().items()}
+                meta = {"step": step, "micro_batch": self.micro, "history": self.history, "places": self.places}
+                self.state.save(step, tensors, meta, wait)
+            self.meter.checkpoints += 1
+        if wait:
+            distributed.wait()
 
     def _resume(self) -> int:
-        """Load the newest state; return the step to go on with."""
+        """Load the newest state; return the step to go on with.
+
+        Raises:
+            UserError: the processes found states of different steps.
+        """
         loaded = self.state.load()
+        step = int(loaded[1]["step"]) if loaded else 0
+        distributed.refuse_disagreement({"the newest state's step": step}, self.state.stage)
         if loaded is None:
             return 0
         tensors, meta = loaded
@@ -251,56 +302,55 @@ class Trainer:
             parameter.copy_(tensors[f"model.{name}"])
         prefix = "optimizer."
         self.optimizers.load({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
-        self.history, self.micro = meta["history"], meta["micro_batch"]
-        return int(meta["step"])
+        self.history = meta["history"]
+        here, before = self.places[0], meta["places"]
+        if here["processes"] == before[-1]["processes"]:
+            self.micro = meta["micro_batch"]
+        self.places = before if before[-1] == here or step == self.steps else [*before, here]
+        return step
 
     # -- what a person sees -------------------------------------------------------------------------------------------
 
     def _announce(self, start: int) -> None:
-        for line in self._plan(start):
-            print(line, flush=True)
+        if self.rank == 0:
+            for line in self._plan(start):
+                print(line, flush=True)
 
     def _plan(self, start: int) -> Iterator[str]:
-        config, s = self.model.config, self.settings
+        config, s, stage = self.model.config, self.settings, self.state.stage
         trainable = sum(p.numel() for p in self._trainable().values())
         epochs = self.steps * self.batch_size / self.train_set.num_rows
         yield (
-            f"{self.state.stage}: {config.parameters():,} parameters"
+            f"{stage}: {config.parameters():,} parameters"
             + (f", {trainable:,} of them trained" if trainable < config.parameters() else "")
             + f" · {self.steps:,} steps of {s.batch_tokens:,} tokens ({epochs:.2f} epochs) · {self.flops:.2e} FLOPs"
         )
         kind = str(self.model.compute_dtype).removeprefix("torch.")
         yield (
-            f"{self.state.stage}: {hardware.name(self.device)} · {kind} · "
+            f"{stage}: {hardware.name(self.device)} · {kind} · "
             f"{'compiled (the first step takes longer)' if self.compiled else 'not compiled'} · "
-            f"micro-batch {self.micro} × {self.length} tokens"
+            + (f"{self.world_size} processes · " if self.world_size > 1 else "")
+            + f"micro-batch {self.micro} × {self.length} tokens"
         )
         if start:
-            yield f"{self.state.stage}: continues after step {start:,} of {self.steps:,}"
+            yield f"{stage}: continues after step {start:,} of {self.steps:,}"
+        if len(self.places) > 1:
+            changed = difference(self.places[-2], self.places[-1])
+            yield f"{stage}: continues at another place ({changed}): its bytes may differ from those of one run"
 
     def _track(self, row: dict[str, float | int | None]) -> None:
         step = int(row["step"] or 0)
         self.tracker.log_metrics({k: float(v) for k, v in row.items() if k != "step" and v is not None}, step=step)
 
     def _timing(self) -> dict[str, Any]:
-        """Rates from the median step of this process, so that compilation does not count."""
-        timing: dict[str, Any] = {
+        identical, why = verdict(self.places)
+        return {
             "device": hardware.name(self.device),
             "dtype": str(self.model.compute_dtype).removeprefix("torch."),
             "compiled": self.compiled,
+            "processes": self.world_size,
             "micro_batch": self.micro,
-            "steps_measured": len(self.step_seconds),
+            "deterministic": identical,
+            "identical_bytes": why,
+            **self.meter.summary(),
         }
-        if self.step_seconds:
-            seconds = float(np.median(self.step_seconds))
-            achieved = self.flops / self.steps / seconds
-            rate = hardware.matmul_flops_per_second(self.device, self.model.compute_dtype)
-            timing |= {
-                "tokens_per_second": self.settings.batch_tokens / seconds,
-                "first_step_seconds": self.step_seconds[0],
-                "mfu": achieved / rate,
-                "matmul_flops_per_second": rate,
-            }
-        if self.device.type == "cuda":
-            timing["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
-        return timing

@@ -21,7 +21,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from llm.io import save_tensors, sha256, write_bytes
+from llm.train import distributed
 
 KEEP = 2  # checkpoints: the newest, and one to fall back to
 
@@ -63,7 +64,20 @@ class State:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock; a twin that trains the same thing waits and then finds the finished state."""
+        """Hold the lock; a twin that trains the same thing waits and then finds the finished state.
+
+        Of several processes that train together the first holds it for all.
+
+        Raises:
+            UserError: these processes do not agree on what the run depends on.
+        """
+        with self._lock() if distributed.first() else nullcontext():
+            distributed.wait()
+            distributed.refuse_disagreement(_flat(self.inputs), self.stage)
+            yield
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
         fresh = not self.directory.exists()
         if fresh:
             self._say_what_changed()
@@ -203,4 +217,5 @@ def _sync(path: Path) -> None:
 
 
 def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    if distributed.first():
+        print(f"warning: {message}", file=sys.stderr, flush=True)

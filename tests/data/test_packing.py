@@ -62,3 +62,15 @@ def test_rows_equal_a_slow_reference(examples: list[tuple[list[int], int]], seed
         assert (rows.targets[r, padding] == -100).all()
         assert (rows.targets[r] != -100).sum() == data.label_counts(np.array([r]))[0]
     assert sorted(seen) == sorted(ids for ids, _ in examples)
+
+
+def test_a_head_is_the_first_rows_and_leaves_the_whole_as_it_was() -> None:
+    examples = [(list(range(10 * i, 10 * i + 10)), 4) for i in range(8)]
+    whole = PackedExamples(examples, capacity=20, eos_id=0, seed=3)
+    head = whole.head(tokens=50)
+    assert (head.num_rows, head.num_examples) == (2, 4)
+    assert (whole.num_rows, whole.num_examples) == (4, 8)
+    ids = np.arange(2)
+    assert all(np.array_equal(a, b) for a, b in zip(head.rows(ids), whole.rows(ids), strict=True))
+    assert whole.head(tokens=1).num_rows == 1
+    assert whole.head(tokens=10**9).num_rows == 4

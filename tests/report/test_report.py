@@ -189,3 +189,12 @@ def test_numbers_have_the_digits_that_mean_something(value: float | None, shown:
 
 def _empty() -> dict:
     return {"model": None, "manifests": {}, "contamination": {}, "timing": {}, "metrics": {}}
+
+
+def test_the_page_says_whether_each_training_gives_the_same_bytes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.full(tmp_path)
+    html, markdown = render(tmp_path, monkeypatch)
+    assert "Identical bytes on rerun, pretrain: pretrain&#39;s own words." in html
+    assert "Identical bytes on rerun, finetune: finetune's own words." in markdown

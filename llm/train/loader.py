@@ -1,0 +1,81 @@
+"""Rows on their way to the device: the next micro-batch is prepared while the present one computes."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm.data.order import batch_ids
+
+T = TypeVar("T")
+
+
+class Dataset(Protocol):
+    """Rows of one length, addressed by number."""
+
+    num_rows: int
+
+    def rows(self, ids: np.ndarray) -> Any:
+        """tokens, targets, segments, positions: each (len(ids), length), the last two may be None."""
+
+    def label_counts(self, ids: np.ndarray) -> np.ndarray:
+        """Predicted tokens of each row."""
+
+
+class MicroBatch(NamedTuple):
+    """A part of a step's global batch."""
+
+    step: int
+    number: int  # its place in the global batch
+    ids: np.ndarray  # rows of the whole global batch
+    labels: int  # predicted tokens of the whole global batch
+    tensors: dict[str, Tensor]  # arguments of Transformer.loss, each (micro-batch, length)
+
+
+def one_ahead(items: Iterator[T]) -> Generator[T, None, None]:
+    """The items in their order; while one is in use, a thread makes the next, and no more than that.
+
+    What making an item raises is raised here, in the item's turn.
+    """
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
+        coming = thread.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, items, end)
+            yield item  # type: ignore[misc]
+
+
+def host_tensors(data: Dataset, ids: np.ndarray, size: int, pin: bool) -> dict[str, Tensor]:
+    """The rows `ids` as arguments of Transformer.loss, filled up to `size` with rows that have no label.
+
+    pin: in page-locked memory, from which a CUDA device copies while it computes.
+    """
+    tokens, targets, segments, positions = data.rows(ids)
+    if missing := size - len(ids):
+        tokens, targets = (_filled(array, missing, value) for array, value in ((tokens, 0), (targets, -100)))
+        if segments is not None:
+            segments, positions = (_filled(array, missing, 0) for array in (segments, positions))
+    arrays = {"input_ids": tokens, "targets": targets, "segments": segments, "positions": positions}
+    tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items() if v is not None}
+    return {key: value.pin_memory() for key, value in tensors.items()} if pin else tensors
+
+
+def _filled(array: np.ndarray, rows: int, value: int) -> np.ndarray:
+    return np.concatenate((array, np.full((rows, array.shape[1]), value, dtype=array.dtype)))
+
+
+def micro_batches(
+    data: Dataset, seed: int, steps: range, batch_size: int, micro: int, numbers: range, pin: bool
+) -> Iterator[MicroBatch]:
+    """Those of `numbers` of each step's global batch; the order is that of `llm.data.order`."""
+    for step in steps:
+        ids = batch_ids(seed, step, batch_size, data.num_rows)
+        labels = int(data.label_counts(ids).sum())
+        for number in numbers:
+            tensors = host_tensors(data, ids[number * micro : (number + 1) * micro], micro, pin)
+            yield MicroBatch(step, number, ids, labels, tensors)

@@ -1,0 +1,140 @@
+"""What training needs of memory and disk, by formula, before anything is allocated. All figures are bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from llm.model.config import Config
+from llm.model.loss import CHUNK_LOGITS, CHUNK_LOGITS_CUDA, MIN_CHUNK
+
+FLOAT32 = 4
+CHECKPOINTS = 3  # on disk at a time: the two that are kept and the one that is being written
+
+# What a training process holds before its first tensor, measured (docs/LOG.md, "Predicted and measured memory").
+RUNTIME = {"cpu": 480_000_000, "cuda": 600_000_000}  # torch, MLflow, pandas | the CUDA context, on the device
+COMPILER = 900_000_000  # torch.compile in this process, and the largest of the processes that it starts
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The parts of the peak."""
+
+    weights: int  # float32 masters, those of an adapter included
+    gradients: int
+    optimizer: int
+    activations: int  # kept for the backward pass of one micro-batch, and the backward pass of one layer
+    loss: int  # logits of one chunk, and the gradient of the output projection
+    checkpoint: int  # the copy that is written while training goes on; 0 on a GPU, where it lies in the host's memory
+    runtime: int  # libraries and compiler
+
+    @property
+    def peak(self) -> int:
+        """All parts at once: an upper bound, since activations are gone when a checkpoint is copied."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def adapter_parameters(config: Config, r: int, targets: Sequence[str]) -> int:
+    """Trained parameters of LoRA: r · (rows + columns) for each matrix (Hu et al. 2021, arXiv:2106.09685)."""
+    h, i = config.hidden_size, config.intermediate_size
+    q, kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
+    rows_and_columns = {
+        "q_proj": h + q, "k_proj": h + kv, "v_proj": h + kv, "o_proj": q + h,
+        "gate_proj": h + i, "up_proj": h + i, "down_proj": i + h,
+    }  # fmt: skip
+    return config.num_hidden_layers * r * sum(rows_and_columns.get(target, 0) for target in targets)
+
+
+def layer_activations(config: Config, sequence_length: int, width: int, fused: bool, plain_attention: bool) -> int:
+    """Bytes a token that one layer keeps for its backward pass. tests/train/test_memory.py counts them in autograd.
+
+    The counting is that of Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1) for this layer: inputs of matrix
+    products and what norms, rotation and SwiGLU need.
+
+    Args:
+        width: bytes of an activation, 2 or 4.
+        fused: torch.compile recomputes norms and products of elements instead of keeping their float32 steps.
+        plain_attention: attention as two matrix products, which keeps the (heads, seq, seq) probabilities.
+    """
+    h, i = config.hidden_size, config.intermediate_size
+    q, kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
+    normed = q + kv if config.qk_norm else 0
+    if fused:
+        kept = width * (3 * i + 4 * h + 4 * q + normed)
+    else:
+        kept = width * (4 * i + 2 * h + 4 * q) + FLOAT32 * (4 * h + 2 * normed)
+    if plain_attention:
+        copies = 2 if width == 2 else 1  # in bfloat16 both the products' and the softmax's own
+        kept += copies * width * config.num_attention_heads * sequence_length
+    return kept
+
+
+def training_memory(
+    config: Config,
+    *,
+    optimizer: str,
+    sequence_length: int,
+    micro_batch: int,
+    width: int,
+    compiled: bool,
+    device: str,
+    adapter: int = 0,
+    checkpointing: bool = False,
+) -> Memory:
+    """Peak memory of a process that trains on `micro_batch` sequences at a time.
+
+    Args:
+        adapter: trained parameters of LoRA; 0: the whole model is trained.
+        checkpointing: layers keep their inputs only and compute the rest again (Chen et al. 2016, arXiv:1604.06174).
+    """
+    trained = adapter or config.parameters()
+    tokens = micro_batch * sequence_length
+    layer = layer_activations(config, sequence_length, width, compiled, compiled and device == "cpu") * tokens
+    layers = config.num_hidden_layers
+    if checkpointing:
+        kept = layers * width * config.hidden_size * tokens + 2 * layer
+    else:
+        kept = (layers + 1) * layer
+    matrices = layer_matrices(config)
+    cast = width * matrices if width < FLOAT32 else 0  # weights in the activations' type, kept for the backward pass
+    chunk = max(MIN_CHUNK, (CHUNK_LOGITS_CUDA if device == "cuda" else CHUNK_LOGITS) // config.vocab_size)
+    logits = min(chunk, tokens) * config.vocab_size * (2 * FLOAT32 + 2 * width)
+    head = 0 if adapter else 2 * FLOAT32 * config.vocab_size * config.hidden_size
+    state = FLOAT32 * trained + optimizer_bytes(config, optimizer, adapter)
+    return Memory(
+        weights=FLOAT32 * (config.parameters() + adapter),
+        gradients=FLOAT32 * trained,
+        optimizer=optimizer_bytes(config, optimizer, adapter),
+        activations=max(kept + cast, optimizer_step_bytes(config, optimizer, adapter)),
+        loss=logits + head + width * config.vocab_size * config.hidden_size,
+        checkpoint=2 * state if device == "cpu" else 0,  # the copy, and its bytes while safetensors writes them
+        runtime=RUNTIME["cuda" if device == "cuda" else "cpu"] + (COMPILER if compiled and device == "cpu" else 0),
+    )
+
+
+def layer_matrices(config: Config) -> int:
+    """Weights of the layers' matrices."""
+    embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    return config.parameters() - embeddings
+
+
+def optimizer_bytes(config: Config, optimizer: str, adapter: int = 0) -> int:
+    """AdamW keeps two float32 moments a parameter; Muon, which has the layers' matrices, one."""
+    trained = adapter or config.parameters()
+    muon = (adapter or layer_matrices(config)) if optimizer == "muon" else 0
+    return FLOAT32 * (muon + 2 * (trained - muon))
+
+
+def optimizer_step_bytes(config: Config, optimizer: str, adapter: int = 0) -> int:
+    """Muon's working memory: about 16 bytes a weight of the largest group of equal shapes, gate_proj and up_proj."""
+    if optimizer != "muon":
+        return 0
+    largest = 2 * config.num_hidden_layers * config.hidden_size * config.intermediate_size
+    return 16 * (adapter or largest)
+
+
+def training_disk(config: Config, optimizer: str, adapter: int = 0) -> int:
+    """Disk that a training stage fills: its checkpoints, and the model (and adapter) that it writes."""
+    trained = adapter or config.parameters()
+    state = FLOAT32 * trained + optimizer_bytes(config, optimizer, adapter)
+    return CHECKPOINTS * state + FLOAT32 * (config.parameters() + adapter)

@@ -1,0 +1,145 @@
+"""Processes that train together: `python -m tests.train.workers RANK`, four of them for a whole test file.
+
+Importing torch costs more than the runs do, so each process takes many jobs, a line of JSON on standard input, joins
+the other processes of that job as under torchrun, and answers with a line of JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent.parent
+MICRO = 2  # rows: five micro-batches a step, of which the last has one row, so that no number of processes divides them
+BATCH = 9
+
+
+class Workers:
+    """Four processes that wait for jobs."""
+
+    def __init__(self) -> None:
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.train.workers", str(rank)],
+                cwd=ROOT,
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(4)
+        ]
+
+    def run(self, world: int, root: Path, **job: Any) -> list[dict[str, Any]]:
+        """Run a job on the first `world` processes, with its state below `root`; what each answers, by rank."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        line = json.dumps({"world": world, "port": port, "root": str(root), **job}) + "\n"
+        for process in self.processes[:world]:
+            assert process.stdin is not None
+            process.stdin.write(line)
+            process.stdin.flush()
+        answers = []
+        for process in self.processes[:world]:
+            assert process.stdout is not None
+            answers.append(json.loads(process.stdout.readline()))
+        return answers
+
+    def close(self) -> None:
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(timeout=30)
+
+
+def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
+    """One job in one process.
+
+    steps, optimizer: of the run. copy: a root whose state is continued. stop: the last process is told to stop in this
+    step. broken: in this process the rows of a later step cannot be read. lora: dropout of an adapter. inputs: what the
+    run depends on, by process.
+    """
+    from llm.errors import UserError
+    from llm.model.lora import add_lora
+    from llm.train import distributed, hardware
+    from llm.train.loop import Trainer
+    from llm.train.state import State
+    from tests.model.conftest import random_model
+    from tests.train.test_loop import LENGTH, Sequences, Silent, settings
+
+    class Recording(Sequences):
+        """Too many rows to learn by heart, a third of their tokens noise. Remembers each call."""
+
+        num_rows = 4096
+
+        def __init__(self) -> None:
+            generator = np.random.default_rng(0)
+            start = generator.integers(1, 200, size=(self.num_rows, 1))
+            pattern = (start + 3 * np.arange(LENGTH + 1)) % 299 + 1
+            noise = generator.integers(1, 300, size=pattern.shape)
+            self.data = np.where(generator.random(pattern.shape) < 1 / 3, noise, pattern)
+            self.seen = []
+
+        def rows(self, ids: np.ndarray) -> Any:
+            calls.append(ids.tolist())
+            if rank == job.get("broken") and len(calls) > 4:
+                raise UserError("data/tokens/train-00000.npy cannot be read")
+            return super().rows(ids)
+
+    class Stoppable(Trainer):
+        def _step(self, step: int) -> tuple[float, float, float]:
+            if step + 1 == job.get("stop") and rank == job["world"] - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super()._step(step)
+
+    hardware.micro_batch = lambda *_: MICRO
+    calls: list[list[int]] = []
+    world, root = job["world"], Path(job["root"])
+    if rank == 0 and job.get("copy"):
+        shutil.copytree(job["copy"], root)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(job["port"]), "DVC_ROOT": str(root)}
+    model = random_model(0, qk_norm=True)
+    if "lora" in job:
+        add_lora(model, 4, 8.0, job["lora"], ["q_proj", "down_proj"], 0)
+    model.train()
+    training = settings(batch_tokens=BATCH * LENGTH, optimizer=job.get("optimizer", "adamw"), eval_every=50)
+    inputs = job["inputs"][rank] if "inputs" in job else {"run": "one"}
+    state, held_out = State("pretrain", inputs), Sequences()
+    answer: dict[str, Any] = {}
+    try:
+        with distributed.processes(), state.locked():
+            trainer = Stoppable(model, Recording(), held_out, held_out, training, job["steps"], 1, state, Silent())
+            result = trainer.run()
+            answer |= {"history": result.history, "val_loss": result.val_loss, "timing": result.timing}
+    except (UserError, SystemExit) as error:
+        answer["error"] = str(error)
+    weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    digest = hashlib.sha256(b"".join(weights[name].tobytes() for name in sorted(weights))).hexdigest()
+    if rank == 0:
+        np.savez(root / "weights.npz", **weights)
+    return answer | {"calls": calls, "digest": digest, "micro": trainer.micro if "history" in answer else None}
+
+
+def main() -> None:
+    rank = int(sys.argv[1])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        print(json.dumps(work(rank, json.loads(line))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
