@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import fcntl
 import shutil
 import time
 from pathlib import Path
@@ -11,32 +11,49 @@ from llm.train.state import root
 
 
 def _states() -> list[tuple[str, Path, int, float]]:
-    """Stage, directory, bytes and modification time of each state, newest first within a stage."""
+    """Stage, directory, bytes and time of the last change of each state, newest first; half-deleted ones too."""
+    marks = [path for pattern in ("inputs.json", "step-*") for path in (root() / ".state").glob(f"*/*/{pattern}")]
     found = []
-    for inputs in (root() / ".state").glob("*/*/inputs.json"):
-        directory = inputs.parent
-        size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    for directory in {mark.parent for mark in marks}:
+        size = 0
+        for path in directory.rglob("*"):
+            try:
+                size += path.stat().st_size if path.is_file() else 0
+            except FileNotFoundError:  # a checkpoint that its trainer has just replaced
+                continue
         found.append((directory.parent.name, directory, size, directory.stat().st_mtime))
     return sorted(found, key=lambda item: (item[0], -item[3]))
+
+
+def _in_use(directory: Path) -> bool:
+    """Whether a process trains with this state."""
+    try:
+        with open(directory / "lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def list_states() -> None:
     """Print stage, fingerprint, step, size and time of each state."""
     states = _states()
     for stage, directory, size, modified in states:
-        steps = sorted(directory.glob("step-????????"))
-        step = json.loads((steps[-1] / "meta.json").read_text())["step"] if steps else 0
+        step = max((int(path.name.removeprefix("step-")) for path in directory.glob("step-????????")), default=0)
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(modified))
-        print(f"{stage:10} {directory.name}  step {step:>8,}  {size / 1e6:8.1f} MB  {when}")
+        used = "  in use" if _in_use(directory) else ""
+        print(f"{stage:10} {directory.name}  step {step:>8,}  {size / 1e6:8.1f} MB  {when}{used}")
     print(f"{len(states)} states in {root() / '.state'}")
 
 
 def prune_states() -> None:
-    """Delete all states but the newest of each stage."""
+    """Delete all states but the newest of each stage and those that a process trains with."""
     seen: set[str] = set()
     freed = 0
     for stage, directory, size, _ in _states():
-        if stage in seen:
+        if stage in seen and not _in_use(directory):
             shutil.rmtree(directory)
             freed += size
         seen.add(stage)

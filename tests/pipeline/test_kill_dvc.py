@@ -102,7 +102,7 @@ class Flow:
 
     def text(self) -> str:
         """All that DVC and the stages printed, the queue's too."""
-        logs = [self.log, *self.root.glob(".dvc/tmp/exps/**/*.out")]
+        logs = [self.log, *self.root.glob(".dvc/tmp/exps/run/*/*.out")]
         return "".join(path.read_text(errors="replace") for path in logs)
 
     def steps(self, stage: str) -> set[Path]:
