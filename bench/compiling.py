@@ -98,9 +98,7 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(measure(arguments.child, arguments.seconds, arguments.only)))
         return
-    print(
-        "| shape | eager | compiled | compiled, kernel | GFLOP/s (of the matrix rate) | start | pays from FLOPs |"
-    )
+    print("| shape | eager | compiled | compiled, kernel | GFLOP/s (of the matrix rate) | start | pays from FLOPs |")
     print("|---|---|---|---|---|---|---|")
     for name in [arguments.shape] if arguments.shape else SHAPES:
         with tempfile.TemporaryDirectory() as cache:

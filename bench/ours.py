@@ -131,6 +131,16 @@ def flops_per_token(gate: Gate, shape: Shape) -> float:
     import llm.model.config as model
 
     config = model.Config(
-        shape.vocab, shape.hidden, shape.intermediate, shape.layers, shape.heads, shape.heads, shape.head_dim, shape.block, 1e4, 1e-6, True
-    )  # fmt: skip
+        shape.vocab,
+        shape.hidden,
+        shape.intermediate,
+        shape.layers,
+        shape.heads,
+        shape.heads,
+        shape.head_dim,
+        shape.block,
+        1e4,
+        1e-6,
+        True,
+    )
     return config.flops_per_token(shape.block)

@@ -51,8 +51,14 @@ def workers(shape: Shape, folder: Path, nanogpt: Path | None) -> dict[str, Worke
     if nanogpt:
         arguments = peers.nanogpt_shape(shape)
         found["nanogpt"] = Worker(
-            peers.nanogpt, folder / "nanogpt.log", None, checkout=nanogpt, tokens=tokens, folder=folder / "nanogpt-out", arguments=arguments
-        )  # fmt: skip
+            peers.nanogpt,
+            folder / "nanogpt.log",
+            None,
+            checkout=nanogpt,
+            tokens=tokens,
+            folder=folder / "nanogpt-out",
+            arguments=arguments,
+        )
     else:
         print("speed: no row for nanoGPT: give a checkout with --nanogpt PATH")
     if importlib.util.find_spec("litgpt") and importlib.util.find_spec("lightning"):
@@ -111,8 +117,13 @@ def compile_seconds(shape: Shape, folder: Path) -> dict[str, float]:
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache-compile")}
     for name in ("cold", "cached"):
         child = Worker(
-            ours.train, folder / f"compile-{name}.log", environment, shape=shape, tokens=folder / "tokens", folder=folder / "compile"
-        )  # fmt: skip
+            ours.train,
+            folder / f"compile-{name}.log",
+            environment,
+            shape=shape,
+            tokens=folder / "tokens",
+            folder=folder / "compile",
+        )
         first, *later = child.steps(4)
         found[name] = first - min(later)
         child.stop()

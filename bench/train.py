@@ -39,9 +39,8 @@ def main() -> None:
     wanted = SECTIONS if asked.section in ("all", "show") else (asked.section,)
     with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
         folder = asked.keep.resolve() if asked.keep else Path(temporary)
-        if asked.section != "show":
-            if "speed" in wanted:
-                speed.run(folder / "speed", asked.nanogpt, asked.sizes, asked.rounds)
+        if asked.section != "show" and "speed" in wanted:
+            speed.run(folder / "speed", asked.nanogpt, asked.sizes, asked.rounds)
     for name in wanted:
         print("\n" + sys.modules[name].show() + "\n")
 

@@ -6,9 +6,11 @@ the other processes of that job as under torchrun, and answers with a line of JS
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -22,6 +24,8 @@ import numpy as np
 ROOT = Path(__file__).parent.parent.parent
 MICRO = 2  # rows: five micro-batches a step, of which the last has one row, so that no number of processes divides them
 BATCH = 9
+ROWS = 4096
+PATIENCE = 60.0  # seconds for an answer
 
 
 class Workers:
@@ -54,6 +58,8 @@ class Workers:
         answers = []
         for process in self.processes[:world]:
             assert process.stdout is not None
+            ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
+            assert ready, f"no answer to {line}"
             answers.append(json.loads(process.stdout.readline()))
         return answers
 
@@ -61,7 +67,11 @@ class Workers:
         for process in self.processes:
             assert process.stdin is not None
             process.stdin.close()
-            process.wait(timeout=30)
+        for process in self.processes:
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +92,7 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
     class Recording(Sequences):
         """Too many rows to learn by heart, a third of their tokens noise. Remembers each call."""
 
-        num_rows = 4096
+        num_rows = ROWS
 
         def __init__(self) -> None:
             generator = np.random.default_rng(0)
@@ -138,7 +148,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
-        print(json.dumps(work(rank, json.loads(line))), file=answers, flush=True)
+        answer = work(rank, json.loads(line))
+        gc.collect()  # closes the connections of a group that failed, as the end of the process would
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":
