@@ -38,7 +38,7 @@ TINY: dict[str, Any] = {
         "precision": "fp32",
         "compile": False,
     },
-    "mix": {"examples": 120, "max_tokens": 224},
+    "mix": {"examples": 120, "pretrain_fraction": 0.1, "max_tokens": 224},
     "finetune": {
         "epochs": 1,
         "batch_tokens": 2048,
