@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 SHAPES = {  # name: hidden, intermediate, layers, heads, key-value heads, sequence, micro-batch
     "5M, params.yaml": (256, 704, 4, 4, 2, 512, 4),
     "5M, sequence 128": (256, 704, 4, 4, 2, 128, 16),
+    "5M, sequence 1024": (256, 704, 4, 4, 2, 1024, 2),
     "25M": (512, 1408, 8, 8, 8, 512, 4),
     "25M, sequence 1024": (512, 1408, 8, 8, 8, 1024, 2),
 }

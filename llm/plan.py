@@ -20,7 +20,7 @@ from llm.train.state import root
 
 # Share of the measured matrix-product rate that training reaches where no earlier run tells. CPU: docs/LOG.md, "When
 # compiling pays". CUDA: 38 to 43 % of the peak on H100s (Llama 3, arXiv:2407.21783, table 4).
-UTILISATION = {("cpu", True): 0.75, ("cpu", False): 0.5, ("cuda", True): 0.4, ("cuda", False): 0.3}
+UTILISATION = {("cpu", True): 0.5, ("cpu", False): 0.3, ("cuda", True): 0.4, ("cuda", False): 0.3}
 REPEATS = 4  # epochs until repeated text is worth less than new text (Muennighoff et al. 2023, arXiv:2305.16264)
 
 

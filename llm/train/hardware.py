@@ -19,8 +19,9 @@ from llm.errors import UserError
 from llm.model.config import Config
 from llm.train.memory import layer_activations
 
-COMPILE_PAYS = 2.5e12  # training FLOPs from which compiling (about 15 s) is repaid on two cores; an estimate
-COMPILE_SECONDS = 15.0  # until the first step, without the compiler's cache
+COMPILE_PAYS = 1.5e13  # training FLOPs that repay compiling without a cache on two cores: 0.8 to 2.2e13, docs/LOG.md
+COMPILE_PAYS_CUDA = 2.5e15  # an estimate
+COMPILE_SECONDS = 16.0  # until the first step without the compiler's cache (docs/LOG.md); 1.5 with it
 MICRO_TOKENS_CPU = 2048  # activations of more fall out of the caches; docs/LOG.md has the figures
 ACTIVATION_SHARE = 0.4  # of a GPU's memory
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -74,7 +75,7 @@ def compiles(setting: bool | str, where: torch.device, flops: float) -> bool:
     if setting != "auto":
         return bool(setting)
     if where.type == "cuda":
-        return flops > 1000 * COMPILE_PAYS
+        return flops > COMPILE_PAYS_CUDA
     has_compiler = any(shutil.which(compiler) for compiler in (os.environ.get("CXX") or "g++", "clang++"))
     return has_compiler and flops > COMPILE_PAYS
 
