@@ -68,7 +68,8 @@ def write_raw(directory: Path, records: list[dict]) -> None:
 
 def set_params(path: Path, **changed) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    params["mix"] |= {"tasks": TASKS, "examples": 120, "max_tokens": MAX_TOKENS, "val_fraction": 0.15} | changed
+    params["mix"] |= {"tasks": TASKS, "examples": 120, "max_tokens": MAX_TOKENS, "val_fraction": 0.15}
+    params["mix"] |= {"pretrain_fraction": 0.1} | changed
     params["mix"]["tasks"] = tasks = {name: dict(task) for name, task in params["mix"]["tasks"].items()}
     for name, task in tasks.items():  # the manifest of a data set says of which kind it is
         write_json(path / "data/raw" / name / "manifest.json", {"kind": task.pop("kind", name)})
