@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from llm.errors import UserError
 from llm.io import read_json
 from llm.model.config import Config
 from llm.params import Params, Training
-from llm.train import hardware
+from llm.train import distributed, hardware
 from llm.train.memory import Memory, adapter_parameters, training_disk, training_memory
 from llm.train.state import root
 
@@ -48,20 +49,26 @@ class Plan:
     compiled: bool
     micro_batch: int
     sequence_length: int
-    memory: Memory
-    memory_total: int
+    memory: Memory  # of one process
+    memory_total: int  # that the processes on this machine share, or one card's
+    processes: int  # that share it
     disk: int
     disk_free: int
     optimal_parameters: int
     optimal_tokens: int
 
+    @property
+    def needed(self) -> int:
+        """Memory of all processes that share it."""
+        return self.processes * self.memory.peak
+
     def check(self, kept: int = 0) -> None:
         """Raises UserError where memory or disk cannot hold the run; `kept` bytes of its checkpoints exist already."""
-        if self.memory.peak > self.memory_total:
+        if self.needed > self.memory_total:
             parts = sorted(asdict(self.memory).items(), key=lambda item: -item[1])
             shown = ", ".join(f"{name} {size(value)}" for name, value in parts[:3])
             raise UserError(
-                f"{self.stage}: it would need about {size(self.memory.peak)} of memory ({shown}), and this machine has "
+                f"{self.stage}: it would need about {size(self.needed)} of memory ({shown}), and this machine has "
                 f"{size(self.memory_total)}. Lower the model's size (model.hidden_size, model.num_hidden_layers, "
                 f"model.depth) or {self.stage}.sequence_length; `python -m llm plan` shows all parts."
             )
@@ -77,7 +84,7 @@ class Plan:
         return [
             f"{self.stage}: about {duration(self.seconds)}, at {100 * self.utilisation:.0f} % of "
             f"{self.matmul_flops_per_second / 1e9:,.0f} GFLOP/s ({self.utilisation_from})",
-            f"{self.stage}: memory {size(self.memory.peak)} of {size(self.memory_total)} · "
+            f"{self.stage}: memory {size(self.needed)} of {size(self.memory_total)} · "
             f"disk {size(self.disk)} of {size(self.disk_free)} free",
         ]
 
@@ -86,6 +93,7 @@ class Plan:
         m = self.memory
         trained = f", {self.trained_parameters:,} of them trained" if self.trained_parameters < self.parameters else ""
         ratio = self.tokens / self.parameters
+        shared = f", in {self.processes} processes of" if self.processes > 1 else ""
         rows = [
             ("architecture", self.architecture),
             (
@@ -116,7 +124,7 @@ class Plan:
                 f"about {duration(self.seconds)}, at {100 * self.utilisation:.0f} % of the "
                 f"{self.matmul_flops_per_second / 1e9:,.0f} GFLOP/s measured now ({self.utilisation_from})",
             ),
-            ("memory", f"{size(m.peak)} of {size(self.memory_total)} at most:"),
+            ("memory", f"about {size(self.needed)} of {size(self.memory_total)}{shared}:"),
             ("", f"weights {size(m.weights)}, gradients {size(m.gradients)}, optimizer {size(m.optimizer)},"),
             ("", f"activations {size(m.activations)}, loss {size(m.loss)}, checkpoint {size(m.checkpoint)},"),
             ("", f"libraries and compiler {size(m.runtime)}"),
@@ -223,9 +231,12 @@ def _plan(
     rate = hardware.matmul_flops_per_second(where, dtype)
     utilisation, source = _utilisation(stage, where.type, hardware.name(where), compiled)
     micro = hardware.micro_batch(config, s.sequence_length, s.batch_tokens // s.sequence_length, where)
-    # A frozen weight has no gradient of its own: a third less work, unless a measured rate counts it in already.
-    share = 2 / 3 if adapter and source.startswith("typical") else 1.0
+    share = 1.0
+    if source.startswith("typical"):  # a measured rate counts both in already
+        share = (2 / 3 if adapter else 1.0) * (4 / 3 if s.grad_checkpointing else 1.0)  # no gradient of frozen weights
     seconds = (share * flops + per_token / 3 * evaluated) / (rate * utilisation)
+    if where.type == "cuda":
+        seconds /= distributed.world_size()
     memory = training_memory(
         config,
         optimizer=s.optimizer,
@@ -235,6 +246,7 @@ def _plan(
         compiled=compiled,
         device=where.type,
         adapter=adapter,
+        checkpointing=s.grad_checkpointing,
     )
     optimal = (flops / (6 * scaling.TOKENS_PER_PARAMETER)) ** 0.5  # C = 6 N D with D = 20 N: arXiv:2203.15556
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
@@ -261,6 +273,7 @@ def _plan(
         sequence_length=s.sequence_length,
         memory=memory,
         memory_total=hardware.total_memory(where),
+        processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if where.type == "cpu" else 1,
         disk=training_disk(config, s.optimizer, adapter),
         disk_free=shutil.disk_usage(root()).free,
         optimal_parameters=round(optimal),

@@ -11,9 +11,9 @@ from llm.model.loss import CHUNK_LOGITS, CHUNK_LOGITS_CUDA, MIN_CHUNK
 FLOAT32 = 4
 CHECKPOINTS = 3  # on disk at a time: the two that are kept and the one that is being written
 
-# What a training process holds before its first tensor, measured (docs/LOG.md, "Predicted and measured memory").
-RUNTIME = {"cpu": 480_000_000, "cuda": 600_000_000}  # torch, MLflow, pandas | the CUDA context, on the device
-COMPILER = 900_000_000  # torch.compile in this process, and the largest of the processes that it starts
+# What a training stage holds besides its tensors (docs/LOG.md, "Predicted and measured memory").
+RUNTIME = {"cpu": 860_000_000, "cuda": 600_000_000}  # torch, MLflow, pandas | the CUDA context, an estimate
+COMPILER = 750_000_000  # torch.compile in this process, and the largest of the processes that it starts
 
 
 @dataclass(frozen=True)
