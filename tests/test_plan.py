@@ -73,6 +73,23 @@ def test_a_run_that_cannot_fit_the_memory_is_refused(
         plan.before_training(plan.pretrain_plan(p), tmp_path)
 
 
+def test_processes_of_one_machine_share_its_memory(p: params.Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = plan.pretrain_plan(p)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    four = plan.pretrain_plan(p)
+    assert four.needed == 4 * one.needed
+    assert "in 4 processes" in dict(four.rows())["memory"]
+
+
+def test_gradient_checkpointing_takes_less_memory_and_more_time(p: params.Params) -> None:
+    usual = plan.pretrain_plan(p)
+    again = plan.pretrain_plan(
+        p.model_copy(update={"pretrain": p.pretrain.model_copy(update={"grad_checkpointing": True})})
+    )
+    assert again.memory.activations < usual.memory.activations
+    assert again.seconds > usual.seconds
+
+
 def test_a_run_that_cannot_fit_the_disk_is_refused(
     p: params.Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
