@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from llm.orphan import end_with_dvc
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's quota, the limit of `ulimit -f`
 
 
@@ -27,7 +29,11 @@ def no_space(path: str | Path | None, error: OSError) -> UserError:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's `main`; end with exit code 1 and one clear message where the user can mend the cause."""
+    """Run a stage's `main`; end with exit code 1 and one clear message where the user can mend the cause.
+
+    It ends as well, by SIGTERM, when the DVC that runs it does.
+    """
+    end_with_dvc()
     try:
         main()
     except UserError as error:

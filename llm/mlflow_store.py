@@ -42,8 +42,19 @@ class Store:
         self._curves: dict[tuple[str, str], dict[int, float]] = {}
         # The first use of a database makes its tables; two processes that do so at once crash.
         with executions.lock(executions.directory() / "store.lock"):
+            self._make_database()
             self.client = mlflow.MlflowClient(uri)
             self.client.search_experiments(max_results=1)
+
+    def _make_database(self) -> None:
+        """Make a missing SQLite database under another name first: MLflow could not use one made by halves."""
+        path = Path(self.uri.removeprefix("sqlite:///"))
+        if not self.uri.startswith("sqlite:///") or path.exists() or not path.parent.is_dir():
+            return
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.unlink(missing_ok=True)  # of a process that was killed: this one holds the lock
+        self.mlflow.MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
+        temporary.rename(path)
 
     def experiment_id(self, name: str) -> str | None:
         """Id of the experiment called `name`, or None."""

@@ -30,7 +30,7 @@ from llm.train.loader import Dataset, MicroBatch, host_tensors, micro_batches, o
 from llm.train.meter import Meter
 from llm.train.optimizer import Optimizers
 from llm.train.schedule import learning_rate
-from llm.train.signals import StopRequest, die_with_parent
+from llm.train.signals import StopRequest
 from llm.train.state import State
 
 HISTORY_ROWS = 2000  # at most, of a run's history
@@ -115,7 +115,6 @@ class Trainer:
             UserError: a loss or gradient that is not finite (before the update; names step and rows).
             SystemExit: after SIGTERM or SIGINT; the state is kept.
         """
-        die_with_parent()
         start = self._resume()
         self._announce(start)
         if start < self.steps:

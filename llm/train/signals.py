@@ -1,8 +1,7 @@
-"""Ending well: a request to stop is honoured at the next step boundary, and nobody trains for a dead parent."""
+"""Ending well: a request to stop is honoured at the next step boundary."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -31,14 +30,3 @@ class StopRequest:
         if self.signal is None:
             os.write(sys.stderr.fileno(), b"\nstopping at the next step; the state will be kept\n")
         self.signal = number
-
-
-def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent ends (Linux), so that a killed `dvc` leaves no trainer behind."""
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before the request was made
-        os.kill(os.getpid(), signal.SIGTERM)

@@ -46,21 +46,32 @@ def processes(root: Path) -> dict[int, list[str]]:
 
 
 def trainers(root: Path) -> list[int]:
-    return [pid for pid, words in processes(root).items() if any(word.startswith("stages.") for word in words)]
+    """Process ids; a trainer's child is none, though it looks like one until it has become git or the like."""
+    found = [pid for pid, words in processes(root).items() if any(word.startswith("stages.") for word in words)]
+    return [pid for pid in found if parent(pid) not in (None, *found)]
+
+
+def parent(pid: int) -> int | None:
+    """The parent's process id; None where the process has ended."""
+    try:
+        return int(re.findall(r"^PPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[0])
+    except OSError:
+        return None
 
 
 def ancestors(pid: int) -> Iterator[int]:
-    while pid > 1:
-        pid = int(re.findall(r"^PPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[0])
-        yield pid
+    above = parent(pid)
+    while above:
+        yield above
+        above = parent(above)
 
 
 def dvc_above(pid: int) -> list[int]:
     """DVC's processes that this trainer belongs to, the topmost (a queue's worker) first."""
     return [
-        parent
-        for parent in reversed(list(ancestors(pid)))
-        if any(Path(word).name == "dvc" for word in Path(f"/proc/{parent}/cmdline").read_text().split("\0")[:2])
+        above
+        for above in reversed(list(ancestors(pid)))
+        if any(Path(word).name == "dvc" for word in Path(f"/proc/{above}/cmdline").read_text().split("\0")[:2])
     ]
 
 
@@ -89,7 +100,8 @@ class Flow:
             return subprocess.Popen(
                 command,
                 cwd=self.root,
-                env={**environment(self.root), "LLM_STATE_SECONDS": "0"},
+                # A shell that stays between DVC and the trainer, as bash and zsh do not.
+                env={**environment(self.root), "LLM_STATE_SECONDS": "0", "SHELL": "/bin/sh"},
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -121,8 +133,8 @@ class Flow:
     def kill_dvc(self) -> None:
         """DVC alone, which has to be the end of its trainer as well."""
         pid = self.wait_for_training("pretrain")
-        for parent in dvc_above(pid):
-            os.kill(parent, signal.SIGKILL)
+        for dvc in dvc_above(pid):
+            os.kill(dvc, signal.SIGKILL)
         wait(lambda: not trainers(self.root), "the orphan to end", 30)
 
     def continued(self) -> list[int]:
