@@ -84,7 +84,9 @@ def trainer(
     val_set = TokenWindows(val, shape.block, True)  # whole windows only, as nanoGPT's block size cuts them
     state = State("bench", {"shape": shape.name, "seed": seed, "steps": steps, **settings})
     state.directory.mkdir(parents=True, exist_ok=True)
-    return Trainer(model, train_set, val_set, val_set, pretrain, steps, seed, state, NoTracker())
+    run = Trainer(model, train_set, val_set, val_set, pretrain, steps, seed, state, NoTracker())
+    run.coming = run._batches(0)
+    return run
 
 
 def train(gate: Gate, shape: Shape, tokens: Path, folder: Path, **settings: Any) -> None:

@@ -12,6 +12,9 @@ from llm.model.config import Config
 
 Pair = tuple[Tensor, Tensor]
 
+QUERY_BLOCKS = 4  # at most, of the plain form: more compute less, down to half, but each compiles to kernels of its own
+MIN_QUERIES = 128  # of a block, so that matrix products stay large
+
 
 class Linear(nn.Linear):
     """A bias-free linear map whose float32 weight is cast to the activations' type at use (mixed precision)."""
@@ -70,17 +73,33 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax attention; q (batch, heads, seq, head_dim), k and v (batch, kv_heads, keys, head_dim).
 
     `mask` is true where a query may look, broadcast to (batch, 1, seq, keys); None means causal.
-    While compiling for a CPU the plain form is used, which the compiler fuses; elsewhere PyTorch's own kernels.
+    On a CPU the plain form is used while compiling, which the compiler fuses, and to train in bfloat16, where the
+    backward pass of PyTorch's own kernel is slow; elsewhere PyTorch's own kernels (docs/LOG.md has the figures).
     """
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    if q.device.type == "cpu" and torch.compiler.is_compiling():
-        scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-        if mask is None:
-            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-        return scores.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    slow_backward = q.dtype == torch.bfloat16 and q.requires_grad
+    if q.device.type != "cpu" or not (torch.compiler.is_compiling() or slow_backward):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    if mask is None:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    elif q.shape[2] != k.shape[2]:  # decoding: the keys are a cache, of which any part may be in use
+        return _plain(q, k, v, mask)
+    # Blocks of queries against the keys before their end: what no query of a block may see is not computed.
+    size = max(MIN_QUERIES, -(-q.shape[2] // QUERY_BLOCKS))
+    starts = range(0, q.shape[2], size)
+    ends = [min(start + size, q.shape[2]) for start in starts]
+    parts = [
+        _plain(q[:, :, start:end], k[:, :, :end], v[:, :, :end], mask[..., start:end, :end])
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    return scores.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype) @ v
 
 
 class Attention(nn.Module):

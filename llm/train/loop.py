@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
@@ -137,18 +137,13 @@ class Trainer:
         """All steps from `start` on, and what happens between them."""
         s = self.settings
         every = max(1, -(-self.steps // HISTORY_ROWS))
-        pin = self.device.type == "cuda"
         if self.world_size > 1:
             self._open_exchange()
-        mine = distributed.dealt(self.batch_size, self.micro, self.rank, self.world_size)
-        parts = micro_batches(
-            self.train_set, self.seed, range(start, self.steps), self.batch_size, self.micro, mine, pin
-        )
         tokens = self.steps * s.batch_tokens, start * s.batch_tokens
         saved = time.monotonic()
         val: float | None = None
         with (
-            closing(one_ahead(parts)) as self.coming,
+            closing(self._batches(start)) as self.coming,
             Progress(self.state.stage, tokens[0], "tok", tokens[1], scale=True, quiet=self.rank > 0) as progress,
         ):
             for step in range(start, self.steps):
@@ -185,6 +180,12 @@ class Trainer:
                     self._save(done)
                     saved = time.monotonic()
             self._save(self.steps, wait=True)
+
+    def _batches(self, start: int) -> Generator[MicroBatch]:
+        """What `_step` takes from `coming`: this process's micro-batches of all steps from `start` on."""
+        mine = distributed.dealt(self.batch_size, self.micro, self.rank, self.world_size)
+        steps, pin = range(start, self.steps), self.device.type == "cuda"
+        return one_ahead(micro_batches(self.train_set, self.seed, steps, self.batch_size, self.micro, mine, pin))
 
     @torch.no_grad()
     def evaluate(self, data: Dataset) -> float:
