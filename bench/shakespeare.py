@@ -216,8 +216,8 @@ def show() -> str:
             f"Loss on {theirs['val_tokens']:,} (ours {short['val_tokens']:,}) tokens of the validation split, context "
             f"64. {run['machine']['machine']}, torch {run['machine']['torch']}, {run['machine']['date']}.\n\n"
             + results.table(("", "parameters", "steps", "training seconds", "share of nanoGPT's", "val loss"), lines)
-            + f"\n\n- Ours is compiled, nanoGPT runs as its README says (`--compile=False`). The seconds of ours hold what "
-            f"the compiler takes with its cache; the very first step on a machine takes "
+            + "\n\n- Ours is compiled, nanoGPT runs as its README says (`--compile=False`). The seconds of ours hold "
+            f"what the compiler takes with its cache; the very first step on a machine takes "
             f"{run['machine']['cold_seconds']:.1f} s.\n- Time to nanoGPT's loss: {share:.3f} of its time"
             + ("" if reached else " WITHOUT reaching it")
             + f" (goal {SHARE}: {results.against(share, SHARE, False) if reached else 'NOT met'}).\n"

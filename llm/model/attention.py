@@ -73,14 +73,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax attention; q (batch, heads, seq, head_dim), k and v (batch, kv_heads, keys, head_dim).
 
     `mask` is true where a query may look, broadcast to (batch, 1, seq, keys); None means causal.
-    On a CPU the plain form is used while compiling, which the compiler fuses, and to train in bfloat16, where the
-    backward pass of PyTorch's own kernel is slow; elsewhere PyTorch's own kernels (docs/LOG.md has the figures).
+    While compiling for a CPU the plain form is used, which the compiler fuses; elsewhere PyTorch's own kernels, which
+    keep no scores for the backward pass.
     """
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    slow_backward = q.dtype == torch.bfloat16 and q.requires_grad
-    if q.device.type != "cpu" or not (torch.compiler.is_compiling() or slow_backward):
+    if q.device.type != "cpu" or not torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()

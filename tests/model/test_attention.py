@@ -13,11 +13,11 @@ from llm.model.attention import MIN_QUERIES, attend
 LENGTHS = [1, MIN_QUERIES - 1, MIN_QUERIES, MIN_QUERIES + 1, 4 * MIN_QUERIES, 4 * MIN_QUERIES + 3]
 
 
-def inputs(seq: int, keys: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(seq: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
     random = torch.Generator().manual_seed(seq)
     q = torch.randn(2, 4, seq, 16, generator=random)
     k, v = torch.randn(2, 2, 2, keys, 16, generator=random)
-    return q.to(dtype).requires_grad_(), k.to(dtype).requires_grad_(), v.to(dtype).requires_grad_()
+    return q.requires_grad_(), k.clone().requires_grad_(), v.clone().requires_grad_()
 
 
 def documents(seq: int) -> Tensor:
@@ -41,7 +41,7 @@ def test_the_form_for_compiling_equals_pytorchs_forward_and_backward(
     seq: int, masked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    q, k, v = inputs(seq, seq, torch.float32)
+    q, k, v = inputs(seq, seq)
     mask = documents(seq) if masked else None
     out = attend(q, k, v, mask)
     gradients = torch.autograd.grad(out.square().sum(), (q, k, v))
@@ -49,19 +49,9 @@ def test_the_form_for_compiling_equals_pytorchs_forward_and_backward(
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("seq", LENGTHS)
-def test_training_in_bfloat16_stays_within_its_rounding(seq: int) -> None:
-    q, k, v = inputs(seq, seq, torch.bfloat16)
-    out = attend(q, k, v, None)
-    gradients = torch.autograd.grad(out.square().sum(), (q, k, v))
-    for ours, theirs in zip((out, *gradients), reference(q, k, v, None), strict=True):
-        assert ours.dtype == torch.bfloat16
-        assert (ours.double() - theirs).norm() <= 2**-6 * theirs.norm()
-
-
 def test_a_cache_longer_than_the_queries_is_looked_at_as_its_mask_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    q, k, v = inputs(2 * MIN_QUERIES, 3 * MIN_QUERIES, torch.float32)
+    q, k, v = inputs(2 * MIN_QUERIES, 3 * MIN_QUERIES)
     mask = torch.rand(2, 1, q.shape[2], k.shape[2], generator=torch.Generator().manual_seed(0)) < 0.5
     torch.testing.assert_close(attend(q, k, v, mask).double(), reference(q, k, v, mask)[0], rtol=1e-4, atol=1e-5)
 
@@ -74,5 +64,5 @@ def test_queries_of_a_block_do_not_meet_the_keys_after_it(monkeypatch: pytest.Mo
         attention, "_plain", lambda q, k, v, mask: (seen.append((q.shape[2], k.shape[2])), plain(q, k, v, mask))[1]
     )
     seq = attention.QUERY_BLOCKS * MIN_QUERIES
-    attend(*inputs(seq, seq, torch.float32), None)
+    attend(*inputs(seq, seq), None)
     assert seen == [(MIN_QUERIES, (block + 1) * MIN_QUERIES) for block in range(attention.QUERY_BLOCKS)]
