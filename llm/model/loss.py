@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 IGNORE = -100
-CHUNK_LOGITS = 2**20  # logits held at a time on a CPU: larger ones fall out of its caches
+CHUNK_LOGITS = 2**21  # logits held at a time on a CPU: larger ones fall out of its caches
 CHUNK_LOGITS_CUDA = 2**27
-MIN_CHUNK = 256  # tokens, so that matrix products stay large
+MIN_CHUNK = 512  # tokens, so that matrix products are large beside the adding up of each chunk's gradient
 
 Chunk = tuple[Tensor, Tensor | None, Tensor | None]
 ChunkLoss = Callable[[Tensor, Tensor, Tensor, bool, bool], Chunk]
@@ -71,8 +71,9 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         by_hidden, by_weight = ctx.saved_tensors
         return (
-            None if by_hidden is None else (by_hidden * scale.to(by_hidden.dtype)),
-            None if by_weight is None else (by_weight * scale).to(ctx.weight_dtype),
+            # In place, since the graph is gone after one backward pass, and at float32 this is the largest tensor here.
+            None if by_hidden is None else by_hidden.mul_(scale.to(by_hidden.dtype)),
+            None if by_weight is None else by_weight.mul_(scale).to(ctx.weight_dtype),
             None,
             None,
             None,
