@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from llm.orphan import end_with_dvc
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's quota, the limit of `ulimit -f`
+
+SILENCE = 3.0  # seconds in which the first of several processes, if it has the same to say, says it and all are ended
 
 
 class UserError(Exception):
@@ -37,8 +42,14 @@ def run_stage(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        sys.exit(f"\nerror: {error}")
+        _end(error)
     except OSError as error:
         if error.errno in NO_SPACE:
-            sys.exit(f"\nerror: {no_space(error.filename, error)}")
+            _end(no_space(error.filename, error))
         raise
+
+
+def _end(error: UserError) -> NoReturn:
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(SILENCE)
+    sys.exit(f"\nerror: {error}")

@@ -9,6 +9,7 @@ from llm import params
 from llm.data.tokenizer import Tokenizer
 from llm.errors import run_stage
 from llm.io import sha256, whole_directory, write_json
+from llm.train.launch import on_all_devices
 
 BASE, MIX = Path("models/base"), Path("data/mix")
 ADAPTER, FINETUNED = Path("models/adapter"), Path("models/finetuned")
@@ -82,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(on_all_devices(main, "stages.finetune"))

@@ -10,6 +10,7 @@ from llm.data.shards import TokenStream
 from llm.data.tokenizer import Tokenizer
 from llm.errors import run_stage
 from llm.io import sha256, whole_directory, write_json
+from llm.train.launch import on_all_devices
 
 TOKENS, TOKENIZER, BASE = Path("data/tokens"), Path("data/tokenizer"), Path("models/base")
 
@@ -78,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(on_all_devices(main, "stages.pretrain"))

@@ -1,0 +1,92 @@
+"""One command on one device and on eight: a training stage starts its own processes, with torchrun's own engine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+
+from llm.errors import UserError
+
+RESTARTS = 3  # after processes that a signal ended, such as the kernel's when memory runs out
+
+
+def processes() -> int:
+    """`LLM_PROCESSES` if set, else one for each CUDA device, unless `LLM_DEVICE` names the one to use.
+
+    Raises:
+        UserError: `LLM_PROCESSES` is not a positive number.
+    """
+    given = os.environ.get("LLM_PROCESSES")
+    if given is not None:
+        if not given.isdecimal() or int(given) == 0:
+            raise UserError(f"LLM_PROCESSES={given!r}: expected the number of training processes, 1 or more.")
+        return int(given)
+    if os.environ.get("LLM_DEVICE"):
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def on_all_devices(main: Callable[[], None], module: str) -> Callable[[], None]:
+    """`main`, or where this machine has several devices and nobody else started the processes, one of it on each.
+
+    Args:
+        module: what `python -m` runs to come to `main`.
+    """
+
+    def run() -> None:
+        if "WORLD_SIZE" in os.environ or (count := processes()) == 1:
+            main()
+        else:
+            _launch(module, count)
+
+    return run
+
+
+def _launch(module: str, count: int) -> None:
+    """Run `python -m module` in `count` processes; start all anew where a signal ended one, from the last state.
+
+    What a process has to say it says itself, so a failure ends here without a further message.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it tells each failure again, at length
+    # Each process takes its share of the cores, as torchrun gives it one: more threads would wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    for attempt in range(RESTARTS + 1):
+        with tempfile.TemporaryDirectory(prefix="llm-launch-") as notes:
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=count,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                run_id=f"{os.getpid()}-{attempt}",
+                max_restarts=0,  # after an error of the user's as well as after a signal
+                monitor_interval=0.1,
+                logs_specs=DefaultLogsSpecs(log_dir=notes),
+            )
+            try:
+                elastic_launch(config, sys.executable)("-m", module)
+                return
+            except SignalException as error:  # the processes were asked to end, and did
+                sys.exit(128 + int(error.sigval))
+            except ChildFailedError as error:
+                # When one ends, the others get SIGTERM: only another signal came from outside.
+                ended = [f for f in error.failures.values() if f.exitcode < 0 and f.exitcode != -signal.SIGTERM]
+        if not ended or attempt == RESTARTS:
+            sys.exit(1)
+        print(
+            f"{module}: process {ended[0].local_rank} of {count} was ended by {ended[0].signal_name()}; all start "
+            f"again from the last state ({attempt + 1} of {RESTARTS})",
+            file=sys.stderr,
+            flush=True,
+        )
