@@ -20,6 +20,7 @@ from llm.errors import UserError
 from llm.io import read_json, sha256, write_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
     import tiktoken
 
 # Both expressions mean the same to tiktoken (fancy-regex) and tokenizers (Oniguruma), as `$` and `(?i:)` would not;
@@ -65,6 +66,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of a text. Lone surrogates, which UTF-8 cannot hold, become U+FFFD."""
         return self._encoding.encode_ordinary(text)
+
+    def encode_to_numpy(self, text: str) -> np.ndarray:
+        """Ids of a text without lone surrogates, uint32; a list of them would take 20 times the memory."""
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of several texts, on all cores."""
@@ -118,7 +123,7 @@ class Tokenizer:
             show_progress=False,
             special_tokens=[],
         )
-        tokenizer.train_from_iterator((_valid_unicode(text) for text in texts), trainer)
+        tokenizer.train_from_iterator((valid_unicode(text) for text in texts), trainer)
         merges = json.loads(tokenizer.to_str())["model"]["merges"]
         to_byte = {char: byte for byte, char in enumerate(_byte_chars())}
         ranks = {bytes([byte]): byte for byte in range(256)}
@@ -302,7 +307,7 @@ def _gpt2_files() -> Path:
     return folder
 
 
-def _valid_unicode(text: str) -> str:
+def valid_unicode(text: str) -> str:
     """`text` as tiktoken reads it: surrogate pairs joined, lone surrogates replaced by U+FFFD."""
     try:
         text.encode("utf-8")
