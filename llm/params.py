@@ -79,7 +79,7 @@ class Tokenize(Section):
     val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
     shard_tokens: Annotated[int, Field(ge=1024)]
     workers: Positive | None = None  # processes; None: one a core. Changes no byte
-    encoder: Literal["auto", "tiktoken"] = "auto"  # changes no byte either
+    encoder: Literal["auto", "words", "tiktoken"] = "auto"  # changes no byte either
 
 
 class Model(Section):

@@ -24,7 +24,8 @@ import pyarrow as pa
 from llm.data import chunks, parallel
 from llm.data.chunks import Chunk
 from llm.data.counts import SPLITS, Counts, Removed
-from llm.data.encoder import content, id_type, make_encoder
+from llm.data.cuts import content
+from llm.data.encoder import make_encoder
 from llm.data.shard_writer import ShardWriter
 from llm.data.shards import is_validation
 from llm.data.tokenizer import Tokenizer, valid_unicode
@@ -127,7 +128,7 @@ def encode_corpus(
     Raises:
         UserError: a damaged part; ids that are not tiktoken's; a worker was killed.
     """
-    begin = partial(ShardWriter, work / "tokens", dtype=id_type(tokenizer), shard_tokens=shard_tokens)
+    begin = partial(ShardWriter, work / "tokens", dtype=tokenizer.id_type, shard_tokens=shard_tokens)
     done, writers, counts = _continued(work, begin) or _afresh(work, begin, tokenizer)
     if done:
         print(f"tokenize: continues after {done} of {len(found)} chunks", flush=True)
@@ -199,7 +200,7 @@ def describe(
             "add text (download.pretrain) or lower pretrain.sequence_length."
         )
     return {
-        "dtype": id_type(tokenizer).name,
+        "dtype": tokenizer.id_type.name,
         "vocab_size": tokenizer.vocab_size,
         "eos_id": tokenizer.eos_id,
         "val_fraction": val_fraction,

@@ -11,7 +11,6 @@ from typing import TypeVar
 from llm.data.chunks import Chunk, read_chunk
 from llm.data.corpus import Clean, read_documents
 from llm.data.counts import Removed
-from llm.data.encoder import id_type
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
 
@@ -52,7 +51,7 @@ def shard_bytes(groups: list[Chunk], tokenizer: Tokenizer) -> int:
             if looked >= LOOK_BYTES:
                 break
         size += looked
-    return int(sum(group.bytes for group in groups) * tokens / max(1, size) * id_type(tokenizer).itemsize)
+    return int(sum(group.bytes for group in groups) * tokens / max(1, size) * tokenizer.id_type.itemsize)
 
 
 def check_disk(needed: int, work: Path, output: Path) -> None:

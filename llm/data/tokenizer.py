@@ -55,6 +55,13 @@ class Tokenizer:
         self.eos_id, self.user_id, self.assistant_id, self.system_id = self.special.values()
         self.vocab_size = len(ranks) + len(SPECIAL)
 
+    @property
+    def id_type(self) -> np.dtype:
+        """Of the ids in shards: uint16 where it holds the vocabulary, else uint32."""
+        import numpy as np
+
+        return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:
         import tiktoken
@@ -163,6 +170,10 @@ class Tokenizer:
 
     def files(self) -> dict[str, bytes]:
         """What `save` writes, by name."""
+        return self._files
+
+    @cached_property
+    def _files(self) -> dict[str, bytes]:
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": SPECIAL[0],
@@ -218,10 +229,10 @@ class Tokenizer:
 
     def _hugging_face(self) -> dict[str, Any]:
         """The content of `tokenizer.json`."""
-        chars = _byte_chars()
+        chars = dict(enumerate(_byte_chars()))
 
         def text(token: bytes) -> str:
-            return "".join(chars[byte] for byte in token)
+            return token.decode("latin-1").translate(chars)
 
         merges = [[text(left), text(right)] for token in self.ranks for left, right in _splits(token, self.ranks)]
         vocabulary = {text(token): rank for token, rank in self.ranks.items()}
