@@ -84,6 +84,14 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}). Delete it and run `dvc repro`.") from None
 
 
+def link(source: str, target: str) -> None:
+    """A second name for the file, or a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 @contextmanager
 def whole_directory(path: str | Path) -> Iterator[Path]:
     """A new directory that takes the place of `path` when the block ends without an error.

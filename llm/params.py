@@ -78,6 +78,8 @@ class Tokenize(Section):
     vocab_size: Annotated[int, Field(ge=300, le=1_000_000)]
     val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
     shard_tokens: Annotated[int, Field(ge=1024)]
+    workers: Positive | None = None  # processes; None: one a core. Changes no byte
+    encoder: Literal["auto", "words", "tiktoken"] = "auto"  # changes no byte either
 
 
 class Model(Section):

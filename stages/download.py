@@ -13,7 +13,7 @@ from typing import Any
 from llm import params
 from llm.data.sources import datasets_of, fingerprint, write_raw
 from llm.errors import run_stage
-from llm.io import read_json, whole_directory
+from llm.io import link, read_json, whole_directory
 from llm.timing import stage_timing
 
 RAW = Path("data/raw")
@@ -52,14 +52,6 @@ def finished_work() -> Iterator[Path]:
             print("download: waiting for another download of this repository to end", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield root / "download"
-
-
-def link(source: str, target: str) -> None:
-    """A second name for the file, or a copy where the file system has none."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def print_table(manifests: dict[str, dict[str, Any]]) -> None:

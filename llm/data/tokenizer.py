@@ -20,6 +20,7 @@ from llm.errors import UserError
 from llm.io import read_json, sha256, write_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
     import tiktoken
 
 # Both expressions mean the same to tiktoken (fancy-regex) and tokenizers (Oniguruma), as `$` and `(?i:)` would not;
@@ -54,6 +55,13 @@ class Tokenizer:
         self.eos_id, self.user_id, self.assistant_id, self.system_id = self.special.values()
         self.vocab_size = len(ranks) + len(SPECIAL)
 
+    @property
+    def id_type(self) -> np.dtype:
+        """Of the ids in shards: uint16 where it holds the vocabulary, else uint32."""
+        import numpy as np
+
+        return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:
         import tiktoken
@@ -65,6 +73,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of a text. Lone surrogates, which UTF-8 cannot hold, become U+FFFD."""
         return self._encoding.encode_ordinary(text)
+
+    def encode_to_numpy(self, text: str) -> np.ndarray:
+        """Ids of a text without lone surrogates, uint32; a list of them would take 20 times the memory."""
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of several texts, on all cores."""
@@ -118,7 +130,7 @@ class Tokenizer:
             show_progress=False,
             special_tokens=[],
         )
-        tokenizer.train_from_iterator((_valid_unicode(text) for text in texts), trainer)
+        tokenizer.train_from_iterator((valid_unicode(text) for text in texts), trainer)
         merges = json.loads(tokenizer.to_str())["model"]["merges"]
         to_byte = {char: byte for byte, char in enumerate(_byte_chars())}
         ranks = {bytes([byte]): byte for byte in range(256)}
@@ -158,6 +170,10 @@ class Tokenizer:
 
     def files(self) -> dict[str, bytes]:
         """What `save` writes, by name."""
+        return self._files
+
+    @cached_property
+    def _files(self) -> dict[str, bytes]:
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": SPECIAL[0],
@@ -213,10 +229,10 @@ class Tokenizer:
 
     def _hugging_face(self) -> dict[str, Any]:
         """The content of `tokenizer.json`."""
-        chars = _byte_chars()
+        chars = dict(enumerate(_byte_chars()))
 
         def text(token: bytes) -> str:
-            return "".join(chars[byte] for byte in token)
+            return token.decode("latin-1").translate(chars)
 
         merges = [[text(left), text(right)] for token in self.ranks for left, right in _splits(token, self.ranks)]
         vocabulary = {text(token): rank for token, rank in self.ranks.items()}
@@ -302,7 +318,7 @@ def _gpt2_files() -> Path:
     return folder
 
 
-def _valid_unicode(text: str) -> str:
+def valid_unicode(text: str) -> str:
     """`text` as tiktoken reads it: surrogate pairs joined, lone surrogates replaced by U+FFFD."""
     try:
         text.encode("utf-8")

@@ -10,10 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.data.shards import ShardWriter, TokenStream, is_validation, text_batches, write_shards
+from llm.data.chunks import find_chunks
+from llm.data.corpus import describe, encode_corpus
+from llm.data.raw import Writer
+from llm.data.shard_writer import ShardWriter
+from llm.data.shards import TokenStream, is_validation
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
-from llm.io import sha256
+from llm.io import sha256, write_json
 
 DOCUMENTS = [
     f"Document {i} returns the {i % 7}th value é中 of <|endoftext|> the array.\n" * (1 + i % 5) for i in range(300)
@@ -25,12 +29,20 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(DOCUMENTS, 300)
 
 
+def write_shards(texts: list[str], tokenizer: Tokenizer, folder: Path, val_fraction: float, shard_tokens: int) -> Path:
+    """The shards and meta.json of these documents, by way of data/raw/pretrain."""
+    with Writer(folder / "raw", "pretrain", group_bytes=2000) as writer:
+        for number, text in enumerate(texts):
+            writer.write({"id": str(number), "text": text, "source": "test"})
+    chunks = find_chunks(folder / "raw", size=5000)
+    shards, counts = encode_corpus(chunks, tokenizer, folder, val_fraction, shard_tokens, workers=1)
+    write_json(folder / "tokens" / "meta.json", describe(shards, counts, tokenizer, val_fraction))
+    return folder / "tokens"
+
+
 @pytest.fixture(scope="module")
 def directory(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokens")
-    for _ in write_shards(DOCUMENTS, tokenizer, path, val_fraction=0.2, shard_tokens=1024):
-        pass
-    return path
+    return write_shards(DOCUMENTS, tokenizer, tmp_path_factory.mktemp("shards"), val_fraction=0.2, shard_tokens=1024)
 
 
 @pytest.fixture
@@ -87,13 +99,12 @@ def test_shards_joined_are_the_documents_joined(
     path = tmp_path_factory.mktemp("shards")
     writer = ShardWriter(path, "train", np.dtype(np.uint16), shard_tokens)
     for ids in documents:
-        writer.add(ids, text_bytes=3)
-    entry = writer.close()
-    arrays = [np.load(path / shard["file"], mmap_mode="r") for shard in entry["shards"]]
+        writer.add(np.array(ids))
+    shards = writer.close()
+    arrays = [np.load(path / shard["file"], mmap_mode="r") for shard in shards]
     assert np.concatenate(arrays).tolist() == [i for ids in documents for i in ids]
-    assert [len(array) for array in arrays] == [shard["tokens"] for shard in entry["shards"]]
+    assert [len(array) for array in arrays] == [shard["tokens"] for shard in shards]
     assert all(len(array) == shard_tokens for array in arrays[:-1])
-    assert (entry["documents"], entry["bytes"]) == (len(documents), 3 * len(documents))
 
 
 @given(data=st.data())
@@ -152,24 +163,15 @@ def test_a_large_vocabulary_is_written_as_uint32(tmp_path: Path, tokenizer: Toke
         ranks[token] = len(ranks)
     large = Tokenizer(ranks)
     assert large.vocab_size > 2**16
-    for _ in write_shards(DOCUMENTS, large, tmp_path, val_fraction=0.2, shard_tokens=10**6):
-        pass
-    stream = TokenStream(tmp_path, "val")
+    stream = TokenStream(write_shards(DOCUMENTS, large, tmp_path, val_fraction=0.2, shard_tokens=10**6), "val")
     assert stream.read(0, 1).dtype == np.uint32
     assert [large.decode(ids.tolist()) for ids in stream.documents_ids()] == split_of(val=True)
-
-
-def test_batches_are_bounded_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm.data.shards.BATCH_CHARACTERS", 500)
-    batches = list(text_batches(iter(DOCUMENTS)))
-    assert [text for batch in batches for text in batch] == DOCUMENTS
-    assert all(sum(len(text) for text in batch[:-1]) < 500 for batch in batches)
 
 
 def test_an_empty_side_is_refused_with_the_remedy(tokenizer: Tokenizer, tmp_path: Path) -> None:
     trains = [text for text in DOCUMENTS if not is_validation(text, 0.2)]
     with pytest.raises(UserError, match=r"(?s)val.*tokenize\.val_fraction"):
-        list(write_shards(trains, tokenizer, tmp_path, val_fraction=0.2, shard_tokens=1024))
+        write_shards(trains, tokenizer, tmp_path, val_fraction=0.2, shard_tokens=1024)
 
 
 def test_a_missing_shard_is_named(copy: Path) -> None:

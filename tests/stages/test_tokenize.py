@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from llm.data import corpus_sample
 from llm.data.shards import TokenStream, is_validation
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
@@ -119,7 +120,7 @@ def test_of_much_text_the_tokenizer_sees_a_share(here: Path, monkeypatch: pytest
     seen: list[str] = []
     train = Tokenizer.train
     monkeypatch.setattr(Tokenizer, "train", lambda texts, size: train(seen.extend(texts) or seen, size))
-    monkeypatch.setattr(tokenize, "SAMPLE_BYTES", 30_000)
+    monkeypatch.setattr(corpus_sample, "SAMPLE_BYTES", 30_000)
     tokenize.main()
     assert 10_000 < sum(len(text.encode()) for text in seen) < 60_000
     assert not any(is_validation(text, 0.1) for text in seen)

@@ -1,0 +1,223 @@
+"""From `data/raw/pretrain` to token shards: in bounded memory, on all cores, and on from where it was after a kill.
+
+Workers encode chunks of the corpus; this process appends what they give, in the corpus' order, and writes down every
+few seconds how far it got. So the bytes depend neither on the number of workers nor on kills.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from llm.data import chunks, parallel
+from llm.data.chunks import Chunk
+from llm.data.counts import SPLITS, Counts, Removed
+from llm.data.cuts import content
+from llm.data.encoder import make_encoder
+from llm.data.shard_writer import ShardWriter
+from llm.data.shards import is_validation
+from llm.data.tokenizer import Tokenizer, valid_unicode
+from llm.errors import UserError
+from llm.io import read_json, write_json
+from llm.progress import Progress
+
+Document = dict[str, Any]  # id, text, source; validation: whether it is held out, decided by the text it came with
+Clean = Callable[[Iterator[Document], Removed], Iterable[Document]]  # can be pickled; sees a chunk at a time
+SYNC_SECONDS = 10.0  # between two records of how far it got
+CHECKED_EVERY, CHECKED_BYTES = 128, 1 << 18  # documents compared with tiktoken: each so many, if no longer than that
+WORKER_BYTES = 32 << 20  # of text that are worth another worker: starting one takes as long
+
+
+class Encoded(NamedTuple):
+    """A chunk's ids by split, each document followed by the end token, and its counts."""
+
+    ids: dict[str, np.ndarray]
+    counts: Counts
+
+
+class ChunkEncoder:
+    """Reads a chunk, cleans its documents, encodes them and compares a sample with tiktoken."""
+
+    def __init__(self, tokenizer: Tokenizer, val_fraction: float, encoder: str, clean: Clean | None) -> None:
+        self.tokenizer, self.val_fraction, self.clean = tokenizer, val_fraction, clean
+        self.encoder = make_encoder(tokenizer, encoder)
+
+    def __call__(self, chunk: Chunk) -> Encoded:
+        counts = Counts(self.tokenizer.vocab_size)
+        documents = read_documents(chunk, self.val_fraction, self.clean, counts.removed)
+        texts, held_out = documents["text"], documents["validation"]
+        ids, lengths = self.encoder.encode(texts)
+        self._check(chunk, ids, lengths, documents)
+        ids = np.insert(ids, np.cumsum(lengths), self.tokenizer.eos_id)
+        lengths = lengths + 1
+        counts.add(np.diff(content(texts)[1]), lengths, held_out, documents["source"])
+        counts.tokens += np.bincount(ids, minlength=len(counts.tokens))
+        mask = np.repeat(held_out, lengths)
+        return Encoded({"train": ids[~mask], "val": ids[mask]}, counts)
+
+    def _check(self, chunk: Chunk, ids: np.ndarray, lengths: np.ndarray, documents: dict[str, Any]) -> None:
+        """Raises UserError where a sampled document's ids are not tiktoken's."""
+        ends = np.cumsum(lengths)
+        sizes = np.diff(content(documents["text"])[1])
+        for row in range(0, len(ends), CHECKED_EVERY):
+            if sizes[row] > CHECKED_BYTES:
+                continue
+            expected = self.tokenizer.encode_to_numpy(documents["text"][row].as_py())
+            if not np.array_equal(ids[ends[row] - lengths[row] : ends[row]], expected):
+                raise UserError(
+                    f"tokenize: the ids of document {documents['id'][row].as_py()} ({chunk.path}, rows {chunk.row} to "
+                    f"{chunk.row + chunk.rows - 1}) are not tiktoken's. That is a fault of this program: please report "
+                    "it with the document. Set tokenize.encoder to tiktoken to go on without the fast encoder."
+                )
+
+
+def read_documents(chunk: Chunk, val_fraction: float, clean: Clean | None, removed: Removed) -> dict[str, Any]:
+    """A chunk's documents after cleaning: id, text, source (n,) strings of Arrow, validation bool (n,).
+
+    The side of the split is that of the text as it came, as elsewhere in the pipeline: cleaning moves none across.
+    """
+    table = chunks.read_chunk(chunk)
+    columns = {name: _whole(table[name]) for name in chunks.COLUMNS}
+    data, ends = content(columns["text"])
+    held_out = [is_validation(data[a:b], val_fraction) for a, b in pairwise(ends)]
+    if clean is None:
+        return {**columns, "validation": np.array(held_out, dtype=bool)}
+    rows = zip(*(columns[name].to_pylist() for name in chunks.COLUMNS), held_out, strict=True)
+    kept = list(clean((dict(zip((*chunks.COLUMNS, "validation"), row, strict=True)) for row in rows), removed))
+    strings = {name: pa.array([valid_unicode(document[name]) for document in kept], pa.string()) for name in columns}
+    return {**strings, "validation": np.array([document["validation"] for document in kept], dtype=bool)}
+
+
+def _whole(column: pa.ChunkedArray) -> pa.StringArray:
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def encode_corpus(
+    found: list[Chunk],
+    tokenizer: Tokenizer,
+    work: Path,
+    val_fraction: float,
+    shard_tokens: int,
+    workers: int | None = None,
+    encoder: str = "auto",
+    clean: Clean | None = None,
+) -> tuple[dict[str, Any], Counts]:
+    """Write train and val shards into `work`/tokens, from where an earlier call was killed.
+
+    Args:
+        found: all chunks of the corpus.
+        work: a directory of this corpus, tokenizer and params alone.
+        workers: processes; None: as many as there are cores and work for.
+        clean: given a chunk's documents, yields those to keep, changed or not, and says in Removed what it took out.
+
+    Returns:
+        File, tokens and sha256 of each shard, by split; what was counted.
+
+    Raises:
+        UserError: a damaged part; ids that are not tiktoken's; a worker was killed.
+    """
+    begin = partial(ShardWriter, work / "tokens", dtype=tokenizer.id_type, shard_tokens=shard_tokens)
+    done, writers, counts = _continued(work, begin) or _afresh(work, begin, tokenizer)
+    if done:
+        print(f"tokenize: continues after {done} of {len(found)} chunks", flush=True)
+    left = [chunk.bytes for chunk in found[done:]]
+    workers = workers or max(1, min(parallel.cores(), sum(left) // WORKER_BYTES))
+    make = partial(ChunkEncoder, tokenizer, val_fraction, encoder, clean)
+    every, saved = float(os.environ.get("LLM_STATE_SECONDS", SYNC_SECONDS)), time.monotonic()
+    whole = sum(chunk.bytes for chunk in found)
+    with Progress("tokenize", whole, "B", start=whole - sum(left), scale=True) as progress:
+        for chunk, encoded in zip(found[done:], parallel.ordered(make, found[done:], workers), strict=True):
+            for split, writer in writers.items():
+                writer.add(encoded.ids[split])
+            counts.merge(encoded.counts)
+            done += 1
+            if time.monotonic() - saved >= every:
+                _save(work, done, {split: writer.sync() for split, writer in writers.items()}, counts)
+                saved = time.monotonic()
+            progress.update(chunk.bytes)
+    shards = {split: writer.close() for split, writer in writers.items()}
+    _save(work, done, {split: {"shards": shards[split], "filled": 0} for split in SPLITS}, counts)
+    return shards, counts
+
+
+Place = tuple[int, dict[str, ShardWriter], Counts]  # chunks done, writers that stand behind them, what they hold
+
+
+def _save(work: Path, done: int, places: dict[str, Any], counts: Counts) -> None:
+    write_json(work / "progress.json", {"chunks": done, "places": places, "counts": counts.to_json()})
+
+
+def _continued(work: Path, begin: Callable[..., ShardWriter]) -> Place | None:
+    """Where an earlier call came to, if one did and what it left is whole."""
+    path = work / "progress.json"
+    if not path.exists():
+        return None
+    try:
+        place = read_json(path)
+        writers = {split: begin(split=split, place=place["places"][split]) for split in SPLITS}
+        return int(place["chunks"]), writers, Counts.from_json(place["counts"])
+    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+        print(f"warning: tokenize starts afresh: {path} cannot be continued ({error}).", file=sys.stderr, flush=True)
+        return None
+
+
+def _afresh(work: Path, begin: Callable[..., ShardWriter], tokenizer: Tokenizer) -> Place:
+    shutil.rmtree(work / "tokens", ignore_errors=True)
+    (work / "tokens").mkdir(parents=True)
+    return 0, {split: begin(split=split) for split in SPLITS}, Counts(tokenizer.vocab_size)
+
+
+def describe(
+    shards: dict[str, Any], counts: Counts, tokenizer: Tokenizer, val_fraction: float, min_train_tokens: int = 1
+) -> dict[str, Any]:
+    """The content of meta.json.
+
+    Raises:
+        UserError: no text on one of the two sides, or fewer training tokens than one sequence takes.
+    """
+    for split, other in (("train", "lower"), ("val", "raise")):
+        if not counts.splits[split]["tokens"]:
+            total = sum(side["documents"] for side in counts.splits.values())
+            raise UserError(
+                f"tokenize: no document fell on the {split} side of {total}; "
+                f"add documents (download.pretrain) or {other} tokenize.val_fraction."
+            )
+    if (found := counts.splits["train"]["tokens"]) < min_train_tokens:
+        raise UserError(
+            f"tokenize: {found} training tokens are fewer than one sequence of {min_train_tokens}; "
+            "add text (download.pretrain) or lower pretrain.sequence_length."
+        )
+    return {
+        "dtype": tokenizer.id_type.name,
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": tokenizer.eos_id,
+        "val_fraction": val_fraction,
+        "tokenizer_sha256": hashlib.sha256(tokenizer.files()["tokenizer.json"]).hexdigest(),
+        **{
+            split: {
+                **{kind: counts.splits[split][kind] for kind in ("tokens", "documents", "bytes")},
+                "shards": shards[split],
+            }
+            for split in SPLITS
+        },
+    }
+
+
+def code_version() -> dict[str, str]:
+    """Digest of the source that decides what is written, and the versions that do."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return {"code": digest.hexdigest(), **{name: version(name) for name in ("tiktoken", "tokenizers", "pyarrow")}}

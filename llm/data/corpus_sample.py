@@ -1,0 +1,78 @@
+"""What a small part of a corpus tells of the whole: a tokenizer, and the room that its tokens will take."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from llm.data.chunks import Chunk, read_chunk
+from llm.data.corpus import Clean, read_documents
+from llm.data.counts import Removed
+from llm.data.tokenizer import Tokenizer
+from llm.errors import UserError
+
+SAMPLE_BYTES = 500_000_000  # of text that BPE is trained on; of more, row groups at equal distances
+LOOKED_AT, LOOK_BYTES = 8, 1 << 18  # places, and bytes of text at each, from which tokens a byte are estimated
+MARGIN = 1.1  # room asked for beyond the estimate
+T = TypeVar("T")
+
+
+def spaced(items: Sequence[T], count: int) -> list[T]:
+    """`count` of the items at equal distances, or all where there are no more."""
+    return list(items) if count >= len(items) else [items[i * len(items) // count] for i in range(count)]
+
+
+def training_texts(groups: list[Chunk], val_fraction: float, clean: Clean | None = None) -> Iterator[str]:
+    """Training documents for BPE: all, or of more than SAMPLE_BYTES those of row groups at equal distances.
+
+    Args:
+        groups: all row groups of the corpus (`find_chunks` with size 1).
+    """
+    total = sum(group.bytes for group in groups)
+    for group in spaced(groups, max(1, len(groups) * SAMPLE_BYTES // max(1, total))):
+        documents = read_documents(group, val_fraction, clean, Removed())
+        for text, held_out in zip(documents["text"], documents["validation"], strict=True):
+            if not held_out:
+                yield text.as_py()
+
+
+def shard_bytes(groups: list[Chunk], tokenizer: Tokenizer) -> int:
+    """About how many bytes the corpus' shards will take, from a look at a few places of it."""
+    tokens = size = 0
+    for group in spaced(groups, LOOKED_AT):
+        looked = 0
+        for text in read_chunk(group)["text"]:
+            sample = text.as_py()[:LOOK_BYTES]
+            tokens += len(tokenizer.encode(sample)) + 1
+            looked += len(sample.encode())
+            if looked >= LOOK_BYTES:
+                break
+        size += looked
+    return int(sum(group.bytes for group in groups) * tokens / max(1, size) * tokenizer.id_type.itemsize)
+
+
+def check_disk(needed: int, work: Path, output: Path) -> None:
+    """Refuse what cannot fit, before it begins.
+
+    Args:
+        needed: bytes of the shards.
+        work: where they are written; what an earlier call left there counts as written.
+        output: the directory that they get a second name in, which takes room on another file system only.
+
+    Raises:
+        UserError: too little room.
+    """
+    written = sum(path.stat().st_size for path in (work / "tokens").glob("*.npy"))
+    places = {os.stat(work).st_dev: (work, MARGIN * needed - written)}
+    above = next(path for path in (output, *output.absolute().parents) if path.exists())
+    places.setdefault(os.stat(above).st_dev, (above, MARGIN * needed))
+    for place, room in places.values():
+        if room > (free := shutil.disk_usage(place).free):
+            raise UserError(
+                f"tokenize: the token shards will take about {needed / 1e9:.2f} GB, and {place.absolute()} has "
+                f"{free / 1e9:.2f} GB free. Free some (`python -m llm state --prune`, `dvc gc -w`), or take less text "
+                "(max_documents or max_bytes of download.pretrain)."
+            )

@@ -1,0 +1,122 @@
+"""What a corpus holds, counted while it is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from llm.data.tokenizer import Tokenizer
+
+SPLITS = ("train", "val")
+KINDS = ("tokens", "documents", "bytes")  # bytes of text; tokens with the end token of each document
+MAX_SOURCES = 1000  # that are counted by name; what later ones hold is counted together
+OTHERS = "(other sources)"
+FREQUENT = 20  # tokens that the metrics name
+EXAMPLES, EXAMPLE_CHARACTERS = 5, 400  # shown of what a rule removed
+
+
+class Removed:
+    """What cleaning left out or changed: how many documents by rule, and the first of each."""
+
+    def __init__(self, counts: dict[str, int] | None = None, examples: dict[str, Any] | None = None) -> None:
+        self.counts = Counter(counts or {})
+        self.examples: dict[str, list[dict[str, str]]] = dict(examples or {})
+
+    def add(self, rule: str, document: dict[str, Any]) -> None:
+        """Count a document (with id, source and text) under the rule that it fell to."""
+        self.counts[rule] += 1
+        shown = self.examples.setdefault(rule, [])
+        if len(shown) < EXAMPLES:
+            text = document["text"][:EXAMPLE_CHARACTERS]
+            shown.append({"id": document["id"], "source": document["source"], "text": text})
+
+    def merge(self, later: Removed) -> None:
+        """Add what a later part of the corpus lost."""
+        self.counts.update(later.counts)
+        for rule, examples in later.examples.items():
+            shown = self.examples.setdefault(rule, [])
+            shown += examples[: EXAMPLES - len(shown)]
+
+
+class Counts:
+    """Documents, bytes and tokens by split and by source, lengths of documents, and how often each token occurs."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.splits = {split: dict.fromkeys(KINDS, 0) for split in SPLITS}
+        self.sources: dict[str, dict[str, int]] = {}
+        self.lengths: Counter[int] = Counter()  # a power of two -> documents of at most so many tokens, not of half
+        self.tokens = np.zeros(vocab_size, dtype=np.int64)
+        self.removed = Removed()
+
+    def add(self, sizes: np.ndarray, lengths: np.ndarray, validation: np.ndarray, sources: pa.StringArray) -> None:
+        """Count (n,) documents: their bytes, their tokens, whether they are held out, and where they come from."""
+        for split, here in zip(SPLITS, (~validation, validation), strict=True):
+            _increase(self.splits[split], int(lengths[here].sum()), int(here.sum()), int(sizes[here].sum()))
+        coded = sources.dictionary_encode()
+        which, names = coded.indices.to_numpy(), coded.dictionary.to_pylist()
+        documents = np.bincount(which, minlength=len(names)).tolist()
+        tokens, size = (np.bincount(which, weights=w, minlength=len(names)).tolist() for w in (lengths, sizes))
+        for name, *added in zip(names, tokens, documents, size, strict=True):
+            self._add_source(name, *map(int, added))
+        powers = 1 << np.arange(48)
+        self.lengths.update(powers[np.searchsorted(powers, lengths)].tolist())
+
+    def merge(self, later: Counts) -> None:
+        """Add what a later part of the corpus holds."""
+        for split, added in later.splits.items():
+            _increase(self.splits[split], **added)
+        for name, added in later.sources.items():
+            self._add_source(name, **added)
+        self.lengths.update(later.lengths)
+        self.tokens += later.tokens
+        self.removed.merge(later.removed)
+
+    def metrics(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """What metrics/tokenize.json holds."""
+        train, val = self.splits["train"], self.splits["val"]
+        top = np.argsort(-self.tokens, kind="stable")[:FREQUENT]
+        removed = {"removed": self.removed.counts, "removed_examples": self.removed.examples}
+        return {
+            "vocab_size": tokenizer.vocab_size,
+            **{f"{split}_{kind}": self.splits[split][kind] for kind in KINDS for split in SPLITS},
+            "bytes_per_token": (train["bytes"] + val["bytes"]) / (train["tokens"] + val["tokens"]),  # end tokens count
+            "unused_tokens": int((self.tokens == 0).sum()),
+            "document_tokens": {str(size): self.lengths[size] for size in sorted(self.lengths)},
+            "frequent_tokens": [{"token": tokenizer.decode([i]), "count": int(self.tokens[i])} for i in top],
+            "sources": self.sources,
+            **(removed if self.removed.counts else {}),
+        }
+
+    def _add_source(self, name: str, tokens: int, documents: int, bytes: int) -> None:
+        if name not in self.sources and len(self.sources) >= MAX_SOURCES:
+            name = OTHERS
+        _increase(self.sources.setdefault(name, dict.fromkeys(KINDS, 0)), tokens, documents, bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "splits": self.splits,
+            "sources": self.sources,
+            "lengths": {str(size): self.lengths[size] for size in sorted(self.lengths)},
+            "tokens": self.tokens.tolist(),
+            "removed": {"counts": dict(self.removed.counts), "examples": self.removed.examples},
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Counts:
+        """What `to_json` gave."""
+        found = cls(0)
+        found.splits, found.sources = value["splits"], value["sources"]
+        found.lengths = Counter({int(size): count for size, count in value["lengths"].items()})
+        found.tokens = np.array(value["tokens"], dtype=np.int64)
+        found.removed = Removed(**value["removed"])
+        return found
+
+
+def _increase(held: dict[str, int], tokens: int, documents: int, bytes: int) -> None:
+    for kind, value in zip(KINDS, (tokens, documents, bytes), strict=True):
+        held[kind] += value
