@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from llm import params
-from llm.data import raw
+from llm.data.clean import plan as clean
+from llm.data.clean.tally import Tally
 from llm.data.shards import is_validation, write_shards
 from llm.data.tokenizer import Tokenizer
 from llm.errors import run_stage
 from llm.io import read_json, whole_directory, write_json
 from llm.progress import Progress
+from llm.tasks.held_out import test_texts
 from llm.timing import stage_timing
 
 RAW, TOKENIZER, TOKENS = Path("data/raw/pretrain"), Path("data/tokenizer"), Path("data/tokens")
 SAMPLE_BYTES = 500_000_000  # of training text for BPE; of more, the documents whose hash falls into that share
 
 
-def make_tokenizer(p: params.Tokenize, text_bytes: int) -> Tokenizer:
-    """GPT-2's encoding, or BPE trained on (a sample of) the training documents."""
+def make_tokenizer(p: params.Tokenize, documents: Iterable[dict[str, str]], text_bytes: int) -> Tokenizer:
+    """GPT-2's encoding, or BPE trained on (a sample of) the training documents, as they are after cleaning."""
     if p.tokenizer == "gpt2":
         return Tokenizer.gpt2()
     share = min(1.0, SAMPLE_BYTES / max(1, text_bytes))
-    texts = (r["text"] for r in raw.read(RAW, ["text"]))
+    texts = (r["text"] for r in documents)
     sample = (t for t in texts if not is_validation(t, p.val_fraction) and is_validation(t[::-1], share))
     tokenizer = Tokenizer.train(sample, p.vocab_size)
     if tokenizer.vocab_size < p.vocab_size:
@@ -39,16 +43,20 @@ def main() -> None:
     manifest = read_json(RAW / "manifest.json")
     with stage_timing("tokenize") as timing:
         began = time.perf_counter()
-        tokenizer = make_tokenizer(p.tokenize, manifest["bytes"])
-        counts, lengths = np.zeros(tokenizer.vocab_size, dtype=np.int64), Counter[int]()
-        with whole_directory(TOKENS) as out, Progress("tokenize", manifest["rows"], "document") as progress:
-            documents = (record["text"] for record in raw.read(RAW, ["text"]))
+        with whole_directory(TOKENS) as out:
+            examples = test_texts(RAW.parent, p.mix)  # read only where tokenize.clean.decontaminate is on
+            plan = clean.prepare(p.tokenize.clean, RAW, out / clean.FOLDER, examples, len(os.sched_getaffinity(0)))
+            tokenizer = make_tokenizer(p.tokenize, plan.records(RAW, ["text"]), manifest["bytes"])
+            counts, lengths, tally = np.zeros(tokenizer.vocab_size, dtype=np.int64), Counter[int](), Tally()
+            documents = (record["text"] for record in plan.records(RAW, ["text"], tally))
             split, size, need = p.tokenize.val_fraction, p.tokenize.shard_tokens, p.pretrain.sequence_length + 1
-            for batch in write_shards(documents, tokenizer, out, split, size, need):
-                counts += np.bincount(np.concatenate([ids for _, ids in batch]), minlength=len(counts))
-                lengths.update(1 << (len(ids) - 1).bit_length() for _, ids in batch)
-                progress.update(len(batch))
-            meta = read_json(out / "meta.json")
+            with Progress("tokenize", manifest["rows"], "document") as progress:
+                for batch in write_shards(documents, tokenizer, out, split, size, need):
+                    counts += np.bincount(np.concatenate([ids for _, ids in batch]), minlength=len(counts))
+                    lengths.update(1 << (len(ids) - 1).bit_length() for _, ids in batch)
+                    progress.update(len(batch))
+            meta = read_json(out / "meta.json") | plan.digests()
+            write_json(out / "meta.json", meta)
         with whole_directory(TOKENIZER) as out:
             tokenizer.save(out)
         total = meta["train"]["tokens"] + meta["val"]["tokens"]
@@ -63,6 +71,7 @@ def main() -> None:
             "bytes_per_token": (meta["train"]["bytes"] + meta["val"]["bytes"]) / total,  # end tokens count
             "unused_tokens": int((counts == 0).sum()),
             "document_tokens": {str(size): lengths[size] for size in sorted(lengths)},  # size/2 < tokens <= size
+            **({"clean": tally.metrics(p.tokenize.clean)} if p.tokenize.clean.active else {}),
             "frequent_tokens": [{"token": tokenizer.decode([i]), "count": int(counts[i])} for i in top],
         }
         write_json("metrics/tokenize.json", metrics)

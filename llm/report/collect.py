@@ -38,6 +38,7 @@ def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]
         "curves": history.curves(),
         "evaluate": evaluate,
         "contamination": evaluate.get("contamination", {}),
+        "contamination_by_text": metrics.get("contamination", {}),
         "samples": _samples(params.report.samples),
         "examples": _examples(params.report.data_examples, list(metrics.get("mix", {}).get("tasks", {}))),
         "timing": {stage: timing.get(stage) for stage in STAGES if stage != "report"},

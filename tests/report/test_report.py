@@ -188,7 +188,14 @@ def test_numbers_have_the_digits_that_mean_something(value: float | None, shown:
 
 
 def _empty() -> dict:
-    return {"model": None, "manifests": {}, "contamination": {}, "timing": {}, "metrics": {}}
+    return {
+        "model": None,
+        "manifests": {},
+        "contamination": {},
+        "contamination_by_text": {},
+        "timing": {},
+        "metrics": {},
+    }
 
 
 def test_the_page_says_whether_each_training_gives_the_same_bytes_again(
@@ -198,3 +205,14 @@ def test_the_page_says_whether_each_training_gives_the_same_bytes_again(
     html, markdown = render(tmp_path, monkeypatch)
     assert "Identical bytes on rerun, pretrain: pretrain&#39;s own words." in html
     assert "Identical bytes on rerun, finetune: finetune's own words." in markdown
+
+
+def test_every_score_has_its_contamination_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace.full(tmp_path)
+    html, markdown = render(tmp_path, monkeypatch)
+    assert "Contamination: 0.67 % (pretraining 0.33 %, finetuning 0.67 %)." in html
+    rows = [line for line in markdown.splitlines() if line.startswith(("| Finetuned |", "| Base |", "| Lead"))]
+    ends = [row.rstrip(" |").rsplit("|", 1)[1].strip() for row in rows]
+    assert ends[:3] == ["1.3 %", "1.3 %", "–"]
+    assert ends[3:5] == ["0.67 %", "0.33 %"]
+    assert "; contamination 0.67 %." in html
