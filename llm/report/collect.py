@@ -34,6 +34,7 @@ def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]
         "metrics": metrics,
         "model": _model(metrics, params),
         "manifests": manifests,
+        "cleaning": metrics.get("tokenize", {}).get("clean"),
         "dropped": _reasons(manifests, metrics.get("mix", {})),
         "curves": history.curves(),
         "evaluate": evaluate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -216,3 +217,25 @@ def test_every_score_has_its_contamination_beside_it(tmp_path: Path, monkeypatch
     assert ends[:3] == ["1.3 %", "1.3 %", "–"]
     assert ends[3:5] == ["0.67 %", "0.33 %"]
     assert "; contamination 0.67 %." in html
+
+
+def test_what_each_cleaning_rule_did_is_shown_with_its_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.full(tmp_path)
+    html, markdown = render(tmp_path, monkeypatch)
+    assert "Cleaning" not in html + markdown
+    path = tmp_path / "metrics" / "tokenize.json"
+    example = {"document": 1234, "text": "Lost <b>text</b>", "became": ""}
+    rule = {"removed": 17, "removed_bytes": 5000, "changed": 0, "edits": 0, "examples": [example]}
+    masked = {**rule, "removed": 0, "changed": 3, "edits": 4, "examples": [{**example, "became": "Masked | text"}]}
+    clean = {"documents": 100, "kept": 83, "bytes": 90000, "kept_bytes": 85000}
+    rules = {"c4.min_num_sentences": rule, "personal_data.email": masked, "exact_duplicates": {**rule, "examples": []}}
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    workspace.dump(path, {**metrics, "clean": {**clean, "rules": rules}})
+    html, markdown = render(tmp_path, monkeypatch)
+    assert "<code>c4.min_num_sentences</code></th><td>17</td><td>5.0 kB</td><td>0</td><td>0</td>" in html
+    assert "Lost &lt;b&gt;text&lt;/b&gt;" in html
+    assert "<dt>Became</dt><dd>Masked | text</dd>" in html
+    assert "| `personal_data.email` | 0 | 5.0 kB | 3 | 4 |" in markdown
+    assert "Lost <b>text</b>\n→ Masked | text" in markdown

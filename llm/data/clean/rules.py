@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from llm.data.clean import normalise, personal
@@ -99,26 +99,20 @@ class Cleaner:
 
     def _language(self, text: str) -> Cleaned:
         start = max(0, (len(text) - LANGUAGE_CHARACTERS) // 2)
-        found, probability = self._identifier.classify(text[start : start + LANGUAGE_CHARACTERS])
+        found, probability = _identifier().classify(text[start : start + LANGUAGE_CHARACTERS])
         if found not in (self.params.languages or ()):
             return Cleaned(None, "languages")
         if probability < self.params.min_language_probability:
             return Cleaned(None, "min_language_probability")
         return Cleaned(text)
 
-    @cached_property
-    def _identifier(self) -> Any:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-
     def _check(self) -> None:
         if self.params.languages:
-            unknown = sorted(set(self.params.languages) - set(self._identifier.labels))
+            unknown = sorted(set(self.params.languages) - set(_identifier().labels))
             if unknown:
                 raise UserError(
                     f"tokenize.clean.languages: {', '.join(unknown)} is not a language that py3langid knows; expected "
-                    f"of {', '.join(sorted(self._identifier.labels))}."
+                    f"of {', '.join(sorted(_identifier().labels))}."
                 )
         if region := self.params.personal_data.phone:
             import phonenumbers
@@ -128,6 +122,14 @@ class Cleaner:
                     f"tokenize.clean.personal_data.phone: {region} is no region with telephone numbers; expected an "
                     "ISO 3166 code such as US or DE."
                 )
+
+
+@cache
+def _identifier() -> Any:
+    """py3langid's model (Lui and Baldwin 2012), which the package brings; 100 MB, once a process."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def _edit(rule: str, function: Callable[[str], str]) -> Step:
