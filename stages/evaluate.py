@@ -62,8 +62,10 @@ def main() -> None:
             book.add(name, LANGUAGE_MODELING, measures)
         tracked.log_metrics(table.flat(book.results, text.contamination))
         write_bytes("metrics/scores.csv", table.scores_csv(book.results).encode())
+        write_json("metrics/contamination.json", text.contamination_by_text)
         write_json("metrics/evaluate.json", {**book.results, "contamination": text.contamination})
-    print(f"{table.render(book.results, text.contamination)}\n\nevaluate: → metrics/evaluate.json, metrics/predictions")
+    print(table.render(book.results, text.contamination, text.contamination_by_text))
+    print("\nevaluate: → metrics/evaluate.json, metrics/predictions")
 
 
 if __name__ == "__main__":

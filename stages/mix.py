@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llm import params, tasks
 from llm.data import raw
+from llm.data.clean.plan import written
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError, run_stage
 from llm.io import read_json, whole_directory, write_json
@@ -14,7 +15,7 @@ from llm.progress import track
 from llm.tasks import files, mixture, splits
 from llm.timing import stage_timing
 
-RAW, OUT, TEXT = Path("data/raw"), Path("data/mix"), mixture.LANGUAGE_MODELING
+RAW, TOKENS, OUT, TEXT = Path("data/raw"), Path("data/tokens"), Path("data/mix"), mixture.LANGUAGE_MODELING
 
 
 def survey(name: str, task: params.MixTask, p: params.Mix) -> mixture.Dataset:
@@ -45,10 +46,11 @@ def main() -> None:
                 files.check_drawn(d.name, train[d.name].examples, train[d.name].dropped, mix.max_tokens)
         val = draw(splits.VALIDATION, max(1, round(mix.examples * mixture.VALIDATION_SHARE)))
         if mix.pretrain_fraction:
-            held_out_fraction = read_json("data/tokens/meta.json")["val_fraction"]
+            held_out_fraction = read_json(TOKENS / "meta.json")["val_fraction"]
             for validation, side in ((False, train), (True, val)):
                 quota = mixture.text_share(sum(len(d.examples) for d in side.values()), mix.pretrain_fraction)
-                documents = track(raw.read(RAW / "pretrain"), "draw pretraining text", unit="document")
+                records = written(p.tokenize.clean, TOKENS).records(RAW / "pretrain")
+                documents = track(records, "draw pretraining text", unit="document")
                 side[TEXT] = mixture.draw_text(
                     documents, validation, held_out_fraction, quota, tokenizer, seed, mix.max_tokens
                 )

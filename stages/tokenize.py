@@ -5,33 +5,28 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from llm import params
-from llm.data import corpus_sample
-from llm.data.chunks import Chunk, digest, find_chunks
+from llm.data import corpus_sample, parallel
+from llm.data.chunks import digest, find_chunks
+from llm.data.clean import plan as clean
 from llm.data.corpus import code_version, describe, encode_corpus
-from llm.data.tokenizer import Tokenizer
 from llm.errors import run_stage
 from llm.io import link, sha256, whole_directory, write_json
+from llm.tasks.held_out import test_texts
 from llm.timing import stage_timing
 from llm.unfinished import unfinished
 
 RAW, TOKENIZER, TOKENS = Path("data/raw/pretrain"), Path("data/tokenizer"), Path("data/tokens")
 
 
-def make_tokenizer(p: params.Tokenize, groups: list[Chunk], kept: Path) -> Tokenizer:
-    """GPT-2's encoding, or BPE trained on (a sample of) the training documents; what was made before is in `kept`."""
+def make_plan(p: params.Params, kept: Path) -> clean.Plan:
+    """What is to become of each document; what was decided before is in `kept`."""
     if kept.is_dir():
-        return Tokenizer.load(kept)
-    if p.tokenizer == "gpt2":
-        tokenizer = Tokenizer.gpt2()
-    else:
-        tokenizer = Tokenizer.train(corpus_sample.training_texts(groups, p.val_fraction), p.vocab_size)
-        if (size := tokenizer.vocab_size) < p.vocab_size:
-            print(f"tokenize: the text yields {size} tokens, fewer than tokenize.vocab_size={p.vocab_size}")
-    with whole_directory(kept) as directory:
-        tokenizer.save(directory)
-    return tokenizer
+        return clean.Plan(p.tokenize.clean, kept)
+    examples = test_texts(RAW.parent, p.mix)  # read only where tokenize.clean.decontaminate is on
+    return clean.prepare(p.tokenize.clean, RAW, kept, examples, p.tokenize.workers or parallel.cores())
 
 
 def main() -> None:
@@ -39,19 +34,32 @@ def main() -> None:
     t = p.tokenize
     found, groups = find_chunks(RAW), find_chunks(RAW, size=1)
     same = t.model_dump(exclude={"workers", "encoder"})
-    inputs = {"tokenize": same, "raw": sha256(RAW / "manifest.json"), "parts": digest(found), "code": code_version()}
-    with stage_timing("tokenize") as timing, unfinished("tokenize", inputs) as work:
+    inputs: dict[str, Any] = {
+        "tokenize": same,
+        "raw": sha256(RAW / "manifest.json"),
+        "parts": digest(found),
+        "code": code_version(),
+    }
+    if t.clean.decontaminate:
+        inputs["examples"] = {name: sha256(RAW.parent / name / "manifest.json") for name in p.mix.tasks}
+        inputs["split"] = [p.mix.val_fraction, p.mix.test_fraction]
+    with stage_timing("tokenize") as timing, unfinished("tokenize", inputs | code_version()) as work:
         began = time.perf_counter()
-        tokenizer = make_tokenizer(t, groups, work / "tokenizer")
+        plan = make_plan(p, work / clean.FOLDER)
+        tokenizer = corpus_sample.make_tokenizer(t, groups, plan, work / "tokenizer")
         corpus_sample.check_disk(corpus_sample.shard_bytes(groups, tokenizer), work, TOKENS)
-        shards, counts = encode_corpus(found, tokenizer, work, t.val_fraction, t.shard_tokens, t.workers, t.encoder)
-        meta = describe(shards, counts, tokenizer, t.val_fraction, p.pretrain.sequence_length + 1)
+        shards, counts = encode_corpus(
+            found, tokenizer, work, t.val_fraction, t.shard_tokens, plan, t.workers, t.encoder
+        )
+        meta = describe(shards, counts, tokenizer, t.val_fraction, p.pretrain.sequence_length + 1) | plan.digests()
         with whole_directory(TOKENS) as out:
             shutil.copytree(work / "tokens", out, copy_function=link, dirs_exist_ok=True)
+            if plan.directory:
+                shutil.copytree(plan.directory, out / clean.FOLDER)
             write_json(out / "meta.json", meta)
         with whole_directory(TOKENIZER) as out:
             tokenizer.save(out)
-        metrics = counts.metrics(tokenizer)
+        metrics = counts.metrics(tokenizer, t.clean)
         write_json("metrics/tokenize.json", metrics)
         timing["tokens_per_second"] = (metrics["train_tokens"] + metrics["val_tokens"]) / (time.perf_counter() - began)
     print(

@@ -26,6 +26,7 @@ class Chunk(NamedTuple):
     row: int  # of the part that the chunk begins with
     rows: int
     bytes: int  # of text and names, uncompressed
+    place: int  # of its first document among all of the data set
 
 
 @contextmanager
@@ -51,7 +52,8 @@ def find_chunks(directory: Path, size: int = CHUNK_BYTES) -> list[Chunk]:
     paths = sorted(Path(directory).glob("part-*.parquet"))
     if not paths:
         raise UserError(f"{directory}: no part-*.parquet here. Run `dvc repro download` to make them.")
-    found = []
+    found: list[Chunk] = []
+    place = 0
     for path in paths:
         with _readable(path) as file:
             names = file.schema_arrow.names
@@ -65,8 +67,8 @@ def find_chunks(directory: Path, size: int = CHUNK_BYTES) -> list[Chunk]:
             for number, group in enumerate(groups, 1):
                 rows, held = rows + group.num_rows, held + group.total_byte_size
                 if held >= size or number == len(groups):
-                    found.append(Chunk(path, first, number, row, rows, held))
-                    first, row, rows, held = number, row + rows, 0, 0
+                    found.append(Chunk(path, first, number, row, rows, held, place))
+                    first, row, place, rows, held = number, row + rows, place + rows, 0, 0
     return found
 
 

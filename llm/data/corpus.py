@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
@@ -23,7 +23,9 @@ import pyarrow as pa
 
 from llm.data import chunks, parallel
 from llm.data.chunks import Chunk
-from llm.data.counts import SPLITS, Counts, Removed
+from llm.data.clean.plan import Plan
+from llm.data.clean.tally import Tally
+from llm.data.counts import SPLITS, Counts
 from llm.data.cuts import content
 from llm.data.encoder import make_encoder
 from llm.data.shard_writer import ShardWriter
@@ -33,8 +35,6 @@ from llm.errors import UserError
 from llm.io import read_json, write_json
 from llm.progress import Progress
 
-Document = dict[str, Any]  # id, text, source; validation: whether it is held out, decided by the text it came with
-Clean = Callable[[Iterator[Document], Removed], Iterable[Document]]  # can be pickled; sees a chunk at a time
 SYNC_SECONDS = 10.0  # between two records of how far it got
 CHECKED_EVERY, CHECKED_BYTES = 128, 1 << 18  # documents compared with tiktoken: each so many, if no longer than that
 WORKER_BYTES = 32 << 20  # of text that are worth another worker: starting one takes as long
@@ -50,13 +50,13 @@ class Encoded(NamedTuple):
 class ChunkEncoder:
     """Reads a chunk, cleans its documents, encodes them and compares a sample with tiktoken."""
 
-    def __init__(self, tokenizer: Tokenizer, val_fraction: float, encoder: str, clean: Clean | None) -> None:
-        self.tokenizer, self.val_fraction, self.clean = tokenizer, val_fraction, clean
+    def __init__(self, tokenizer: Tokenizer, val_fraction: float, encoder: str, plan: Plan) -> None:
+        self.tokenizer, self.val_fraction, self.plan = tokenizer, val_fraction, plan
         self.encoder = make_encoder(tokenizer, encoder)
 
     def __call__(self, chunk: Chunk) -> Encoded:
         counts = Counts(self.tokenizer.vocab_size)
-        documents = read_documents(chunk, self.val_fraction, self.clean, counts.removed)
+        documents = read_documents(chunk, self.val_fraction, self.plan, counts.tally)
         texts, held_out = documents["text"], documents["validation"]
         ids, lengths = self.encoder.encode(texts)
         self._check(chunk, ids, lengths, documents)
@@ -83,21 +83,27 @@ class ChunkEncoder:
                 )
 
 
-def read_documents(chunk: Chunk, val_fraction: float, clean: Clean | None, removed: Removed) -> dict[str, Any]:
+def read_documents(chunk: Chunk, val_fraction: float, plan: Plan, tally: Tally) -> dict[str, Any]:
     """A chunk's documents after cleaning: id, text, source (n,) strings of Arrow, validation bool (n,).
 
-    The side of the split is that of the text as it came, as elsewhere in the pipeline: cleaning moves none across.
+    The side of the split is that of the cleaned text: what cleaning makes equal lies on one side.
     """
     table = chunks.read_chunk(chunk)
-    columns = {name: _whole(table[name]) for name in chunks.COLUMNS}
+    columns: dict[str, Any] = {name: _whole(table[name]) for name in chunks.COLUMNS}
+    if plan.params.active:
+        rows, texts = [], []
+        for row, value in enumerate(columns["text"]):
+            text = value.as_py()
+            cleaned = plan(chunk.place + row, text)
+            tally.add(chunk.place + row, text, cleaned)
+            if cleaned.text is not None:
+                rows.append(row)
+                texts.append(valid_unicode(cleaned.text))
+        kept = pa.array(rows, pa.int64())
+        columns = {name: columns[name].take(kept) for name in chunks.COLUMNS} | {"text": pa.array(texts, pa.string())}
     data, ends = content(columns["text"])
     held_out = [is_validation(data[a:b], val_fraction) for a, b in pairwise(ends)]
-    if clean is None:
-        return {**columns, "validation": np.array(held_out, dtype=bool)}
-    rows = zip(*(columns[name].to_pylist() for name in chunks.COLUMNS), held_out, strict=True)
-    kept = list(clean((dict(zip((*chunks.COLUMNS, "validation"), row, strict=True)) for row in rows), removed))
-    strings = {name: pa.array([valid_unicode(document[name]) for document in kept], pa.string()) for name in columns}
-    return {**strings, "validation": np.array([document["validation"] for document in kept], dtype=bool)}
+    return {**columns, "validation": np.array(held_out, dtype=bool)}
 
 
 def _whole(column: pa.ChunkedArray) -> pa.StringArray:
@@ -110,9 +116,9 @@ def encode_corpus(
     work: Path,
     val_fraction: float,
     shard_tokens: int,
+    plan: Plan,
     workers: int | None = None,
     encoder: str = "auto",
-    clean: Clean | None = None,
 ) -> tuple[dict[str, Any], Counts]:
     """Write train and val shards into `work`/tokens, from where an earlier call was killed.
 
@@ -120,7 +126,7 @@ def encode_corpus(
         found: all chunks of the corpus.
         work: a directory of this corpus, tokenizer and params alone.
         workers: processes; None: as many as there are cores and work for.
-        clean: given a chunk's documents, yields those to keep, changed or not, and says in Removed what it took out.
+        plan: what is to become of each document.
 
     Returns:
         File, tokens and sha256 of each shard, by split; what was counted.
@@ -134,7 +140,7 @@ def encode_corpus(
         print(f"tokenize: continues after {done} of {len(found)} chunks", flush=True)
     left = [chunk.bytes for chunk in found[done:]]
     workers = workers or max(1, min(parallel.cores(), sum(left) // WORKER_BYTES))
-    make = partial(ChunkEncoder, tokenizer, val_fraction, encoder, clean)
+    make = partial(ChunkEncoder, tokenizer, val_fraction, encoder, plan)
     every, saved = float(os.environ.get("LLM_STATE_SECONDS", SYNC_SECONDS)), time.monotonic()
     whole = sum(chunk.bytes for chunk in found)
     with Progress("tokenize", whole, "B", start=whole - sum(left), scale=True) as progress:

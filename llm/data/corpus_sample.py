@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from llm.data.chunks import Chunk, read_chunk
-from llm.data.corpus import Clean, read_documents
-from llm.data.counts import Removed
+from llm.data.clean.plan import Plan
+from llm.data.clean.tally import Tally
+from llm.data.corpus import read_documents
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
+from llm.io import whole_directory
+from llm.params import Tokenize
 
 SAMPLE_BYTES = 500_000_000  # of text that BPE is trained on; of more, row groups at equal distances
 LOOKED_AT, LOOK_BYTES = 8, 1 << 18  # places, and bytes of text at each, from which tokens a byte are estimated
@@ -25,7 +28,7 @@ def spaced(items: Sequence[T], count: int) -> list[T]:
     return list(items) if count >= len(items) else [items[i * len(items) // count] for i in range(count)]
 
 
-def training_texts(groups: list[Chunk], val_fraction: float, clean: Clean | None = None) -> Iterator[str]:
+def training_texts(groups: list[Chunk], val_fraction: float, plan: Plan) -> Iterator[str]:
     """Training documents for BPE: all, or of more than SAMPLE_BYTES those of row groups at equal distances.
 
     Args:
@@ -33,10 +36,25 @@ def training_texts(groups: list[Chunk], val_fraction: float, clean: Clean | None
     """
     total = sum(group.bytes for group in groups)
     for group in spaced(groups, max(1, len(groups) * SAMPLE_BYTES // max(1, total))):
-        documents = read_documents(group, val_fraction, clean, Removed())
+        documents = read_documents(group, val_fraction, plan, Tally())
         for text, held_out in zip(documents["text"], documents["validation"], strict=True):
             if not held_out:
                 yield text.as_py()
+
+
+def make_tokenizer(p: Tokenize, groups: list[Chunk], plan: clean.Plan, kept: Path) -> Tokenizer:
+    """GPT-2's encoding, or BPE trained on (a sample of) the training documents; what was made before is in `kept`."""
+    if kept.is_dir():
+        return Tokenizer.load(kept)
+    if p.tokenizer == "gpt2":
+        tokenizer = Tokenizer.gpt2()
+    else:
+        tokenizer = Tokenizer.train(training_texts(groups, p.val_fraction, plan), p.vocab_size)
+        if (size := tokenizer.vocab_size) < p.vocab_size:
+            print(f"tokenize: the text yields {size} tokens, fewer than tokenize.vocab_size={p.vocab_size}")
+    with whole_directory(kept) as directory:
+        tokenizer.save(directory)
+    return tokenizer
 
 
 def shard_bytes(groups: list[Chunk], tokenizer: Tokenizer) -> int:

@@ -8,38 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from llm.data.clean.tally import Tally
+
 if TYPE_CHECKING:
     from llm.data.tokenizer import Tokenizer
+    from llm.params import Clean
 
 SPLITS = ("train", "val")
 KINDS = ("tokens", "documents", "bytes")  # bytes of text; tokens with the end token of each document
 MAX_SOURCES = 1000  # that are counted by name; what later ones hold is counted together
 OTHERS = "(other sources)"
 FREQUENT = 20  # tokens that the metrics name
-EXAMPLES, EXAMPLE_CHARACTERS = 5, 400  # shown of what a rule removed
-
-
-class Removed:
-    """What cleaning left out or changed: how many documents by rule, and the first of each."""
-
-    def __init__(self, counts: dict[str, int] | None = None, examples: dict[str, Any] | None = None) -> None:
-        self.counts = Counter(counts or {})
-        self.examples: dict[str, list[dict[str, str]]] = dict(examples or {})
-
-    def add(self, rule: str, document: dict[str, Any]) -> None:
-        """Count a document (with id, source and text) under the rule that it fell to."""
-        self.counts[rule] += 1
-        shown = self.examples.setdefault(rule, [])
-        if len(shown) < EXAMPLES:
-            text = document["text"][:EXAMPLE_CHARACTERS]
-            shown.append({"id": document["id"], "source": document["source"], "text": text})
-
-    def merge(self, later: Removed) -> None:
-        """Add what a later part of the corpus lost."""
-        self.counts.update(later.counts)
-        for rule, examples in later.examples.items():
-            shown = self.examples.setdefault(rule, [])
-            shown += examples[: EXAMPLES - len(shown)]
 
 
 class Counts:
@@ -50,7 +29,7 @@ class Counts:
         self.sources: dict[str, dict[str, int]] = {}
         self.lengths: Counter[int] = Counter()  # a power of two -> documents of at most so many tokens, not of half
         self.tokens = np.zeros(vocab_size, dtype=np.int64)
-        self.removed = Removed()
+        self.tally = Tally()
 
     def add(self, sizes: np.ndarray, lengths: np.ndarray, validation: np.ndarray, sources: pa.StringArray) -> None:
         """Count (n,) documents: their bytes, their tokens, whether they are held out, and where they come from."""
@@ -73,13 +52,12 @@ class Counts:
             self._add_source(name, **added)
         self.lengths.update(later.lengths)
         self.tokens += later.tokens
-        self.removed.merge(later.removed)
+        self.tally.merge(later.tally)
 
-    def metrics(self, tokenizer: Tokenizer) -> dict[str, Any]:
+    def metrics(self, tokenizer: Tokenizer, clean: Clean) -> dict[str, Any]:
         """What metrics/tokenize.json holds."""
         train, val = self.splits["train"], self.splits["val"]
         top = np.argsort(-self.tokens, kind="stable")[:FREQUENT]
-        removed = {"removed": self.removed.counts, "removed_examples": self.removed.examples}
         return {
             "vocab_size": tokenizer.vocab_size,
             **{f"{split}_{kind}": self.splits[split][kind] for kind in KINDS for split in SPLITS},
@@ -88,7 +66,7 @@ class Counts:
             "document_tokens": {str(size): self.lengths[size] for size in sorted(self.lengths)},
             "frequent_tokens": [{"token": tokenizer.decode([i]), "count": int(self.tokens[i])} for i in top],
             "sources": self.sources,
-            **(removed if self.removed.counts else {}),
+            **({"clean": self.tally.metrics(clean)} if clean.active else {}),
         }
 
     def _add_source(self, name: str, tokens: int, documents: int, bytes: int) -> None:
@@ -103,7 +81,7 @@ class Counts:
             "sources": self.sources,
             "lengths": {str(size): self.lengths[size] for size in sorted(self.lengths)},
             "tokens": self.tokens.tolist(),
-            "removed": {"counts": dict(self.removed.counts), "examples": self.removed.examples},
+            "tally": self.tally.to_json(),
         }
 
     @classmethod
@@ -113,7 +91,7 @@ class Counts:
         found.splits, found.sources = value["splits"], value["sources"]
         found.lengths = Counter({int(size): count for size, count in value["lengths"].items()})
         found.tokens = np.array(value["tokens"], dtype=np.int64)
-        found.removed = Removed(**value["removed"])
+        found.tally = Tally.from_json(value["tally"])
         return found
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from llm.data.clean.minhash import MIN_WORDS, minhashes
 from llm.data.docs_parse import Doc
 from llm.data.docs_scan import Entry
 
@@ -68,23 +68,19 @@ def near_duplicates(
     MinHash-LSH (Broder 1997) over word shingles; candidates are confirmed by the estimated Jaccard similarity. Texts
     under eight words are kept.
     """
-    from datasketch import MinHash, MinHashLSH
+    from datasketch import MinHashLSH
 
     lines = [words(text) for text in texts]
     names = list(groups) if groups is not None else [str(number) for number in range(len(lines))]
-    shingles = (
-        [" ".join(line[i : i + SHINGLE_WORDS]).encode() for i in range(max(1, len(line) - SHINGLE_WORDS + 1))]
-        for line in lines
-    )
     index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
     hashes: dict[int, Any] = {}
     keep = []
-    for number, minhash in enumerate(MinHash.generator(shingles, num_perm=PERMUTATIONS, hashfunc=zlib.crc32)):
-        good = len(lines[number]) < 8 or not any(
+    for number, minhash in enumerate(minhashes(lines, SHINGLE_WORDS, PERMUTATIONS)):
+        good = len(lines[number]) < MIN_WORDS or not any(
             names[other] != names[number] and minhash.jaccard(hashes[other]) >= threshold
             for other in index.query(minhash)
         )
-        if good and len(lines[number]) >= 8:
+        if good and len(lines[number]) >= MIN_WORDS:
             index.insert(number, minhash)
             hashes[number] = minhash
         keep.append(good)

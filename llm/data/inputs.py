@@ -6,8 +6,10 @@ import fnmatch
 import glob
 import gzip
 import hashlib
-import io
+import json
+import lzma
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +19,14 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from llm.errors import UserError
 
-COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
-MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
+# Keys of fsspec's `info` that tell one version of a remote file from the next.
+STAMPS = ("size", "ETag", "etag", "Content-MD5", "md5Hash", "generation", "LastModified", "last_modified", "mtime")
 # What is taken from a directory; a file named by itself or by a glob may have any name.
 SUFFIXES = {".txt", ".text", ".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv"}
-CHUNK = 1 << 18
+DEPTH = 32  # folders below a remote one that are looked into: links there may go in circles
+# Control characters, line separators, and bytes of a name that are not UTF-8.
+_UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 MAX_RECORD = 64 << 20  # characters or bytes of one line, JSON value, CSV field or document: what a reader may hold
 
 
@@ -41,26 +46,39 @@ class Input:
     shown: str  # as the params give it: for messages and the manifest
     label: str = ""  # short, unique among the inputs, free of the checkout's place: for ids
     fs: Any = field(default=None, compare=False, repr=False)  # fsspec file system; None: local
+    path: str = field(default="", compare=False)  # in the file system; "": as shown
+
+    @property
+    def name(self) -> str:
+        """The file's name, without what follows it in an address."""
+        return PurePosixPath(self.shown.split("?")[0].split("#")[0] if "://" in self.shown else self.shown).name
 
     @property
     def suffix(self) -> str:
         """Lower-case extension below the compression's."""
-        path = PurePosixPath(self.shown)
+        path = PurePosixPath(self.name)
         return PurePosixPath(path.stem if path.suffix.lower() in COMPRESSED else path.name).suffix.lower()
 
     def open(self) -> BinaryIO:
         """The stored bytes, still compressed."""
         if self.fs is not None:
-            return cast(BinaryIO, self.fs.open(self.shown.split("://", 1)[1], "rb"))
-        return open(self.shown, "rb")
+            return cast(BinaryIO, self.fs.open(self.path, "rb"))
+        return open(self.path or self.shown, "rb")
 
     def size(self) -> int:
-        """Stored bytes."""
-        return int(self.fs.size(self.shown.split("://", 1)[1]) if self.fs is not None else os.path.getsize(self.shown))
+        """Stored bytes; -1 where a server does not say."""
+        if self.fs is not None:
+            size = self.fs.info(self.path).get("size")
+            return -1 if size is None else int(size)
+        return os.path.getsize(self.path or self.shown)
 
-    def changed(self) -> str:
-        """When a local file was last written; "" where that is not known."""
-        return "" if self.fs is not None else str(os.stat(self.shown).st_mtime_ns)
+    def stamp(self) -> str:
+        """What changes when the file does: size, time and number of a local one, what the server says of a remote."""
+        if self.fs is not None:
+            info = self.fs.info(self.path)
+            return json.dumps({key: str(info[key]) for key in STAMPS if info.get(key) is not None})
+        status = os.stat(self.path or self.shown)
+        return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
 
     def sha256(self) -> str:
         with reading(self), self.open() as file:
@@ -75,13 +93,16 @@ def reading(source: Input) -> Iterator[None]:
     """Errors of the file system and of decompression become a UserError that names the file."""
     import zstandard
 
+    kind = COMPRESSED.get(PurePosixPath(source.name).suffix.lower(), "gzip")
     broken = "it is damaged or incomplete: copy or download it again"
     try:
         yield
     except EOFError:
-        raise UserError(f"{source.shown}: ends in the middle of its gzip data; {broken}.") from None
+        raise UserError(f"{source.shown}: ends in the middle of its {kind} data; {broken}.") from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{source.shown}: corrupt gzip ({error}); {broken}.") from None
+    except lzma.LZMAError as error:
+        raise UserError(f"{source.shown}: corrupt xz ({error}); {broken}.") from None
     except zstandard.ZstdError as error:
         raise UserError(f"{source.shown}: corrupt zstd ({error}); {broken}.") from None
     except OSError as error:
@@ -101,23 +122,26 @@ def find(patterns: list[str], where: str) -> list[Input]:
     Raises:
         UserError: nothing there, a directory without data files, a glob without a match, a broken link.
     """
-    found: dict[str, tuple[str, Any]] = {}
+    found: dict[str, tuple[str, Any, str]] = {}
     for pattern in patterns:
         if "://" in pattern:
-            fs, shown = _remote(pattern, where)
-            matches = {url: fs for url in shown}
+            fs, urls = _remote(pattern, where)
+            for url, path in urls.items():
+                found.setdefault(url, (url, fs, path))
         else:
-            matches = {PurePosixPath(path).as_posix(): None for path in _local(pattern, where)}
-        for path, system in matches.items():
-            found.setdefault(path if system else os.path.realpath(path), (path, system))
+            for path in _local(pattern, where):
+                found.setdefault(os.path.realpath(path), (PurePosixPath(path).as_posix(), None, path))
+    for shown, _, _ in found.values():
+        if _UNSHOWABLE.search(shown):
+            raise UserError(f"{where}: the name {shown!r} holds a line end or a character that is none. Rename it.")
     parents = [str(PurePosixPath(key).parent) for key in found]
     try:
         top = os.path.commonpath(parents)
     except ValueError:  # URLs beside local paths
         top = ""
     return [
-        Input(shown, PurePosixPath(os.path.relpath(key, top)).as_posix() if top else shown, system)
-        for key, (shown, system) in found.items()
+        Input(shown, PurePosixPath(os.path.relpath(key, top)).as_posix() if top else shown, system, path)
+        for key, (shown, system, path) in found.items()
     ]
 
 
@@ -181,111 +205,32 @@ def _walk(top: str) -> list[str]:
     return sorted(files)
 
 
-def _remote(pattern: str, where: str) -> tuple[Any, list[str]]:
+def _remote(pattern: str, where: str) -> tuple[Any, dict[str, str]]:
+    """The file system, and the path in it of each address found, under the address without a password."""
     import fsspec
 
+    shown = _without_password(pattern)
     try:
         fs, path = fsspec.core.url_to_fs(pattern)
         if glob.has_magic(path):
             paths = [item for item in fs.glob(path) if fs.isfile(item)]
         elif fs.isdir(path):
-            paths = [item for item in fs.find(path) if Input(item).suffix in SUFFIXES]
+            paths = [item for item in fs.find(path, maxdepth=DEPTH) if Input(item).suffix in SUFFIXES]
         else:
             paths = [path] if fs.exists(path) else []
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{where}: {pattern} cannot be opened ({error}). Check the address and the network.") from None
+    except ImportError as error:  # s3fs, gcsfs, adlfs, …: fsspec names the package
+        raise UserError(f"{where}: {shown} needs another package ({error}). Install it with pip.") from None
+    except Exception as error:  # each file system has errors of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{where}: {shown} cannot be opened ({reason}). Check the address and the network.") from None
     if not paths:
-        raise UserError(f"{where}: {pattern}: nothing found there. Correct the address.")
-    scheme = pattern.split("://", 1)[0]
-    return fs, [f"{scheme}://{item}" for item in sorted(paths)]
+        raise UserError(f"{where}: {shown}: nothing found there. Correct the address.")
+    return fs, {_without_password(fs.unstrip_protocol(item)): item for item in sorted(paths)}
 
 
-# -- opening ---------------------------------------------------------------------------------------------------------
-
-
-class Counting(io.RawIOBase):
-    """Counts the bytes that were read, for progress; keeps the position of seekable files."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.count = file, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return self.file.seekable()
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self.file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self.file.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.file.read(len(buffer))
-        buffer[: len(data)] = data
-        self.count += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
-
-
-class _Zstd(io.RawIOBase):
-    """Decompressed zstd frames. `zstandard`'s own stream reader takes a truncated file for a complete one."""
-
-    def __init__(self, file: io.BufferedReader, shown: str) -> None:
-        import zstandard
-
-        self.file, self.shown = file, shown
-        self.decompressor = zstandard.ZstdDecompressor()
-        self.frame = self.decompressor.decompressobj()
-        self.inside = False  # a frame
-        self.ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self.ready:
-            chunk = self.frame.unused_data if self.frame.eof else b""
-            if self.frame.eof:
-                self.frame, self.inside = self.decompressor.decompressobj(), False
-            chunk = chunk or self.file.read(CHUNK)
-            if not chunk:
-                if self.inside:
-                    raise UserError(
-                        f"{self.shown}: ends in the middle of its zstd data; it is incomplete: copy it again."
-                    )
-                return 0
-            self.inside = True
-            self.ready = self.frame.decompress(chunk)
-            self.inside = not self.frame.eof
-        size = min(len(buffer), len(self.ready))
-        buffer[:size], self.ready = self.ready[:size], self.ready[size:]
-        return size
-
-
-def decompress(file: io.BufferedReader[Any], source: Input) -> io.BufferedReader[Any]:
-    """A buffered stream of the file's content; compression is found by content, and must fit the name.
-
-    Raises:
-        UserError: the name says compressed and the content does not; the content is damaged (while reading).
-    """
-    head = file.peek(4)[:4]
-    codec = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
-    named = COMPRESSED.get(PurePosixPath(source.shown).suffix.lower())
-    if named and codec != named and not (named == "zstd" and head[1:4] == b"\x2a\x4d\x18"):  # skippable frame
-        raise UserError(
-            f"{source.shown}: is not {named} data, though its name says so (it begins with {head!r}). "
-            "Copy or download it again, or rename it."
-        )
-    if codec == "gzip":
-        return io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=file)), CHUNK)
-    if codec == "zstd" or named == "zstd":
-        return io.BufferedReader(_Zstd(file, source.shown), CHUNK)
-    return file
+def _without_password(url: str) -> str:
+    """An address as messages and manifests may show it."""
+    return re.sub(r"(?<=://)[^/@]*@", "", url)
 
 
 def short(value: str, length: int = 60) -> str:

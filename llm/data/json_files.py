@@ -16,15 +16,16 @@ DECODER = json.JSONDecoder()
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def jsonl(file: BinaryIO, shown: str) -> Iterator[Row]:
+def jsonl(file: BinaryIO) -> Iterator[Row]:
     """One JSON object a line; blank lines are none."""
     number = 0
     while line := file.readline(MAX_RECORD + 1):
         number += 1
         if len(line) > MAX_RECORD:
-            raise UserError(
-                f"{shown}:{number}: a line of more than {MAX_RECORD >> 20} MB; expected a JSON object a line."
-            )
+            yield Row(number, None, f"a line of more than {MAX_RECORD >> 20} MB; expected a JSON object a line")
+            while line and not line.endswith(b"\n"):
+                line = file.readline(CHUNK)
+            continue
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if not line.strip():

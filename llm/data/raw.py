@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -132,27 +133,62 @@ def read(directory: Path, columns: list[str] | None = None) -> Iterator[dict[str
     Raises:
         UserError: no parts, a part that is truncated, or a column that is not there.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    for path in _parts(directory):
+        with _readable(path), pq.ParquetFile(path) as file:
+            missing = [name for name in columns or [] if name not in file.schema_arrow.names]
+            if missing:
+                raise UserError(
+                    f"{path} has no column {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}. "
+                    f"Its data set is of another kind than the stage expects: set download.<name>.kind."
+                )
+            for batch in file.iter_batches(batch_size=1024, columns=columns):
+                yield from batch.to_pylist()
+
+
+def groups(directory: Path) -> list[tuple[Path, int, int]]:
+    """File, number and rows of each row group of `data/raw/<name>`, in the order in which `read` reads them.
+
+    Raises:
+        UserError: as `read`.
+    """
+    import pyarrow.parquet as pq
+
+    found = []
+    for path in _parts(directory):
+        with _readable(path), pq.ParquetFile(path) as file:
+            rows = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+        found += [(path, number, count) for number, count in enumerate(rows)]
+    return found
+
+
+def read_group(path: Path, group: int, column: str = "text") -> list[Any]:
+    """One column of a row group. Raises UserError as `read`."""
+    import pyarrow.parquet as pq
+
+    with _readable(path), pq.ParquetFile(path) as file:
+        values: list[Any] = file.read_row_group(group, columns=[column])[column].to_pylist()
+        return values
+
+
+def _parts(directory: Path) -> list[Path]:
     paths = sorted(Path(directory).glob("part-*.parquet"))
     if not paths:
         raise UserError(f"{directory}: no part-*.parquet here. Run `dvc repro download` to make them.")
-    for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                missing = [name for name in columns or [] if name not in file.schema_arrow.names]
-                if missing:
-                    raise UserError(
-                        f"{path} has no column {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}. "
-                        f"Its data set is of another kind than the stage expects: set download.<name>.kind."
-                    )
-                for batch in file.iter_batches(batch_size=1024, columns=columns):
-                    yield from batch.to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(
-                f"{path} cannot be read ({_first_line(error)}). Run `dvc repro -f download` to write it again."
-            ) from None
+    return paths
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path} cannot be read ({_first_line(error)}). Run `dvc repro -f download` to write it again."
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:

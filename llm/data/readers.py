@@ -1,8 +1,8 @@
 """File formats: one reader each, all streams of rows; those of JSON are in `llm.data.json_files`.
 
 A reader yields `Row`s in file order: a record as the file has it, or why there is none at that place. What makes the
-rest of a file unreadable (damage, an open quote, a list that never ends) is a UserError. Text is UTF-8; bytes that are
-not become lone surrogates here and are refused, record by record, in `llm.data.shapes`.
+rest of a file unreadable (damage, an open quote, a list that never ends) is a UserError. Text is UTF-8 by now; bytes
+that are not become lone surrogates here and are refused, record by record, in `llm.data.shapes`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
-from llm.data.inputs import MAX_RECORD, Counting, Input, Row, decompress, reading, short
+from llm.data.inputs import MAX_RECORD, Input, Row, reading, short
 from llm.data.json_files import json_list, jsonl, squad
+from llm.data.streams import Counting, decompress, in_utf8
 from llm.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -24,6 +25,7 @@ HEAD = 1 << 20  # characters in which a plain-text file must show its first sepa
 WHOLE = 1 << 16  # characters to which a text file without separators stays one document
 PIECE = 1 << 14  # characters of the documents that a longer one is cut into, at blank lines
 CHUNK = 1 << 20
+HELD = 64 << 20  # bytes of the parquet rows that are held at a time
 TABULAR = {".csv": "csv", ".tsv": "tsv"}
 LINES = {".jsonl": "jsonl", ".ndjson": "jsonl"}
 
@@ -43,13 +45,14 @@ Keep = Callable[[list[str]], list[str]]
 
 
 @contextmanager
-def open_table(source: Input, format: str, kind: str, keep: Keep = list) -> Iterator[Table]:
+def open_table(source: Input, format: str, kind: str, keep: Keep = list, encoding: str = "auto") -> Iterator[Table]:
     """A file as a Table, closed at the end of the block.
 
     Args:
         format: as `params.FilesSource.format`; auto: by extension and content.
         kind: of the data set; plain text is read for `pretrain` only.
         keep: given the names of a columnar file, those to read.
+        encoding: as `params.FilesSource.encoding`.
 
     Raises:
         UserError: the file is empty, damaged, or of another format than said.
@@ -65,12 +68,15 @@ def open_table(source: Input, format: str, kind: str, keep: Keep = list) -> Iter
     labels: dict[str, list[str]] = {}
     with stored:
         with reading(source):
-            content = decompress(stored, source)
+            content = decompress(stored, counter, source)
+            packed = content is not stored
+            if not content.peek(4).startswith(b"PAR1"):
+                content = in_utf8(content, encoding, source.shown)
             head = content.peek(CHUNK)
             _check_head(head, source)
             name = detect(head, source, format, kind)
         if name == "parquet":
-            if content is not stored:
+            if packed:
                 raise UserError(f"{source.shown}: parquet inside another compression cannot be read. Decompress it.")
             columns, labels, rows = parquet(content, source.shown, keep)
         elif name in ("csv", "tsv"):
@@ -78,7 +84,7 @@ def open_table(source: Input, format: str, kind: str, keep: Keep = list) -> Iter
         elif name == "text":
             rows = text(content, source.shown, notes)
         elif name == "jsonl":
-            rows = jsonl(content, source.shown)
+            rows = jsonl(content)
         else:
             rows = json_list(content, source.shown)
         if name not in ("text", "parquet", "csv", "tsv"):
@@ -103,10 +109,25 @@ def _check_head(head: bytes, source: Input) -> None:
         raise UserError(f"{shown}: nothing is left after decompression; it is empty. Copy or download it again.")
     if not head.strip(b"\0"):
         raise UserError(f"{shown}: holds only NUL bytes, as after a copy that broke off. Copy or download it again.")
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UserError(f"{shown}: is UTF-16; expected UTF-8. Convert it: iconv -f UTF-16 -t UTF-8.")
+    if not head.startswith(b"PAR1"):
+        _check_width(head[: 1 << 12], shown)
     if not head.strip() and len(head) < CHUNK:
         raise UserError(f"{shown}: holds only white space. Put the data there, or take it out of the paths.")
+
+
+def _check_width(head: bytes, shown: str) -> None:
+    """UTF-16 and UTF-32 without a byte order mark, which a NUL in every few bytes gives away."""
+    head = head[: len(head) // 4 * 4]
+    for guess in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be") if head.count(0) * 5 > len(head) else ():
+        try:
+            text = head.decode(guess)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text and sum(map(str.isascii, text)) * 2 > len(text):
+            raise UserError(
+                f"{shown}: looks like {guess} without a byte order mark; expected UTF-8. "
+                f"Say so: download.<name>.encoding: {guess}."
+            )
 
 
 def detect(head: bytes, source: Input, format: str, kind: str) -> str:
@@ -163,27 +184,35 @@ def text(file: BinaryIO, shown: str, notes: list[str]) -> Iterator[Row]:
     stream = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
     buffer, line, count = stream.read(HEAD), 1, 0
     cut = END_OF_TEXT not in buffer and len(buffer) > WHOLE
-    ended = False
+    too_long = f"a document of more than {MAX_RECORD >> 20} MB; cut it with lines that hold {END_OF_TEXT}"
+    ended = skipping = False  # skipping: what is left of a document that is too long
     while not ended:
         more = stream.read(CHUNK)
         ended = not more
         *documents, buffer = (buffer + more).split(END_OF_TEXT)
+        if skipping and documents:
+            line += documents.pop(0).count("\n")
+            skipping = False
         pieces = [piece for document in documents for piece in (_pieces(document) if cut else [document])]
         if cut:  # all but the last piece, in which a separator may have begun
             *whole, buffer = _pieces(buffer)
             pieces += whole
-        if ended and buffer.strip():  # blank after the last separator is no document
+        if ended and buffer.strip() and not skipping:  # blank after the last separator is no document
             pieces.append(buffer)
         for piece in pieces:
             blank = len(piece) - len(piece.lstrip("\n"))
-            yield Row(line + blank, {"text": piece.strip("\n")})
+            if len(piece) > MAX_RECORD:
+                yield Row(line + blank, None, too_long)
+            else:
+                yield Row(line + blank, {"text": piece.strip("\n")})
             line += piece.count("\n")
             count += 1
-        if len(buffer) > MAX_RECORD:
-            raise UserError(
-                f"{shown}:{line}: a document of more than {MAX_RECORD >> 20} MB. Cut the file into documents with "
-                f"lines that hold {END_OF_TEXT}."
-            )
+        if skipping or len(buffer) > MAX_RECORD:
+            if not skipping:
+                yield Row(line, None, too_long)
+            rest = buffer[-len(END_OF_TEXT) + 1 :]  # in which a separator may have begun
+            line += buffer.count("\n") - rest.count("\n")
+            buffer, skipping = rest, True
     if cut:
         notes.append(
             f"{shown} has no {END_OF_TEXT}: cut at blank lines or line ends into {count} documents of about 16 kB"
@@ -210,24 +239,51 @@ def table(file: BinaryIO, shown: str, name: str) -> tuple[list[str], Iterator[Ro
     stream = io.TextIOWrapper(
         file, encoding="utf-8-sig", errors="surrogateescape", newline="" if name == "csv" else None
     )
-    head = stream.readline(MAX_RECORD)
+    lines = _Lines(stream, shown)
+    head = next(lines, "")
     if name == "tsv":
         names = head.rstrip("\n").split("\t")
-        return names, _tsv(stream, names)
+        return names, _tsv(lines, names)
     delimiter = max(",;\t", key=head.count)
     names = next(csv.reader([head], delimiter=delimiter), [])
-    return names, _csv(csv.reader(stream, delimiter=delimiter, strict=True), names, shown)
+    return names, _csv(lines, delimiter, names, shown)
 
 
-def _tsv(stream: io.TextIOWrapper, names: list[str]) -> Iterator[Row]:
-    for number, line in enumerate(stream, 2):
+class _Lines:
+    """Lines of a table, none of them, and no record over several, longer than any record may be."""
+
+    def __init__(self, stream: io.TextIOWrapper, shown: str) -> None:
+        self.stream, self.shown, self.number, self.held = stream, shown, 0, 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self.stream.readline(MAX_RECORD + 1)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        self.held += len(line)
+        if self.held > MAX_RECORD:
+            raise UserError(
+                f"{self.shown}:{self.number}: a record of more than {MAX_RECORD >> 20} MB. Is a quote left open, or is "
+                "this no table?"
+            )
+        return line
+
+
+def _tsv(lines: _Lines, names: list[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, 2):
+        lines.held = 0
         if line.strip("\n"):
             yield _fields(number, line.rstrip("\n").split("\t"), names)
 
 
-def _csv(reader: Any, names: list[str], shown: str) -> Iterator[Row]:
+def _csv(lines: _Lines, delimiter: str, names: list[str], shown: str) -> Iterator[Row]:
+    reader: Any = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         number = reader.line_num + 2
+        lines.held = 0
         try:
             fields = next(reader, None)
         except csv.Error as error:
@@ -249,23 +305,32 @@ def _fields(number: int, fields: list[str], names: list[str]) -> Row:
 
 
 def parquet(file: BinaryIO, shown: str, keep: Keep) -> tuple[list[str], dict[str, list[str]], Iterator[Row]]:
-    """Rows of a parquet file, with the class names that `datasets` writes into its metadata."""
+    """Rows of a parquet file, with the class names that `datasets` writes into its metadata.
+
+    Columns are read through small buffers, so that a row group may be larger than memory; and so many rows at a time
+    that they cannot be more than `HELD` bytes even where each is as long as its column's whole dictionary.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        opened = pq.ParquetFile(file)
+        opened = pq.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False)
+        names = list(opened.schema_arrow.names)
+        groups = [opened.metadata.row_group(i) for i in range(opened.num_row_groups)]
+        sizes = [group.column(i).total_uncompressed_size for group in groups for i in range(group.num_columns)]
     except (pa.ArrowException, OSError) as error:
         raise _damaged(shown, error) from None
-    names = list(opened.schema_arrow.names)
 
     def rows() -> Iterator[Row]:
-        number = 0
+        number, batch_size = 0, max(1, min(256, HELD // max([1, *sizes])))
         try:
-            for batch in opened.iter_batches(batch_size=256, columns=keep(names)):
+            for batch in opened.iter_batches(batch_size=batch_size, columns=keep(names), use_threads=False):
                 for record in batch.to_pylist():
                     number += 1
-                    yield Row(number, record)
+                    if any(isinstance(value, str) and len(value) > MAX_RECORD for value in record.values()):
+                        yield Row(number, None, f"a text of more than {MAX_RECORD >> 20} MB")
+                    else:
+                        yield Row(number, record)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise _damaged(shown, error, f" after row {number}") from None
 

@@ -304,7 +304,7 @@ def fingerprint(name: str, kind: str, source: params.Source) -> str:
         digest.update(line.encode())
     if isinstance(source, params.FilesSource):
         for item in inputs.find([*source.paths, *source.test_paths], f"download.{name}.paths"):
-            digest.update(f"{item.shown} {item.size()} {item.changed()}".encode())
+            digest.update(f"{item.shown} {item.stamp()}".encode())
     return digest.hexdigest()[:16]
 
 

@@ -24,10 +24,14 @@ CHECKED_DOCUMENTS = 10_000  # held-out documents whose contamination is measured
 
 @dataclass(frozen=True)
 class TextResults:
-    """`measures` by model name (`baseline:zstd`, `baseline:unigram`), and the contaminated share by task."""
+    """`measures` by model name (`baseline:zstd`, `baseline:unigram`), and the contaminated share by task.
+
+    `contamination_by_text` tells apart which training text an example is found in: `pretraining`, `finetuning`.
+    """
 
     measures: dict[str, list[Measure]]
     contamination: dict[str, float]
+    contamination_by_text: dict[str, dict[str, float]]
 
 
 def text_baselines_and_contamination(
@@ -64,7 +68,7 @@ def text_baselines_and_contamination(
             sample.add(text)
             bar.update(count)
     for text in mix_texts:
-        contamination.scan(text)
+        contamination.scan(text, "finetuning")
 
     dictionary, how = compression.train_dictionary(sample.pieces)
     compressed, original = compression.compressed_bytes(held_out(), dictionary)
@@ -79,4 +83,5 @@ def text_baselines_and_contamination(
     nats, predicted = compression.unigram_nats(val, counts, tokens, window)
     form = f"training counts of tokens, add-one|windows of {window} tokens"
     unigram = run.likelihood(nats, predicted, window, val, tokenizer, tokens, form)
-    return TextResults({"baseline:unigram": unigram, "baseline:zstd": [zstd]}, contamination.fractions())
+    apart = {side: contamination.fractions(side) for side in ("pretraining", "finetuning")}
+    return TextResults({"baseline:unigram": unigram, "baseline:zstd": [zstd]}, contamination.fractions(), apart)

@@ -17,8 +17,11 @@ def order(model: str) -> tuple[int, str]:
     return {"finetuned": 0, "base": 1}.get(model, 2), model
 
 
-def render(results: Results, contamination: dict[str, float]) -> str:
-    """One block a task: a line a model, a column a main metric, with its interval."""
+def render(results: Results, contamination: dict[str, float], apart: dict[str, dict[str, float]] | None = None) -> str:
+    """One block a task: a line a model, a column a main metric, with its interval.
+
+    apart: the contaminated shares by pretraining and finetuning text.
+    """
     blocks = []
     for task in sorted({task for tasks in results.values() for task in tasks}):
         models = sorted((model for model in results if task in results[model]), key=order)
@@ -28,6 +31,8 @@ def render(results: Results, contamination: dict[str, float]) -> str:
         title = task
         if task in contamination:
             title += f" · {100 * contamination[task]:.1f} % of the test examples share 13 words with the training text"
+            sides = [f"{name} {100 * shares[task]:.1f} %" for name, shares in (apart or {}).items() if task in shares]
+            title += f" ({', '.join(sides)})" if sides else ""
         rows = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
         blocks.append("\n".join([title, *(row.rstrip() for row in rows)]))
     return "\n\n".join(blocks)

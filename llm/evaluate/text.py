@@ -1,8 +1,12 @@
-"""The two rules by which evaluation cuts text: into sentences and into words."""
+"""The two rules by which evaluation cuts text: into sentences, and (`llm.data.ngrams`) into words."""
 
 from __future__ import annotations
 
 import re
+
+from llm.data.ngrams import words
+
+__all__ = ["sentences", "words"]
 
 # A sentence ends at `.`, `!` or `?` (and a closing quote or bracket) before white space and a capital, a digit or an
 # opening quote or bracket; not after "e.g.", "i.e.", "cf.", "vs.", or an initial such as "J.".
@@ -13,7 +17,6 @@ _END = re.compile(
 )
 _LINES = re.compile(r"\n+")
 _PARAGRAPHS = re.compile(r"\n[ \t]*\n\s*")
-_WORD = re.compile(r"\w+")
 
 
 def sentences(text: str, lines: bool = False) -> list[str]:
@@ -24,8 +27,3 @@ def sentences(text: str, lines: bool = False) -> list[str]:
     """
     blocks = (_LINES if lines else _PARAGRAPHS).split(text)
     return [part for block in blocks for sentence in _END.split(block) if (part := sentence.strip())]
-
-
-def words(text: str) -> list[str]:
-    r"""Lower-cased runs of letters, digits and underscores (`\w+`): punctuation separates and is dropped."""
-    return _WORD.findall(text.lower())

@@ -65,7 +65,8 @@ def render(template: str, data: dict[str, Any], drawn: dict[str, str]) -> str:
         caption=caption,
         summary=summary(data),
         tiles=tiles(data),
-        tables=score_tables(data["evaluate"]),
+        tables=score_tables(data["evaluate"], data["contamination"], data["contamination_by_text"]),
+        apart=contamination_apart,
         signatures=signatures(data["evaluate"]),
         source_of=source_of,
         licences=licences(data["manifests"]),
@@ -97,7 +98,8 @@ def summary(data: dict[str, Any]) -> list[str]:
     for task in scores.tasks(evaluate):
         metric = scores.headline(evaluate, task)
         if metric and (line := _result(evaluate, task, metric)):
-            lines.append(line)
+            share = data["contamination"].get(task)
+            lines.append(line if share is None else f"{line[:-1]}; contamination {percent(share)}.")
     if data["contamination"]:
         task, worst = max(data["contamination"].items(), key=lambda item: item[1])
         lines.append(
@@ -153,8 +155,15 @@ def tiles(data: dict[str, Any]) -> list[tuple[str, str]]:
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def score_tables(evaluate: dict[str, Any]) -> list[dict[str, Any]]:
-    """One table a task: its metrics, and rows of cells {value, low, high, best} or None for each model."""
+def score_tables(
+    evaluate: dict[str, Any], contamination: dict[str, float], by_text: dict[str, dict[str, float]]
+) -> list[dict[str, Any]]:
+    """One table a task: its metrics, and rows of cells {value, low, high, best} or None for each model.
+
+    Beside a model's scores stands the share of the test examples that its own training text contains in part: the base
+    model has seen the pretraining text, the finetuned one both; what a rule without training has seen is none.
+    """
+    pretraining = by_text.get("pretraining", contamination)
     tables = []
     for task in scores.tasks(evaluate):
         names = scores.metrics(evaluate, task)
@@ -168,9 +177,16 @@ def score_tables(evaluate: dict[str, Any]) -> list[dict[str, Any]]:
                     examples.add(found["n"])
                 cells.append({**found, "best": model in winners[metric]} if found is not None else None)
             if any(cells):
-                rows.append({"model": model, "cells": cells})
+                seen = {"base": pretraining, "finetuned": contamination}.get(model, {})
+                rows.append({"model": model, "cells": cells, "contamination": seen.get(task)})
         tables.append({"task": task, "metrics": names, "rows": rows, "n": sorted(examples)})
     return tables
+
+
+def contamination_apart(task: str, by_text: dict[str, dict[str, float]]) -> str:
+    """`(pretraining 1.0 %, finetuning 0.3 %)`, or nothing where it was not told apart."""
+    sides = [f"{side} {percent(shares[task])}" for side, shares in by_text.items() if task in shares]
+    return f"({', '.join(sides)})" if sides else ""
 
 
 def signatures(evaluate: dict[str, Any]) -> dict[str, list[str]]:

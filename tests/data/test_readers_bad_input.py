@@ -58,7 +58,10 @@ def flipped(data: bytes) -> bytes:
         ("blank.txt", b" \n\n ", "only white space"),
         ("nul.txt", b"\0" * 5000, "only NUL bytes"),
         ("nul.jsonl", b"\0" * 5000, "only NUL bytes"),
-        ("utf16.txt", "some text".encode("utf-16"), "UTF-16; expected UTF-8.*iconv"),
+        ("unmarked.txt", "some text".encode("utf-16-le"), "looks like utf-16-le without a .*encoding: utf-16-le"),
+        ("unmarked.jsonl", '{"text": "some"}'.encode("utf-16-be"), "looks like utf-16-be"),
+        ("wide.csv", "text,label".encode("utf-32-le"), "looks like utf-32-le"),
+        ("cut16.txt", "some text".encode("utf-16")[:-1], "is not utf-16 after byte.*truncated data"),
         ("cut.jsonl.gz", gzip.compress(LINES)[:-30000], "ends in the middle of its gzip data.*again"),
         ("flipped.jsonl.gz", flipped(gzip.compress(LINES)), "corrupt gzip"),
         ("crc.jsonl.gz", gzip.compress(LINES)[:-8] + b"\1" * 8, "corrupt gzip.*CRC"),
@@ -228,7 +231,7 @@ def test_columns_and_labels_that_cannot_be_are_refused_by_name(tmp_path: Path) -
         load(path, "instructions", test_paths=[str(path)])
 
 
-def test_a_line_longer_than_any_record_stops_the_reader_instead_of_filling_memory(
+def test_a_line_longer_than_any_record_is_set_aside_or_stops_the_reader_but_never_fills_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from llm.data import json_files, readers
@@ -239,4 +242,28 @@ def test_a_line_longer_than_any_record_stops_the_reader_instead_of_filling_memor
     fails(put(tmp_path, "a.jsonl", b'{"text": "' + long + b'"}'), r"a.jsonl:1: a line of more than 1 MB")
     fails(put(tmp_path, "a.json", b'[{"text": "' + long + b'"}]'), r"a.json:1: .*no record may be longer than 1 MB")
     fails(put(tmp_path, "a.txt", b"a<|endoftext|>" + long), r"a.txt:1: a document of more than 1 MB")
-    fails(put(tmp_path, "a.csv", b"text\n" + long), r"a.csv:2: broken CSV.*field larger")
+    fails(put(tmp_path, "a.csv", b"text\n" + long), r"a.csv:2: a record of more than 1 MB")
+    fails(put(tmp_path, "a.tsv", b"text\n" + long), r"a.tsv:2: a record of more than 1 MB")
+    quoted = b"text,b\n" + b'"x\n",' * 300_000
+    fails(put(tmp_path, "b.csv", quoted), r"b.csv:\d+: a record of more than 1 MB.*quote left open")
+    pq.write_table(pa.table({"text": ["a", long.decode()]}), tmp_path / "a.parquet")
+    fails(tmp_path / "a.parquet", r"a.parquet:2: a text of more than 1 MB")
+
+
+def test_the_records_around_one_that_is_too_long_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llm.data import json_files, readers
+
+    for module in (json_files, readers):
+        monkeypatch.setattr(module, "MAX_RECORD", 1 << 20)
+    monkeypatch.setattr(json_files, "CHUNK", 1 << 16)
+    long = b"long\n" * 500_000
+    documents = [b"one\nof two lines", long, b"two", long[:-1] + b"<|endof", b"three"]
+    for name, data, lines in (
+        ("a.txt", b"<|endoftext|>".join(documents), [2, 500_002]),
+        ("a.jsonl", b"\n".join(json.dumps({"text": d.decode()}).encode() for d in documents), [2, 4]),
+    ):
+        manifest = load(put(tmp_path, name, data), max_rejected_fraction=0.5)
+        assert [r["text"] for r in read(tmp_path / "out.d")] == ["one\nof two lines", "two", "three"]
+        assert [(e["line"], "more than 1 MB" in e["reason"]) for e in manifest["rejected"]["examples"]] == [
+            (line, True) for line in lines
+        ]

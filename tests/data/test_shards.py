@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.data.chunks import find_chunks
+from llm.data.clean.plan import Plan
 from llm.data.corpus import describe, encode_corpus
 from llm.data.raw import Writer
 from llm.data.shard_writer import ShardWriter
@@ -18,6 +19,7 @@ from llm.data.shards import TokenStream, is_validation
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
 from llm.io import sha256, write_json
+from llm.params import Clean
 
 DOCUMENTS = [
     f"Document {i} returns the {i % 7}th value é中 of <|endoftext|> the array.\n" * (1 + i % 5) for i in range(300)
@@ -35,7 +37,9 @@ def write_shards(texts: list[str], tokenizer: Tokenizer, folder: Path, val_fract
         for number, text in enumerate(texts):
             writer.write({"id": str(number), "text": text, "source": "test"})
     chunks = find_chunks(folder / "raw", size=5000)
-    shards, counts = encode_corpus(chunks, tokenizer, folder, val_fraction, shard_tokens, workers=1)
+    shards, counts = encode_corpus(
+        chunks, tokenizer, folder, val_fraction, shard_tokens, Plan(Clean(), None), workers=1
+    )
     write_json(folder / "tokens" / "meta.json", describe(shards, counts, tokenizer, val_fraction))
     return folder / "tokens"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llm.evaluate import contamination
-from llm.evaluate.contamination import Contamination, WordHashes, runs
+from llm.data import ngrams
+from llm.evaluate.contamination import Contamination
 
 
 def sequence(start: int, count: int) -> str:
@@ -54,7 +54,7 @@ def test_the_size_of_a_block_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
     tests += [" ".join(text.split()[i : i + 14]) for i, text in enumerate(train)]
     results = []
     for block in (1, 10**6):
-        monkeypatch.setattr(contamination, "BLOCK", block)
+        monkeypatch.setattr(ngrams, "BLOCK", block)
         check = Contamination()
         for text in tests:
             check.add_example("t", [text])
@@ -73,5 +73,15 @@ def test_nothing_to_compare_is_clean() -> None:
     check.add_example("t", [])
     check.scan("")
     assert check.fractions() == {"t": 0.0}
-    assert len(runs(WordHashes()(["a"] * 12))) == 0
-    assert len(runs(WordHashes()(["a"] * 13))) == 1
+
+
+def test_pretraining_and_finetuning_text_are_told_apart_and_an_example_in_both_counts_once() -> None:
+    check = Contamination()
+    for start in (0, 100, 200, 300):
+        check.add_example("qa", [sequence(start, 20)])
+    check.scan(sequence(0, 13) + " other " + sequence(100, 13))
+    check.scan(sequence(100, 13), "finetuning")
+    check.scan(sequence(200, 13), "finetuning")
+    assert check.fractions("pretraining") == {"qa": 0.5}
+    assert check.fractions("finetuning") == {"qa": 0.5}
+    assert check.fractions() == {"qa": 0.75}

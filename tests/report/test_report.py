@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -188,7 +189,14 @@ def test_numbers_have_the_digits_that_mean_something(value: float | None, shown:
 
 
 def _empty() -> dict:
-    return {"model": None, "manifests": {}, "contamination": {}, "timing": {}, "metrics": {}}
+    return {
+        "model": None,
+        "manifests": {},
+        "contamination": {},
+        "contamination_by_text": {},
+        "timing": {},
+        "metrics": {},
+    }
 
 
 def test_the_page_says_whether_each_training_gives_the_same_bytes_again(
@@ -198,3 +206,36 @@ def test_the_page_says_whether_each_training_gives_the_same_bytes_again(
     html, markdown = render(tmp_path, monkeypatch)
     assert "Identical bytes on rerun, pretrain: pretrain&#39;s own words." in html
     assert "Identical bytes on rerun, finetune: finetune's own words." in markdown
+
+
+def test_every_score_has_its_contamination_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace.full(tmp_path)
+    html, markdown = render(tmp_path, monkeypatch)
+    assert "Contamination: 0.67 % (pretraining 0.33 %, finetuning 0.67 %)." in html
+    rows = [line for line in markdown.splitlines() if line.startswith(("| Finetuned |", "| Base |", "| Lead"))]
+    ends = [row.rstrip(" |").rsplit("|", 1)[1].strip() for row in rows]
+    assert ends[:3] == ["1.3 %", "1.3 %", "–"]
+    assert ends[3:5] == ["0.67 %", "0.33 %"]
+    assert "; contamination 0.67 %." in html
+
+
+def test_what_each_cleaning_rule_did_is_shown_with_its_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.full(tmp_path)
+    html, markdown = render(tmp_path, monkeypatch)
+    assert "Cleaning" not in html + markdown
+    path = tmp_path / "metrics" / "tokenize.json"
+    example = {"document": 1234, "text": "Lost <b>text</b>", "became": ""}
+    rule = {"removed": 17, "removed_bytes": 5000, "changed": 0, "edits": 0, "examples": [example]}
+    masked = {**rule, "removed": 0, "changed": 3, "edits": 4, "examples": [{**example, "became": "Masked | text"}]}
+    clean = {"documents": 100, "kept": 83, "bytes": 90000, "kept_bytes": 85000}
+    rules = {"c4.min_num_sentences": rule, "personal_data.email": masked, "exact_duplicates": {**rule, "examples": []}}
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    workspace.dump(path, {**metrics, "clean": {**clean, "rules": rules}})
+    html, markdown = render(tmp_path, monkeypatch)
+    assert "<code>c4.min_num_sentences</code></th><td>17</td><td>5.0 kB</td><td>0</td><td>0</td>" in html
+    assert "Lost &lt;b&gt;text&lt;/b&gt;" in html
+    assert "<dt>Became</dt><dd>Masked | text</dd>" in html
+    assert "| `personal_data.email` | 0 | 5.0 kB | 3 | 4 |" in markdown
+    assert "Lost <b>text</b>\n→ Masked | text" in markdown

@@ -106,7 +106,8 @@ def write_tokens(directory: Path, tokenizer: Tokenizer, splits: dict[str, list[s
 
 
 def outputs(directory: Path) -> dict[str, bytes]:
-    paths = [directory / "evaluate.json", directory / "scores.csv", *sorted((directory / "predictions").iterdir())]
+    files = [directory / name for name in ("evaluate.json", "contamination.json", "scores.csv")]
+    paths = [*files, *sorted((directory / "predictions").iterdir())]
     return {path.name: path.read_bytes() for path in paths}
 
 
@@ -117,6 +118,11 @@ def test_the_stage_keeps_its_contract_and_its_bytes(project: Path, capsys: pytes
     contamination = results.pop("contamination")
     assert set(contamination) == {*KINDS, "language_modeling"}
     assert all(0.0 <= fraction <= 1.0 for fraction in contamination.values())
+    apart = json.loads(Path("metrics/contamination.json").read_text(encoding="utf-8"))
+    assert list(apart) == ["pretraining", "finetuning"]
+    for task, fraction in contamination.items():
+        shares = [apart[side][task] for side in apart]
+        assert max(shares) <= fraction <= sum(shares)
     for task, metrics in METRICS.items():
         models = {"base", "finetuned", *(f"baseline:{name}" for name in BASELINES[task])}
         assert {model for model in results if task in results[model]} == models
@@ -135,7 +141,7 @@ def test_the_stage_keeps_its_contract_and_its_bytes(project: Path, capsys: pytes
     names = {f"{model}-{kind}.parquet" for kind in KINDS for model in ("base", "finetuned")}
     names |= {f"baseline_{name}-{kind}.parquet" for kind in KINDS for name in BASELINES[kind]}
     first = outputs(Path("metrics"))
-    assert set(first) == names | {"evaluate.json", "scores.csv"}
+    assert set(first) == names | {"evaluate.json", "contamination.json", "scores.csv"}
     rows = pq.read_table("metrics/predictions/finetuned-question_answering.parquet").to_pylist()
     assert [row["id"] for row in rows] == ["question_answering0", "question_answering1", "question_answering2"]
     assert {"prompt", "prediction", "references", "exact_match", "f1"} <= set(rows[0])
