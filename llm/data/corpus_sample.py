@@ -42,7 +42,7 @@ def training_texts(groups: list[Chunk], val_fraction: float, plan: Plan) -> Iter
                 yield text.as_py()
 
 
-def make_tokenizer(p: Tokenize, groups: list[Chunk], plan: clean.Plan, kept: Path) -> Tokenizer:
+def make_tokenizer(p: Tokenize, groups: list[Chunk], plan: Plan, kept: Path) -> Tokenizer:
     """GPT-2's encoding, or BPE trained on (a sample of) the training documents; what was made before is in `kept`."""
     if kept.is_dir():
         return Tokenizer.load(kept)
