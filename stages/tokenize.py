@@ -22,9 +22,11 @@ SAMPLE_BYTES = 500_000_000  # of training text for BPE; of more, the documents w
 
 
 def make_tokenizer(p: params.Tokenize, text_bytes: int) -> Tokenizer:
-    """GPT-2's encoding, or BPE trained on (a sample of) the training documents."""
+    """GPT-2's encoding, that of a model directory, or BPE trained on (a sample of) the training documents."""
     if p.tokenizer == "gpt2":
         return Tokenizer.gpt2()
+    if p.tokenizer == "pretrained":
+        return Tokenizer.load(p.source)
     share = min(1.0, SAMPLE_BYTES / max(1, text_bytes))
     texts = (r["text"] for r in raw.read(RAW, ["text"]))
     sample = (t for t in texts if not is_validation(t, p.val_fraction) and is_validation(t[::-1], share))

@@ -124,6 +124,18 @@ def write_shards(
     )
 
 
+def check_tokenizer(tokens: Path, model: Path, stage: str) -> None:
+    """UserError where the shards in `tokens` were made with another tokenizer than that in a model's directory."""
+    path = model / "tokenizer.json"
+    if not path.exists():
+        raise UserError(f"{path}: no such file. Run `dvc repro` to make it, or copy the checkpoint's.")
+    if read_json(tokens / "meta.json").get("tokenizer_sha256") != sha256(path):
+        raise UserError(
+            f"{stage}: {tokens} was not made with the tokenizer of {model}. Set tokenize.tokenizer=pretrained and "
+            f"tokenize.source={model}, and run `dvc repro` again."
+        )
+
+
 def text_batches(documents: Iterable[str]) -> Iterator[list[str]]:
     """Documents in lists of about BATCH_CHARACTERS."""
     batch: list[str] = []

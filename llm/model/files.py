@@ -25,6 +25,7 @@ TOKENIZER_FILES = (
 )
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 PROMPT = "prompt"  # folder of a model directory with the soft prompt that the model was finetuned with, in PEFT's files
+LAYER_MATRIX = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 RECOMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # buffers of old checkpoints, which follow from the config
 
 
@@ -37,6 +38,11 @@ def save_model(model: Transformer, directory: Path, tokenizer: Path, eos_id: int
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
+    if tensors.pop("soft_prompt", None) is not None:
+        from llm.model.prompt import save_prompt
+
+        (directory / PROMPT).mkdir()
+        save_prompt(model, directory / PROMPT, base="..")
     save_tensors(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eos_id)
@@ -67,6 +73,7 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     keep_stored: bool = False,
+    quantize: bool = False,
 ) -> Transformer:
     """Read a model directory.
 
@@ -75,11 +82,14 @@ def load_model(
     Args:
         dtype: type of the activations; weights are kept in it as well, so decoding in bfloat16 halves the memory.
         keep_stored: weights stay in the type of the file, which loses nothing: they are cast at use.
+        quantize: the layers' matrices are put into 4 bits as they come (llm/model/quantized.py).
 
     Raises:
         UserError: a file is missing, truncated or of another model; pickled weights are refused.
     """
     from safetensors import SafetensorError, safe_open
+
+    from llm.model.quantized import QuantizedLinear
 
     directory = Path(directory)
     config = load_config(directory)
@@ -112,6 +122,11 @@ def load_model(
                 # A copy, and not a view of the file, which may be replaced while the model is in use.
                 model.load_state_dict({name: tensor.to(device, kind, copy=True)}, strict=False, assign=True)
                 missing.pop(name, None)
+                del tensor
+                if quantize and LAYER_MATRIX.fullmatch(name):
+                    parent, _, child = name.removesuffix(".weight").rpartition(".")
+                    module = model.get_submodule(parent)
+                    setattr(module, child, QuantizedLinear(getattr(module, child)))
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read ({error}). It may be truncated: copy or make it again.") from None
     if missing:
