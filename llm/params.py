@@ -161,8 +161,29 @@ class Clean(Section):
         return self != Clean(min_language_probability=self.min_language_probability)
 
 
+SCRATCH, TEXT, BASE = "data/tokenizer", "data/raw/pretrain", "models/base"  # defaults of the three paths below
+
+
+class Checkpoint(Section):
+    """A Hugging Face model to fetch, pinned to a commit."""
+
+    id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]  # a branch would not be reproducible
+
+
 class Tokenize(Section):
-    tokenizer: Literal["bpe", "gpt2"]
+    tokenizer: Literal["bpe", "gpt2", "pretrained"]
+    source: str = TEXT  # pretrained: a model directory, whose tokenizer is taken
+
+    @model_validator(mode="after")
+    def _source(self) -> Tokenize:
+        if (self.tokenizer == "pretrained") != (self.source != TEXT):
+            raise ValueError(
+                f"source ({self.source}) and tokenizer ({self.tokenizer}) do not go together: `pretrained` takes the "
+                f"tokenizer of a Hugging Face model directory, all others leave source at {TEXT}"
+            )
+        return self
+
     vocab_size: Annotated[int, Field(ge=300, le=1_000_000)]
     val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
     shard_tokens: Annotated[int, Field(ge=1024)]
@@ -244,6 +265,7 @@ class Training(Section):
 
 
 class Pretrain(Training):
+    init: Annotated[str, Field(min_length=1)] = SCRATCH
     tokens: Positive
     induction_init: bool
     attend_across_documents: bool
@@ -272,11 +294,18 @@ class Lora(Section):
     alpha: Annotated[float, Field(gt=0)]
     dropout: Fraction
     target_modules: Annotated[list[str], Field(min_length=1)]
+    rslora: bool = False
+
+
+class PromptTuning(Section):
+    num_virtual_tokens: Positive = 20
 
 
 class Finetune(Training):
-    method: Literal["lora"]
+    base: Annotated[str, Field(min_length=1)] = BASE
+    method: Literal["lora", "qlora", "full", "prompt_tuning"]
     lora: Lora
+    prompt_tuning: PromptTuning = PromptTuning()
     epochs: Annotated[float, Field(gt=0)]
 
 
@@ -301,6 +330,7 @@ class Params(Section):
     """The whole of `params.yaml`."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
+    checkpoints: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Checkpoint] = {}
     download: dict[str, Source]
     tokenize: Tokenize
     model: Model
@@ -325,6 +355,8 @@ class Params(Section):
                 raise ValueError(f"download.{name} is not used: add it to mix.tasks{_nearest(name, self.mix.tasks)}")
         for stage in ("pretrain", "finetune"):
             length = getattr(self, stage).sequence_length
+            if self.pretrain.init != SCRATCH or (stage == "finetune" and self.finetune.base != BASE):
+                continue  # the checkpoint's own limit holds, which the stage looks at
             if length > self.model.max_position_embeddings:
                 raise ValueError(
                     f"{stage}.sequence_length ({length}) must be at most "

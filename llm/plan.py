@@ -14,6 +14,7 @@ from llm import params, scaling
 from llm.errors import UserError
 from llm.io import read_json
 from llm.model.config import Config
+from llm.model.files import load_config
 from llm.params import Params, Training
 from llm.train import distributed, hardware
 from llm.train.memory import Memory, adapter_parameters, training_disk, training_memory
@@ -148,15 +149,18 @@ def pretrain_plan(p: Params, config: Config | None = None) -> Plan:
 
 def finetune_plan(p: Params, config: Config | None = None, steps: int | None = None) -> Plan:
     """Of finetuning by params; `config` and `steps` where the model and the packed examples are at hand."""
-    s, config = p.finetune, config or _config(p)
+    s, config = p.finetune, config or _base_config(p)
     if steps is None:
         tokens, data = _mixture_tokens(p)
         steps = max(1, math.ceil(s.epochs * tokens / s.batch_tokens))
     else:
         data = "over data/mix"
-    adapter = adapter_parameters(config, s.lora.r, s.lora.target_modules)
+    adapter = {
+        "full": 0,
+        "prompt_tuning": s.prompt_tuning.num_virtual_tokens * config.hidden_size,
+    }.get(s.method, adapter_parameters(config, s.lora.r, s.lora.target_modules))
     evaluated = s.eval_tokens * ((steps - 1) // s.eval_every + 1)
-    return _plan("finetune", config, s, steps, s.epochs, data, evaluated, adapter)
+    return _plan("finetune", config, s, steps, s.epochs, data, evaluated, adapter, s.method == "qlora")
 
 
 def before_training(plan: Plan, state: Path) -> None:
@@ -196,8 +200,18 @@ def _as_json(plan: Plan) -> dict[str, Any]:
 
 
 def _config(p: Params) -> Config:
+    """Of what is pretrained: the checkpoint that it begins with, if that is there, else the model of params."""
+    if (Path(p.pretrain.init) / "config.json").exists():
+        return load_config(p.pretrain.init)
     vocabulary = scaling.GPT2_VOCABULARY if p.tokenize.tokenizer == "gpt2" else p.tokenize.vocab_size
     return Config(vocab_size=vocabulary, **p.model.dimensions())
+
+
+def _base_config(p: Params) -> Config:
+    """Of what is finetuned."""
+    if p.finetune.base != params.BASE and (Path(p.finetune.base) / "config.json").exists():
+        return load_config(p.finetune.base)
+    return _config(p)
 
 
 def _mixture_tokens(p: Params) -> tuple[int, str]:
@@ -221,13 +235,14 @@ def _plan(
     data: str,
     evaluated: int,
     adapter: int,
+    quantized: bool = False,
 ) -> Plan:
     where = hardware.device()
     dtype = hardware.precision(s.precision, where)
     per_token = config.flops_per_token(s.sequence_length)
     tokens = steps * s.batch_tokens
     flops = per_token * tokens
-    compiled = hardware.compiles(s.compile, where, flops)
+    compiled = not quantized and hardware.compiles(s.compile, where, flops)
     rate = hardware.matmul_flops_per_second(where, dtype)
     utilisation, source = _utilisation(stage, where.type, hardware.name(where), compiled)
     micro = hardware.micro_batch(config, s.sequence_length, s.batch_tokens // s.sequence_length, where)
@@ -247,6 +262,7 @@ def _plan(
         device=where.type,
         adapter=adapter,
         checkpointing=s.grad_checkpointing,
+        quantized=quantized,
     )
     optimal = (flops / (6 * scaling.TOKENS_PER_PARAMETER)) ** 0.5  # C = 6 N D with D = 20 N: arXiv:2203.15556
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llm import params, tracking
-from llm.data.shards import TokenStream
+from llm.data.shards import TokenStream, check_tokenizer
 from llm.data.tokenizer import Tokenizer
 from llm.errors import run_stage
 from llm.evaluate import baselines, files, heldout, run, table
@@ -14,8 +14,7 @@ from llm.io import whole_directory, write_bytes, write_json
 from llm.progress import Progress
 from llm.timing import stage_timing
 
-MODELS = {"base": (Path("models/base"), False), "finetuned": (Path("models/finetuned"), True)}  # directory, chat form
-MIX, TOKENS = Path("data/mix"), Path("data/tokens")
+FINETUNED, MIX, TOKENS = Path("models/finetuned"), Path("data/mix"), Path("data/tokens")
 
 
 def main() -> None:
@@ -25,9 +24,10 @@ def main() -> None:
     from llm.model.files import load_model
     from llm.train import hardware
 
-    e = p.evaluate
+    e, base = p.evaluate, Path(p.finetune.base)
+    check_tokenizer(TOKENS, base, "evaluate")
     tests = files.read_tests(MIX / "test", e.examples)
-    tokenizer = Tokenizer.load(MODELS["base"][0])
+    models = {"base": (base, False), "finetuned": (FINETUNED, True)}  # directory, chat form
     train, val = TokenStream(TOKENS, "train"), TokenStream(TOKENS, "val")
     device = hardware.device()
     with (
@@ -37,7 +37,8 @@ def main() -> None:
     ):
         timing["device"] = hardware.name(device)
         book = ScoreBook(predictions, e.bootstrap, e.confidence, p.seed)
-        for name, (directory, chat) in MODELS.items():
+        for name, (directory, chat) in models.items():
+            tokenizer = Tokenizer.load(directory)
             model = load_model(directory, device, torch.float32)
             context = model.config.max_position_embeddings
             for test in tests:

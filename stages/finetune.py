@@ -1,4 +1,4 @@
-"""Finetune the base model on all tasks at once with LoRA: models/adapter and models/finetuned."""
+"""Finetune the base model on all tasks at once: models/adapter and models/finetuned."""
 
 from __future__ import annotations
 
@@ -8,41 +8,39 @@ from pathlib import Path
 from llm import params
 from llm.data.tokenizer import Tokenizer
 from llm.errors import run_stage
-from llm.io import sha256, whole_directory, write_json
+from llm.io import sha256, write_json
 from llm.train.launch import on_all_devices
 
-BASE, MIX = Path("models/base"), Path("data/mix")
-ADAPTER, FINETUNED = Path("models/adapter"), Path("models/finetuned")
+MIX, ADAPTER, FINETUNED = Path("data/mix"), Path("models/adapter"), Path("models/finetuned")
 
 
 def main() -> None:
     p = params.load()
     from llm.data.packing import PackedExamples
-    from llm.model.files import load_model, save_model
-    from llm.model.lora import add_lora, merge_lora, save_adapter
+    from llm.model.files import digests
     from llm.plan import before_training, finetune_plan
     from llm.stage import training_stage
-    from llm.train import distributed
+    from llm.train import distributed, methods
     from llm.train.examples import packed_examples
     from llm.train.history import write_history
     from llm.train.loop import Trainer
     from llm.train.state import State, code_version
 
     s = p.finetune
-    tokenizer = Tokenizer.load(BASE)
-    model = load_model(BASE)
-    add_lora(model, s.lora.r, s.lora.alpha, s.lora.dropout, s.lora.target_modules, p.seed)
+    tokenizer = Tokenizer.load(s.base)
+    model = methods.prepare(s, tokenizer, p.seed)
     trainable = sum(x.numel() for x in model.parameters() if x.requires_grad)
-    model.train()
     train_set: PackedExamples = packed_examples(MIX / "train.parquet", tokenizer, s.sequence_length, p.seed)[""]
     val_sets = packed_examples(MIX / "val.parquet", tokenizer, s.sequence_length, p.seed, by_task=True)
     steps = max(1, math.ceil(s.epochs * train_set.num_rows * s.sequence_length / s.batch_tokens))
+    base = digests(Path(s.base))
     inputs = {
         "seed": p.seed,
         "finetune": s.model_dump(mode="json"),
-        "models/base": sha256(BASE / "model.safetensors"),
+        "base": base | {"tokenizer.json": sha256(Path(s.base) / "tokenizer.json")},
         "data/mix": {name: sha256(MIX / f"{name}.parquet") for name in ("train", "val")},
         **code_version(),
+        **methods.versions(s),
     }
     state = State("finetune", inputs)
     with training_stage(p, state) as (run, timing):
@@ -55,7 +53,7 @@ def main() -> None:
         if not distributed.first():
             return  # the first process writes
         timing |= result.timing
-        fraction = trainable / (model.config.parameters() + trainable)
+        fraction = trainable / (model.config.parameters() + (trainable if s.method != "full" else 0))
         metrics = {
             "val_loss": result.val_loss,
             "train_loss": result.train_loss,
@@ -68,11 +66,7 @@ def main() -> None:
             "val_loss_by_task": by_task,
         }
         model.to("cpu")
-        with whole_directory(ADAPTER) as directory:
-            save_adapter(model, directory, s.lora.model_dump(), base=str(BASE))
-        merge_lora(model)
-        with whole_directory(FINETUNED) as directory:
-            save_model(model, directory, BASE, tokenizer.eos_id)
+        methods.write(model, s, tokenizer, base, ADAPTER, FINETUNED)
         write_history("metrics/finetune_history.csv", result.history)
         write_json("metrics/finetune.json", metrics)
         run.log_metrics({k: v for k, v in metrics.items() if isinstance(v, (int, float))}, step=result.steps)

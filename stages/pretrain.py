@@ -1,4 +1,4 @@
-"""Train the language model on the token shards: models/base."""
+"""Train the language model on the token shards, from scratch or from a checkpoint: models/base."""
 
 from __future__ import annotations
 
@@ -12,36 +12,33 @@ from llm.errors import run_stage
 from llm.io import sha256, whole_directory, write_json
 from llm.train.launch import on_all_devices
 
-TOKENS, TOKENIZER, BASE = Path("data/tokens"), Path("data/tokenizer"), Path("models/base")
+TOKENS, BASE = Path("data/tokens"), Path("models/base")
 
 
 def main() -> None:
     p = params.load()
-    from llm.model.config import Config
     from llm.model.files import save_model
-    from llm.model.induction import seed_induction
-    from llm.model.transformer import Transformer
     from llm.plan import before_training, pretrain_plan
     from llm.stage import training_stage
     from llm.train import distributed
     from llm.train.history import write_history
+    from llm.train.init import initial_model
     from llm.train.loop import Trainer
     from llm.train.state import State, code_version
     from llm.train.windows import TokenWindows
 
     length, across = p.pretrain.sequence_length, p.pretrain.attend_across_documents
-    tokenizer = Tokenizer.load(TOKENIZER)
+    init = Path(p.pretrain.init)
+    tokenizer = Tokenizer.load(init)
     train, val = TokenStream(TOKENS, "train"), TokenStream(TOKENS, "val")
     train_set = TokenWindows(train, length, across)
-    model = Transformer(Config(vocab_size=tokenizer.vocab_size, **p.model.dimensions()))
-    model.initialize(p.seed)
-    if p.pretrain.induction_init:
-        seed_induction(model, p.seed)
+    model, init_digests = initial_model(p, tokenizer, TOKENS)
     inputs = {
         "seed": p.seed,
         "model": p.model.model_dump(mode="json"),
         "pretrain": p.pretrain.model_dump(mode="json"),
         "data/tokens": sha256(TOKENS / "meta.json"),  # which holds every shard's digest
+        **init_digests,
         **code_version(),
     }
     state = State("pretrain", inputs)
@@ -68,7 +65,8 @@ def main() -> None:
             "flops": result.flops,
         }
         with whole_directory(BASE) as directory:
-            save_model(model, directory, TOKENIZER, tokenizer.eos_id)
+            save_model(model, directory, init, tokenizer.eos_id)
+            tokenizer.save(directory)
         write_history("metrics/pretrain_history.csv", result.history)
         write_json("metrics/pretrain.json", metrics)
         run.log_metrics(metrics, step=result.steps)

@@ -38,12 +38,14 @@ def main() -> None:
         "tokenize": same,
         "raw": sha256(RAW / "manifest.json"),
         "parts": digest(found),
-        "code": code_version(),
+        **code_version(),
     }
+    if t.tokenizer == "pretrained":
+        inputs["source"] = sha256(Path(t.source) / "tokenizer.json")
     if t.clean.decontaminate:
         inputs["examples"] = {name: sha256(RAW.parent / name / "manifest.json") for name in p.mix.tasks}
         inputs["split"] = [p.mix.val_fraction, p.mix.test_fraction]
-    with stage_timing("tokenize") as timing, unfinished("tokenize", inputs | code_version()) as work:
+    with stage_timing("tokenize") as timing, unfinished("tokenize", inputs) as work:
         began = time.perf_counter()
         plan = make_plan(p, work / clean.FOLDER)
         tokenizer = corpus_sample.make_tokenizer(t, groups, plan, work / "tokenizer")

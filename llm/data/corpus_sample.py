@@ -43,11 +43,13 @@ def training_texts(groups: list[Chunk], val_fraction: float, plan: Plan) -> Iter
 
 
 def make_tokenizer(p: Tokenize, groups: list[Chunk], plan: Plan, kept: Path) -> Tokenizer:
-    """GPT-2's encoding, or BPE trained on (a sample of) the training documents; what was made before is in `kept`."""
+    """GPT-2's encoding, a model directory's, or BPE trained on this text; what was made before is in `kept`."""
     if kept.is_dir():
         return Tokenizer.load(kept)
     if p.tokenizer == "gpt2":
         tokenizer = Tokenizer.gpt2()
+    elif p.tokenizer == "pretrained":
+        tokenizer = Tokenizer.load(p.source)
     else:
         tokenizer = Tokenizer.train(training_texts(groups, p.val_fraction, plan), p.vocab_size)
         if (size := tokenizer.vocab_size) < p.vocab_size:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from llm.errors import UserError
-from llm.io import read_json
+from llm.io import read_json, sha256
 
 
 def is_validation(text: str | memoryview, val_fraction: float) -> bool:
@@ -23,6 +23,18 @@ def is_validation(text: str | memoryview, val_fraction: float) -> bool:
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     digest = hashlib.blake2b(data, digest_size=8).digest()
     return int.from_bytes(digest, "big") < val_fraction * 2**64
+
+
+def check_tokenizer(tokens: Path, model: Path, stage: str) -> None:
+    """UserError where the shards in `tokens` were made with another tokenizer than that in a model's directory."""
+    path = model / "tokenizer.json"
+    if not path.exists():
+        raise UserError(f"{path}: no such file. Run `dvc repro` to make it, or copy the checkpoint's.")
+    if read_json(tokens / "meta.json").get("tokenizer_sha256") != sha256(path):
+        raise UserError(
+            f"{stage}: {tokens} was not made with the tokenizer of {model}. Set tokenize.tokenizer=pretrained and "
+            f"tokenize.source={model}, and run `dvc repro` again."
+        )
 
 
 class TokenStream:

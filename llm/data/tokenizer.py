@@ -46,7 +46,14 @@ CHAT_TEMPLATE = (
 
 
 class Tokenizer:
-    """Text to ids and back; special strings that stand in a text are plain text."""
+    """Text to ids and back; special strings that stand in a text are plain text.
+
+    What every tokenizer offers, also that of somebody else's checkpoint (llm/data/pretrained_tokenizer.py):
+    `vocab_size`, `eos_id`, `encode`, `encode_batch`, `decode`, `chat_ids`, `chat_batch`, `conversation_ids`, `files`,
+    `save`.
+    """
+
+    prefix: tuple[int, ...] = ()  # ids before every conversation: a soft prompt's virtual tokens
 
     def __init__(self, ranks: dict[bytes, int], pattern: str = PATTERN) -> None:
         """`ranks`: token bytes to id, without the special tokens, numbered 0 … len-1."""
@@ -92,7 +99,11 @@ class Tokenizer:
 
     def chat_ids(self, prompt: str) -> list[int]:
         """A prompt as the finetuning examples have it, ready for the answer."""
-        return [self.user_id, *self.encode(prompt), self.assistant_id]
+        return [*self.prefix, self.user_id, *self.encode(prompt), self.assistant_id]
+
+    def chat_batch(self, prompts: list[str]) -> list[list[int]]:
+        """`chat_ids` of several prompts, on all cores."""
+        return [[*self.prefix, self.user_id, *ids, self.assistant_id] for ids in self.encode_batch(prompts)]
 
     def conversation_ids(self, messages: Iterable[Mapping[str, str]], add_generation_prompt: bool = True) -> list[int]:
         """A conversation of `{"role": ..., "content": ...}`, as the chat template renders it.
@@ -101,7 +112,7 @@ class Tokenizer:
             UserError: a role other than system, user and assistant.
         """
         roles = {"system": self.system_id, "user": self.user_id, "assistant": self.assistant_id}
-        ids: list[int] = []
+        ids = list(self.prefix)
         for message in messages:
             if message["role"] not in roles:
                 raise UserError(f"unknown role {message['role']!r}: expected one of {', '.join(roles)}.")
@@ -194,13 +205,17 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
-        """Read what `save` wrote.
+        """Read what `save` wrote, or the tokenizer of a Hugging Face model directory.
 
         Raises:
             UserError: a file is missing or broken.
         """
+        from llm.data.pretrained_tokenizer import PretrainedTokenizer
+
         path, described = Path(directory) / "ranks.tiktoken", Path(directory) / "tokenizer.json"
         content = read_json(described)
+        if not path.exists() and not _is_ours(content):
+            return PretrainedTokenizer.load(directory)
         try:
             pattern = content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
             special = tuple(token["content"] for token in content["added_tokens"])
@@ -225,7 +240,9 @@ class Tokenizer:
                 f"{path} is broken ({len(ranks)} tokens, not numbered one after the other). "
                 "Run `dvc repro -f tokenize` to write it again."
             )
-        return cls(ranks, pattern)
+        tokenizer = cls(ranks, pattern)
+        tokenizer.prefix = soft_prompt_ids(Path(directory))
+        return tokenizer
 
     def _hugging_face(self) -> dict[str, Any]:
         """The content of `tokenizer.json`."""
@@ -316,6 +333,21 @@ def _gpt2_files() -> Path:
             raise UserError(f"{_GPT2_BASE}{name} answered with other bytes than GPT-2's. {remedy}")
         write_bytes(path, content)
     return folder
+
+
+def soft_prompt_ids(directory: Path) -> tuple[int, ...]:
+    """Ids of the virtual tokens of a model directory's soft prompt (llm/model/prompt.py), behind the vocabulary."""
+    path = directory / "prompt" / "adapter_config.json"
+    if not path.exists():
+        return ()
+    first = int(read_json(directory / "config.json")["vocab_size"])
+    return tuple(range(first, first + int(read_json(path)["num_virtual_tokens"])))
+
+
+def _is_ours(described: Any) -> bool:
+    """Whether a `tokenizer.json` has the special tokens of this pipeline's."""
+    tokens = described.get("added_tokens") if isinstance(described, dict) else None
+    return isinstance(tokens, list) and tuple(t.get("content") for t in tokens if isinstance(t, dict)) == SPECIAL
 
 
 def valid_unicode(text: str) -> str:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm.model.config import Config
+from llm.model.rope import frequencies
 
 Pair = tuple[Tensor, Tensor]
 
@@ -17,13 +18,13 @@ MIN_QUERIES = 128  # of a block, so that matrix products stay large
 
 
 class Linear(nn.Linear):
-    """A bias-free linear map whose float32 weight is cast to the activations' type at use (mixed precision)."""
+    """A linear map whose float32 weight is cast to the activations' type at use (mixed precision)."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__(in_features, out_features, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -55,11 +56,11 @@ class Cache:
 
 
 def rotary_table(config: Config, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (…, seq, head_dim) of rotary positions (Su et al. 2021, arXiv:2104.09864), float32."""
-    exponents = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32) / config.head_dim
-    angles = positions.float()[..., None] * (1.0 / config.rope_theta**exponents)
+    """Cosines and sines (…, seq, head_dim) of rotary positions (llm/model/rope.py), float32."""
+    turns, factor = frequencies(config.head_dim, config.rope_theta, config.rope_scaling, positions.device)
+    angles = positions.float()[..., None] * turns
     angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    return angles.cos() * factor, angles.sin() * factor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -107,10 +108,11 @@ class Attention(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.q_proj = Linear(config.hidden_size, config.num_attention_heads * config.head_dim)
-        self.k_proj = Linear(config.hidden_size, config.num_key_value_heads * config.head_dim)
-        self.v_proj = Linear(config.hidden_size, config.num_key_value_heads * config.head_dim)
-        self.o_proj = Linear(config.num_attention_heads * config.head_dim, config.hidden_size)
+        bias = config.qkv_bias or config.attention_bias
+        self.q_proj = Linear(config.hidden_size, config.num_attention_heads * config.head_dim, bias)
+        self.k_proj = Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias)
+        self.v_proj = Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias)
+        self.o_proj = Linear(config.num_attention_heads * config.head_dim, config.hidden_size, config.attention_bias)
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)

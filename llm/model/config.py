@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from llm.errors import UserError
 
+MODEL_TYPES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+DIMENSIONS = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
+DIMENSIONS |= {"num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"}
+ROTARY = {"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"}
+# Fields of a config.json with one value that changes nothing; with another the model would be another function.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "attention_dropout": (0, None),
+    "pretraining_tp": (1, None),
+    "is_encoder_decoder": (False, None),
+    "add_cross_attention": (False,),
+    "chunk_size_feed_forward": (0,),
+    "quantization_config": (None,),
+    "compression_config": (None,),
+    "auto_map": (None,),
+    "pruned_heads": ({}, None),
+    "use_qk_norm": (None,),
+    "rope_interleaved": (False, None),  # SmolLM2's, which says that rotary pairs are not neighbours
+    "is_llama_config": (True, None),
+}
+# Fields that say nothing about the function: ids, provenance, and what generation or training would do.
+SILENT = {
+    "architectures", "model_type", "_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache",
+    "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id",
+    "initializer_range", "output_hidden_states", "output_attentions", "return_dict", "id2label", "label2id",
+    "problem_type", "tokenizer_class", "prefix", "task_specific_params", "transformers.js_config", "unsloth_fixed",
+    "unsloth_version", "max_window_layers", "is_decoder", "tie_encoder_decoder", "finetuning_task", "torchscript",
+    "_attn_implementation_autoset", "ddp_enable_logging", "temperature", "top_k", "top_p", "do_sample", "max_length",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Config:
-    """A decoder-only transformer: RMSNorm, rotary positions, SwiGLU, grouped-query attention, no biases."""
+    """A decoder-only transformer: RMSNorm, rotary positions, SwiGLU, grouped-query attention.
+
+    What is trained here has no biases and plain rotary positions; the last five fields are other checkpoints'.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -25,12 +63,21 @@ class Config:
     tie_word_embeddings: bool
     qk_norm: bool = False
     sliding_window: int | None = None
+    qkv_bias: bool = False  # of q_proj, k_proj and v_proj (Qwen2)
+    attention_bias: bool = False  # of these and o_proj (Llama, Qwen3)
+    mlp_bias: bool = False
+    rope_scaling: dict[str, Any] | None = None  # `rope_type` and its fields: llm/model/rope.py
+    stock_class: str | None = None  # the checkpoint's own class, where the rule of `architecture` says another
 
     @property
     def architecture(self) -> str:
         """The `transformers` class that computes the same function."""
+        if self.stock_class:
+            return self.stock_class
         if self.qk_norm:
             return "Qwen3ForCausalLM"
+        if self.qkv_bias:
+            return "Qwen2ForCausalLM"
         return "MistralForCausalLM" if self.sliding_window else "LlamaForCausalLM"
 
     def parameters(self) -> int:
@@ -38,7 +85,11 @@ class Config:
         heads = self.num_attention_heads * self.head_dim
         kv_heads = self.num_key_value_heads * self.head_dim
         attention = self.hidden_size * (2 * heads + 2 * kv_heads) + (2 * self.head_dim if self.qk_norm else 0)
+        if self.qkv_bias or self.attention_bias:
+            attention += heads + 2 * kv_heads + (self.hidden_size if self.attention_bias else 0)
         layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        if self.mlp_bias:
+            layer += 2 * self.intermediate_size + self.hidden_size
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
         return self.num_hidden_layers * layer + embeddings + self.hidden_size
 
@@ -59,26 +110,26 @@ class Config:
     def to_json(self, eos_id: int, dtype: str = "float32") -> dict[str, Any]:
         """What `transformers` reads as `config.json`."""
         values = asdict(self)
-        qk_norm = values.pop("qk_norm")
-        del qk_norm
-        model_type = {"Qwen3ForCausalLM": "qwen3", "MistralForCausalLM": "mistral", "LlamaForCausalLM": "llama"}
+        for key in ("qk_norm", "qkv_bias", "attention_bias", "mlp_bias", "rope_scaling", "stock_class"):
+            del values[key]
+        kind = self.architecture
         config = {
-            "architectures": [self.architecture],
-            "model_type": model_type[self.architecture],
+            "architectures": [kind],
+            "model_type": MODEL_TYPES[kind],
             **values,
             "hidden_act": "silu",
-            "attention_bias": False,
+            "attention_bias": self.attention_bias,
             "attention_dropout": 0.0,
-            "mlp_bias": False,
+            "mlp_bias": self.mlp_bias,
             "initializer_range": 0.02,
             "use_cache": True,
             "bos_token_id": eos_id,
             "eos_token_id": eos_id,
             "pad_token_id": eos_id,
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "rope_parameters": {**(self.rope_scaling or {"rope_type": "default"}), "rope_theta": self.rope_theta},
             "dtype": dtype,
         }
-        if self.architecture == "Qwen3ForCausalLM":
+        if kind in ("Qwen2ForCausalLM", "Qwen3ForCausalLM"):
             config["use_sliding_window"] = False
         return config
 
@@ -87,23 +138,52 @@ class Config:
         """Read a `config.json`; refuse what this model does not compute, by name.
 
         Raises:
-            UserError: another architecture, a missing field, or a field whose value would change the function.
+            UserError: another architecture, a missing field, or a field whose value would change the function or of
+                which nothing is known.
         """
+        from llm.model.rope import read_rope
+
         architecture = (data.get("architectures") or ["(none)"])[0]
-        known = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM")
-        if architecture not in known:
-            raise UserError(f"{where}: architecture {architecture} is not supported; supported: {', '.join(known)}.")
-        for key, neutral in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
-            if data.get(key, neutral) != neutral:
-                raise UserError(f"{where}: {key} = {data[key]!r} is not supported; expected {neutral!r}.")
-        rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise UserError(f"{where}: rotary scaling {rope!r} is not supported; expected rope_type 'default'.")
-        if architecture == "Qwen3ForCausalLM" and data.get("use_sliding_window"):
-            raise UserError(f"{where}: use_sliding_window = true is not supported for Qwen3.")
+        if architecture not in MODEL_TYPES:
+            raise UserError(
+                f"{where}: architecture {architecture} is not supported; supported: {', '.join(MODEL_TYPES)}."
+            )
+        qwen, llama = architecture.startswith("Qwen"), architecture == "LlamaForCausalLM"
+        neutral = dict(NEUTRAL)
+        own = set()
+        if architecture == "MistralForCausalLM":
+            own.add("sliding_window")
+        elif qwen:
+            # What `transformers` itself ignores while use_sliding_window is false, and writes all the same.
+            neutral["use_sliding_window"] = (False,)
+            own.add("sliding_window")
+        else:
+            neutral["sliding_window"] = (None,)
+        for key, has in (("attention_bias", llama or architecture == "Qwen3ForCausalLM"), ("mlp_bias", llama)):
+            if has:
+                own.add(key)
+            else:
+                neutral[key] = (False,)
+        for key, value in data.items():
+            if key in neutral and value not in neutral[key]:
+                raise UserError(f"{where}: {key} = {value!r} is not supported; expected {neutral[key][0]!r}.")
+            if key == "layer_types":
+                expected = "sliding_attention" if data.get("sliding_window") and not qwen else "full_attention"
+                if any(kind != expected for kind in value or []):
+                    raise UserError(f"{where}: layer_types = {sorted(set(value))} is not supported; all {expected!r}.")
+            elif key not in neutral and key not in own | DIMENSIONS | ROTARY | SILENT:
+                raise UserError(
+                    f"{where}: the field {key} = {value!r} is unknown here and would be ignored. If it does not change "
+                    "what the model computes, remove it from the file."
+                )
+        for key in sorted(DIMENSIONS - {"rms_norm_eps", "tie_word_embeddings"}):
+            value = data.get(key)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise UserError(f"{where}: {key} = {value!r}; expected a whole number above 0.")
         try:
             heads, hidden = data["num_attention_heads"], data["hidden_size"]
-            return cls(
+            theta, scaling = read_rope(data, data["max_position_embeddings"], where)
+            config = cls(
                 vocab_size=data["vocab_size"],
                 hidden_size=hidden,
                 intermediate_size=data["intermediate_size"],
@@ -112,11 +192,27 @@ class Config:
                 num_key_value_heads=data.get("num_key_value_heads") or heads,
                 head_dim=data.get("head_dim") or hidden // heads,
                 max_position_embeddings=data["max_position_embeddings"],
-                rope_theta=float(rope.get("rope_theta", data.get("rope_theta", 10000.0))),
+                rope_theta=theta,
                 rms_norm_eps=data["rms_norm_eps"],
                 tie_word_embeddings=data.get("tie_word_embeddings", False),
                 qk_norm=architecture == "Qwen3ForCausalLM",
                 sliding_window=data.get("sliding_window") if architecture == "MistralForCausalLM" else None,
+                qkv_bias=architecture == "Qwen2ForCausalLM",
+                attention_bias=data.get("attention_bias", False),
+                mlp_bias=data.get("mlp_bias", False),
+                rope_scaling=scaling,
             )
         except KeyError as error:
             raise UserError(f"{where}: the field {error} is missing.") from None
+        config._check(where)
+        return config if config.architecture == architecture else replace(config, stock_class=architecture)
+
+    def _check(self, where: str) -> None:
+        """UserError where dimensions do not go together."""
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise UserError(
+                f"{where}: num_attention_heads ({self.num_attention_heads}) must be a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads})."
+            )
+        if self.head_dim % 2:
+            raise UserError(f"{where}: head_dim ({self.head_dim}) must be even: rotary positions turn pairs.")

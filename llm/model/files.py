@@ -3,81 +3,149 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from llm.errors import UserError
-from llm.io import read_json, save_tensors, write_json
+from llm.io import read_json, save_tensors, sha256, write_json
 from llm.model.config import Config
 from llm.model.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "ranks.tiktoken")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "ranks.tiktoken",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+PROMPT = "prompt"  # folder of a model directory with the soft prompt that the model was finetuned with, in PEFT's files
+LAYER_MATRIX = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
+RECOMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # buffers of old checkpoints, which follow from the config
 
 
 def save_model(model: Transformer, directory: Path, tokenizer: Path, eos_id: int) -> None:
-    """Write config, weights (float32), generation config and the tokenizer's files into an existing directory."""
+    """Write config, weights, generation config and the tokenizer's files into an existing directory.
+
+    tokenizer: directory with the tokenizer's files; where it is a model's, the ids of special tokens and the
+        generation config are taken over from it as well.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
+    if tensors.pop("soft_prompt", None) is not None:
+        from llm.model.prompt import save_prompt
+
+        (directory / PROMPT).mkdir()
+        save_prompt(model, directory / PROMPT, base="..")
     save_tensors(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-    write_json(directory / "config.json", model.config.to_json(eos_id))
-    write_json(
-        directory / "generation_config.json",
-        {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id, "do_sample": False},
-    )
+    dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eos_id)
+    config = model.config.to_json(eos_id, dtype)
+    if (tokenizer / "config.json").exists():
+        theirs = read_json(tokenizer / "config.json")
+        config |= {key: theirs.get(key) for key in ids}
+    write_json(directory / "config.json", config)
+    if (tokenizer / "generation_config.json").exists():
+        shutil.copyfile(tokenizer / "generation_config.json", directory / "generation_config.json")
+    else:
+        write_json(directory / "generation_config.json", {**ids, "do_sample": False})
     for name in TOKENIZER_FILES:
         if (tokenizer / name).exists():
             shutil.copyfile(tokenizer / name, directory / name)
 
 
+def load_config(directory: str | Path) -> Config:
+    """The `config.json` of a model directory. Raises UserError like `Config.from_json`."""
+    path = Path(directory) / "config.json"
+    if not path.exists():
+        raise UserError(f"{path}: no such file. Run `dvc repro` to make it, or name a Hugging Face model directory.")
+    return Config.from_json(read_json(path), str(path))
+
+
 def load_model(
-    directory: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    directory: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    keep_stored: bool = False,
+    quantize: bool = False,
 ) -> Transformer:
-    """Read a model directory; tensors are read one by one into place.
+    """Read a model directory.
+
+    The modules are made without memory and get their tensors one by one: the peak is the model and one tensor.
 
     Args:
         dtype: type of the activations; weights are kept in it as well, so decoding in bfloat16 halves the memory.
+        keep_stored: weights stay in the type of the file, which loses nothing: they are cast at use.
+        quantize: the layers' matrices are put into 4 bits as they come (llm/model/quantized.py).
 
     Raises:
         UserError: a file is missing, truncated or of another model; pickled weights are refused.
     """
     from safetensors import SafetensorError, safe_open
 
+    from llm.model.quantized import QuantizedLinear
+
     directory = Path(directory)
-    config = Config.from_json(read_json(directory / "config.json"), str(directory / "config.json"))
-    model = Transformer(config).to(device=device, dtype=dtype).eval()
+    config = load_config(directory)
+    with torch.device("meta"):
+        model = Transformer(config)
     model.compute_dtype = dtype
-    wanted = dict(model.state_dict())
+    missing = {name: value.shape for name, value in model.state_dict().items()}
     if config.tie_word_embeddings:
-        del wanted["lm_head.weight"]
-    missing = set(wanted)
-    for path in _weight_files(directory):
+        del missing["lm_head.weight"]
+    wanted = dict(missing)
+    for path in weight_files(directory):
         try:
             with safe_open(path, framework="pt") as file:
-                for name in list(file.keys()):
-                    if name == "lm_head.weight" and config.tie_word_embeddings:
-                        continue
-                    if name not in wanted:
-                        raise UserError(f"{path}: unexpected tensor {name}; is config.json of this model?")
+                names = list(file.keys())
+            for name in names:
+                if RECOMPUTED.search(name) or (name == "lm_head.weight" and config.tie_word_embeddings):
+                    continue
+                if name not in wanted:
+                    raise UserError(f"{path}: unexpected tensor {name}; is config.json of this model?")
+                # Opened anew for each tensor: the pages of a file stay in memory for as long as it is open.
+                with safe_open(path, framework="pt") as file:
                     tensor = file.get_tensor(name)
-                    if tensor.shape != wanted[name].shape:
-                        raise UserError(
-                            f"{path}: {name} has shape {tuple(tensor.shape)}, config.json asks for "
-                            f"{tuple(wanted[name].shape)}."
-                        )
-                    wanted[name].copy_(tensor)
-                    missing.discard(name)
+                if tensor.shape != wanted[name]:
+                    raise UserError(
+                        f"{path}: {name} has shape {tuple(tensor.shape)}, config.json asks for {tuple(wanted[name])}."
+                    )
+                if tensor.dtype not in FLOATS:
+                    raise UserError(f"{path}: {name} is of type {tensor.dtype}; expected float32, bfloat16 or float16.")
+                kind = tensor.dtype if keep_stored else dtype
+                # A copy, and not a view of the file, which may be replaced while the model is in use.
+                model.load_state_dict({name: tensor.to(device, kind, copy=True)}, strict=False, assign=True)
+                missing.pop(name, None)
+                del tensor
+                if quantize and LAYER_MATRIX.fullmatch(name):
+                    parent, _, child = name.removesuffix(".weight").rpartition(".")
+                    module = model.get_submodule(parent)
+                    setattr(module, child, QuantizedLinear(getattr(module, child)))
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read ({error}). It may be truncated: copy or make it again.") from None
     if missing:
         raise UserError(f"{directory}: tensor {min(missing)} is missing (and {len(missing) - 1} more).")
-    return model
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    if (directory / PROMPT).is_dir():
+        from llm.model.prompt import load_prompt
+
+        load_prompt(model, directory / PROMPT)
+    return model.eval()
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model directory.
+
+    Raises:
+        UserError: there are none, or the weights are pickled.
+    """
     index = directory / f"{WEIGHTS}.index.json"
     if index.exists():
         try:
@@ -94,3 +162,12 @@ def _weight_files(directory: Path) -> list[Path]:
             f"{directory} holds pickled weights, which can run code when loaded; convert them to safetensors first."
         )
     raise UserError(f"{directory}: no {WEIGHTS}. Run `dvc repro` to make it.")
+
+
+def digests(directory: Path) -> dict[str, Any]:
+    """SHA-256 of the files that decide what the model in a directory computes, by name."""
+    paths = [directory / "config.json", *weight_files(directory)]
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file. It may be truncated: copy or make it again.")
+    return {path.name: sha256(path) for path in paths}

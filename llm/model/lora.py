@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from llm.errors import UserError
 from llm.io import read_json, save_tensors, write_json
 from llm.model.attention import Linear
+from llm.model.quantized import QuantizedLinear
 from llm.model.transformer import Transformer
 
 PREFIX = "base_model.model."  # PEFT's name for the wrapped model
@@ -24,28 +25,49 @@ class LoraLinear(Linear):
     def __init__(self, base: nn.Linear, r: int, alpha: float, dropout: float) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.register_parameter("bias", None)
-        self.weight = base.weight
-        self.weight.requires_grad_(False)
-        self.lora_A = nn.Parameter(torch.zeros(r, base.in_features, device=base.weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, device=base.weight.device))
+        self.quantized = base if isinstance(base, QuantizedLinear) else None
+        if self.quantized is None:
+            self.weight, self.bias = base.weight, base.bias
+            device = base.weight.device
+        else:
+            self.register_parameter("weight", None)
+            self.register_parameter("bias", None)
+            device = self.quantized.packed.device
+        self.requires_grad_(False)
+        self.lora_A = nn.Parameter(torch.zeros(r, base.in_features, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, device=device))
         self.scaling, self.dropout = alpha / r, dropout
 
     def forward(self, x: Tensor) -> Tensor:
         down = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))
-        return super().forward(x) + F.linear(down, self.lora_B.to(x.dtype)) * self.scaling
+        base = super().forward(x) if self.quantized is None else self.quantized(x)
+        return base + F.linear(down, self.lora_B.to(x.dtype)) * self.scaling
 
     @torch.no_grad()
     def merged(self) -> Tensor:
-        """W + (alpha / r) B A, added up in float64 and rounded once to the weight's type."""
+        """W + (alpha / r) B A, added up in float64 and rounded once to the weight's type.
+
+        Raises:
+            UserError: W is quantized: the sum would hold its rounding for ever.
+        """
+        if self.quantized is not None:
+            raise UserError("an adapter is not merged into a base in 4 bits; load the base unquantized for that.")
         update = self.lora_B.double() @ self.lora_A.double() * self.scaling
         return (self.weight.double() + update).to(self.weight.dtype)
 
 
 def add_lora(
-    model: Transformer, r: int, alpha: float, dropout: float, target_modules: list[str], seed: int
+    model: Transformer,
+    r: int,
+    alpha: float,
+    dropout: float,
+    target_modules: list[str],
+    seed: int,
+    rslora: bool = False,
 ) -> list[str]:
     """Freeze the model and wrap its target modules; return their names.
+
+    rslora: scale by alpha / √r (Kalajdzievski 2023, arXiv:2312.03732).
 
     A is drawn uniformly as PEFT draws it (Kaiming, a = √5, so ±1/√fan_in), B is zero: training starts at the base.
 
@@ -57,6 +79,8 @@ def add_lora(
         if target not in present or target == "lm_head":
             choices = ", ".join(name for name in present if name != "lm_head")
             raise UserError(f"finetune.lora.target_modules: the model has no module {target!r}; it has {choices}.")
+    if r < 1:
+        raise UserError(f"finetune.lora.r = {r}: a rank is at least 1.")
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     wrapped = []
@@ -68,7 +92,7 @@ def add_lora(
                 f"finetune.lora.r = {r} exceeds {name} ({module.out_features} × {module.in_features}): "
                 f"choose at most {min(module.in_features, module.out_features)}."
             )
-        lora = LoraLinear(module, r, alpha, dropout)
+        lora = LoraLinear(module, r, alpha * r**0.5 if rslora else alpha, dropout)
         bound = module.in_features**-0.5
         lora.lora_A.data.copy_((torch.rand(lora.lora_A.shape, generator=generator) * 2 - 1) * bound)
         parent, _, child = name.rpartition(".")
@@ -81,8 +105,9 @@ def merge_lora(model: Transformer) -> None:
     """Fold every update into its weight and unwrap, in place."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLinear):
-            plain = Linear(module.in_features, module.out_features)
-            plain.weight = nn.Parameter(module.merged())
+            with torch.device("meta"):
+                plain = Linear(module.in_features, module.out_features)
+            plain.weight, plain.bias = nn.Parameter(module.merged()), module.bias
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, plain)
 
@@ -110,28 +135,70 @@ def save_adapter(model: Transformer, directory: Path, lora: dict[str, Any], base
             "init_lora_weights": True,
             "inference_mode": True,
             "modules_to_save": None,
-            "use_rslora": False,
+            "use_rslora": lora.get("rslora", False),
         },
     )
 
 
-def load_adapter(model: Transformer, directory: Path) -> None:
-    """Wrap the model with an adapter in PEFT's format.
+# Fields of PEFT's LoraConfig with the values that leave the function as it is computed here.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "bias": ("none", None),
+    "use_dora": (False, None),
+    "fan_in_fan_out": (False, None),
+    "modules_to_save": (None, []),
+    "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}),
+    "layers_to_transform": (None,),
+    "layers_pattern": (None,),
+    "layer_replication": (None,),
+    "lora_bias": (False, None),
+    "trainable_token_indices": (None,),
+    "exclude_modules": (None, []),
+    "target_parameters": (None, []),
+    "use_qalora": (False, None),
+    "alora_invocation_tokens": (None,),
+}
+
+
+def load_adapter(model: Transformer, directory: Path, base: Path | None = None) -> None:
+    """Wrap the model with an adapter in PEFT's format, a LoRA or a soft prompt.
+
+    base: the model's directory, to check against what the adapter says of its own.
 
     Raises:
-        UserError: the files are missing or broken, or the adapter belongs to a model of other shapes.
+        UserError: the files are missing or broken, the adapter is of another base or of a kind that is not computed
+            here, a rank below 1, a target that the model does not have.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     config = read_json(directory / "adapter_config.json")
+    check_base(directory, base)
+    if config.get("peft_type") == "PROMPT_TUNING":
+        from llm.model.prompt import load_prompt
+
+        load_prompt(model, directory)
+        return
+    where = directory / "adapter_config.json"
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"{where}: peft_type {config.get('peft_type')!r} is not supported; expected LORA.")
+    for key, neutral in NEUTRAL.items():
+        if config.get(key) not in neutral and key in config:
+            raise UserError(f"{where}: {key} = {config[key]!r} is not supported; expected {neutral[0]!r}.")
+    targets = config.get("target_modules")
+    if not isinstance(targets, list):
+        raise UserError(f"{where}: target_modules = {targets!r}; expected a list of module names.")
     path = directory / "adapter_model.safetensors"
+    if not path.exists() and (directory / "adapter_model.bin").exists():
+        raise UserError(
+            f"{directory} holds a pickled adapter, which can run code when loaded; convert it to safetensors first."
+        )
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}). Run `dvc repro` to write it again.") from None
-    alpha = config["lora_alpha"] * (config["r"] ** 0.5 if config.get("use_rslora") else 1.0)
-    add_lora(model, config["r"], alpha, config["lora_dropout"], list(config["target_modules"]), seed=0)
+    r, dropout = config.get("r", 0), config.get("lora_dropout", 0.0)
+    add_lora(model, r, config.get("lora_alpha", r), dropout, targets, 0, bool(config.get("use_rslora")))
     wanted = {
         f"{PREFIX}{name}.{part}.weight": getattr(module, part)
         for name, module in model.named_modules()
@@ -148,3 +215,23 @@ def load_adapter(model: Transformer, directory: Path) -> None:
                 f"expected {tuple(parameter.shape)}."
             )
         parameter.data.copy_(tensors[name])
+
+
+def write_base(directory: Path, base: dict[str, str]) -> None:
+    """Say in an adapter's directory which bytes its base had (`llm.model.files.digests`); PEFT ignores the file."""
+    write_json(directory / "base.json", base)
+
+
+def check_base(directory: Path, base: Path | None) -> None:
+    """UserError where an adapter's directory says that it was trained on another model than that in `base`."""
+    from llm.model.files import digests
+
+    if base is None or not (directory / "base.json").exists():
+        return
+    trained_on, found = read_json(directory / "base.json"), digests(base)
+    if trained_on != found:
+        odd = min(name for name in trained_on.keys() | found.keys() if trained_on.get(name) != found.get(name))
+        raise UserError(
+            f"{directory} is an adapter for another base than {base}: {odd} has other bytes than what it was trained "
+            "on. Choose the base that adapter_config.json names, or train the adapter again."
+        )

@@ -17,9 +17,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, config.mlp_bias)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -73,6 +73,7 @@ class Transformer(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+        self.soft_prompt: nn.Parameter | None = None  # (virtual tokens, hidden), behind the vocabulary
 
     @property
     def embedding_std(self) -> float:
@@ -121,13 +122,21 @@ class Transformer(nn.Module):
         rotary = cos[:, None].to(self.compute_dtype), sin[:, None].to(self.compute_dtype)
         if mask is None:
             mask = self._training_mask(input_ids.shape[1], segments, input_ids.device)
-        x = F.embedding(input_ids, self.model.embed_tokens.weight).to(self.compute_dtype)
+        x = self._embed(input_ids).to(self.compute_dtype)
         for i, layer in enumerate(self.model.layers):
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, rotary, mask, None, at, use_reentrant=False)
             else:
                 x = layer(x, rotary, mask, (cache.keys[i], cache.values[i]) if cache else None, at)
         return self.model.norm(x)
+
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        if self.soft_prompt is None:
+            return F.embedding(input_ids, self.model.embed_tokens.weight)
+        last = self.config.vocab_size - 1
+        words = F.embedding(input_ids.clamp(max=last), self.model.embed_tokens.weight)
+        virtual = F.embedding((input_ids - last - 1).clamp(min=0), self.soft_prompt)
+        return torch.where((input_ids > last)[..., None], virtual, words.to(virtual.dtype))
 
     def forward(self, input_ids: Tensor, **kwargs: Tensor) -> Tensor:
         """Logits (batch, seq, vocab); arguments of `hidden_states`."""

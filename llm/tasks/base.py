@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 Record = Mapping[str, Any]
-CHAT_TOKENS = 2  # <|user|> and <|assistant|> around a prompt
 WORD = 40  # characters to go back, at most, for a cut to end at a word
 
 
@@ -29,6 +28,9 @@ class Encoder(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids."""
+
+    def chat_ids(self, prompt: str) -> list[int]:
+        """A prompt as a conversation's first turn, ready for the answer."""
 
 
 class Task(Protocol):
@@ -73,8 +75,8 @@ class Task(Protocol):
 class Example:
     """One row of the mixture.
 
-    `prompt_tokens` include the two chat tokens (0 for an empty prompt), `response_tokens` the end-of-text token:
-    their sum is what the example takes in training.
+    `prompt_tokens` include the conversation's tokens around the prompt (0 for an empty prompt), `response_tokens` the
+    end-of-text token: their sum is what the example takes in training.
     """
 
     id: str
@@ -153,10 +155,11 @@ def _render(
 ) -> tuple[Example, str]:
     fields = task.fields(record, labels)
     template = choose(task.templates(fields, labels), record["id"])
-    room = max_tokens - CHAT_TOKENS - response_tokens
+    around = len(tokenizer.chat_ids(""))  # what a conversation has around a prompt; ours two tokens
+    room = max_tokens - around - response_tokens
     prompt, tokens, visible = fit(template, fields, task.CUT, room, tokenizer, least=max_tokens // 8)
     truncated = len(visible) < len(fields[task.CUT])
-    return Example(record["id"], name, prompt, response, truncated, tokens + CHAT_TOKENS, response_tokens), visible
+    return Example(record["id"], name, prompt, response, truncated, tokens + around, response_tokens), visible
 
 
 def fit(

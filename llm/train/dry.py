@@ -39,7 +39,8 @@ def fitting_micro_batch(stage: str, model: Transformer, data: Dataset, micro: in
     """
     device = next(model.parameters()).device
     tokens, _, segments, positions = data.rows(np.arange(1))
-    row = {"input_ids": tokens, "targets": tokens, "segments": segments, "positions": positions}
+    labels = np.minimum(tokens, model.config.vocab_size - 1)  # nothing predicts a soft prompt
+    row = {"input_ids": tokens, "targets": labels, "segments": segments, "positions": positions}
     tensors = {key: torch.from_numpy(value).to(device) for key, value in row.items() if value is not None}
     while not _fits(model, {key: value.repeat(micro, 1) for key, value in tensors.items()}):
         if micro == 1:

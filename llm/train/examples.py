@@ -30,10 +30,10 @@ def packed_examples(
     groups: dict[str, list[tuple[list[int], int]]] = defaultdict(list)
     for batch in table.to_batches(max_chunksize=1024):
         columns = batch.to_pydict()
-        prompts = tokenizer.encode_batch(columns["prompt"])
+        prompts = tokenizer.chat_batch(columns["prompt"])
         responses = tokenizer.encode_batch(columns["response"])
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            head = [tokenizer.user_id, *prompt, tokenizer.assistant_id] if columns["prompt"][i] else []
+            head = prompt if columns["prompt"][i] else []  # plain text has no prompt
             ids = [*head, *response, tokenizer.eos_id]
             if len(ids) > length:
                 raise UserError(

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from llm.errors import UserError
+from llm.model.quantized import QuantizedLinear
 from llm.model.transformer import Transformer
 from llm.params import Training
 from llm.progress import Progress
@@ -90,7 +91,9 @@ class Trainer:
         self.flops = model.config.flops_per_token(self.length) * settings.batch_tokens * steps
         model.compute_dtype = hardware.precision(settings.precision, self.device)
         model.grad_checkpointing = settings.grad_checkpointing
-        self.compiled = hardware.compiles(settings.compile, self.device, self.flops)
+        # Unpacking 4-bit weights is the library's own kernel, at which the compiler would stop in every layer.
+        quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
+        self.compiled = not quantized and hardware.compiles(settings.compile, self.device, self.flops)
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         if self.compiled:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((state.directory.parents[1] / "compiled").absolute()))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 from llm.model.config import Config
 from llm.model.loss import CHUNK_LOGITS, CHUNK_LOGITS_CUDA, MIN_CHUNK
+from llm.model.quantized import BITS
 
 FLOAT32 = 4
 CHECKPOINTS = 3  # on disk at a time: the two that are kept and the one that is being written
@@ -80,11 +81,13 @@ def training_memory(
     device: str,
     adapter: int = 0,
     checkpointing: bool = False,
+    quantized: bool = False,
 ) -> Memory:
     """Peak memory of a process that trains on `micro_batch` sequences at a time.
 
     Args:
         adapter: trained parameters of LoRA; 0: the whole model is trained.
+        quantized: the layers' matrices are in 4 bits (llm/model/quantized.py).
         checkpointing: layers keep their inputs only and compute the rest again (Chen et al. 2016, arXiv:1604.06174).
     """
     trained = adapter or config.parameters()
@@ -101,8 +104,12 @@ def training_memory(
     logits = min(chunk, tokens) * config.vocab_size * (2 * FLOAT32 + 2 * width)
     head = 0 if adapter else 2 * FLOAT32 * config.vocab_size * config.hidden_size
     state = FLOAT32 * trained + optimizer_bytes(config, optimizer, adapter)
+    weights = FLOAT32 * (config.parameters() + adapter)
+    if quantized:
+        weights -= int((FLOAT32 - BITS / 8) * matrices)
+        cast = width * config.hidden_size * config.intermediate_size  # one matrix at a time, unpacked
     return Memory(
-        weights=FLOAT32 * (config.parameters() + adapter),
+        weights=weights,
         gradients=FLOAT32 * trained,
         optimizer=optimizer_bytes(config, optimizer, adapter),
         activations=max(kept + cast, optimizer_step_bytes(config, optimizer, adapter)),

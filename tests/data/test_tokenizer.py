@@ -246,6 +246,7 @@ def test_a_tokenizer_of_another_kind_is_refused(change: dict, directory: Path, t
 
     content = json.loads((directory / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps(content | change))
+    (tmp_path / "ranks.tiktoken").write_bytes((directory / "ranks.tiktoken").read_bytes())
     with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer of this pipeline"):
         Tokenizer.load(tmp_path)
 

@@ -89,3 +89,40 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     save_adapter(adapted(), tmp_path, LORA, base="models/base")
     with pytest.raises(UserError, match="another model"):
         load_adapter(random_model(0, qk_norm=True, intermediate_size=80), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"r": 0}, "rank is at least 1"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "all"}, "bias"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"target_modules": ".*_proj"}, "target_modules"),
+        ({"target_modules": ["c_attn"]}, "c_attn"),
+    ],
+)
+def test_an_adapter_that_would_be_another_function_is_refused(
+    change: dict[str, object], named: str, tmp_path: Path
+) -> None:
+    import json
+
+    save_adapter(adapted(), tmp_path, LORA, base="models/base")
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=named):
+        load_adapter(random_model(0, qk_norm=True), tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickled"])
+def test_broken_adapters_are_named(damage: str, tmp_path: Path) -> None:
+    save_adapter(adapted(), tmp_path, LORA, base="models/base")
+    path = tmp_path / "adapter_model.safetensors"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-8])
+    else:
+        path.rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(UserError, match=damage if damage == "pickled" else "cannot be read"):
+        load_adapter(random_model(0, qk_norm=True), tmp_path)

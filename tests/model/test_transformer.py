@@ -89,8 +89,8 @@ def test_bfloat16_activations_stay_close_to_float32(model: Transformer) -> None:
     ("change", "named"),
     [
         ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM"),
-        ({"attention_bias": True}, "attention_bias"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"logit_scale": 0.5}, "logit_scale"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 4.0}}, "longrope"),
         ({"hidden_act": "gelu"}, "hidden_act"),
     ],
 )

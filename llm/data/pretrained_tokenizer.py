@@ -1,0 +1,214 @@
+"""The tokenizer of somebody else's checkpoint: any `tokenizer.json` that `tokenizers` reads, and its chat template.
+
+Byte-level BPE (Llama 3, Qwen, SmolLM) and SentencePiece's BPE with byte fallback (Llama 2, Mistral, TinyLlama) alike.
+A template is a program by a stranger: it runs in Jinja's sandbox, and without a clock, so that today's date does not
+get into the data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm.data.tokenizer import Tokenizer, _json, soft_prompt_ids, valid_unicode
+from llm.errors import UserError
+
+if TYPE_CHECKING:
+    import jinja2
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# For base models, which have none: Alpaca's headings (Taori et al. 2023), in tokens that such a model has seen.
+PLAIN_TEMPLATE = (
+    "{% if bos_token is defined %}{{ bos_token }}{% endif %}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '### Instruction:\n' + message['content'] + '\n\n### Response:\n' }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token + '\n\n' }}"
+    "{% else %}{{ raise_exception('unknown role ' + message['role']) }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+class PretrainedTokenizer(Tokenizer):
+    """A `tokenizer.json` with the interface of ours.
+
+    The strings of special tokens that stand in a plain text are plain text (`encode`). In a conversation they are
+    special tokens, as in `transformers`: a template's own cannot be told from those in a message.
+    """
+
+    def __init__(self, files: Mapping[str, bytes], where: str) -> None:
+        """`files`: those of FILES that are there, by name; `where` names their place in messages.
+
+        Raises:
+            UserError: a file is broken, or the end-of-text token is missing or not in the vocabulary.
+        """
+        import tokenizers
+
+        self.where, self._files = where, dict(files)
+        self.pattern = ""  # of tokenizer.json: no fast encoder of ours cuts a text as it does
+        try:
+            self._plain = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
+            self._special = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
+        except Exception as error:  # what Rust raises has no class of its own
+            raise UserError(f"{where}/tokenizer.json cannot be read ({error}). Copy it again.") from None
+        for each in (self._plain, self._special):
+            each.no_truncation()
+            each.no_padding()
+        self._plain.encode_special_tokens = True
+        config = _parsed(files, "tokenizer_config.json", where)
+        named = {**_parsed(files, "special_tokens_map.json", where), **config}
+        self.tokens = {name: _content(named[name]) for name in SPECIAL_NAMES if named.get(name)}
+        eos = self.tokens.get("eos_token")
+        eos_id = self._plain.token_to_id(eos) if eos else None
+        if eos_id is None:
+            raise UserError(
+                f"{where}/tokenizer_config.json: eos_token is {eos!r}; expected a token of tokenizer.json, since it "
+                "ends every text and answer."
+            )
+        self.eos_id = eos_id
+        self.vocab_size = max(self._plain.get_vocab(with_added_tokens=True).values()) + 1
+        self.template = _template(files, config)
+        self.has_template = self.template is not None
+        if self.template is None:
+            self.template = PLAIN_TEMPLATE
+            self._files["tokenizer_config.json"] = _json({**config, "chat_template": PLAIN_TEMPLATE})
+
+    @classmethod
+    def load(cls, directory: str | Path) -> PretrainedTokenizer:
+        """Read a directory's files.
+
+        Raises:
+            UserError: as `__init__`, or there is no `tokenizer.json`.
+        """
+        directory = Path(directory)
+        files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
+        if "tokenizer.json" not in files:
+            others = ", ".join(sorted(path.name for path in directory.glob("tokenizer*"))) or "nothing like it"
+            raise UserError(
+                f"{directory}/tokenizer.json: no such file (there is {others}). `transformers` writes it: "
+                f"AutoTokenizer.from_pretrained(...).save_pretrained({str(directory)!r})."
+            )
+        tokenizer = cls(files, str(directory))
+        tokenizer.prefix = soft_prompt_ids(directory)
+        return tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._plain.encode(valid_unicode(text), add_special_tokens=False).ids)
+
+    def encode_to_numpy(self, text: str) -> np.ndarray:
+        return np.array(self.encode(text), dtype=np.uint32)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        encoded = self._plain.encode_batch_fast([valid_unicode(text) for text in texts], add_special_tokens=False)
+        return [list(each.ids) for each in encoded]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(self._plain.decode(list(ids), skip_special_tokens=False))
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        return self.decode(ids).encode()
+
+    def chat_ids(self, prompt: str) -> list[int]:
+        return self.conversation_ids([{"role": "user", "content": prompt}])
+
+    def chat_batch(self, prompts: list[str]) -> list[list[int]]:
+        texts = [valid_unicode(self.render([{"role": "user", "content": prompt}], True)) for prompt in prompts]
+        encoded = self._special.encode_batch_fast(texts, add_special_tokens=False)
+        return [[*self.prefix, *each.ids] for each in encoded]
+
+    def conversation_ids(self, messages: Iterable[Mapping[str, str]], add_generation_prompt: bool = True) -> list[int]:
+        """A conversation of `{"role": ..., "content": ...}`, as the chat template renders it.
+
+        Raises:
+            UserError: the template refuses the conversation or is broken.
+        """
+        text = valid_unicode(self.render(messages, add_generation_prompt))
+        return [*self.prefix, *self._special.encode(text, add_special_tokens=False).ids]
+
+    def render(self, messages: Iterable[Mapping[str, str]], add_generation_prompt: bool) -> str:
+        """The text of a conversation. Raises UserError like `conversation_ids`."""
+        import jinja2
+
+        try:
+            return self._compiled.render(
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self.tokens,
+            )
+        except (jinja2.TemplateError, TypeError, KeyError) as error:
+            raise UserError(f"{self.where}: the chat template cannot render this conversation: {error}") from None
+
+    def files(self) -> dict[str, bytes]:
+        """What `save` writes, by name: the bytes that were read, and a chat template where there was none."""
+        return dict(self._files)
+
+    @cached_property
+    def _compiled(self) -> jinja2.Template:
+        """The template in the environment that `transformers` gives it, less the clock."""
+        import jinja2
+        import jinja2.ext
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        def raise_exception(message: str) -> None:
+            raise jinja2.TemplateError(message)
+
+        def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+            return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_generation_tag(), jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = tojson
+        environment.globals["raise_exception"] = raise_exception
+        try:
+            return environment.from_string(self.template or "")
+        except jinja2.TemplateError as error:
+            raise UserError(f"{self.where}: the chat template is broken: {error}") from None
+
+
+def _generation_tag() -> type[jinja2.ext.Extension]:
+    """`{% generation %} … {% endgeneration %}`, which marks what an assistant says; here it just renders."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body).set_lineno(line)
+
+    return Generation
+
+
+def _parsed(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(files.get(name, b"{}"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}/{name} is not valid JSON ({error}). Copy it again.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{where}/{name}: expected an object, found {type(content).__name__}.")
+    return content
+
+
+def _content(token: Any) -> str:
+    """The string of a special token, which may be written as an object."""
+    return str(token["content"]) if isinstance(token, dict) else str(token)
+
+
+def _template(files: Mapping[str, bytes], config: dict[str, Any]) -> str | None:
+    if "chat_template.jinja" in files:
+        return files["chat_template.jinja"].decode()
+    found = config.get("chat_template")
+    if isinstance(found, list):  # several, by name
+        found = {each["name"]: each["template"] for each in found}.get("default")
+    return found

@@ -1,0 +1,90 @@
+"""What `finetune.method` trains, and what it leaves: an adapter in PEFT's files, and a whole model.
+
+    lora           low-rank updates beside the layers' matrices           llm/model/lora.py
+    qlora          the same beside matrices in 4 bits                     llm/model/quantized.py
+    full           every weight
+    prompt_tuning  vectors in front of every prompt                       llm/model/prompt.py
+
+Frozen weights stay in the type of the checkpoint, trained ones are float32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llm.data.tokenizer import Tokenizer
+from llm.errors import UserError
+from llm.io import whole_directory, write_bytes
+from llm.model.config import Config
+from llm.model.files import load_config, load_model, save_model
+from llm.model.lora import add_lora, load_adapter, merge_lora, save_adapter, write_base
+from llm.model.prompt import add_prompt, save_prompt
+from llm.model.quantized import require_bitsandbytes
+from llm.model.transformer import Transformer
+from llm.params import Finetune
+
+NO_ADAPTER = b"finetune.method is `full`: every weight was trained, and models/finetuned holds them.\n"
+
+
+def prepare(s: Finetune, tokenizer: Tokenizer, seed: int) -> Transformer:
+    """The base with what the method trains, in training mode; a soft prompt's ids go to the tokenizer.
+
+    Raises:
+        UserError: the base is unusable, or does not go with the tokenizer or the params.
+    """
+    base = Path(s.base)
+    check(tokenizer, load_config(base), base, s.sequence_length, "finetune")
+    model = load_model(base, keep_stored=s.method != "full", quantize=s.method == "qlora")
+    if s.method in ("lora", "qlora"):
+        lora = s.lora
+        add_lora(model, lora.r, lora.alpha, lora.dropout, lora.target_modules, seed, lora.rslora)
+    elif s.method == "prompt_tuning":
+        tokenizer.prefix = add_prompt(model, s.prompt_tuning.num_virtual_tokens, seed)
+    return model.train()
+
+
+def check(tokenizer: Tokenizer, config: Config, directory: Path, sequence_length: int, stage: str) -> None:
+    """UserError where a checkpoint's vocabulary or context is too small for what is to be done with it."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{directory}: its tokenizer has ids up to {tokenizer.vocab_size - 1:,}, but config.json says vocab_size = "
+            f"{config.vocab_size:,}: they are not of the same model."
+        )
+    if sequence_length > config.max_position_embeddings:
+        raise UserError(
+            f"{stage}.sequence_length ({sequence_length}) must be at most max_position_embeddings of {directory} "
+            f"({config.max_position_embeddings})."
+        )
+
+
+def versions(s: Finetune) -> dict[str, str]:
+    """Of libraries that decide what is computed, beside torch."""
+    return {"bitsandbytes": require_bitsandbytes()} if s.method == "qlora" else {}
+
+
+def write(
+    model: Transformer, s: Finetune, tokenizer: Tokenizer, digests: dict[str, Any], adapter: Path, finetuned: Path
+) -> None:
+    """Write the adapter, and the model that has it merged (a soft prompt: beside it).
+
+    The adapter of a base in 4 bits is merged into the base's original weights.
+    """
+    base = Path(s.base)
+    with whole_directory(adapter) as directory:
+        if s.method in ("lora", "qlora"):
+            save_adapter(model, directory, s.lora.model_dump(), base=s.base)
+        elif s.method == "prompt_tuning":
+            save_prompt(model, directory, base=s.base)
+        if s.method == "full":
+            write_bytes(directory / "NONE.txt", NO_ADAPTER)
+        else:
+            write_base(directory, digests)
+    if s.method == "qlora":
+        model = load_model(base, keep_stored=True)
+        load_adapter(model, adapter)
+    merge_lora(model)
+    with whole_directory(finetuned) as directory:
+        save_model(model, directory, base, tokenizer.eos_id)
+        if not (directory / "ranks.tiktoken").exists():
+            tokenizer.save(directory)  # with the chat template that it was finetuned with

@@ -1,0 +1,204 @@
+"""Tokenizers of others: the ids of `transformers`, in plain text and in conversations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from llm.data.pretrained_tokenizer import PretrainedTokenizer
+from llm.data.tokenizer import Tokenizer
+from llm.errors import UserError
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog.",
+    "  two leading blanks, a\ttab\n\nand lines",
+    "Zahlen 12345 und Wörter: naïve café, 中文 😀",
+    "",
+    "def f(x):\n    return x ** 2  # comment",
+]
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content']"
+    " + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Shaped like Llama 3.2's: asks for the date, trims, and has a system header in any case.
+DATED = """{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}
+        {%- set date_string = "26 Jul 2024" %}
+    {%- else %}
+        {%- set date_string = "26 Jul 2024" %}
+    {%- endif %}
+{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|im_start|>system\n\nToday Date: " + date_string + "\n\n" + system_message + "<|im_end|>" }}
+{%- for message in messages %}
+    {%- if message.role == 'tool' %}{% continue %}{% endif %}
+    {%- if message.role == 'assistant' %}
+{% generation %}{{- '<|im_start|>assistant\n\n' + message['content'] | trim + '<|im_end|>' }}{% endgeneration %}
+    {%- else %}
+        {{- '<|im_start|>' + message['role'] + '\n\n'+ message['content'] | trim + '<|im_end|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n\n' }}
+{%- endif %}
+"""
+LLAMA2 = (
+    "{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' '  + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def byte_level() -> dict[str, Any]:
+    """Of the kind of Llama 3 and Qwen: byte-level BPE with special tokens behind it."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS * 3, trainer)
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    return json.loads(tokenizer.to_str())
+
+
+def sentencepiece() -> dict[str, Any]:
+    """Of the kind of Llama 2: characters and merges with "▁" for a blank, other characters as bytes."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.train_from_iterator(TEXTS[:2], trainers.BpeTrainer(vocab_size=150, show_progress=False))
+    content = json.loads(tokenizer.to_str())
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *content["model"]["vocab"]]
+    content["model"] |= {"vocab": {piece: i for i, piece in enumerate(pieces)}, "unk_token": "<unk>"}
+    content["model"] |= {"fuse_unk": True, "byte_fallback": True}
+    content["added_tokens"] = [
+        {"id": i, "content": piece, "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for i, piece in enumerate(pieces[:3])
+    ]
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    return content | {"decoder": json.loads(tokenizer.to_str())["decoder"]}
+
+
+ADDED = {"__type": "AddedToken", "content": "<|im_end|>", "special": True}
+ADDED |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "chatml": (byte_level, {"eos_token": "<|im_end|>", "chat_template": CHATML}),
+    "dated": (byte_level, {"eos_token": ADDED, "bos_token": None, "chat_template": DATED}),
+    "several": (
+        byte_level,
+        {
+            "eos_token": "<|im_end|>",
+            "chat_template": [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML}],
+        },
+    ),
+    "llama-2": (
+        sentencepiece,
+        {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "chat_template": LLAMA2},
+    ),
+}
+
+
+def write(directory: Path, kind: str, **changes: Any) -> Path:
+    make, config = KINDS[kind]
+    (directory / "tokenizer.json").write_text(json.dumps(make()))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **config, **changes}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_ids_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
+    ours = Tokenizer.load(write(tmp_path, kind))
+    peer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert isinstance(ours, PretrainedTokenizer)
+    assert ours.eos_id == peer.eos_token_id
+    assert ours.vocab_size == len(peer)
+    for text in TEXTS:
+        assert ours.encode(text) == peer(text, add_special_tokens=False)["input_ids"]
+        assert ours.decode(ours.encode(text)) == text
+    assert ours.encode_batch(TEXTS) == [ours.encode(text) for text in TEXTS]
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(TEXTS[:3])]
+    for messages, ask in ((turns, True), (turns[:2], False), (turns[:1], True)):
+        theirs = peer.apply_chat_template(messages, add_generation_prompt=ask, return_dict=False)
+        assert ours.conversation_ids(messages, ask) == theirs
+    assert ours.chat_batch(TEXTS) == [ours.chat_ids(text) for text in TEXTS]
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_files_travel_byte_for_byte(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    ours = Tokenizer.load(write(tmp_path / "a", kind))
+    ours.save(tmp_path / "b")
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_a_base_model_without_a_template_gets_one_that_transformers_renders_alike(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
+    (tmp_path / "a").mkdir()
+    ours = Tokenizer.load(write(tmp_path / "a", "llama-2", chat_template=None))
+    assert isinstance(ours, PretrainedTokenizer)
+    assert not ours.has_template
+    ours.save(tmp_path / "b")
+    again = Tokenizer.load(tmp_path / "b")
+    peer = transformers.AutoTokenizer.from_pretrained(tmp_path / "b")
+    messages = [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Red."}]
+    for each in (ours, again):
+        assert each.conversation_ids(messages) == peer.apply_chat_template(messages, return_dict=False)
+        assert each.decode(each.chat_ids("Hi")).endswith("### Instruction:\nHi\n\n### Response:\n")
+
+
+def test_special_strings_in_a_plain_text_are_text(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(write(tmp_path, "chatml"))
+    text = "say <|im_end|> now"
+    assert tokenizer.eos_id not in tokenizer.encode(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_lone_surrogates_are_replaced(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(write(tmp_path, "chatml"))
+    assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"eos_token": None}, "eos_token"),
+        ({"eos_token": "<|nowhere|>"}, "nowhere"),
+        ({"chat_template": "{% for %}"}, "chat template is broken"),
+        ({"chat_template": "{{ messages.__class__.__mro__ }}"}, "__class__|unsafe|chat template"),
+        ({"chat_template": "{{ raise_exception('only tools') }}"}, "only tools"),
+    ],
+)
+def test_what_cannot_be_used_is_named(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=named):
+        Tokenizer.load(write(tmp_path, "chatml", **change)).chat_ids("a")
+
+
+def test_a_sentencepiece_model_alone_says_how_to_convert_it(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x0e")
+    with pytest.raises(UserError, match=r"tokenizer\.model.*save_pretrained"):
+        PretrainedTokenizer.load(tmp_path)
+
+
+def test_a_broken_tokenizer_json_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "chatml")
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE"}}')
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read"):
+        Tokenizer.load(tmp_path)
