@@ -262,7 +262,8 @@ def train(folder: str, steps: str, limit: str) -> None:
     run.coming = one_ahead(micro_batches(sets[0], 1, range(int(steps)), run.batch_size, run.micro, numbers, False))
     files = [os.open(path, os.O_RDONLY) for path in Path(folder, "tokens").glob("*.npy")]
     for step in range(int(steps)):
-        for file in files if evict else ():
+        # Once in any case: pages that the parent read before are counted as the parent's, not as this process's.
+        for file in files if evict or (int(limit) and step == 0) else ():
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         if step == WARM:
             run.meter.waited["loader"] = 0.0
