@@ -20,8 +20,15 @@ def main() -> None:
     generate = commands.add_parser("generate", help="continue a prompt, or answer it with --chat")
     generate.add_argument("prompt")
     generate.add_argument("--model", default="models/finetuned", help="model directory (default: %(default)s)")
+    generate.add_argument("--adapter", help="a PEFT directory to put on the model, e.g. models/adapter on models/base")
     generate.add_argument("--max-new-tokens", type=int, default=64)
     generate.add_argument("--chat", action="store_true", help="wrap the prompt as the finetuning examples are")
+    export = commands.add_parser("export", help="write the model for other tools, with a model card")
+    export.add_argument("--to", required=True, choices=["hf", "gguf", "pt"])
+    export.add_argument("--model", default="models/finetuned", help="model directory (default: %(default)s)")
+    export.add_argument("--adapter", help="a PEFT directory to merge into the model")
+    export.add_argument("--dtype", default="f16", choices=["f32", "f16", "q8_0"], help="of gguf (default: %(default)s)")
+    export.add_argument("--out", help="directory (default: exports/<the model's name>-<form>)")
     commands.add_parser("dvc-plots", help="make `dvc plots` draw without a network (`make` does it once)")
     arguments = parser.parse_args()
 
@@ -46,19 +53,35 @@ def main() -> None:
 
         use_offline_page()
     elif arguments.command == "generate":
-        _generate(arguments.prompt, arguments.model, arguments.max_new_tokens, arguments.chat)
+        _generate(arguments.prompt, arguments.model, arguments.adapter, arguments.max_new_tokens, arguments.chat)
+    elif arguments.command == "export":
+        _export(arguments)
 
 
-def _generate(prompt: str, directory: str, max_new_tokens: int, chat: bool) -> None:
+def _export(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from llm.export import export
+
+    model, adapter = Path(arguments.model), Path(arguments.adapter) if arguments.adapter else None
+    out = Path(arguments.out or f"exports/{model.name}-{arguments.to}")
+    print(f"export: {export(arguments.to, model, out, arguments.dtype, adapter)}")
+
+
+def _generate(prompt: str, directory: str, adapter: str | None, max_new_tokens: int, chat: bool) -> None:
     from pathlib import Path
 
     from llm.data.tokenizer import Tokenizer
     from llm.generate import generate
     from llm.model.files import load_model
+    from llm.model.lora import load_adapter
 
-    tokenizer = Tokenizer.load(Path(directory))
+    tokenizer, model = Tokenizer.load(Path(directory)), load_model(directory)
+    if adapter:
+        tokenizer.prefix = load_adapter(model, Path(adapter), Path(directory))
+        model.eval()
     ids = tokenizer.chat_ids(prompt) if chat else tokenizer.encode(prompt)
-    (answer,) = generate(load_model(directory), [ids], max_new_tokens, tokenizer.eos_id)
+    (answer,) = generate(model, [ids], max_new_tokens, tokenizer.eos_id)
     print(tokenizer.decode(answer) if chat else prompt + tokenizer.decode(answer))
 
 

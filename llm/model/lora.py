@@ -160,8 +160,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def load_adapter(model: Transformer, directory: Path, base: Path | None = None) -> None:
-    """Wrap the model with an adapter in PEFT's format, a LoRA or a soft prompt.
+def load_adapter(model: Transformer, directory: Path, base: Path | None = None) -> tuple[int, ...]:
+    """Wrap the model with an adapter in PEFT's format, a LoRA or a soft prompt; returns the virtual tokens of that.
 
     base: the model's directory, to check against what the adapter says of its own.
 
@@ -177,8 +177,7 @@ def load_adapter(model: Transformer, directory: Path, base: Path | None = None) 
     if config.get("peft_type") == "PROMPT_TUNING":
         from llm.model.prompt import load_prompt
 
-        load_prompt(model, directory)
-        return
+        return load_prompt(model, directory)
     where = directory / "adapter_config.json"
     if config.get("peft_type") != "LORA":
         raise UserError(f"{where}: peft_type {config.get('peft_type')!r} is not supported; expected LORA.")
@@ -215,6 +214,7 @@ def load_adapter(model: Transformer, directory: Path, base: Path | None = None) 
                 f"expected {tuple(parameter.shape)}."
             )
         parameter.data.copy_(tensors[name])
+    return ()
 
 
 def write_base(directory: Path, base: dict[str, str]) -> None:

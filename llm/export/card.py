@@ -1,0 +1,104 @@
+"""The model card: README.md beside a model, with where it comes from and what it scores; a function of the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm.io import read_json, sha256, write_bytes
+from llm.model.config import Config
+
+SECTIONS = ("seed", "tokenize", "model", "pretrain", "mix", "finetune")
+
+
+def write_card(folder: Path, name: str, model: Path, config: Config, adapter: Path | None) -> None:
+    """Write `folder`/README.md about the model that lies there, from what the pipeline's stages left here.
+
+    Parts whose files are missing are left out: no scores before `evaluate`, no data for a checkpoint of others.
+    """
+    ours = model.resolve().is_relative_to(Path("models").resolve()) and "checkpoints" not in model.parts
+    manifests = _manifests() if ours else {}
+    licences = sorted({str(m["licence"]) for m in manifests.values() if m.get("licence")})
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "model_name": name}
+    if ours:
+        front["license"] = "other"
+        front["license_name"] = "see-data"
+    lines = ["---", *yaml.safe_dump(front, sort_keys=True).splitlines(), "---", "", f"# {name}", ""]
+    lines += _about(model, config, adapter)
+    if manifests:
+        lines += ["", "## Data", "", *_data(manifests)]
+        lines += ["", "The licence of the weights follows from the data's:", "", *(f"- {text}" for text in licences)]
+    if ours and Path("params.yaml").exists():
+        params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+        chosen = {key: params[key] for key in SECTIONS if key in params}
+        shown = yaml.safe_dump(chosen, sort_keys=False, default_flow_style=None, width=110)
+        lines += ["", "## Params", "", "```yaml", *shown.splitlines(), "```"]
+    scores = Path("metrics/evaluate.json")
+    if ours and model.name in ("base", "finetuned") and adapter is None and scores.exists():
+        lines += ["", "## Scores", "", *_scores(read_json(scores), model.name)]
+    lines += ["", "## Files", "", "| file | bytes | SHA-256 |", "|---|---|---|"]
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != "README.md":
+            lines.append(f"| {path.relative_to(folder).as_posix()} | {path.stat().st_size:,} | `{sha256(path)}` |")
+    write_bytes(folder / "README.md", ("\n".join(lines) + "\n").encode())
+
+
+def _about(model: Path, config: Config, adapter: Path | None) -> list[str]:
+    window = f", looking back {config.sliding_window:,}" if config.sliding_window else ""
+    lines = [
+        f"A decoder-only language model of {config.parameters():,} parameters (`{config.architecture}`): "
+        f"{config.num_hidden_layers} layers of width {config.hidden_size:,}, {config.num_attention_heads} heads "
+        f"({config.num_key_value_heads} of keys and values), a vocabulary of {config.vocab_size:,}, a context of "
+        f"{config.max_position_embeddings:,} tokens{window}.",
+        "",
+        f"Made from `{model.as_posix()}`" + (f" with the adapter `{adapter.as_posix()}` merged." if adapter else "."),
+    ]
+    if (model / "prompt").is_dir():
+        lines += [
+            "",
+            "It was finetuned with a soft prompt, in `prompt/`: `PeftModel.from_pretrained(model, 'prompt')`.",
+        ]
+    return lines
+
+
+def _manifests() -> dict[str, dict[str, Any]]:
+    paths = sorted(Path("data/raw").glob("*/manifest.json"), key=lambda path: (path.parent.name != "pretrain", path))
+    return {path.parent.name: {**read_json(path), "sha256": sha256(path)} for path in paths}
+
+
+def _data(manifests: dict[str, dict[str, Any]]) -> list[str]:
+    rows = [
+        "| dataset | source | revision | records | bytes of text | manifest's SHA-256 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, m in manifests.items():
+        source, revision = m.get("source", ""), m.get("revision", "")
+        rows.append(f"| {name} | {source} | {revision} | {m['rows']:,} | {m['bytes']:,} | `{m['sha256']}` |")
+    return rows
+
+
+def _scores(evaluate: dict[str, Any], name: str) -> list[str]:
+    """This model's scores, with intervals, beside the best baseline of the same metric that was measured."""
+    rows = ["| task | metric | value | interval | examples | baselines |", "|---|---|---|---|---|---|"]
+    baselines = [key for key in evaluate if key.startswith("baseline:")]
+    for task, metrics in evaluate.get(name, {}).items():
+        for metric, score in metrics.items():
+            others = [
+                f"{key.removeprefix('baseline:')} {evaluate[key][task][metric]['value']:.4g}"
+                for key in baselines
+                if metric in evaluate[key].get(task, {})
+            ]
+            rows.append(
+                f"| {task} | {metric} | {score['value']:.4g} | {score['low']:.4g} … {score['high']:.4g} | {score['n']} "
+                f"| {', '.join(others)} |"
+            )
+    overlap = evaluate.get("contamination", {})
+    if overlap:
+        shares = ", ".join(f"{task} {share:.1%}" for task, share in overlap.items())
+        rows += ["", f"Test examples that share a passage with the training text: {shares}."]
+    signatures = {
+        s["signature"] for metrics in evaluate.get(name, {}).values() for s in metrics.values() if s.get("signature")
+    }
+    return [*rows, "", "How they were measured:", "", *(f"- `{signature}`" for signature in sorted(signatures))]

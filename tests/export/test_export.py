@@ -1,0 +1,206 @@
+"""What leaves: GGUF that others read as the same function, a plain state dict, and a card that says where from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llm.data.tokenizer import Tokenizer
+from llm.errors import UserError
+from llm.export import export
+from llm.io import sha256, write_json
+from llm.model.files import load_model, save_model
+from llm.model.lora import add_lora, save_adapter
+from tests.model.conftest import random_model
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 16}
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama-untied": {"tie_word_embeddings": False, "num_key_value_heads": 4},
+    "mistral": {"stock_class": "MistralForCausalLM"},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True, "head_dim": 128},  # the only size that transformers' reader assumes
+}
+
+
+def model_directory(path: Path, **changes: Any) -> Path:
+    model, tokenizer = random_model(0, **changes), Tokenizer.train(["the cat sat on the mat " * 3], 300)
+    path.mkdir(parents=True)
+    save_model(model, path, path, tokenizer.eos_id)
+    tokenizer.save(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_gguf_is_read_by_transformers_as_the_same_function(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="needs the extra `export`")
+    transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
+    directory = model_directory(tmp_path / "model", **KINDS[kind])
+    out = export("gguf", directory, tmp_path / "out", "f32")
+    (path,) = out.glob("*.gguf")
+    peer = transformers.AutoModelForCausalLM.from_pretrained(out, gguf_file=path.name, dtype=torch.float32).eval()
+    ids = torch.randint(0, 300, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        theirs, ours = peer(ids).logits, load_model(directory)(ids)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_llama_gets_its_stretched_positions_and_its_biases_in_the_order_of_its_rows(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="needs the extra `export`")
+    transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
+    directory = model_directory(tmp_path / "model", rope_scaling=LLAMA3, attention_bias=True)
+    (path,) = export("gguf", directory, tmp_path / "out").glob("*.gguf")
+    tensors = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in gguf.GGUFReader(path).tensors}
+    bias = load_model(directory).model.layers[1].self_attn.q_proj.bias.detach()
+    order = [16 * head + i + 8 * half for head in range(4) for i in range(8) for half in (0, 1)]
+    assert torch.equal(tensors["blk.1.attn_q.bias"], bias[order])
+    config = transformers.AutoConfig.from_pretrained(directory)
+    rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
+    plain = 1.0 / 10000.0 ** (torch.arange(0, 16, 2) / 16)
+    torch.testing.assert_close(tensors["rope_freqs.weight"], plain / rotary.inv_freq)
+    assert tensors["rope_freqs.weight"].max() == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "q8_0"])
+def test_tensors_come_back_within_their_rounding_and_the_bytes_are_the_same_each_time(
+    dtype: str, tmp_path: Path
+) -> None:
+    gguf = pytest.importorskip("gguf", reason="needs the extra `export`")
+    directory = model_directory(tmp_path / "model", qk_norm=True)
+    (path,) = export("gguf", directory, tmp_path / "a" / "model", dtype).glob("*.gguf")
+    (again,) = export("gguf", directory, tmp_path / "b" / "model", dtype).glob("*.gguf")
+    assert sha256(path) == sha256(again)
+    reader = gguf.GGUFReader(path)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    weights = load_model(directory).state_dict()
+    up = tensors["blk.1.ffn_up.weight"]
+    assert up.tensor_type.name == {"f16": "F16", "q8_0": "Q8_0"}[dtype]
+    read = gguf.quants.dequantize(up.data, up.tensor_type).reshape(96, 64)
+    largest = float(weights["model.layers.1.mlp.up_proj.weight"].abs().max())
+    error = np.abs(read - weights["model.layers.1.mlp.up_proj.weight"].numpy()).max()
+    assert 0 < error < largest * {"f16": 2**-11, "q8_0": 0.6 / 127}[dtype]
+    assert tensors["output_norm.weight"].tensor_type.name == "F32"
+    tokens = reader.fields["tokenizer.ggml.tokens"]
+    assert len(tokens.data) == 300
+    template = bytes(reader.fields["tokenizer.chat_template"].parts[-1]).decode()
+    assert template == json.loads((directory / "tokenizer_config.json").read_text())["chat_template"]
+
+
+def test_a_tensor_that_does_not_come_back_is_noticed(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="needs the extra `export`")
+    from llm.export.gguf_file import _tensors, check_gguf
+
+    directory = model_directory(tmp_path / "model", qk_norm=True)
+    (path,) = export("gguf", directory, tmp_path / "out", "q8_0").glob("*.gguf")
+    model = load_model(directory)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 3)
+    written = {names.get_name(key, (".weight",)): key for key, _ in _tensors(model, False)}
+    check_gguf(path, model, written, False)
+    model.model.layers[0].mlp.up_proj.weight.data[3, 5] += 0.1
+    with pytest.raises(UserError, match=r"blk\.0\.ffn_up"):
+        check_gguf(path, model, written, False)
+
+
+def test_sentencepiece_merges_become_scores_in_their_order(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="needs the extra `export`")
+    from tests.data.test_pretrained_tokenizer import write
+
+    directory = model_directory(tmp_path / "model", vocab_size=500)
+    (directory / "ranks.tiktoken").unlink()
+    write(directory, "llama-2")
+    (path,) = export("gguf", directory, tmp_path / "out").glob("*.gguf")
+    fields = gguf.GGUFReader(path).fields
+    assert fields["tokenizer.ggml.model"].contents() == "llama"
+    tokens, scores = fields["tokenizer.ggml.tokens"].contents(), fields["tokenizer.ggml.scores"].contents()
+    content = json.loads((directory / "tokenizer.json").read_text())
+    merged = ["".join(merge) for merge in content["model"]["merges"]]
+    order = [scores[tokens.index(token)] for token in merged]
+    assert order == sorted(order, reverse=True)
+    assert len(tokens) == 500
+    assert tokens[-1].startswith("[PAD")
+    assert fields["tokenizer.ggml.bos_token_id"].contents() == 1
+
+
+def test_a_state_dict_loads_without_running_code(tmp_path: Path) -> None:
+    directory = model_directory(tmp_path / "model")
+    out = export("pt", directory, tmp_path / "out")
+    tensors = torch.load(out / "model.pt", weights_only=True)
+    expected = load_model(directory).state_dict()
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], value) for name, value in expected.items())
+    assert sha256(export("pt", directory, tmp_path / "again") / "model.pt") == sha256(out / "model.pt")
+    assert {"README.md", "config.json", "tokenizer.json", "tokenizer_config.json"} <= {p.name for p in out.iterdir()}
+
+
+def test_an_adapter_is_merged_on_the_way_out(tmp_path: Path) -> None:
+    directory = model_directory(tmp_path / "model")
+    model = load_model(directory)
+    add_lora(model, 4, 8.0, 0.0, ["q_proj"], 0)
+    model.model.layers[0].self_attn.q_proj.lora_B.data.fill_(0.1)
+    (tmp_path / "adapter").mkdir()
+    save_adapter(model, tmp_path / "adapter", {"r": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": ["q_proj"]}, "b")
+    out = export("hf", directory, tmp_path / "out", adapter=tmp_path / "adapter")
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(out)(ids), model.eval()(ids), rtol=1e-5, atol=1e-5)
+    assert "adapter" in (out / "README.md").read_text()
+
+
+def test_the_card_has_data_params_scores_with_intervals_and_hashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    directory = model_directory(Path("models/finetuned"))
+    manifest = {"source": "files", "licence": "CC BY 4.0", "revision": None, "rows": 1234, "bytes": 56789}
+    write_json("data/raw/pretrain/manifest.json", manifest)
+    Path("params.yaml").write_text("seed: 7\npretrain: {tokens: 99}\nreport: {samples: 1}\n")
+    score = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 30, "signature": "exact match|v1"}
+    write_json(
+        "metrics/evaluate.json",
+        {
+            "finetuned": {"qa": {"f1": score}},
+            "baseline:random": {"qa": {"f1": {**score, "value": 0.1}}},
+            "contamination": {"qa": 0.0125},
+        },
+    )
+    out = export("hf", directory, Path("exports/one"))
+    card = (out / "README.md").read_text()
+    for expected in (
+        "CC BY 4.0", "1,234", sha256("data/raw/pretrain/manifest.json"), "tokens: 99", "0.4 … 0.6", "random 0.1",
+        "exact match|v1", "1.2%", sha256(directory / "model.safetensors"), "LlamaForCausalLM",
+    ):  # fmt: skip
+        assert expected in card, expected
+    assert "samples" not in card
+    first = (out / "README.md").read_bytes()
+    export("hf", directory, Path("exports/one"))
+    assert (out / "README.md").read_bytes() == first
+    Path("metrics/evaluate.json").unlink()
+    export("hf", directory, Path("exports/one"))
+    assert "## Scores" not in (out / "README.md").read_text()
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="needs the extra `export`")
+    window = model_directory(tmp_path / "window", sliding_window=7)
+    with pytest.raises(UserError, match="looks back 7"):
+        export("gguf", window, tmp_path / "out")
+    large = model_directory(tmp_path / "large")
+    model = load_model(large)
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] = 1e5
+    (tmp_path / "beyond").mkdir()
+    save_model(model, tmp_path / "beyond", large, 0)
+    with pytest.raises(UserError, match="float16"):
+        export("gguf", tmp_path / "beyond", tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not delete")
+    with pytest.raises(UserError, match="--out"):
+        export("pt", large, tmp_path / "mine")
+    with pytest.raises(UserError, match="the model itself"):
+        export("pt", large, large)
+    assert (large / "model.safetensors").exists()
