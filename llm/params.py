@@ -362,6 +362,12 @@ class Params(Section):
                 raise ValueError(f"download.{name}: a dataset's name may hold letters, digits, '_' and '-' only")
             if name != "pretrain" and name not in self.mix.tasks:
                 raise ValueError(f"download.{name} is not used: add it to mix.tasks{_nearest(name, self.mix.tasks)}")
+        clean, text = self.tokenize.clean, self.download["pretrain"]
+        repeats = text.max_repeats if isinstance(text, MixtureSource) else 1.0
+        if repeats > 1 and (clean.exact_duplicates or clean.near_duplicates or clean.duplicate_paragraphs):
+            raise ValueError(
+                "tokenize.clean's rules on duplicates would take out what download.pretrain.max_repeats puts in"
+            )
         for stage in ("pretrain", "finetune"):
             length = getattr(self, stage).sequence_length
             if length > self.model.max_position_embeddings:

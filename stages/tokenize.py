@@ -14,6 +14,7 @@ from llm import params
 from llm.data.clean import plan as clean
 from llm.data.clean.tally import Tally
 from llm.data.shards import is_validation, write_shards
+from llm.data.source_counts import SourceCounts
 from llm.data.tokenizer import Tokenizer
 from llm.errors import run_stage
 from llm.io import read_json, whole_directory, write_json
@@ -48,14 +49,16 @@ def main() -> None:
             plan = clean.prepare(p.tokenize.clean, RAW, out / clean.FOLDER, examples, len(os.sched_getaffinity(0)))
             tokenizer = make_tokenizer(p.tokenize, plan.records(RAW, ["text"]), manifest["bytes"])
             counts, lengths, tally = np.zeros(tokenizer.vocab_size, dtype=np.int64), Counter[int](), Tally()
-            documents = (record["text"] for record in plan.records(RAW, ["text"], tally))
+            sources = SourceCounts(manifest)
+            documents = sources.texts(plan.records(RAW, ["text", "source"], tally))
             split, size, need = p.tokenize.val_fraction, p.tokenize.shard_tokens, p.pretrain.sequence_length + 1
             with Progress("tokenize", manifest["rows"], "document") as progress:
                 for batch in write_shards(documents, tokenizer, out, split, size, need):
                     counts += np.bincount(np.concatenate([ids for _, ids in batch]), minlength=len(counts))
                     lengths.update(1 << (len(ids) - 1).bit_length() for _, ids in batch)
+                    sources.add(batch)
                     progress.update(len(batch))
-            meta = read_json(out / "meta.json") | plan.digests()
+            meta = read_json(out / "meta.json") | plan.digests() | sources.save(out)
             write_json(out / "meta.json", meta)
         with whole_directory(TOKENIZER) as out:
             tokenizer.save(out)
@@ -71,6 +74,7 @@ def main() -> None:
             "bytes_per_token": (meta["train"]["bytes"] + meta["val"]["bytes"]) / total,  # end tokens count
             "unused_tokens": int((counts == 0).sum()),
             "document_tokens": {str(size): lengths[size] for size in sorted(lengths)},  # size/2 < tokens <= size
+            **sources.metrics(),
             **({"clean": tally.metrics(p.tokenize.clean)} if p.tokenize.clean.active else {}),
             "frequent_tokens": [{"token": tokenizer.decode([i]), "count": int(counts[i])} for i in top],
         }
