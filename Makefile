@@ -19,6 +19,7 @@ N ?= 200
 .PHONY: repro test torture lint ui setup clean
 
 repro: $(VENV)/.run
+	@python -m llm sources
 	@dvc repro
 	@echo "Report: metrics/report/report.html     Compare runs: make ui"
 

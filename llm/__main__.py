@@ -17,6 +17,7 @@ def main() -> None:
     preset.add_argument("name", nargs="?", help="without a name: list them")
     state = commands.add_parser("state", help="list training states; --prune deletes them")
     state.add_argument("--prune", action="store_true", help="delete all states but the newest of each stage")
+    commands.add_parser("sources", help="files of download.*.paths that are not what data/raw was made of")
     generate = commands.add_parser("generate", help="continue a prompt, or answer it with --chat")
     generate.add_argument("prompt")
     generate.add_argument("--model", default="models/finetuned", help="model directory (default: %(default)s)")
@@ -48,6 +49,10 @@ def main() -> None:
         from llm.train.prune import list_states, prune_states
 
         prune_states() if arguments.prune else list_states()
+    elif arguments.command == "sources":
+        from llm.data.known import show
+
+        show()
     elif arguments.command == "dvc-plots":
         from llm.dvc_plots import use_offline_page
 

@@ -6,12 +6,13 @@ or a value that is impossible is refused by name, with the nearest valid name, b
 
 from __future__ import annotations
 
+import codecs
 import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from llm import scaling
 from llm.errors import UserError
@@ -43,7 +44,7 @@ class DocsSource(SourceBase):
 
 
 class FilesSource(SourceBase):
-    """Local files: paths or globs, relative to the repository."""
+    """Local or remote files: paths, directories, globs and fsspec addresses; relative to the repository."""
 
     source: Literal["files"]
     paths: Annotated[list[str], Field(min_length=1)]
@@ -51,6 +52,18 @@ class FilesSource(SourceBase):
     format: Literal["auto", "text", "jsonl", "parquet", "csv", "tsv", "squad", "alpaca"] = "auto"
     columns: dict[str, str] = {}  # our column name -> the file's
     labels: list[str] | dict[str, str] | None = None  # names of integer classes, in order, or value -> name
+    encoding: str = "auto"  # auto: UTF-8, or UTF-16 and UTF-32 by their byte order mark; else as Python calls it
+    sha256: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = {}  # path as found -> digest it must have
+    licence: str | None = None  # of the files: goes into the manifest
+    revision: str | None = None  # as their publisher calls it; the manifest has their digests too
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            return value if value == "auto" else codecs.lookup(value).name
+        except LookupError:
+            raise ValueError(f"{value!r} is no encoding that Python knows; such as utf-8, cp1252, utf-16-le") from None
 
 
 class HubSource(SourceBase):
@@ -67,7 +80,31 @@ class HubSource(SourceBase):
     max_bytes: Positive | None = None  # of text, streamed
 
 
-Source = Annotated[DocsSource | FilesSource | HubSource, Field(discriminator="source")]
+SingleSource = Annotated[DocsSource | FilesSource | HubSource, Field(discriminator="source")]
+
+
+class MixtureSource(SourceBase):
+    """Several sources of pretraining text, by weight."""
+
+    source: Literal["mixture"]
+    sources: Annotated[dict[str, SingleSource], Field(min_length=2)]
+    weights: dict[str, Annotated[float, Field(gt=0)]] = {}  # share of the text, relative to the others; missing: 1
+    max_repeats: Annotated[float, Field(ge=1.0, le=100.0)] = 1.0  # times that scarce text may be taken
+
+    @model_validator(mode="after")
+    def _named(self) -> MixtureSource:
+        for name in self.sources:
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(f"sources.{name}: a source's name may hold letters, digits, '_' and '-' only")
+        for name in self.weights:
+            if name not in self.sources:
+                raise ValueError(f"weights.{name} is none of the sources{_nearest(name, list(self.sources))}")
+        if self.max_documents is not None:
+            raise ValueError("max_documents is set for each of a mixture's sources, not for the mixture")
+        return self
+
+
+Source = Annotated[DocsSource | FilesSource | HubSource | MixtureSource, Field(discriminator="source")]
 
 
 # -- the other stages -------------------------------------------------------------------------------------------------
@@ -348,11 +385,21 @@ class Params(Section):
         for name in self.mix.tasks:
             if name not in self.download:
                 raise ValueError(f"mix.tasks.{name} has no source: add download.{name}, or remove the task")
-        for name in self.download:
+        for name, source in self.download.items():
+            if name != "pretrain" and source.source == "mixture":
+                raise ValueError(
+                    f"download.{name}.source: only pretrain can be a mixture; tasks are mixed by mix.tasks"
+                )
             if not name.replace("_", "").replace("-", "").isalnum():
                 raise ValueError(f"download.{name}: a dataset's name may hold letters, digits, '_' and '-' only")
             if name != "pretrain" and name not in self.mix.tasks:
                 raise ValueError(f"download.{name} is not used: add it to mix.tasks{_nearest(name, self.mix.tasks)}")
+        clean, text = self.tokenize.clean, self.download["pretrain"]
+        repeats = text.max_repeats if isinstance(text, MixtureSource) else 1.0
+        if repeats > 1 and (clean.exact_duplicates or clean.near_duplicates or clean.duplicate_paragraphs):
+            raise ValueError(
+                "tokenize.clean's rules on duplicates would take out what download.pretrain.max_repeats puts in"
+            )
         for stage in ("pretrain", "finetune"):
             length = getattr(self, stage).sequence_length
             if self.pretrain.init != SCRATCH or (stage == "finetune" and self.finetune.base != BASE):
@@ -368,6 +415,14 @@ class Params(Section):
                 f"finetune.sequence_length ({self.finetune.sequence_length})"
             )
         return self
+
+
+TAGS: dict[str, type[BaseModel]] = {
+    "docs": DocsSource,
+    "files": FilesSource,
+    "hub": HubSource,
+    "mixture": MixtureSource,
+}
 
 
 def load(path: str | Path = "params.yaml") -> Params:
@@ -401,7 +456,7 @@ def parse(data: dict[str, Any], where: str = "params") -> Params:
 def _explain(error: ValidationError, data: dict[str, Any], where: str) -> str:
     lines = []
     for item in error.errors():
-        loc = [str(part) for part in item["loc"] if part not in ("docs", "files", "hub")] or ["params"]
+        loc = [str(part) for part in item["loc"] if part not in TAGS] or ["params"]
         key, kind = ".".join(loc), item["type"]
         if kind == "extra_forbidden":
             lines.append(f"  {key}: unknown key{_nearest(loc[-1], _names_at(item['loc'], data))}")
@@ -412,9 +467,9 @@ def _explain(error: ValidationError, data: dict[str, Any], where: str) -> str:
             lines.append(f"  {prefix}{item['ctx']['error']}")
         elif kind == "union_tag_invalid":
             given = item["ctx"]["tag"]
-            lines.append(f"  {key}.source: {given!r} is unknown; expected docs, files or hub")
+            lines.append(f"  {key}.source: {given!r} is unknown; expected docs, files, hub or mixture")
         elif kind == "union_tag_not_found":
-            lines.append(f"  {key}.source: missing; expected docs, files or hub")
+            lines.append(f"  {key}.source: missing; expected docs, files, hub or mixture")
         else:
             lines.append(f"  {key}: {item['msg']}, found {item['input']!r}")
     return f"{where} has {len(lines)} impossible value{'s' * (len(lines) > 1)}:\n" + "\n".join(lines)
@@ -424,8 +479,9 @@ def _names_at(loc: tuple[Any, ...], data: dict[str, Any]) -> list[str]:
     """Valid names where an unknown key was found, for the suggestion."""
     if loc and loc[0] == "download" and len(loc) > 2:
         tag = data["download"][loc[1]].get("source")
-        sources: dict[str, type[BaseModel]] = {"docs": DocsSource, "files": FilesSource, "hub": HubSource}
-        return list(sources[tag].model_fields) if tag in sources else []
+        if tag == "mixture" and len(loc) > 5:  # download, name, mixture, sources, its name, …
+            tag = data["download"][loc[1]]["sources"][loc[4]].get("source")
+        return list(TAGS[tag].model_fields) if tag in TAGS else []
     node: Any = Params
     for part in loc[:-1]:
         field = node.model_fields.get(part) if isinstance(node, type) and issubclass(node, BaseModel) else None

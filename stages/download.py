@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llm import params
+from llm.data import known
 from llm.data.sources import datasets_of, fingerprint, write_raw
 from llm.errors import run_stage
 from llm.io import link, read_json, whole_directory
@@ -30,7 +31,10 @@ def main() -> None:
             if not (done[name] / "manifest.json").exists():
                 print(f"download: {name} ({kind}) from {source.source}", flush=True)
                 with whole_directory(done[name]) as directory:
-                    write_raw(name, kind, source, directory)
+                    made = write_raw(name, kind, source, directory, state / f"remote-{name}")
+                for line in known.note(made):
+                    print(f"download: {line}", flush=True)
+                shutil.rmtree(state / f"remote-{name}", ignore_errors=True)
             manifests[name] = read_json(done[name] / "manifest.json")
         with whole_directory(RAW) as raw:
             for name, directory in done.items():

@@ -24,6 +24,7 @@ def main() -> None:
     from llm.train.history import write_history
     from llm.train.init import initial_model
     from llm.train.loop import Trainer
+    from llm.train.source_loss import source_losses
     from llm.train.state import State, code_version
     from llm.train.windows import TokenWindows
 
@@ -47,7 +48,9 @@ def main() -> None:
             before_training(pretrain_plan(p, model.config), state.directory)
         val_set = TokenWindows(val, length, across, partial=True)
         quick = TokenWindows(val, length, across, tokens=p.pretrain.eval_tokens, partial=True)
-        result = Trainer(model, train_set, val_set, quick, p.pretrain, p.pretrain.steps, p.seed, state, run).run()
+        trainer = Trainer(model, train_set, val_set, quick, p.pretrain, p.pretrain.steps, p.seed, state, run)
+        result = trainer.run()
+        by_source = source_losses(trainer, val_set, TOKENS)
         if not distributed.first():
             return  # the first process writes
         timing |= result.timing
@@ -68,7 +71,7 @@ def main() -> None:
             save_model(model, directory, init, tokenizer.eos_id)
             tokenizer.save(directory)
         write_history("metrics/pretrain_history.csv", result.history)
-        write_json("metrics/pretrain.json", metrics)
+        write_json("metrics/pretrain.json", metrics | by_source)
         run.log_metrics(metrics, step=result.steps)
     print(
         f"pretrain: validation loss {metrics['val_loss']:.4f} · {metrics['val_bits_per_byte']:.4f} bits per byte · "

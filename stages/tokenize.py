@@ -12,8 +12,9 @@ from llm.data import corpus_sample, parallel
 from llm.data.chunks import digest, find_chunks
 from llm.data.clean import plan as clean
 from llm.data.corpus import code_version, describe, encode_corpus
+from llm.data.source_counts import mixture, save_validation
 from llm.errors import run_stage
-from llm.io import link, sha256, whole_directory, write_json
+from llm.io import link, read_json, sha256, whole_directory, write_json
 from llm.tasks.held_out import test_texts
 from llm.timing import stage_timing
 from llm.unfinished import unfinished
@@ -32,6 +33,7 @@ def make_plan(p: params.Params, kept: Path) -> clean.Plan:
 def main() -> None:
     p = params.load()
     t = p.tokenize
+    weights = mixture(read_json(RAW / "manifest.json"))
     found, groups = find_chunks(RAW), find_chunks(RAW, size=1)
     same = t.model_dump(exclude={"workers", "encoder"})
     inputs: dict[str, Any] = {
@@ -51,14 +53,14 @@ def main() -> None:
         tokenizer = corpus_sample.make_tokenizer(t, groups, plan, work / "tokenizer")
         corpus_sample.check_disk(corpus_sample.shard_bytes(groups, tokenizer), work, TOKENS)
         shards, counts = encode_corpus(
-            found, tokenizer, work, t.val_fraction, t.shard_tokens, plan, t.workers, t.encoder
+            found, tokenizer, work, t.val_fraction, t.shard_tokens, plan, t.workers, t.encoder, weights
         )
         meta = describe(shards, counts, tokenizer, t.val_fraction, p.pretrain.sequence_length + 1) | plan.digests()
         with whole_directory(TOKENS) as out:
             shutil.copytree(work / "tokens", out, copy_function=link, dirs_exist_ok=True)
             if plan.directory:
                 shutil.copytree(plan.directory, out / clean.FOLDER)
-            write_json(out / "meta.json", meta)
+            write_json(out / "meta.json", meta | save_validation(out, counts))
         with whole_directory(TOKENIZER) as out:
             tokenizer.save(out)
         metrics = counts.metrics(tokenizer, t.clean)

@@ -50,7 +50,7 @@ def test_the_default_is_valid() -> None:
         ("pretrain.optimizer", "adam", "'muon' or 'adamw'"),
         ("mix.max_tokens", 4096, "mix.max_tokens"),
         ("mix.tasks.sumarization", {"weight": 1.0}, "has no source"),
-        ("download.pretrain", {"source": "web"}, "'web' is unknown; expected docs, files or hub"),
+        ("download.pretrain", {"source": "web"}, "'web' is unknown; expected docs, files, hub or mixture"),
         ("download.pretrain", {}, "source: missing"),
         ("download.pretrain", {"source": "files"}, "paths: missing"),
         ("download.pretrain", {"source": "files", "paths": []}, "at least 1 item"),

@@ -50,12 +50,14 @@ class Encoded(NamedTuple):
 class ChunkEncoder:
     """Reads a chunk, cleans its documents, encodes them and compares a sample with tiktoken."""
 
-    def __init__(self, tokenizer: Tokenizer, val_fraction: float, encoder: str, plan: Plan) -> None:
-        self.tokenizer, self.val_fraction, self.plan = tokenizer, val_fraction, plan
+    def __init__(
+        self, tokenizer: Tokenizer, val_fraction: float, encoder: str, plan: Plan, mixture: dict[str, float]
+    ) -> None:
+        self.tokenizer, self.val_fraction, self.plan, self.mixture = tokenizer, val_fraction, plan, mixture
         self.encoder = make_encoder(tokenizer, encoder)
 
     def __call__(self, chunk: Chunk) -> Encoded:
-        counts = Counts(self.tokenizer.vocab_size)
+        counts = Counts(self.tokenizer.vocab_size, self.mixture)
         documents = read_documents(chunk, self.val_fraction, self.plan, counts.tally)
         texts, held_out = documents["text"], documents["validation"]
         ids, lengths = self.encoder.encode(texts)
@@ -119,6 +121,7 @@ def encode_corpus(
     plan: Plan,
     workers: int | None = None,
     encoder: str = "auto",
+    mixture: dict[str, float] | None = None,
 ) -> tuple[dict[str, Any], Counts]:
     """Write train and val shards into `work`/tokens, from where an earlier call was killed.
 
@@ -127,6 +130,7 @@ def encode_corpus(
         work: a directory of this corpus, tokenizer and params alone.
         workers: processes; None: as many as there are cores and work for.
         plan: what is to become of each document.
+        mixture: weights by source, of a mixture.
 
     Returns:
         File, tokens and sha256 of each shard, by split; what was counted.
@@ -135,12 +139,12 @@ def encode_corpus(
         UserError: a damaged part; ids that are not tiktoken's; a worker was killed.
     """
     begin = partial(ShardWriter, work / "tokens", dtype=tokenizer.id_type, shard_tokens=shard_tokens)
-    done, writers, counts = _continued(work, begin) or _afresh(work, begin, tokenizer)
+    done, writers, counts = _continued(work, begin) or _afresh(work, begin, Counts(tokenizer.vocab_size, mixture))
     if done:
         print(f"tokenize: continues after {done} of {len(found)} chunks", flush=True)
     left = [chunk.bytes for chunk in found[done:]]
     workers = workers or max(1, min(parallel.cores(), sum(left) // WORKER_BYTES))
-    make = partial(ChunkEncoder, tokenizer, val_fraction, encoder, plan)
+    make = partial(ChunkEncoder, tokenizer, val_fraction, encoder, plan, mixture or {})
     every, saved = float(os.environ.get("LLM_STATE_SECONDS", SYNC_SECONDS)), time.monotonic()
     whole = sum(chunk.bytes for chunk in found)
     with Progress("tokenize", whole, "B", start=whole - sum(left), scale=True) as progress:
@@ -179,10 +183,10 @@ def _continued(work: Path, begin: Callable[..., ShardWriter]) -> Place | None:
         return None
 
 
-def _afresh(work: Path, begin: Callable[..., ShardWriter], tokenizer: Tokenizer) -> Place:
+def _afresh(work: Path, begin: Callable[..., ShardWriter], counts: Counts) -> Place:
     shutil.rmtree(work / "tokens", ignore_errors=True)
     (work / "tokens").mkdir(parents=True)
-    return 0, {split: begin(split=split) for split in SPLITS}, Counts(tokenizer.vocab_size)
+    return 0, {split: begin(split=split) for split in SPLITS}, counts
 
 
 def describe(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,10 @@ FREQUENT = 20  # tokens that the metrics name
 class Counts:
     """Documents, bytes and tokens by split and by source, lengths of documents, and how often each token occurs."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, mixture: Mapping[str, float] | None = None) -> None:
+        """mixture: weight of each source of a mixture, whose validation documents are told apart."""
+        self.mixture = dict(mixture or {})
+        self.validation: list[int] = []  # the place in `mixture` of each held-out document's source
         self.splits = {split: dict.fromkeys(KINDS, 0) for split in SPLITS}
         self.sources: dict[str, dict[str, int]] = {}
         self.lengths: Counter[int] = Counter()  # a power of two -> documents of at most so many tokens, not of half
@@ -37,10 +41,17 @@ class Counts:
             _increase(self.splits[split], int(lengths[here].sum()), int(here.sum()), int(sizes[here].sum()))
         coded = sources.dictionary_encode()
         which, names = coded.indices.to_numpy(), coded.dictionary.to_pylist()
-        documents = np.bincount(which, minlength=len(names)).tolist()
-        tokens, size = (np.bincount(which, weights=w, minlength=len(names)).tolist() for w in (lengths, sizes))
-        for name, *added in zip(names, tokens, documents, size, strict=True):
-            self._add_source(name, *map(int, added))
+        found = [dict[str, int]() for _ in names]
+        for split, here in zip(SPLITS, (~validation, validation), strict=True):
+            for kind, weights in zip(KINDS, (lengths, np.ones_like(lengths), sizes), strict=True):
+                added = np.bincount(which[here], weights=weights[here], minlength=len(names))
+                for about, number in zip(found, added.tolist(), strict=True):
+                    about[f"{split}_{kind}"] = int(number)
+        for name, about in zip(names, found, strict=True):
+            self._add_source(name, about)
+        if self.mixture:
+            place = np.array([list(self.mixture).index(name) for name in names], dtype=np.int64)
+            self.validation += place[which[validation]].tolist()
         powers = 1 << np.arange(48)
         self.lengths.update(powers[np.searchsorted(powers, lengths)].tolist())
 
@@ -49,10 +60,11 @@ class Counts:
         for split, added in later.splits.items():
             _increase(self.splits[split], **added)
         for name, added in later.sources.items():
-            self._add_source(name, **added)
+            self._add_source(name, added)
         self.lengths.update(later.lengths)
         self.tokens += later.tokens
         self.tally.merge(later.tally)
+        self.validation += later.validation
 
     def metrics(self, tokenizer: Tokenizer, clean: Clean) -> dict[str, Any]:
         """What metrics/tokenize.json holds."""
@@ -65,14 +77,27 @@ class Counts:
             "unused_tokens": int((self.tokens == 0).sum()),
             "document_tokens": {str(size): self.lengths[size] for size in sorted(self.lengths)},
             "frequent_tokens": [{"token": tokenizer.decode([i]), "count": int(self.tokens[i])} for i in top],
-            "sources": self.sources,
+            "sources": self._sources(),
             **({"clean": self.tally.metrics(clean)} if clean.active else {}),
         }
 
-    def _add_source(self, name: str, tokens: int, documents: int, bytes: int) -> None:
+    def _sources(self) -> dict[str, Any]:
+        total = max(1, self.splits["train"]["tokens"])
+        return {
+            name: {
+                **({"weight": self.mixture[name]} if name in self.mixture else {}),
+                **about,
+                "share_of_train_tokens": about["train_tokens"] / total,
+            }
+            for name, about in self.sources.items()
+        }
+
+    def _add_source(self, name: str, added: dict[str, int]) -> None:
         if name not in self.sources and len(self.sources) >= MAX_SOURCES:
             name = OTHERS
-        _increase(self.sources.setdefault(name, dict.fromkeys(KINDS, 0)), tokens, documents, bytes)
+        held = self.sources.setdefault(name, dict.fromkeys(added, 0))
+        for kind, value in added.items():
+            held[kind] += value
 
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -82,12 +107,15 @@ class Counts:
             "lengths": {str(size): self.lengths[size] for size in sorted(self.lengths)},
             "tokens": self.tokens.tolist(),
             "tally": self.tally.to_json(),
+            "mixture": self.mixture,
+            "validation": self.validation,
         }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Counts:
         """What `to_json` gave."""
-        found = cls(0)
+        found = cls(0, value["mixture"])
+        found.validation = value["validation"]
         found.splits, found.sources = value["splits"], value["sources"]
         found.lengths = Counter({int(size): count for size, count in value["lengths"].items()})
         found.tokens = np.array(value["tokens"], dtype=np.int64)

@@ -127,7 +127,10 @@ def find(patterns: list[str], where: str) -> list[Input]:
         if "://" in pattern:
             fs, urls = _remote(pattern, where)
             for url, path in urls.items():
-                found.setdefault(url, (url, fs, path))
+                if "file" in fs.protocol:
+                    found.setdefault(os.path.realpath(path), (path, None, path))
+                else:
+                    found.setdefault(url, (url, fs, path))
         else:
             for path in _local(pattern, where):
                 found.setdefault(os.path.realpath(path), (PurePosixPath(path).as_posix(), None, path))
@@ -212,12 +215,15 @@ def _remote(pattern: str, where: str) -> tuple[Any, dict[str, str]]:
     shown = _without_password(pattern)
     try:
         fs, path = fsspec.core.url_to_fs(pattern)
-        if glob.has_magic(path):
+        if "*" in path or ("http" not in fs.protocol and glob.has_magic(path)):  # an address may hold a question mark
             paths = [item for item in fs.glob(path) if fs.isfile(item)]
-        elif fs.isdir(path):
+        elif _is_folder(fs, path):
             paths = [item for item in fs.find(path, maxdepth=DEPTH) if Input(item).suffix in SUFFIXES]
         else:
-            paths = [path] if fs.exists(path) else []
+            fs.info(path)
+            paths = [path]
+    except FileNotFoundError:
+        paths = []
     except ImportError as error:  # s3fs, gcsfs, adlfs, …: fsspec names the package
         raise UserError(f"{where}: {shown} needs another package ({error}). Install it with pip.") from None
     except Exception as error:  # each file system has errors of its own
@@ -226,6 +232,11 @@ def _remote(pattern: str, where: str) -> tuple[Any, dict[str, str]]:
     if not paths:
         raise UserError(f"{where}: {shown}: nothing found there. Correct the address.")
     return fs, {_without_password(fs.unstrip_protocol(item)): item for item in sorted(paths)}
+
+
+def _is_folder(fs: Any, path: str) -> bool:
+    """A page is a folder by its last slash: to look for links on it, fsspec would fetch a file of any size."""
+    return path.endswith("/") if "http" in fs.protocol else bool(fs.info(path)["type"] == "directory")
 
 
 def _without_password(url: str) -> str:

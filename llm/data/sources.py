@@ -13,11 +13,15 @@ import platform
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from contextlib import nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from llm import params
-from llm.data import inputs, readers
+from llm.data import inputs, readers, streams
+from llm.data.blend import write_mixture
+from llm.data.fetch import fetch
 from llm.data.raw import FIELDS, Writer
 from llm.data.shapes import MissingColumns, Rejected, Shaper
 from llm.errors import UserError
@@ -40,6 +44,7 @@ class Gate:
         self.examples: list[dict[str, Any]] = []
         self.kept: Counter[str] = Counter()
         self.labels: Counter[str] = Counter()
+        self.foreign = b""  # the first record that is not UTF-8
         self._ids: set[int] = set()  # 8-byte digests; pretraining ids are places and unique by themselves
 
     def add(
@@ -61,6 +66,10 @@ class Gate:
         except Rejected as rejected:
             own = row.record.get("id")  # a whole SQuAD file may be one line
             self.reject(file, row.line, rejected.reason, rejected.detail + (f" (id {own})" if own else ""))
+            if rejected.reason == "not UTF-8" and not self.foreign:
+                self.foreign = " ".join(v for v in row.record.values() if isinstance(v, str)).encode(
+                    "utf-8", "surrogateescape"
+                )
             return
         place = f"{label}:{row.line}"
         if "source" in record:
@@ -105,6 +114,8 @@ class Gate:
             lines = "".join(f"\n  {e['file']}:{e['line']}: {e['reason']}" for e in self.examples[:SHOWN])
             more = f"\n  … and {rejected - SHOWN:,} more" if rejected > SHOWN else ""
             advice = f" {self.shaper.advice()}." if self.reasons["missing column"] else ""
+            if self.foreign and (guess := streams.looks_like(self.foreign)):
+                advice += f" The text looks like {guess}: if it is, set download.{self.name}.encoding: {guess}."
             raise UserError(
                 f"download.{self.name}: {rejected:,} of {seen:,} records have the wrong shape, more than "
                 f"max_rejected_fraction {allowed:g} allows:{lines}{more}\nMend them, or raise "
@@ -112,7 +123,7 @@ class Gate:
             )
 
 
-def write_raw(name: str, kind: str, source: params.Source, out: Path) -> dict[str, Any]:
+def write_raw(name: str, kind: str, source: params.Source, out: Path, copies: Path | None = None) -> dict[str, Any]:
     """Write the records of one data set.
 
     Args:
@@ -120,6 +131,7 @@ def write_raw(name: str, kind: str, source: params.Source, out: Path) -> dict[st
         kind: one of `FIELDS`: the columns that the records get.
         source: its params.
         out: directory for part-NNNNN.parquet and manifest.json.
+        copies: directory for remote files, which a later attempt finds again; None: a temporary one.
 
     Returns:
         The manifest.
@@ -132,6 +144,8 @@ def write_raw(name: str, kind: str, source: params.Source, out: Path) -> dict[st
             f"download.{name}: kind {kind!r} is unknown; expected {', '.join(k for k in FIELDS if k != 'pretrain')}. "
             f"Set download.{name}.kind."
         )
+    if isinstance(source, params.MixtureSource):
+        return _mixture(name, source, out, copies)
     with Writer(out, kind) as writer:
         if isinstance(source, params.DocsSource):
             gate = Gate(name, Shaper(name, kind, {}, None), writer)
@@ -139,7 +153,8 @@ def write_raw(name: str, kind: str, source: params.Source, out: Path) -> dict[st
         else:
             gate = Gate(name, Shaper(name, kind, source.columns, source.labels), writer)
             if isinstance(source, params.FilesSource):
-                about = _files(name, source, gate)
+                with nullcontext(copies) if copies else TemporaryDirectory(prefix="llm-") as folder:
+                    about = _files(name, source, gate, Path(folder))
             else:
                 about = _hub(name, source, gate)
         gate.check(source.max_rejected_fraction)
@@ -173,6 +188,43 @@ def write_raw(name: str, kind: str, source: params.Source, out: Path) -> dict[st
     return manifest
 
 
+def _mixture(name: str, source: params.MixtureSource, out: Path, copies: Path | None) -> dict[str, Any]:
+    """Write a mixture's records and manifest; `sources` of the manifest holds those of its sources."""
+
+    def write(part: str, inner: params.Source, directory: Path) -> dict[str, Any]:
+        return write_raw(f"{name}.sources.{part}", "pretrain", inner, directory, copies)
+
+    writer, told = write_mixture(source, out, write)
+    reasons = Counter[str]()
+    for part in told.values():
+        reasons.update(part["rejected"]["by_reason"])
+    manifest = {
+        "name": name,
+        "kind": "pretrain",
+        "source": source.model_dump(mode="json"),
+        "revision": _join(*(f"{part}: {about['revision']}" for part, about in told.items())),
+        "licence": _join(*(f"{part}: {about['licence']}" for part, about in told.items())),
+        "rows": writer.rows,
+        "bytes": writer.bytes,
+        "files": writer.files,
+        "kept": {part: about["taken_rows"] for part, about in told.items()},
+        "dropped": {
+            f"{part}: beyond its weight": about["rows"] - about["taken_rows"]
+            for part, about in told.items()
+            if about["taken_rows"] < about["rows"]
+        },
+        "rejected": {
+            "count": reasons.total(),
+            "by_reason": dict(sorted(reasons.items())),
+            "examples": [example for about in told.values() for example in about["rejected"]["examples"]][:EXAMPLES],
+        },
+        "notes": _join(*(f"{part}: {about['notes']}" for part, about in told.items() if about["notes"])),
+        "sources": told,
+    }
+    write_json(Path(out) / "manifest.json", manifest)
+    return manifest
+
+
 def _docs(kind: str, source: params.DocsSource, gate: Gate) -> dict[str, Any]:
     from llm.data import docs
 
@@ -197,7 +249,7 @@ def _check_documented(record: dict[str, Any], kind: str) -> None:
     assert tuple(sorted(record)) == tuple(sorted(FIELDS[kind])), f"docs made {sorted(record)} for {kind}"
 
 
-def _files(name: str, source: params.FilesSource, gate: Gate) -> dict[str, Any]:
+def _files(name: str, source: params.FilesSource, gate: Gate, copies: Path) -> dict[str, Any]:
     where = f"download.{name}"
     found = inputs.find([*source.paths, *source.test_paths], f"{where}.paths")
     held_out = inputs.find(source.test_paths, f"{where}.test_paths") if source.test_paths else []
@@ -208,13 +260,18 @@ def _files(name: str, source: params.FilesSource, gate: Gate) -> dict[str, Any]:
     named = {} if tests else _named_splits(found)
     notes = ["the files' names say their splits"] if named else []
     stopped = Counter[str]()
-    with Progress(name, sum(item.size() for item in found), "B", scale=True) as progress:
-        for item in found:
+    stored: list[dict[str, Any]] = []
+    wanted = _pinned(source, found, where)
+    with Progress(name, sum(max(0, item.size()) for item in found), "B", scale=True) as progress:
+        for remote in found:
+            item = fetch(remote, copies, lambda count: progress.update(0, fetched=f"{count / 1e6:.1f} MB"))
+            stamp = item.stamp()
             split = "test" if item.shown in tests else "train" if tests else named.get(item.shown, "")
             if source.max_documents is not None and stopped[split] >= source.max_documents:
                 notes.append(f"{item.shown} was not read: max_documents was reached")
+                stored.append(_stored(item, stamp, wanted))
                 continue
-            with readers.open_table(item, source.format, gate.shaper.kind, gate.shaper.keep) as table:
+            with readers.open_table(item, source.format, gate.shaper.kind, gate.shaper.keep, source.encoding) as table:
                 _check_columns(table, item.shown, gate.shaper)
                 last = 0
                 for row in table.rows:
@@ -228,21 +285,51 @@ def _files(name: str, source: params.FilesSource, gate: Gate) -> dict[str, Any]:
                         last = now
                 progress.update(table.position() - last)
                 notes += table.notes
-    stored = [{"path": item.shown, "bytes": item.size(), "sha256": item.sha256()} for item in found]
+            stored.append(_stored(item, stamp, wanted))
     if source.max_documents is not None and max(stopped.values()) >= source.max_documents:
         notes.append(f"stopped after max_documents = {source.max_documents} records")
     return {
-        "revision": _revision(stored),
-        "licence": NOT_STATED,
+        "revision": _join(source.revision or "", _revision(stored)),
+        "licence": source.licence or NOT_STATED,
         "kept": {item.shown: gate.kept[item.shown] for item in found},
         "inputs": stored,
         "notes": _join(*notes),
     }
 
 
+def _pinned(source: params.FilesSource, found: list[inputs.Input], where: str) -> dict[str, str]:
+    """The digests that files must have. Raises UserError for one of a file that is not there."""
+    strange = sorted(set(source.sha256) - {item.shown for item in found})
+    if strange:
+        raise UserError(
+            f"{where}.sha256: {strange[0]} is not among the files found ({', '.join(i.shown for i in found[:5])}"
+            f"{', …' if len(found) > 5 else ''}). Write it as there."
+        )
+    return source.sha256
+
+
+def _stored(item: inputs.Input, stamp: str, wanted: dict[str, str]) -> dict[str, Any]:
+    """Path, size and digest of a file that was read.
+
+    Raises:
+        UserError: it is another file than before it was read, or than the params say.
+    """
+    digest = item.sha256()
+    with inputs.reading(item):
+        if item.stamp() != stamp:
+            raise UserError(f"{item.shown}: changed while it was read. Rerun when whatever writes it has finished.")
+        size = item.size()
+    if wanted.get(item.shown, digest) != digest:
+        raise UserError(
+            f"{item.shown}: its SHA-256 is {digest}, expected {wanted[item.shown]}: it is damaged, or another version. "
+            "Get the right one, or correct the param sha256."
+        )
+    return {"path": item.shown, "bytes": size, "sha256": digest}
+
+
 def _named_splits(found: list[inputs.Input]) -> dict[str, str]:
     """Splits of files that are all named as the Hugging Face hub does: train-00000-of-00001.parquet."""
-    matches = {item.shown: HUB_NAME.match(PurePosixPath(item.shown).name) for item in found}
+    matches = {item.shown: HUB_NAME.match(item.name) for item in found}
     splits = {shown: match[1] for shown, match in matches.items() if match}
     return splits if len(splits) == len(found) and len(set(splits.values())) > 1 else {}
 
@@ -302,9 +389,11 @@ def fingerprint(name: str, kind: str, source: params.Source) -> str:
     digest.update(platform.python_version().encode())
     for line in sorted({f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}):
         digest.update(line.encode())
-    if isinstance(source, params.FilesSource):
-        for item in inputs.find([*source.paths, *source.test_paths], f"download.{name}.paths"):
-            digest.update(f"{item.shown} {item.stamp()}".encode())
+    for inner in source.sources.values() if isinstance(source, params.MixtureSource) else [source]:
+        if isinstance(inner, params.FilesSource):
+            for item in inputs.find([*inner.paths, *inner.test_paths], f"download.{name}.paths"):
+                with inputs.reading(item):
+                    digest.update(f"{item.shown} {item.stamp()}".encode())
     return digest.hexdigest()[:16]
 
 

@@ -211,6 +211,8 @@ def source_of(manifest: dict[str, Any]) -> str:
             return "documentation inside the installed packages"
         case "files":
             return "files: " + ", ".join(map(str, source.get("paths", [])))
+        case "mixture":
+            return "mixture of " + ", ".join(source.get("sources", {}))
         case "hub":
             return f"Hugging Face: {source.get('id')}, {source.get('config') or 'default'}"
     return str(source.get("source", "unknown"))

@@ -239,3 +239,19 @@ def test_what_each_cleaning_rule_did_is_shown_with_its_examples(
     assert "<dt>Became</dt><dd>Masked | text</dd>" in html
     assert "| `personal_data.email` | 0 | 5.0 kB | 3 | 4 |" in markdown
     assert "Lost <b>text</b>\n→ Masked | text" in markdown
+
+
+def test_a_mixture_has_a_table_of_its_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace.full(tmp_path)
+    counts = {f"{split}_{key}": 1000 for split in ("train", "val") for key in ("tokens", "documents", "bytes")}
+    for stage, added in (
+        ("tokenize", {"sources": {"web": {**counts, "weight": 0.75, "share_of_train_tokens": 0.7431}}}),
+        ("pretrain", {"val_loss_by_source": {"web": 3.25}, "val_bits_per_byte_by_source": {"web": 1.125}}),
+    ):
+        path = tmp_path / "metrics" / f"{stage}.json"
+        workspace.dump(path, json.loads(path.read_text(encoding="utf-8")) | added)
+    html, markdown = render(tmp_path, monkeypatch)
+    assert (
+        "<td>75.0 %</td><td>1,000</td><td>1,000</td><td>74.3 %</td><td>1,000</td><td>3.250</td><td>1.125</td>" in html
+    )
+    assert "| web | 75.0 % | 1,000 | 1,000 | 74.3 % | 1,000 | 3.250 | 1.125 |" in markdown

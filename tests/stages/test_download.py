@@ -82,7 +82,7 @@ def test_a_run_that_broke_off_keeps_what_is_finished_and_leaves_no_half_output(
     written: list[str] = []
     real = sources.write_raw
 
-    def counting(name: str, kind: str, source: params.Source, out: Path) -> dict[str, object]:
+    def counting(name: str, kind: str, source: params.Source, out: Path, copies: Path) -> dict[str, object]:
         written.append(name)
         return real(name, kind, source, out)
 
