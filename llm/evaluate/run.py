@@ -179,7 +179,7 @@ def language_modeling(
     Every token but the first is predicted once, end-of-text tokens too; bytes are the documents', so bits per byte
     compare across tokenizers.
     """
-    from llm.generate import stream_nll
+    from llm.likelihood import stream_nll
 
     window = min(model.config.max_position_embeddings, WINDOW)
     batch = max(1, min(16, LOGITS // (window * model.config.vocab_size)))

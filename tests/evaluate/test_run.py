@@ -49,7 +49,7 @@ def test_every_kind_of_task_is_answered_and_scored(kind: str, chat: bool) -> Non
 
 
 def test_a_classification_is_the_choice_of_the_highest_likelihood() -> None:
-    from llm.generate import log_likelihoods
+    from llm.likelihood import log_likelihoods
 
     model, test, tokenizer = random_model(), held_out("classification", 1), Bytes()
     answers = run.answer(model, tokenizer, test, {}, chat=True)
