@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-NGRAMS = (4, 3, 2)  # tokens that must agree, the longest run first: one token alone agrees too often by chance
+NGRAMS = (3, 2)  # tokens that must agree, the longest run first: one token alone agrees too often by chance
 
 
 class Lookup:
