@@ -61,18 +61,21 @@ def log_likelihoods(
 @torch.inference_mode()
 def stream_nll(
     model: Transformer, stream: TokenStream, tokens: int | None, sequence_length: int, batch_size: int = 16
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Negative log-likelihood of the first `tokens` tokens of a stream, in windows that do not overlap.
 
     Every token but the first of the stream is predicted once, from those before it in its window.
 
     Returns:
-        Per window: the summed loss (nats, float64) and the number of predicted tokens.
+        Per window: the summed loss (nats, float64) and the number of predicted tokens. Per document: the summed loss
+        of its tokens, its end token among them.
     """
     device = next(model.parameters()).device
     total = min(len(stream), tokens or len(stream)) - 1
     starts = list(range(0, total, sequence_length))
     sums, counts = np.zeros(len(starts)), np.zeros(len(starts), dtype=np.int64)
+    documents = np.zeros(1)
+    current = int(len(stream) > 0 and int(stream.read(0, 1)[0]) == stream.eos_id)  # the document of the next token
     for first in range(0, len(starts), batch_size):
         for full in (True, False):  # the last window may be shorter: it goes alone
             group = [
@@ -86,9 +89,13 @@ def stream_nll(
             rows = np.stack([stream.read(starts[i], length + 1) for i in group]).astype(np.int64)
             data = torch.from_numpy(rows).to(device)
             logits = model(data[:, :-1]).float()
-            loss = F.cross_entropy(logits.flatten(0, 1), data[:, 1:].flatten(), reduction="none").view(
-                len(group), length
-            )
-            sums[group] = loss.view(len(group), length).double().sum(1).cpu().numpy()
+            loss = F.cross_entropy(logits.flatten(0, 1), data[:, 1:].flatten(), reduction="none").double().cpu()
+            sums[group] = loss.view(len(group), length).sum(1).numpy()
             counts[group] = length
-    return sums, counts
+            ended = np.cumsum(rows[:, 1:].ravel() == stream.eos_id)
+            place = current + np.concatenate([[0], ended[:-1]])  # an end token belongs to the document that it ends
+            if place[-1] >= len(documents):
+                documents = np.concatenate([documents, np.zeros(int(place[-1]) + 1 - len(documents))])
+            documents[place[0] : place[-1] + 1] += np.bincount(place - place[0], weights=loss.numpy())
+            current += int(ended[-1])
+    return sums, counts, documents

@@ -226,7 +226,11 @@ class Decoding(Section):
 
 class Evaluate(Section):
     examples: Positive | None
+    shots: Annotated[int, Field(ge=0)] = 0
     max_new_tokens: dict[str, Positive]
+    decoding: Decoding = Decoding()
+    variants: dict[str, Decoding] = {}
+    variant_examples: Positive | None = 100
     perplexity_tokens: Positive | None
     bootstrap: Annotated[int, Field(ge=100)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
