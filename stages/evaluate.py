@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from llm import params, tracking
+from llm.data.clean.plan import written
 from llm.data.shards import TokenStream, check_tokenizer
 from llm.data.tokenizer import Tokenizer
 from llm.errors import run_stage
-from llm.evaluate import baselines, files, heldout, run, table
+from llm.evaluate import baselines, files, heldout, language, run, table
+from llm.evaluate.prompts import Shots
 from llm.evaluate.scorebook import LANGUAGE_MODELING, ScoreBook
 from llm.io import whole_directory, write_bytes, write_json
 from llm.progress import Progress
 from llm.timing import stage_timing
 
 FINETUNED, MIX, TOKENS = Path("models/finetuned"), Path("data/mix"), Path("data/tokens")
+RAW = Path("data/raw/pretrain")
 
 
 def main() -> None:
@@ -36,34 +39,44 @@ def main() -> None:
         whole_directory("metrics/predictions") as predictions,
     ):
         timing["device"] = hardware.name(device)
+        examples = {
+            test.name: files.train_examples(MIX / "train.parquet", test.name, baselines.TRAIN_EXAMPLES)
+            for test in tests
+        }
         book = ScoreBook(predictions, e.bootstrap, e.confidence, p.seed)
         for name, (directory, chat) in models.items():
-            tokenizer = Tokenizer.load(directory)
-            model = load_model(directory, device, torch.float32)
+            model, tokenizer = load_model(directory, device, torch.float32), Tokenizer.load(directory)
             context = model.config.max_position_embeddings
-            for test in tests:
-                with (
-                    Progress(f"{name} · {test.name}", len(test.rows), "examples") as bar,
-                    run.finite_logits(model, f"{directory}, {test.name}"),
-                ):
-                    answers = run.answer(model, tokenizer, test, e.max_new_tokens, chat, bar.update)
-                book.answers(name, test, answers)
-            with run.finite_logits(model, f"{directory}, {LANGUAGE_MODELING}"):
-                measures = run.language_modeling(model, val, tokenizer, e.perplexity_tokens)
-            book.add(name, LANGUAGE_MODELING, measures)
+            settings = {name: e.decoding}
+            if name == "finetuned":
+                settings |= {f"variant:{variant}": decoding for variant, decoding in e.variants.items()}
+            for variant, decoding in settings.items():
+                for test in tests if variant == name else [t.head(e.variant_examples) for t in tests if not t.closed]:
+                    shots = Shots(e.shots, examples[test.name], p.seed)
+                    asking = run.Asking(chat, e.max_new_tokens, decoding, shots, p.seed, f"{directory}, {test.name}")
+                    with Progress(f"{variant} · {test.name}", len(test.rows), "examples") as bar:
+                        book.answers(variant, test, run.answer(model, tokenizer, test, asking, bar.update))
+            found = language.language_modeling(
+                model, val, tokenizer, e.perplexity_tokens, f"{directory}, {LANGUAGE_MODELING}"
+            )
+            if name == "base":
+                documents = written(p.tokenize.clean, TOKENS).records(RAW, ["text", "source"])
+                origin = language.sources(val, tokenizer, e.perplexity_tokens, documents)
+            book.windows(name, found, language.by_source(found, *origin))
             del model
         for test in tests:
-            examples = files.train_examples(MIX / "train.parquet", test.name, baselines.TRAIN_EXAMPLES)
-            for name, texts in baselines.answers(test.kind, test.rows, examples, p.seed).items():
+            for name, texts in baselines.answers(test.kind, test.rows, examples[test.name], p.seed).items():
                 book.answers(f"baseline:{name}", test, run.Answers(texts, {}, [], f"baseline:{name}"))
         text = heldout.text_baselines_and_contamination(
             tests, files.train_texts(MIX / "train.parquet"), train, val, tokenizer, e.perplexity_tokens, context
         )
         for name, measures in text.measures.items():
             book.add(name, LANGUAGE_MODELING, measures)
+        comparison = {"finetuned - base": book.comparison("base", "finetuned")}
         tracked.log_metrics(table.flat(book.results, text.contamination))
         write_bytes("metrics/scores.csv", table.scores_csv(book.results).encode())
         write_json("metrics/contamination.json", text.contamination_by_text)
+        write_json("metrics/comparison.json", comparison)
         write_json("metrics/evaluate.json", {**book.results, "contamination": text.contamination})
     print(table.render(book.results, text.contamination, text.contamination_by_text))
     print("\nevaluate: → metrics/evaluate.json, metrics/predictions")

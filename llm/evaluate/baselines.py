@@ -10,8 +10,10 @@ import collections
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from llm import tasks
 from llm.evaluate.text import sentences, words
 from llm.tasks.base import uniform
 
@@ -137,8 +139,15 @@ def answers(kind: str, rows: Sequence[Row], train: Sequence[tuple[str, str]], se
             "majority": lambda row: usual,
             "random": lambda row: draw(row["choices"], "label", seed, row["id"]),
         }
-    else:
-        each = {}
+    else:  # a kind of the user's own: what any kind can be answered with, and what its module says
+        usual = majority(train_responses)
+        each = {
+            "majority": lambda row: usual,
+            "random": lambda row: draw(train_responses, "response", seed, row["id"]),
+        }
+        own: Callable[[Row], dict[str, str]] = getattr(tasks.get(kind), "baselines", lambda row: {})
+        for name in own(rows[0]):
+            each[name] = partial(lambda name, row: own(row)[name], name)
     found = {name: [answer(row) for row in rows] for name, answer in each.items()}
     if kind == "classification":
         found["tfidf"] = tfidf([prompt for prompt, _ in train], train_responses, [row["prompt"] for row in rows])

@@ -69,7 +69,7 @@ def token_counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
 def unigram_nats(
     stream: TokenStream, counts: np.ndarray, tokens: int | None, sequence_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Code lengths of the same windows as `llm.generate.stream_nll`, by add-one smoothed training counts.
+    """Code lengths of the same windows as `llm.likelihood.stream_nll`, by add-one smoothed training counts.
 
     Returns:
         Per window: nats (float64) and predicted tokens.

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm import tasks
 from llm.errors import UserError
 
 COMMON = ("id", "prompt", "references", "kind", "truncated")
-COLUMNS = {  # beside the common ones, by kind
-    "summarization": ("document",),
-    "question_answering": ("context", "question"),
-    "classification": ("text", "choices", "label"),
-    "instructions": ("instruction", "input"),
-}
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """A task's held-out examples; rows have the columns of `COMMON` and of `COLUMNS[kind]`."""
+    """A task's held-out examples; rows have the columns of `COMMON` and the kind's `TEST_COLUMNS`."""
 
     __test__ = False  # not a test class, whatever pytest thinks of the name
 
@@ -28,12 +23,22 @@ class TestSet:
     kind: str
     rows: list[dict[str, Any]]
 
+    @property
+    def closed(self) -> bool:
+        """Whether answers are chosen and not written."""
+        return tasks.get(self.kind, self.name).CLOSED
+
+    def head(self, count: int | None) -> TestSet:
+        """The first `count` examples; all of them: None."""
+        return TestSet(self.name, self.kind, self.rows[:count])
+
     def texts(self) -> Iterator[list[str]]:
         """Of each example the input texts and references, without the wording of the prompt."""
+        columns = tasks.get(self.kind, self.name).TEST_COLUMNS
         for row in self.rows:
-            # The label of a classification is no text; the choices are in every prompt.
-            inputs = [row[column] for column in COLUMNS[self.kind] if column not in ("choices", "label")]
-            yield inputs + ([] if self.kind == "classification" else list(row["references"]))
+            # A label is no text; the choices are in every prompt.
+            inputs = [row[column] for column in columns if column not in ("choices", "label")]
+            yield [text for text in inputs if isinstance(text, str)] + ([] if self.closed else list(row["references"]))
 
 
 def read_tests(directory: Path, examples: int | None) -> list[TestSet]:
@@ -57,12 +62,13 @@ def _read_test(path: Path, examples: int | None) -> TestSet:
     if not rows:
         raise UserError(f"{path} has no examples. Raise mix.test_fraction, or give the task more data.")
     kind = rows[0].get("kind")
-    if kind not in COLUMNS:
-        raise UserError(f"{path}: kind is {kind!r}; expected one of {', '.join(COLUMNS)}. Run `dvc repro mix`.")
-    missing = [column for column in (*COMMON, *COLUMNS[kind]) if column not in rows[0]]
+    if kind not in tasks.kinds():
+        raise UserError(f"{path}: kind is {kind!r}; expected one of {', '.join(tasks.kinds())}. Run `dvc repro mix`.")
+    task = tasks.get(kind, path.stem)
+    missing = [column for column in (*COMMON, *task.TEST_COLUMNS) if column not in rows[0]]
     if missing:
         raise UserError(f"{path}: no column {', '.join(missing)}, which {kind} needs. Run `dvc repro mix`.")
-    if kind == "classification" and not all(row["choices"] for row in rows):
+    if task.CLOSED and not all(row["choices"] for row in rows):
         raise UserError(f"{path}: an example has no choices: training holds no example of this task. Check its source.")
     for row in rows:
         row["references"] = [text or "" for text in row["references"] or []]
@@ -91,18 +97,25 @@ def write_predictions(
 ) -> None:
     """`id, prompt, prediction, references` and one column for each per-example score."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    table = pa.table(
+    write_columns(
+        path,
         {
             "id": pa.array([row["id"] for row in rows], pa.string()),
             "prompt": pa.array([row["prompt"] for row in rows], pa.string()),
             "prediction": pa.array(predictions, pa.string()),
             "references": pa.array([row["references"] for row in rows], pa.list_(pa.string())),
             **columns,
-        }
+        },
     )
-    pq.write_table(table, path, compression="zstd")
+
+
+def write_columns(path: Path, columns: Mapping[str, Any]) -> None:
+    """A parquet file of these columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(dict(columns)), path, compression="zstd")
 
 
 def _batches(path: Path, columns: list[str] | None) -> Iterator[list[dict[str, Any]]]:

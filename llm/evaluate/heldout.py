@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llm.evaluate import compression, metrics, run
+from llm.evaluate import compression, language, metrics
 from llm.evaluate.contamination import Contamination
 from llm.evaluate.files import TestSet
 from llm.evaluate.metrics import Measure
@@ -48,7 +48,7 @@ def text_baselines_and_contamination(
     Args:
         mix_texts: the training examples of finetuning.
         tokens: of `val`, for both baselines; None: all.
-        context: tokens of a window, for the unigram's interval; the same as the models' up to `run.WINDOW`.
+        context: tokens of a window, for the unigram's interval; the same as the models' up to `language.WINDOW`.
     """
 
     def held_out() -> Iterator[str]:
@@ -78,10 +78,10 @@ def text_baselines_and_contamination(
     )
     zstd = metrics.bits_per_byte(compressed * 8 * np.log(2.0), original, signature)
 
-    window = min(context, run.WINDOW)
+    window = min(context, language.WINDOW)
     counts = compression.token_counts(train, tokenizer.vocab_size)
     nats, predicted = compression.unigram_nats(val, counts, tokens, window)
     form = f"training counts of tokens, add-one|windows of {window} tokens"
-    unigram = run.likelihood(nats, predicted, window, val, tokenizer, tokens, form)
+    unigram = language.likelihood(nats, predicted, window, val, tokenizer, tokens, form)
     apart = {side: contamination.fractions(side) for side in ("pretraining", "finetuning")}
     return TextResults({"baseline:unigram": unigram, "baseline:zstd": [zstd]}, contamination.fractions(), apart)

@@ -6,7 +6,8 @@ file. Every score lies between 0 and 1, except BLEU (0-100, sacrebleu's scale), 
 bits per byte and mean length.
 
 Degenerate input is defined: an empty prediction scores 0 (1 for EM and F1 where there is no answer to give); an empty
-list of references reads as one empty reference; a label outside the choices counts as wrong.
+list of references reads as one empty reference; a label outside the choices counts as wrong. `counted` tells how often
+each occurs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import collections
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -27,6 +28,14 @@ from llm.evaluate.text import sentences, words
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 BLEU_ORDER = 4
+COUNTS = (
+    "truncated",
+    "shots",
+    "unfinished",
+    "empty",
+    "no_reference",
+    "unseen_label",
+)  # told of the examples, no scores
 UNANSWERABLE = "unanswerable"  # what `llm.tasks.question_answering` answers where the text has no answer
 
 
@@ -66,6 +75,21 @@ def mean(name: str, signature: str, values: Sequence[float]) -> Measure:
 
 def _present(references: Sequence[Sequence[str]]) -> list[list[str]]:
     return [list(texts) or [""] for texts in references]
+
+
+def counted(predictions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Measure]:
+    """Shares of examples that something is wrong with: an empty prediction, no reference, a label among no choices."""
+    scale = "|scale:0-1"
+    empty = [float(not prediction.strip()) for prediction in predictions]
+    bare = [float(not any(text.strip() for text in row["references"])) for row in rows]
+    found = [
+        mean("empty", "share of predictions without text" + scale, empty),
+        mean("no_reference", "share of examples without a reference, or with an empty one" + scale, bare),
+    ]
+    if rows and "choices" in rows[0]:
+        unseen = [float(row["label"] not in row["choices"]) for row in rows]
+        found.append(mean("unseen_label", "share of labels that are none of the choices: never right" + scale, unseen))
+    return found
 
 
 # -- text against text -----------------------------------------------------------------------------------------------
@@ -191,27 +215,30 @@ def _no_answer(text: str) -> str:
 # -- classification --------------------------------------------------------------------------------------------------
 
 
-def classification(predicted: Sequence[str], labels: Sequence[str], rule: str) -> list[Measure]:
-    """Accuracy and Matthews correlation of predicted class names.
+def classification(
+    predicted: Sequence[str], labels: Sequence[str], rule: str, names: Iterable[str] = ()
+) -> list[Measure]:
+    """Accuracy, Matthews correlation and macro-averaged F1 of predicted class names.
 
     rule: how a prediction was made, for the signature.
+    names: classes beside those that are predicted or true, so that two models' statistics have the same columns.
     """
-    correct = [float(a == b) for a, b in zip(predicted, labels, strict=True)]
-    names = sorted({*predicted, *labels})
-    index = {name: i for i, name in enumerate(names)}
-    one_hot = np.eye(len(names))
-    statistics = np.concatenate(
-        [
-            np.array(correct)[:, None],
-            one_hot[[index[name] for name in labels]],
-            one_hot[[index[name] for name in predicted]],
-        ],
-        axis=1,
-    )
-    matthews = f"{rule}|scale:-1-1"
+    correct = np.array([float(a == b) for a, b in zip(predicted, labels, strict=True)])
+    index = {name: i for i, name in enumerate(sorted({*names, *predicted, *labels}))}
+    one_hot = np.eye(len(index))
+    true, given = one_hot[[index[name] for name in labels]], one_hot[[index[name] for name in predicted]]
+    statistics = np.concatenate([correct[:, None], true, given], axis=1)
+    per_class = np.concatenate([true * given, true, given], axis=1)
+    classes = len(index)
     return [
-        mean("accuracy", f"{rule}|scale:0-1", correct),
-        Measure("mcc", matthews, statistics, partial(mcc_of_sums, classes=len(names))),
+        mean("accuracy", f"{rule}|scale:0-1", correct.tolist()),
+        Measure("mcc", f"{rule}|scale:-1-1", statistics, partial(mcc_of_sums, classes=classes)),
+        Measure(
+            "f1_macro",
+            f"mean over classes that are true or predicted|{rule}|scale:0-1",
+            per_class,
+            partial(f1_macro_of_sums, classes=classes),
+        ),
     ]
 
 
@@ -227,7 +254,23 @@ def mcc_of_sums(sums: np.ndarray, n: int, classes: int) -> np.ndarray:
     return np.where(spread > 0, covariance / np.sqrt(np.where(spread > 0, spread, 1.0)), 0.0)
 
 
+def f1_macro_of_sums(sums: np.ndarray, n: int, classes: int) -> np.ndarray:
+    """Mean of the classes' F1, as scikit-learn's `f1_score(average="macro")`; a class that does not occur is left out.
+
+    sums: (resamples, 3 · classes): for each class how often it is right, true and predicted.
+    """
+    right, true, predicted = sums[:, :classes], sums[:, classes : 2 * classes], sums[:, 2 * classes :]
+    occurs = true + predicted
+    scores = np.where(occurs > 0, 2 * right / np.where(occurs > 0, occurs, 1.0), 0.0)
+    return np.asarray(scores.sum(axis=1) / np.maximum((occurs > 0).sum(axis=1), 1))
+
+
 # -- likelihoods -----------------------------------------------------------------------------------------------------
+
+
+def loss(nats: np.ndarray, tokens: np.ndarray, signature: str) -> Measure:
+    """Mean negative log-likelihood (nats) per token; one row a window."""
+    return Measure("loss", signature, np.stack([nats, tokens], axis=1), lambda sums, n: sums[:, 0] / sums[:, 1])
 
 
 def perplexity(nats: np.ndarray, tokens: np.ndarray, signature: str) -> Measure:

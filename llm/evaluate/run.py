@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm import tasks
+from llm.decoding.request import GREEDY
 from llm.errors import UserError
-from llm.evaluate import compression, metrics
-from llm.evaluate.baselines import Row
+from llm.evaluate import metrics
 from llm.evaluate.files import TestSet
 from llm.evaluate.metrics import Measure
+from llm.evaluate.prompts import BETWEEN, NONE, Prompts, Shots, prompts, room_for
+from llm.params import Decoding
+from llm.tasks.base import key
 
 if TYPE_CHECKING:
-    from llm.data.shards import TokenStream
     from llm.data.tokenizer import Tokenizer
     from llm.model.transformer import Transformer
 
-WINDOW = 2048  # tokens of context at most for perplexity: logits of a longer one would need gigabytes
-LOGITS = 2**25  # held at a time for perplexity: 128 MB in float32
 PER_BYTE = "argmax over choices of log-likelihood of the choice and the end token / bytes of the choice"
 UNNORMALISED = "argmax over choices of log-likelihood of the choice and the end token"
 
@@ -39,41 +39,29 @@ class Answers:
     form: str  # of the prompt, for signatures
 
 
-@contextmanager
-def finite_logits(model: Transformer, who: str) -> Iterator[None]:
-    """Inside, logits that are NaN or infinite raise a UserError that names model and task."""
-    import torch
+@dataclass(frozen=True)
+class Asking:
+    """How questions are put to a model.
 
-    def check(_module: object, _inputs: object, logits: torch.Tensor) -> None:
-        if not bool(torch.isfinite(logits).all()):
-            raise UserError(f"{who}: the model's logits are not finite. Did training diverge? Lower learning_rate.")
-
-    handle = model.lm_head.register_forward_hook(check)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-# -- prompts ---------------------------------------------------------------------------------------------------------
-
-
-def prompt_ids(tokenizer: Tokenizer, prompt: str, chat: bool, room: int) -> tuple[list[int], bool]:
-    """Token ids of a prompt, at most `room`, and whether it was cut: a prompt that is too long loses its beginning.
-
-    chat: between the chat tokens, as in finetuning. Otherwise plain text that ends with a line break: a base model
-        has never seen the chat tokens.
+    max_new_tokens: by task or by kind of task; where both are silent, what the kind leaves free for a response.
+    who: of error messages.
     """
-    ids = tokenizer.chat_ids(prompt) if chat else tokenizer.encode(prompt + "\n")
-    if len(ids) <= room:
-        return ids, False
-    kept = [*ids[:1], *ids[len(ids) - room + 1 :]] if chat else ids[len(ids) - room :]  # <|user|> stays
-    return kept, True
+
+    chat: bool
+    max_new_tokens: Mapping[str, int] = field(default_factory=dict)
+    decoding: Decoding = GREEDY
+    shots: Shots = NONE
+    seed: int = 0
+    who: str = "the model"
 
 
-def room_for(context: int, new_tokens: int) -> int:
-    """Tokens left to the prompt: the context without the answer, but at least half of it."""
-    return max(1, context // 2, context - new_tokens)
+def check_vocabulary(model: Transformer, tokenizer: Tokenizer, who: str) -> None:
+    """Raises UserError where the tokenizer has tokens, such as those around a chat, that the model lacks."""
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{who}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: it lacks "
+            "those of the task's form. Take the tokenizer that the model was trained with, or train it again."
+        )
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------
@@ -83,139 +71,117 @@ def answer(
     model: Transformer,
     tokenizer: Tokenizer,
     test: TestSet,
-    max_new_tokens: Mapping[str, int],
-    chat: bool,
+    asking: Asking,
     on_progress: Callable[[int], object] | None = None,
 ) -> Answers:
-    """Generate, or for a classification choose among the labels by likelihood.
-
-    Args:
-        max_new_tokens: by kind, or by the task's own name, which comes first.
+    """Generate, or where only given choices can be right, choose among them by likelihood.
 
     Raises:
-        UserError: `max_new_tokens` lacks the kind.
+        UserError: the model's logits are not finite, or it lacks tokens.
     """
-    ask = _choose if test.kind == "classification" else _generate
-    return ask(model, tokenizer, test, max_new_tokens, chat, on_progress)
+    check_vocabulary(model, tokenizer, asking.who)
+    closed = tasks.get(test.kind, test.name).CLOSED
+    names = sorted({choice for row in test.rows for choice in row["choices"]}) if closed else []
+    encoded = {name: [*tokenizer.encode(name), tokenizer.eos_id] for name in names}
+    new = max(map(len, encoded.values())) if closed else answer_limit(test, asking.max_new_tokens)
+    room = room_for(model.config.max_position_embeddings, new)
+    asked = prompts(tokenizer, test.rows, asking.chat, room, asking.shots)
+    if closed:
+        return _choose(model, test.rows, asked, encoded, asking, on_progress)
+    return _generate(model, tokenizer, test.rows, asked, new, asking, on_progress)
 
 
-def _prompts(tokenizer: Tokenizer, rows: Sequence[Row], chat: bool, room: int) -> tuple[list[list[int]], Measure]:
-    """Token ids, and the share of prompts that lost text, to the mixture's limit or to the context."""
-    pairs = [prompt_ids(tokenizer, row["prompt"], chat, room) for row in rows]
-    cut = [float(bool(row["truncated"]) or short) for row, (_, short) in zip(rows, pairs, strict=True)]
-    return [ids for ids, _ in pairs], metrics.mean("truncated", "share of prompts that lost text|scale:0-1", cut)
+def answer_limit(test: TestSet, max_new_tokens: Mapping[str, int]) -> int:
+    """Tokens of an answer, at most."""
+    kind = tasks.get(test.kind, test.name)
+    return max_new_tokens.get(test.name) or max_new_tokens.get(test.kind) or kind.RESPONSE_TOKENS
 
 
 def _generate(
     model: Transformer,
     tokenizer: Tokenizer,
-    test: TestSet,
-    max_new_tokens: Mapping[str, int],
-    chat: bool,
+    rows: Sequence[Mapping[str, Any]],
+    asked: Prompts,
+    new: int,
+    asking: Asking,
     on_progress: Callable[[int], object] | None,
 ) -> Answers:
-    from llm.generate import generate
+    from llm.decoding.request import Request
+    from llm.generate import complete
 
-    new = max_new_tokens.get(test.name, max_new_tokens.get(test.kind))
-    if new is None:
-        raise UserError(f"evaluate.max_new_tokens.{test.kind} is missing: task {test.name} needs it. Add e.g. 64.")
-    prompts, truncated = _prompts(tokenizer, test.rows, chat, room_for(model.config.max_position_embeddings, new))
-    ids = generate(model, prompts, new, tokenizer.eos_id, on_progress=on_progress)
-    texts = [tokenizer.decode(answer).strip() for answer in ids]
-    return Answers(texts, {}, [truncated], f"prompt:{'chat' if chat else 'plain'}, 0-shot|greedy, at most {new} tokens")
+    decoding = asking.decoding
+    if asking.shots.count and not asking.chat:  # a plain answer ends where the next example would begin
+        decoding = decoding.model_copy(update={"stop_strings": (*decoding.stop_strings, BETWEEN)})
+    seeds = [key("decode", asking.seed, row["id"]) for row in rows]
+    requests = [Request(ids, new, decoding, seed) for ids, seed in zip(asked.ids, seeds, strict=True)]
+    found = complete(model, requests, frozenset({tokenizer.eos_id}), tokenizer.decode, on_progress=on_progress)
+    check_finite([completion.reason != "not_finite" for completion in found], "prompts", asking.who)
+    unfinished = [float(completion.reason != "stop") for completion in found]
+    counts = [*asked.counts, metrics.mean("unfinished", "share of answers cut at their limit|scale:0-1", unfinished)]
+    texts = [(completion.text or "").strip() for completion in found]
+    return Answers(texts, {}, counts, f"{asked.form}|{decoding.describe()}, at most {new} tokens")
 
 
 def _choose(
     model: Transformer,
-    tokenizer: Tokenizer,
-    test: TestSet,
-    max_new_tokens: Mapping[str, int],
-    chat: bool,
+    rows: Sequence[Mapping[str, Any]],
+    asked: Prompts,
+    encoded: Mapping[str, list[int]],
+    asking: Asking,
     on_progress: Callable[[int], object] | None,
 ) -> Answers:
     from llm.evaluate.choices import choice_log_likelihoods
 
-    names = sorted({choice for row in test.rows for choice in row["choices"]})
-    encoded = {name: [*tokenizer.encode(name), tokenizer.eos_id] for name in names}
-    longest = max(map(len, encoded.values()))
-    prompts, truncated = _prompts(tokenizer, test.rows, chat, room_for(model.config.max_position_embeddings, longest))
-    options = [[encoded[name] for name in row["choices"]] for row in test.rows]
-    sums = choice_log_likelihoods(model, prompts, options, on_progress=on_progress)
-    size = {name: max(1, len(name.encode())) for name in names}
+    options = [[encoded[name] for name in row["choices"]] for row in rows]
+    sums = choice_log_likelihoods(model, asked.ids, options, on_progress=on_progress)
+    check_finite([bool(np.isfinite(values).all()) for values in sums], "prompts", asking.who)
+    size = {name: max(1, len(name.encode())) for name in encoded}
     # numpy's argmax takes the first of equals: the first choice.
-    best = [row["choices"][int(np.argmax(values))] for row, values in zip(test.rows, sums, strict=True)]
+    best = [row["choices"][int(np.argmax(values))] for row, values in zip(rows, sums, strict=True)]
     per_byte = [
         row["choices"][int(np.argmax(values / [size[name] for name in row["choices"]]))]
-        for row, values in zip(test.rows, sums, strict=True)
+        for row, values in zip(rows, sums, strict=True)
     ]
-    right = [float(name == row["label"]) for row, name in zip(test.rows, per_byte, strict=True)]
-    form = f"prompt:{'chat' if chat else 'plain'}, 0-shot|{UNNORMALISED}"
-    normalised = f"prompt:{'chat' if chat else 'plain'}, 0-shot|{PER_BYTE}|scale:0-1"
-    extra = [metrics.mean("accuracy_normalised", normalised, right), truncated]
-    return Answers(best, {"log_likelihoods": [values.tolist() for values in sums]}, extra, form)
+    right = [float(name == row["label"]) for row, name in zip(rows, per_byte, strict=True)]
+    normalised = metrics.mean("accuracy_normalised", f"{asked.form}|{PER_BYTE}|scale:0-1", right)
+    columns = {"log_likelihoods": [values.tolist() for values in sums]}
+    return Answers(best, columns, [normalised, *asked.counts], f"{asked.form}|{UNNORMALISED}")
+
+
+def check_finite(finite: Sequence[bool], what: str, who: str) -> None:
+    """Raises UserError, with how many of the model's results are no numbers, where any is none."""
+    wrong = len(finite) - sum(finite)
+    if wrong:
+        raise UserError(
+            f"{who}: the model's logits are not finite for {wrong} of {len(finite)} {what}. Did training diverge? "
+            "Lower learning_rate."
+        )
 
 
 # -- scores ----------------------------------------------------------------------------------------------------------
 
 
 def measures(test: TestSet, texts: Sequence[str], form: str) -> list[Measure]:
-    """The metrics of a kind of task. form: how the answers were made, for the signatures."""
+    """The metrics of a kind of task, and the counts of what is odd. form: how the answers were made, for signatures."""
+    task = tasks.get(test.kind, test.name)
     references = [row["references"] for row in test.rows]
-    if test.kind == "classification":
-        return metrics.classification(texts, [row["label"] for row in test.rows], form)
-    if test.kind == "question_answering":
-        found = metrics.question_answering(texts, references)
+    found: list[Measure] = []
+    if {"exact_match", "f1"} & set(task.METRICS):
+        found += metrics.question_answering(texts, references)
+    if set(metrics.ROUGE) & set(task.METRICS):
+        found += metrics.rouge(texts, references)
+    if "bleu" in task.METRICS:
+        found.append(metrics.bleu(texts, references))
+    if hasattr(task, "score"):
+        own = [task.score(text, row) for text, row in zip(texts, test.rows, strict=True)]
+        found += [
+            metrics.mean(name, f"mean of llm/tasks/{test.kind}.py", [row[name] for row in own]) for name in own[0]
+        ]
+    if task.CLOSED:
+        names = {choice for row in test.rows for choice in row["choices"]}
+        found = [*metrics.classification(texts, [row["label"] for row in test.rows], form, names), *found]
     else:
-        found = [*metrics.rouge(texts, references), metrics.bleu(texts, references)]
-    found.append(metrics.mean_length(texts))
-    return [Measure(m.name, f"{m.signature}|{form}", m.statistics, m.reduce, m.column) for m in found]
-
-
-def language_modeling(
-    model: Transformer, stream: TokenStream, tokenizer: Tokenizer, tokens: int | None
-) -> list[Measure]:
-    """Perplexity per token and bits per byte on held-out text, in windows that do not overlap.
-
-    Every token but the first is predicted once, end-of-text tokens too; bytes are the documents', so bits per byte
-    compare across tokenizers.
-    """
-    from llm.generate import stream_nll
-
-    window = min(model.config.max_position_embeddings, WINDOW)
-    batch = max(1, min(16, LOGITS // (window * model.config.vocab_size)))
-    nats, counts = stream_nll(model, stream, tokens, window, batch_size=batch)
-    return likelihood(nats, counts, window, stream, tokenizer, tokens, f"windows of {window} tokens")
-
-
-def likelihood(
-    nats: np.ndarray,
-    counts: np.ndarray,
-    window: int,
-    stream: TokenStream,
-    tokenizer: Tokenizer,
-    tokens: int | None,
-    form: str,
-) -> list[Measure]:
-    """Perplexity and bits per byte of windows' code lengths (nats) and predicted tokens."""
-    if tokens is None or tokens >= len(stream):
-        total = stream.bytes
-    else:
-        total = sum(len(text.encode()) for text, _ in compression.documents(stream, tokenizer, tokens))
-    # A character that a border parts is inexact on both sides; this moves the interval only, the total is exact.
-    sizes = window_bytes(stream, tokenizer, counts, window)
-    scope = f"{int(counts.sum())} tokens, {total} bytes of held-out documents|{form}"
-    return [
-        metrics.perplexity(nats, counts, f"per token|{scope}"),
-        metrics.bits_per_byte(
-            nats, sizes * (total / sizes.sum()), f"end-of-text tokens cost bits, have no bytes|{scope}"
-        ),
-    ]
-
-
-def window_bytes(stream: TokenStream, tokenizer: Tokenizer, counts: np.ndarray, window: int) -> np.ndarray:
-    """UTF-8 bytes of the text that each window predicts: (windows,) float64, at least 1."""
-    sizes = np.ones(len(counts))
-    for i, count in enumerate(counts):
-        ids = stream.read(i * window + 1, int(count))
-        sizes[i] = max(1, len(tokenizer.decode(ids[ids != stream.eos_id].tolist()).encode()))
-    return sizes
+        found.append(metrics.mean_length(texts))
+        found = [Measure(m.name, f"{m.signature}|{form}", m.statistics, m.reduce, m.column) for m in found]
+    wanted = [m for m in found if m.name in (*task.METRICS, "mean_length")]
+    return [*wanted, *metrics.counted(texts, test.rows)]

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import UserError
-from llm.evaluate import files, run
+from llm.evaluate import files, metrics, run
 from llm.evaluate.files import TestSet
+from llm.evaluate.language import Windows
 from llm.evaluate.metrics import Measure
+from llm.evaluate.paired import differences
 
 Scores = dict[str, dict[str, Any]]  # metric -> {value, low, high, n, signature}
 LANGUAGE_MODELING = "language_modeling"
@@ -26,6 +28,7 @@ class ScoreBook:
     confidence: float
     seed: int
     results: dict[str, dict[str, Scores]] = field(default_factory=dict)
+    measures: dict[tuple[str, str], list[Measure]] = field(default_factory=dict)  # (model, task) -> what was scored
 
     def answers(self, model: str, test: TestSet, answers: run.Answers) -> None:
         """Score a model's answers to a test set and write them to `<model>-<task>.parquet`."""
@@ -47,3 +50,25 @@ class ScoreBook:
                 )
             scores[measure.name] = score
         self.results.setdefault(model, {})[task] = scores
+        self.measures[model, task] = list(measures)
+
+    def windows(self, model: str, found: Windows, more: Sequence[Measure] = ()) -> None:
+        """Score a model's loss on held-out text and write its windows to `<model>-language_modeling.parquet`."""
+        columns = {"nats": found.nats.tolist(), "tokens": found.tokens.tolist(), "bytes": found.bytes.tolist()}
+        path = self.directory / f"{model.replace(':', '_')}-{LANGUAGE_MODELING}.parquet"
+        files.write_columns(path, {"id": [str(i) for i in range(len(found.nats))], **columns})
+        self.add(model, LANGUAGE_MODELING, [*found.measures(), *more])
+
+    def comparison(self, a: str, b: str) -> dict[str, dict[str, dict[str, Any]]]:
+        """Task → metric → model `b` against model `a`, of the scores of both."""
+        return {
+            task: {
+                found.metric: found.to_json()
+                for found in differences(
+                    [m for m in measures if m.name not in metrics.COUNTS],
+                    self.measures[b, task], self.resamples, self.confidence, self.seed,
+                )
+            }
+            for (model, task), measures in self.measures.items()
+            if model == a and (b, task) in self.measures
+        }  # fmt: skip

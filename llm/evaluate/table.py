@@ -6,15 +6,40 @@ import csv
 import io
 from typing import Any
 
+from llm.evaluate.metrics import COUNTS
+
 Results = dict[str, dict[str, dict[str, dict[str, Any]]]]  # model -> task -> metric -> score
 
-MAIN = ("exact_match", "f1", "accuracy", "mcc", "rouge1", "rouge2", "rougeLsum", "bleu", "bits_per_byte", "perplexity")
-UNIT = ("exact_match", "f1", "accuracy", "mcc", "rouge1", "rouge2", "rougeLsum")  # of one scale: one bar chart
+# The scores that are shown; those of a task's own come behind them.
+MAIN = (
+    "exact_match",
+    "f1",
+    "accuracy",
+    "mcc",
+    "f1_macro",
+    "rouge1",
+    "rouge2",
+    "rougeLsum",
+    "bleu",
+    "bits_per_byte",
+    "perplexity",
+)
+OTHER = ("rougeL", "accuracy_normalised", "mean_length", "loss")
+UNIT = (
+    "exact_match",
+    "f1",
+    "accuracy",
+    "mcc",
+    "f1_macro",
+    "rouge1",
+    "rouge2",
+    "rougeLsum",
+)  # of one scale: one bar chart
 
 
 def order(model: str) -> tuple[int, str]:
-    """Finetuned, base, then the baselines by name."""
-    return {"finetuned": 0, "base": 1}.get(model, 2), model
+    """Finetuned, base, then finetuned with other decoding, then the baselines by name."""
+    return {"finetuned": 0, "base": 1}.get(model, 2 if model.startswith("variant:") else 3), model
 
 
 def render(results: Results, contamination: dict[str, float], apart: dict[str, dict[str, float]] | None = None) -> str:
@@ -25,7 +50,7 @@ def render(results: Results, contamination: dict[str, float], apart: dict[str, d
     blocks = []
     for task in sorted({task for tasks in results.values() for task in tasks}):
         models = sorted((model for model in results if task in results[model]), key=order)
-        shown = [metric for metric in MAIN if any(metric in results[model][task] for model in models)]
+        shown = _shown(results, task, models)
         lines = [["", *shown]] + [[model, *(_cell(results[model][task].get(m)) for m in shown)] for model in models]
         widths = [max(len(line[i]) for line in lines) for i in range(len(shown) + 1)]
         title = task
@@ -36,6 +61,12 @@ def render(results: Results, contamination: dict[str, float], apart: dict[str, d
         rows = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
         blocks.append("\n".join([title, *(row.rstrip() for row in rows)]))
     return "\n\n".join(blocks)
+
+
+def _shown(results: Results, task: str, models: list[str]) -> list[str]:
+    found = dict.fromkeys(metric for model in models for metric in results[model][task])
+    rest = [m for m in found if m not in (*MAIN, *OTHER, *COUNTS) and "/" not in m]
+    return [m for m in MAIN if m in found] + rest
 
 
 def _cell(score: dict[str, Any] | None) -> str:

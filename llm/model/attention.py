@@ -1,8 +1,6 @@
-"""Causal attention with rotary positions, grouped key-value heads and an optional cache."""
+"""Causal attention with rotary positions and grouped key-value heads."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -39,20 +37,6 @@ class RMSNorm(nn.Module):
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (wide * self.weight.float()).to(x.dtype)
-
-
-@dataclass
-class Cache:
-    """Keys and values of all layers, of fixed shape (layers, batch, kv_heads, slots, head_dim)."""
-
-    keys: Tensor
-    values: Tensor
-
-    @classmethod
-    def empty(cls, config: Config, batch: int, slots: int, device: torch.device, dtype: torch.dtype) -> Cache:
-        """Room for `slots` tokens of `batch` sequences."""
-        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, slots, config.head_dim)
-        return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
 
 
 def rotary_table(config: Config, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,15 +102,8 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.qk_norm = config.qk_norm
 
-    def forward(
-        self,
-        x: Tensor,
-        rotary: Pair,
-        mask: Tensor | None,
-        cache: Pair | None,
-        at: int,
-    ) -> Tensor:
-        """x (batch, seq, hidden); with a cache, keys and values go to its slots at … at + seq, and all are read."""
+    def project(self, x: Tensor, rotary: Pair) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (batch, heads, seq, head_dim), keys and values (batch, kv_heads, …) of x (batch, seq, hidden)."""
         batch, seq, _ = x.shape
         q, k, v = (
             proj(x).view(batch, seq, -1, self.head_dim).transpose(1, 2)
@@ -135,10 +112,13 @@ class Attention(nn.Module):
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         cos, sin = rotary
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cache is not None:
-            keys, values = cache
-            keys[:, :, at : at + seq], values[:, :, at : at + seq] = k, v
-            k, v = keys[:, :, : at + seq], values[:, :, : at + seq]
-        out = attend(q, k, v, mask)
-        return self.o_proj(out.transpose(1, 2).reshape(batch, seq, -1))
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def join(self, heads: Tensor) -> Tensor:
+        """What goes to the residual stream (batch, seq, hidden) of heads' outputs (batch, heads, seq, head_dim)."""
+        batch, _, seq, _ = heads.shape
+        return self.o_proj(heads.transpose(1, 2).reshape(batch, seq, -1))
+
+    def forward(self, x: Tensor, rotary: Pair, mask: Tensor | None) -> Tensor:
+        """x (batch, seq, hidden); mask as in `attend`."""
+        return self.join(attend(*self.project(x, rotary), mask))

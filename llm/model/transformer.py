@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from llm.model.attention import Attention, Cache, Linear, Pair, RMSNorm, rotary_table
+from llm.model.attention import Attention, Linear, Pair, RMSNorm, rotary_table
 from llm.model.config import Config
 from llm.model.loss import ChunkLoss, chunk_loss, cross_entropy
 
@@ -35,15 +35,8 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(
-        self,
-        x: Tensor,
-        rotary: Pair,
-        mask: Tensor | None,
-        cache: Pair | None,
-        at: int,
-    ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache, at)
+    def forward(self, x: Tensor, rotary: Pair, mask: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -106,37 +99,39 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         segments: Tensor | None = None,
         mask: Tensor | None = None,
-        cache: Cache | None = None,
-        at: int = 0,
     ) -> Tensor:
         """Final hidden states (batch, seq, hidden) of `input_ids` (batch, seq).
 
         positions: (batch, seq), default 0 … seq-1.
         segments: (batch, seq); attention stays within equal numbers (packed documents or examples).
-        mask: (batch, 1, seq, keys), true where a query may look; replaces the causal mask (decoding).
-        cache, at: keys and values are stored from slot `at` on.
+        mask: (batch, 1, seq, seq), true where a query may look; replaces the causal mask.
         """
         if positions is None:
-            positions = torch.arange(at, at + input_ids.shape[1], device=input_ids.device)[None]
-        cos, sin = rotary_table(self.config, positions)
-        rotary = cos[:, None].to(self.compute_dtype), sin[:, None].to(self.compute_dtype)
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        rotary = self.rotary(positions)
         if mask is None:
-            mask = self._training_mask(input_ids.shape[1], segments, input_ids.device)
-        x = self._embed(input_ids).to(self.compute_dtype)
-        for i, layer in enumerate(self.model.layers):
+            mask = self.causal_mask(input_ids.shape[1], segments, input_ids.device)
+        x = self.embed(input_ids)
+        for layer in self.model.layers:
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, rotary, mask, None, at, use_reentrant=False)
+                x = checkpoint(layer, x, rotary, mask, use_reentrant=False)
             else:
-                x = layer(x, rotary, mask, (cache.keys[i], cache.values[i]) if cache else None, at)
+                x = layer(x, rotary, mask)
         return self.model.norm(x)
 
-    def _embed(self, input_ids: Tensor) -> Tensor:
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Embeddings (batch, seq, hidden) of ids (batch, seq); ids behind the vocabulary are a soft prompt's."""
         if self.soft_prompt is None:
-            return F.embedding(input_ids, self.model.embed_tokens.weight)
+            return F.embedding(input_ids, self.model.embed_tokens.weight).to(self.compute_dtype)
         last = self.config.vocab_size - 1
         words = F.embedding(input_ids.clamp(max=last), self.model.embed_tokens.weight)
         virtual = F.embedding((input_ids - last - 1).clamp(min=0), self.soft_prompt)
-        return torch.where((input_ids > last)[..., None], virtual, words.to(virtual.dtype))
+        return torch.where((input_ids > last)[..., None], virtual, words.to(virtual.dtype)).to(self.compute_dtype)
+
+    def rotary(self, positions: Tensor) -> Pair:
+        """Cosines and sines (batch, 1, seq, head_dim) of positions (batch, seq)."""
+        cos, sin = rotary_table(self.config, positions)
+        return cos[:, None].to(self.compute_dtype), sin[:, None].to(self.compute_dtype)
 
     def forward(self, input_ids: Tensor, **kwargs: Tensor) -> Tensor:
         """Logits (batch, seq, vocab); arguments of `hidden_states`."""
@@ -159,7 +154,8 @@ class Transformer(nn.Module):
             layer.compile(dynamic=False)
         self.chunk_loss = torch.compile(chunk_loss, dynamic=False)
 
-    def _training_mask(self, seq: int, segments: Tensor | None, device: torch.device) -> Tensor | None:
+    def causal_mask(self, seq: int, segments: Tensor | None, device: torch.device) -> Tensor | None:
+        """Where a query may look, (batch or 1, 1, seq, seq); None: at all before it, and itself."""
         window = self.config.sliding_window
         if segments is None and (window is None or window >= seq):
             return None  # plain causal

@@ -1,32 +1,45 @@
-"""Finetuning tasks: one module a kind, found by its name."""
+"""Finetuning tasks: one module a kind, found by its name in this folder. docs/EVALUATION.md shows how to add one."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import pkgutil
 from typing import cast
 
 from llm.errors import UserError
 from llm.tasks.base import Task
 
-KINDS = ("summarization", "question_answering", "classification", "instructions")
+SUPPORT = ("base", "files", "mixture", "splits")  # modules of this folder that are no kinds of task
+
+
+def kinds() -> tuple[str, ...]:
+    """The kinds of task, by name."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in SUPPORT))
 
 
 def get(kind: str, name: str | None = None) -> Task:
     """The module of a kind of task.
 
     Args:
-        kind: one of `KINDS`.
+        kind: one of `kinds()`.
         name: the task's own name in `mix.tasks`, for the message.
 
     Raises:
-        UserError: there is no such kind.
+        UserError: there is no such kind, or its module lacks something that every kind has.
     """
-    if kind not in KINDS:
-        close = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0.5)
+    if kind not in kinds():
+        close = difflib.get_close_matches(kind, kinds(), n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise UserError(
-            f"download.{name or kind}: {kind!r} is not a kind of task; known: {', '.join(KINDS)}.{hint}\n"
+            f"download.{name or kind}: {kind!r} is not a kind of task; known: {', '.join(kinds())}.{hint}\n"
             f"Give a dataset with a name of its own its kind, e.g. `sst2: {{kind: classification, ...}}`."
         )
-    return cast(Task, importlib.import_module(f"llm.tasks.{kind}"))
+    module = importlib.import_module(f"llm.tasks.{kind}")
+    wanted = [*Task.__annotations__, *(key for key in vars(Task) if not key.startswith("_"))]
+    missing = [key for key in dict.fromkeys(wanted) if not hasattr(module, key)]
+    if missing:
+        raise UserError(
+            f"{module.__file__}: a kind of task needs {', '.join(missing)}. llm/tasks/base.py says what each is."
+        )
+    return cast(Task, module)

@@ -36,13 +36,15 @@ class Encoder(Protocol):
 class Task(Protocol):
     """A module in this folder.
 
-    `labels` are the names that `label` returned over the training examples, sorted.
+    `labels` are the names that `label` returned over the training examples, sorted. A module may also have
+    `score(prediction, row) -> {name: value}`, metrics of its own, of which the mean over examples is the score, and
+    `baselines(row) -> {name: prediction}`; rows are those of the test file.
     """
 
     COLUMNS: tuple[str, ...]  # of the raw records, beside id, group and split
-    METRICS: tuple[str, ...]  # that it is scored with
+    METRICS: tuple[str, ...]  # that it is scored with: those of `llm.evaluate.metrics`, or names that `score` gives
     CUT: str  # the field that is cut when an example is too long
-    CLOSED: bool  # whether only labels that training has can be right
+    CLOSED: bool  # whether only labels that training has can be right: then the answer is the likeliest of `choices`
     RESPONSE_TOKENS: int  # left free for the response after a test prompt, where the reference must not be looked at
     TEST_COLUMNS: dict[str, Any]  # name -> pyarrow type, what the test file holds beside the common columns
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from llm.tasks.base import Record
 
 COLUMNS = ("text", "text_pair", "label")
-METRICS = ("accuracy", "mcc")
+METRICS = ("accuracy", "mcc", "f1_macro")
 CUT = "text"
 CLOSED = True
 RESPONSE_TOKENS = 16

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llm.evaluate.choices import choice_log_likelihoods
-from llm.generate import log_likelihoods
+from llm.likelihood import log_likelihoods
 from tests.model.conftest import KINDS, random_model
 
 

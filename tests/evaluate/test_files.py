@@ -47,7 +47,7 @@ def test_missing_references_are_no_references(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{**QA, "kind": "poetry"}], "kind is 'poetry'; expected one of summarization"),
+        ([{**QA, "kind": "poetry"}], "kind is 'poetry'; expected one of classification"),
         ([ROW], "no column context, question, which question_answering needs"),
         ([{**LABELLED, "choices": []}], "an example has no choices"),
     ],

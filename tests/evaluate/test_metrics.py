@@ -157,17 +157,18 @@ def test_a_question_without_an_answer_wants_an_empty_one() -> None:
 @pytest.mark.filterwarnings("ignore:A single label")
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")), min_size=1, max_size=40))
-def test_mcc_and_accuracy_equal_scikit_learns(pairs: list[tuple[str, str]]) -> None:
-    from sklearn.metrics import accuracy_score, matthews_corrcoef
+def test_classification_scores_equal_scikit_learns(pairs: list[tuple[str, str]]) -> None:
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     predicted, labels = [p for p, _ in pairs], [t for _, t in pairs]
-    accuracy, mcc = metrics.classification(predicted, labels, "rule")
+    accuracy, mcc, f1 = metrics.classification(predicted, labels, "rule", names="ez")
     assert accuracy.value() == pytest.approx(accuracy_score(labels, predicted))
     assert mcc.value() == pytest.approx(matthews_corrcoef(labels, predicted), abs=1e-12)
+    assert f1.value() == pytest.approx(f1_score(labels, predicted, average="macro"), abs=1e-12)
 
 
 def test_a_label_outside_the_choices_counts_as_wrong() -> None:
-    accuracy, _ = metrics.classification(["a", "b"], ["a", "unseen"], "rule")
+    accuracy, *_ = metrics.classification(["a", "b"], ["a", "unseen"], "rule")
     assert accuracy.column == [1.0, 0.0]
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from llm.errors import UserError
-from llm.evaluate import metrics, run, table
+from llm.evaluate import language, metrics, run, table
 from llm.evaluate.files import TestSet
 from llm.evaluate.heldout import text_baselines_and_contamination
+from llm.evaluate.prompts import prompt_ids, room_for
+from llm.evaluate.run import Asking
 from llm.evaluate.scorebook import ScoreBook
 from tests.evaluate.standins import Bytes, Stream
 from tests.model.conftest import random_model
@@ -34,25 +36,26 @@ def held_out(kind: str, count: int = 3) -> TestSet:
 @pytest.mark.parametrize("chat", [True, False])
 def test_every_kind_of_task_is_answered_and_scored(kind: str, chat: bool) -> None:
     test = held_out(kind)
-    answers = run.answer(random_model(), Bytes(), test, {kind: 5}, chat)
+    answers = run.answer(random_model(), Bytes(), test, Asking(chat, {kind: 5}))
     found = {m.name: m for m in [*run.measures(test, answers.texts, answers.form), *answers.extra]}
     expected = {
-        "summarization": {*metrics.ROUGE, "bleu", "mean_length"},
-        "instructions": {*metrics.ROUGE, "bleu", "mean_length"},
-        "question_answering": {"exact_match", "f1", "mean_length"},
-        "classification": {"accuracy", "mcc", "accuracy_normalised"},
+        "summarization": {*metrics.ROUGE, "bleu", "mean_length", "unfinished"},
+        "instructions": {*metrics.ROUGE, "bleu", "mean_length", "unfinished"},
+        "question_answering": {"exact_match", "f1", "mean_length", "unfinished"},
+        "classification": {"accuracy", "mcc", "f1_macro", "accuracy_normalised", "unseen_label"},
     }
-    assert set(found) == expected[kind] | {"truncated"}
+    assert set(found) == expected[kind] | {"truncated", "empty", "no_reference"}
     assert len(answers.texts) == 3
-    assert all(f"prompt:{'chat' if chat else 'plain'}" in m.signature for n, m in found.items() if n != "truncated")
+    form = f"prompt:{'chat' if chat else 'plain'}, 0-shot|"
+    assert all(form in measure.signature for name, measure in found.items() if name not in metrics.COUNTS)
     assert found["truncated"].value() == 0.0
 
 
 def test_a_classification_is_the_choice_of_the_highest_likelihood() -> None:
-    from llm.generate import log_likelihoods
+    from llm.likelihood import log_likelihoods
 
     model, test, tokenizer = random_model(), held_out("classification", 1), Bytes()
-    answers = run.answer(model, tokenizer, test, {}, chat=True)
+    answers = run.answer(model, tokenizer, test, Asking(True))
     choices = ROWS["classification"]["choices"]
     prompts = [tokenizer.chat_ids("Say it.")] * 3
     sums, _ = log_likelihoods(model, prompts, [[*tokenizer.encode(c), tokenizer.eos_id] for c in choices])
@@ -64,45 +67,50 @@ def test_a_classification_is_the_choice_of_the_highest_likelihood() -> None:
 
 def test_a_long_prompt_loses_its_beginning_and_is_counted() -> None:
     tokenizer = Bytes()
-    assert run.prompt_ids(tokenizer, "abcdef", True, 5) == ([257, *b"def", 258], True)
-    assert run.prompt_ids(tokenizer, "abcdef", False, 3) == ([*b"ef", 10], True)
-    assert run.prompt_ids(tokenizer, "ab", False, 3) == ([*b"ab", 10], False)
+    assert prompt_ids(tokenizer, "abcdef", True, 5) == ([257, *b"def", 258], True)
+    assert prompt_ids(tokenizer, "abcdef", False, 3) == ([*b"ef", 10], True)
+    assert prompt_ids(tokenizer, "ab", False, 3) == ([*b"ab", 10], False)
     model, test = random_model(), held_out("summarization", 2)
     test.rows[0]["prompt"] = "long " * 100
-    answers = run.answer(model, tokenizer, test, {"summarization": 8}, chat=True)
+    answers = run.answer(model, tokenizer, test, Asking(True, {"summarization": 8}))
     assert answers.extra[0].value() == 0.5
     test.rows[1]["truncated"] = True  # by the mixture
-    assert run.answer(model, tokenizer, test, {"summarization": 8}, chat=True).extra[0].value() == 1.0
+    assert run.answer(model, tokenizer, test, Asking(True, {"summarization": 8})).extra[0].value() == 1.0
 
 
 def test_an_answer_limit_as_long_as_the_context_leaves_half_of_it_to_the_prompt() -> None:
-    assert run.room_for(64, 16) == 48
-    assert run.room_for(64, 100) == 32
+    assert room_for(64, 16) == 48
+    assert room_for(64, 100) == 32
 
 
 def test_a_task_named_otherwise_than_its_kind_may_have_its_own_limit() -> None:
     test = TestSet("cnn", "summarization", held_out("summarization").rows)
-    short = run.answer(random_model(), Bytes(), test, {"summarization": 9, "cnn": 2}, chat=True)
-    assert "at most 2 tokens" in short.form
-    with pytest.raises(UserError, match=r"evaluate\.max_new_tokens\.summarization is missing: task cnn"):
-        run.answer(random_model(), Bytes(), test, {}, chat=True)
+    for limits, expected in (({"summarization": 9, "cnn": 2}, 2), ({"summarization": 9}, 9), ({}, 64)):
+        short = run.answer(random_model(), Bytes(), test, Asking(True, limits))
+        assert f"at most {expected} tokens" in short.form
 
 
 def test_logits_that_are_not_finite_name_model_and_task() -> None:
     model = random_model()
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
     for kind in ("summarization", "classification"):
-        with pytest.raises(UserError, match="models/base, " + kind), run.finite_logits(model, f"models/base, {kind}"):
-            run.answer(model, Bytes(), held_out(kind), {kind: 3}, chat=True)
-    with pytest.raises(UserError, match="text"), run.finite_logits(model, "models/base, text"):
-        run.language_modeling(model, Stream(["some text"]), Bytes(), None)
-    assert not model.lm_head._forward_hooks
+        with pytest.raises(UserError, match=f"models/base, {kind}: .* not finite for 3 of 3 prompts"):
+            run.answer(model, Bytes(), held_out(kind), Asking(True, {kind: 3}, who=f"models/base, {kind}"))
+    with pytest.raises(UserError, match=r"base: .* for 1 of 1 windows of text"):
+        language.language_modeling(model, Stream(["some text"]), Bytes(), None, "base")
+
+
+def test_a_model_without_the_tokens_of_the_tasks_form_is_refused() -> None:
+    model = random_model(vocab_size=257)  # the bytes and the end, nothing for a chat
+    with pytest.raises(UserError, match="models/base: the tokenizer has 300 tokens, the model 257"):
+        run.answer(model, Bytes(), held_out("summarization"), Asking(True, who="models/base"))
 
 
 def test_perplexity_and_bits_per_byte_are_those_of_a_plain_computation() -> None:
     model, texts = random_model(), ["Return the sum of all.", "Über alles " * 20]
     stream = Stream(texts)
-    perplexity, bits = run.language_modeling(model, stream, Bytes(), None)
+    found = language.language_modeling(model, stream, Bytes(), None)
+    loss, perplexity, bits = found.measures()
     tokens = torch.tensor(stream.read(0, len(stream)).astype(np.int64))
     nats, predicted = 0.0, len(stream) - 1
     with torch.no_grad():
@@ -110,7 +118,9 @@ def test_perplexity_and_bits_per_byte_are_those_of_a_plain_computation() -> None
             window = tokens[start : start + 65]
             logs = model(window[None, :-1]).double().log_softmax(-1)[0]
             nats -= float(logs.gather(-1, window[1:, None]).sum())
+    assert loss.value() == pytest.approx(nats / predicted, rel=1e-5)
     assert perplexity.value() == pytest.approx(math.exp(nats / predicted), rel=1e-5)
+    assert found.documents.sum() == pytest.approx(nats, rel=1e-5)
     assert bits.value() == pytest.approx(nats / math.log(2) / sum(len(t.encode()) for t in texts), rel=1e-5)
     score = bits.score(200, 0.95, 0)
     assert score["low"] <= score["value"] <= score["high"]
@@ -118,7 +128,7 @@ def test_perplexity_and_bits_per_byte_are_those_of_a_plain_computation() -> None
 
 def test_a_part_of_the_text_counts_only_its_own_bytes() -> None:
     stream = Stream(["abcdefü"] * 30)
-    _, bits = run.language_modeling(random_model(), stream, Bytes(), 90)
+    *_, bits = language.language_modeling(random_model(), stream, Bytes(), 90).measures()
     assert bits.statistics[:, 1].sum() == pytest.approx(80)  # ten documents of eight bytes
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from llm.data.raw import Writer
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
 from llm.io import sha256, write_json
@@ -32,7 +33,7 @@ METRICS = {
     "summarization": {"rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "mean_length"},
     "instructions": {"rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "mean_length"},
     "question_answering": {"exact_match", "f1", "mean_length"},
-    "classification": {"accuracy", "mcc"},
+    "classification": {"accuracy", "mcc", "f1_macro"},
     "language_modeling": {"bits_per_byte"},
 }
 BASELINES = {
@@ -49,7 +50,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory as the stages before leave it: two small random models, tokens, a mixture and test sets."""
     monkeypatch.chdir(tmp_path)
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    params["evaluate"] |= {"bootstrap": 100, "examples": 3}
+    params["evaluate"] |= {"bootstrap": 100, "examples": 3, "shots": 1, "variant_examples": 2}
     params["evaluate"]["max_new_tokens"] = dict.fromkeys(KINDS, 4)
     Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
 
@@ -64,6 +65,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         model = random_model(seed=len(name), vocab_size=tokenizer.vocab_size)
         save_model(model, Path("models", name), saved, tokenizer.eos_id)
     write_tokens(Path("data/tokens"), tokenizer, {"train": texts[:70], "val": texts[70:]})
+    with Writer(Path("data/raw/pretrain"), "pretrain") as writer:  # one held-out document is of no record
+        for i, text in enumerate(texts[:79]):
+            writer.write({"id": str(i), "text": text, "source": f"source {i % 2}"})
 
     Path("data/mix/test").mkdir(parents=True)
     training = []
@@ -106,8 +110,8 @@ def write_tokens(directory: Path, tokenizer: Tokenizer, splits: dict[str, list[s
 
 
 def outputs(directory: Path) -> dict[str, bytes]:
-    files = [directory / name for name in ("evaluate.json", "contamination.json", "scores.csv")]
-    paths = [*files, *sorted((directory / "predictions").iterdir())]
+    names = ("comparison.json", "contamination.json", "evaluate.json", "scores.csv")
+    paths = [*(directory / name for name in names), *sorted((directory / "predictions").iterdir())]
     return {path.name: path.read_bytes() for path in paths}
 
 
@@ -125,6 +129,7 @@ def test_the_stage_keeps_its_contract_and_its_bytes(project: Path, capsys: pytes
         assert max(shares) <= fraction <= sum(shares)
     for task, metrics in METRICS.items():
         models = {"base", "finetuned", *(f"baseline:{name}" for name in BASELINES[task])}
+        models |= {"variant:beams", "variant:sampled"} if "mean_length" in metrics else set()
         assert {model for model in results if task in results[model]} == models
         for model in models:
             assert metrics <= set(results[model][task])
@@ -138,10 +143,22 @@ def test_the_stage_keeps_its_contract_and_its_bytes(project: Path, capsys: pytes
     assert results["base"]["language_modeling"]["perplexity"]["value"] > 1
     assert results["baseline:majority"]["classification"]["accuracy"]["value"] == 1.0
 
-    names = {f"{model}-{kind}.parquet" for kind in KINDS for model in ("base", "finetuned")}
+    names = {f"{model}-{kind}.parquet" for kind in (*KINDS, "language_modeling") for model in ("base", "finetuned")}
+    written = [kind for kind in KINDS if kind != "classification"]
+    names |= {f"variant_{name}-{kind}.parquet" for kind in written for name in ("beams", "sampled")}
     names |= {f"baseline_{name}-{kind}.parquet" for kind in KINDS for name in BASELINES[kind]}
     first = outputs(Path("metrics"))
-    assert set(first) == names | {"evaluate.json", "contamination.json", "scores.csv"}
+    assert set(first) == names | {"comparison.json", "contamination.json", "evaluate.json", "scores.csv"}
+    by_source = {name for name in results["base"]["language_modeling"] if "/" in name}
+    assert by_source == {f"bits_per_byte/{name}" for name in ("source 0", "source 1", "unknown")}
+    compared = json.loads(first["comparison.json"])["finetuned - base"]
+    assert set(compared) == set(METRICS)
+    for task, differences in compared.items():
+        for metric, found in differences.items():
+            values = [results[model][task][metric]["value"] for model in ("base", "finetuned")]
+            assert [found["a"], found["b"]] == values
+            assert found["low"] <= found["difference"] <= found["high"]
+            assert 0 < found["p_value"] <= 1
     rows = pq.read_table("metrics/predictions/finetuned-question_answering.parquet").to_pylist()
     assert [row["id"] for row in rows] == ["question_answering0", "question_answering1", "question_answering2"]
     assert {"prompt", "prediction", "references", "exact_match", "f1"} <= set(rows[0])

@@ -1,0 +1,94 @@
+"""From a test example's prompt to token ids: its form, the examples shown before it, and what is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llm.evaluate import metrics
+from llm.evaluate.baselines import Row
+from llm.evaluate.metrics import Measure
+from llm.tasks.base import uniform
+
+if TYPE_CHECKING:
+    from llm.data.tokenizer import Tokenizer
+
+BETWEEN = "\n\n"  # stands between the shots of a plain prompt, and so ends a plain answer after shots
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Worked examples before each prompt: `count` of the training examples, drawn by a hash of seed and example id."""
+
+    count: int = 0
+    examples: Sequence[tuple[str, str]] = ()  # prompts and responses
+    seed: int = 0
+
+    def drawn(self, example_id: str) -> list[tuple[str, str]]:
+        """The shots of one test example: different ones, the same in every run."""
+        wanted, places, attempt = min(self.count, len(self.examples)), dict[int, None](), 0
+        while len(places) < wanted:
+            places[int(uniform("shot", self.seed, example_id, attempt) * len(self.examples))] = None
+            attempt += 1
+        return [self.examples[place] for place in places]
+
+
+NONE = Shots()
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Token ids of the prompts, what is counted of them, and their form, for signatures."""
+
+    ids: list[list[int]]
+    counts: list[Measure]
+    form: str
+
+
+def prompts(tokenizer: Tokenizer, rows: Sequence[Row], chat: bool, room: int, shots: Shots = NONE) -> Prompts:
+    """Ids of every prompt, at most `room` each.
+
+    Where a prompt and its shots are too long, shots are left out, the first ones first; a prompt that is too long alone
+    loses its beginning. Counted: prompts that lost text (to the mixture's limit or to the context), and shots shown.
+    """
+    ids, cut, shown = [], [], []
+    for row in rows:
+        own, short = prompt_ids(tokenizer, row["prompt"], chat, room)
+        before = [_shot_ids(tokenizer, *shot, chat) for shot in shots.drawn(row["id"])] if shots.count else []
+        while before and sum(map(len, before)) + len(own) > room:
+            before.pop(0)
+        ids.append([token for part in (*before, own) for token in part])
+        cut.append(float(bool(row["truncated"]) or short))
+        shown.append(len(before))
+    counts = [metrics.mean("truncated", "share of prompts that lost text|scale:0-1", cut)]
+    if shots.count:
+        counts.append(
+            metrics.mean("shots", f"examples before a prompt, on average; {shots.count} where they fit", shown)
+        )
+    return Prompts(ids, counts, f"prompt:{'chat' if chat else 'plain'}, {shots.count}-shot")
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str, chat: bool, room: int) -> tuple[list[int], bool]:
+    """Token ids of a prompt, at most `room`, and whether it was cut: a prompt that is too long loses its beginning.
+
+    chat: between the chat tokens, as in finetuning. Otherwise plain text that ends with a line break: a base model
+        has never seen the chat tokens.
+    """
+    ids = tokenizer.chat_ids(prompt) if chat else tokenizer.encode(prompt + "\n")
+    if len(ids) <= room:
+        return ids, False
+    kept = [*ids[:1], *ids[len(ids) - room + 1 :]] if chat else ids[len(ids) - room :]  # <|user|> stays
+    return kept, True
+
+
+def _shot_ids(tokenizer: Tokenizer, prompt: str, response: str, chat: bool) -> list[int]:
+    """A worked example as the model would meet it: a turn of a chat with its end, or two paragraphs of text."""
+    if chat:
+        return [*tokenizer.chat_ids(prompt), *tokenizer.encode(response), tokenizer.eos_id]
+    return tokenizer.encode(f"{prompt}\n{response}{BETWEEN}")
+
+
+def room_for(context: int, new_tokens: int) -> int:
+    """Tokens left to the prompt: the context without the answer, but at least half of it."""
+    return max(1, context // 2, context - new_tokens)

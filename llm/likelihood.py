@@ -1,0 +1,101 @@
+"""The likelihood of given text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from llm.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from llm.data.shards import TokenStream
+
+
+def _batches(lengths: list[int], size: int) -> list[list[int]]:
+    """Indices of neighbours in length, so that little is padded; ties by index, so that the split is deterministic."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    model: Transformer,
+    prompts: list[list[int]],
+    continuations: list[list[int]],
+    batch_size: int = 32,
+    on_progress: Callable[[int], object] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probability of each continuation after its prompt.
+
+    Returns:
+        Sums over the continuation's tokens (nats, float64), and whether greedy decoding would have produced it.
+        A pair longer than the context loses tokens of the prompt's beginning.
+    """
+    device = next(model.parameters()).device
+    limit = model.config.max_position_embeddings
+    pairs = [(p + c)[-limit:] for p, c in zip(prompts, continuations, strict=True)]
+    sums, greedy = np.zeros(len(pairs)), np.zeros(len(pairs), dtype=bool)
+    for rows in _batches([len(pair) for pair in pairs], batch_size):
+        longest = max(len(pairs[i]) for i in rows)
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        for j, i in enumerate(rows):
+            ids[j, : len(pairs[i])] = torch.tensor(pairs[i])  # padding on the right is never looked at
+        hidden = model.hidden_states(ids.to(device))
+        for j, i in enumerate(rows):
+            count = min(len(continuations[i]), len(pairs[i]) - 1)
+            end = len(pairs[i])
+            logits = model.lm_head(hidden[j, end - 1 - count : end - 1]).double()
+            wanted = ids[j, end - count : end].to(device)
+            picked = logits.log_softmax(-1).gather(-1, wanted[:, None])
+            sums[i] = float(picked.sum())
+            greedy[i] = bool((logits.argmax(-1) == wanted).all())
+        if on_progress:
+            on_progress(len(rows))
+    return sums, greedy
+
+
+@torch.inference_mode()
+def stream_nll(
+    model: Transformer, stream: TokenStream, tokens: int | None, sequence_length: int, batch_size: int = 16
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Negative log-likelihood of the first `tokens` tokens of a stream, in windows that do not overlap.
+
+    Every token but the first of the stream is predicted once, from those before it in its window.
+
+    Returns:
+        Per window: the summed loss (nats, float64) and the number of predicted tokens. Per document: the summed loss
+        of its tokens, its end token among them.
+    """
+    device = next(model.parameters()).device
+    total = min(len(stream), tokens or len(stream)) - 1
+    starts = list(range(0, total, sequence_length))
+    sums, counts = np.zeros(len(starts)), np.zeros(len(starts), dtype=np.int64)
+    documents = np.zeros(1)
+    current = int(len(stream) > 0 and int(stream.read(0, 1)[0]) == stream.eos_id)  # the document of the next token
+    for first in range(0, len(starts), batch_size):
+        for full in (True, False):  # the last window may be shorter: it goes alone
+            group = [
+                i
+                for i in range(first, min(first + batch_size, len(starts)))
+                if (starts[i] + sequence_length <= total) == full
+            ]
+            if not group:
+                continue
+            length = min(sequence_length, total - starts[group[0]])
+            rows = np.stack([stream.read(starts[i], length + 1) for i in group]).astype(np.int64)
+            data = torch.from_numpy(rows).to(device)
+            logits = model(data[:, :-1]).float()
+            loss = F.cross_entropy(logits.flatten(0, 1), data[:, 1:].flatten(), reduction="none").double().cpu()
+            sums[group] = loss.view(len(group), length).sum(1).numpy()
+            counts[group] = length
+            ended = np.cumsum(rows[:, 1:].ravel() == stream.eos_id)
+            place = current + np.concatenate([[0], ended[:-1]])  # an end token belongs to the document that it ends
+            if place[-1] >= len(documents):
+                documents = np.concatenate([documents, np.zeros(int(place[-1]) + 1 - len(documents))])
+            documents[place[0] : place[-1] + 1] += np.bincount(place - place[0], weights=loss.numpy())
+            current += int(ended[-1])
+    return sums, counts, documents
