@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,7 +98,8 @@ def link(source: str, target: str) -> None:
 def whole_directory(path: str | Path) -> Iterator[Path]:
     """A new directory that takes the place of `path` when the block ends without an error.
 
-    A kill in the middle leaves `path` as it was; what the dead process left beside it is removed by the next one.
+    A kill in the middle leaves `path` as it was; what the dead process left beside it is removed by the next one. Two
+    processes that write the same directory do not disturb each other: the one that ends last has its content there.
 
     Raises:
         UserError: it does not fit on the disk; `path` is as it was.
@@ -104,17 +107,31 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.*.tmp"):
-        shutil.rmtree(stale, ignore_errors=True)
+        found = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)\.tmp", stale.name)
+        if found and (int(found[1]) == os.getpid() or not psutil.pid_exists(int(found[1]))):
+            shutil.rmtree(stale, ignore_errors=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir()
         yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        _take_place(temporary, path)
     except OSError as error:
         if error.errno in NO_SPACE:
             raise no_space(path, error) from error
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    """Put a directory where another may be, which a third process may be taking away or putting there."""
+    for attempt in range(50):
+        try:
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT) or attempt == 49:
+                raise
+            time.sleep(0.01)

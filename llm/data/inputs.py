@@ -158,8 +158,10 @@ def _local(pattern: str, where: str) -> list[str]:
                 f"{', '.join(sorted(SUFFIXES))}, or those with .gz or .zst after it. Name other files by a glob."
             )
         return files
-    if os.path.exists(path):
+    if os.path.isfile(path):
         return [path]
+    if os.path.exists(path):  # a pipe or a device, which might never end
+        raise UserError(f"{where}: {pattern}: is no file and no directory. Name the file that holds the data.")
     if os.path.islink(path):
         raise UserError(f"{where}: {pattern} is a link that leads nowhere ({os.readlink(path)}). Mend or remove it.")
     if not glob.has_magic(path):
@@ -205,7 +207,8 @@ def _walk(top: str) -> list[str]:
         entered.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [os.path.join(folder, name) for name in names if not name.startswith(".")]
-    return sorted(files)
+    # Pipes and devices are left out; a link that leads nowhere is not: reading it will say so.
+    return sorted(file for file in files if os.path.isfile(file) or not os.path.exists(file))
 
 
 def _remote(pattern: str, where: str) -> tuple[Any, dict[str, str]]:

@@ -29,6 +29,7 @@ from llm.io import write_json
 from llm.progress import Progress
 
 EXAMPLES = 20  # rejected records that the manifest shows
+FOREIGN = 1 << 14  # bytes that are not UTF-8, of which the encoding is guessed
 SHOWN = 5  # and that an error message shows
 MAX_LABELS = 100  # classes that the manifest counts
 NOT_STATED = "not stated"
@@ -44,7 +45,7 @@ class Gate:
         self.examples: list[dict[str, Any]] = []
         self.kept: Counter[str] = Counter()
         self.labels: Counter[str] = Counter()
-        self.foreign = b""  # the first record that is not UTF-8
+        self.foreign = b""  # the beginnings of records that are not UTF-8
         self._ids: set[int] = set()  # 8-byte digests; pretraining ids are places and unique by themselves
 
     def add(
@@ -66,10 +67,9 @@ class Gate:
         except Rejected as rejected:
             own = row.record.get("id")  # a whole SQuAD file may be one line
             self.reject(file, row.line, rejected.reason, rejected.detail + (f" (id {own})" if own else ""))
-            if rejected.reason == "not UTF-8" and not self.foreign:
-                self.foreign = " ".join(v for v in row.record.values() if isinstance(v, str)).encode(
-                    "utf-8", "surrogateescape"
-                )
+            if rejected.reason == "not UTF-8" and len(self.foreign) < FOREIGN:
+                text = " ".join(value for value in row.record.values() if isinstance(value, str))
+                self.foreign += text[:FOREIGN].encode("utf-8", "surrogateescape")
             return
         place = f"{label}:{row.line}"
         if "source" in record:

@@ -235,4 +235,6 @@ def looks_like(sample: bytes) -> str:
     from charset_normalizer import from_bytes
 
     best = from_bytes(sample[: 1 << 16]).best()
-    return "" if best is None or best.encoding in ("utf_8", "ascii") else best.encoding
+    if best is None or best.encoding in ("utf_8", "ascii"):
+        return ""
+    return "cp1252" if "cp1252" in best.could_be_from_charset else best.encoding  # of equals, the usual one

@@ -39,6 +39,7 @@ NEWS = ["World", "Sports", "Business", "Sci/Tech"]
 REAL = [
     ("pretrain", "pretrain/TinyStories-train.txt", {}, 1389, 0),
     ("pretrain", "pretrain/c4.jsonl.gz", {}, 407, 0),
+    ("pretrain", "pretrain/large.jsonl.zst", {}, 16285, 0),
     ("pretrain", "pretrain/novels_eltec.txt.gz", {}, 1354, 0),
     ("pretrain", "pretrain/tech_cc0.parquet", {}, 1298, 0),
     ("pretrain", "pretrain/textbooks_ccby.jsonl.zst", {}, 582, 0),
@@ -368,6 +369,18 @@ def test_streaming_stops_at_the_row_and_byte_budgets(tmp_path: Path, dataset: Pa
     manifest = from_hub(tmp_path / "b", dataset, max_bytes=100)
     assert 100 <= manifest["bytes"] < 120
     assert "max_bytes" in manifest["notes"]
+
+
+def test_a_byte_budget_is_reached_without_a_look_at_the_files_behind_it(tmp_path: Path, dataset: Path) -> None:
+    first = dataset / "data/train-00000-of-00001.parquet"
+    first.rename(dataset / "data/train-00000-of-00003.parquet")
+    for number in (1, 2):
+        (dataset / f"data/train-0000{number}-of-00003.parquet").write_bytes(b"PAR1 is not parquet, and never read PAR1")
+    manifest = from_hub(tmp_path / "out", dataset, max_bytes=200)
+    assert 200 <= manifest["bytes"] < 220
+    assert manifest["rows"] < 40
+    with pytest.raises(UserError, match=r"split train, after record 40"):
+        from_hub(tmp_path / "out", dataset)
 
 
 def test_a_wrong_split_or_configuration_is_named_with_those_there_are(tmp_path: Path, dataset: Path) -> None:
