@@ -25,7 +25,7 @@ class Chunk(NamedTuple):
     last: int
     row: int  # of the part that the chunk begins with
     rows: int
-    bytes: int  # of text and names, uncompressed
+    bytes: int  # of text, uncompressed; a few more for each document
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def find_chunks(directory: Path, size: int = CHUNK_BYTES) -> list[Chunk]:
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
             first = row = rows = held = 0
             for number, group in enumerate(groups, 1):
-                rows, held = rows + group.num_rows, held + group.total_byte_size
+                rows, held = rows + group.num_rows, held + group.column(names.index("text")).total_uncompressed_size
                 if held >= size or number == len(groups):
                     found.append(Chunk(path, first, number, row, rows, held))
                     first, row, rows, held = number, row + rows, 0, 0

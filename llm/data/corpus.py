@@ -37,6 +37,7 @@ Document = dict[str, Any]  # id, text, source; validation: whether it is held ou
 Clean = Callable[[Iterator[Document], Removed], Iterable[Document]]  # can be pickled; sees a chunk at a time
 SYNC_SECONDS = 10.0  # between two records of how far it got
 CHECKED_EVERY, CHECKED_BYTES = 128, 1 << 18  # documents compared with tiktoken: each so many, if no longer than that
+COUNTED = 1 << 20  # ids counted at a time
 WORKER_BYTES = 32 << 20  # of text that are worth another worker: starting one takes as long
 
 
@@ -63,7 +64,8 @@ class ChunkEncoder:
         ids = np.insert(ids, np.cumsum(lengths), self.tokenizer.eos_id)
         lengths = lengths + 1
         counts.add(np.diff(content(texts)[1]), lengths, held_out, documents["source"])
-        counts.tokens += np.bincount(ids, minlength=len(counts.tokens))
+        for some in np.split(ids, range(COUNTED, len(ids), COUNTED)):  # bincount makes 8 bytes of each id
+            counts.tokens += np.bincount(some, minlength=len(counts.tokens))
         mask = np.repeat(held_out, lengths)
         return Encoded({"train": ids[~mask], "val": ids[mask]}, counts)
 
