@@ -23,7 +23,7 @@ class Chunk(NamedTuple):
     path: Path
     first: int
     last: int
-    row: int  # of the part that the chunk begins with
+    place: int  # of its first document among all of the data set, from 0
     rows: int
     bytes: int  # of text, uncompressed; a few more for each document
 
@@ -51,7 +51,7 @@ def find_chunks(directory: Path, size: int = CHUNK_BYTES) -> list[Chunk]:
     paths = sorted(Path(directory).glob("part-*.parquet"))
     if not paths:
         raise UserError(f"{directory}: no part-*.parquet here. Run `dvc repro download` to make them.")
-    found = []
+    found, place = [], 0
     for path in paths:
         with _readable(path) as file:
             names = file.schema_arrow.names
@@ -61,12 +61,12 @@ def find_chunks(directory: Path, size: int = CHUNK_BYTES) -> list[Chunk]:
                     "Run `dvc repro -f download` to write it again."
                 )
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-            first = row = rows = held = 0
+            first = rows = held = 0
             for number, group in enumerate(groups, 1):
                 rows, held = rows + group.num_rows, held + group.column(names.index("text")).total_uncompressed_size
                 if held >= size or number == len(groups):
-                    found.append(Chunk(path, first, number, row, rows, held))
-                    first, row, rows, held = number, row + rows, 0, 0
+                    found.append(Chunk(path, first, number, place, rows, held))
+                    first, place, rows, held = number, place + rows, 0, 0
     return found
 
 

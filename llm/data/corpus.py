@@ -33,7 +33,7 @@ from llm.errors import UserError
 from llm.io import read_json, write_json
 from llm.progress import Progress
 
-Document = dict[str, Any]  # id, text, source; validation: whether it is held out, decided by the text it came with
+Document = dict[str, Any]  # id, text, source, and its place among all documents of data/raw/pretrain, from 0
 Clean = Callable[[Iterator[Document], Removed], Iterable[Document]]  # can be pickled; sees a chunk at a time
 SYNC_SECONDS = 10.0  # between two records of how far it got
 CHECKED_EVERY, CHECKED_BYTES = 128, 1 << 18  # documents compared with tiktoken: each so many, if no longer than that
@@ -57,8 +57,8 @@ class ChunkEncoder:
 
     def __call__(self, chunk: Chunk) -> Encoded:
         counts = Counts(self.tokenizer.vocab_size)
-        documents = read_documents(chunk, self.val_fraction, self.clean, counts.removed)
-        texts, held_out = documents["text"], documents["validation"]
+        documents = read_documents(chunk, self.clean, counts.removed)
+        texts, held_out = documents["text"], is_held_out(documents["text"], self.val_fraction)
         ids, lengths = self.encoder.encode(texts)
         self._check(chunk, ids, lengths, documents)
         ids = np.insert(ids, np.cumsum(lengths), self.tokenizer.eos_id)
@@ -69,7 +69,7 @@ class ChunkEncoder:
         mask = np.repeat(held_out, lengths)
         return Encoded({"train": ids[~mask], "val": ids[mask]}, counts)
 
-    def _check(self, chunk: Chunk, ids: np.ndarray, lengths: np.ndarray, documents: dict[str, Any]) -> None:
+    def _check(self, chunk: Chunk, ids: np.ndarray, lengths: np.ndarray, documents: dict[str, pa.StringArray]) -> None:
         """Raises UserError where a sampled document's ids are not tiktoken's."""
         ends = np.cumsum(lengths)
         sizes = np.diff(content(documents["text"])[1])
@@ -79,27 +79,29 @@ class ChunkEncoder:
             expected = self.tokenizer.encode_to_numpy(documents["text"][row].as_py())
             if not np.array_equal(ids[ends[row] - lengths[row] : ends[row]], expected):
                 raise UserError(
-                    f"tokenize: the ids of document {documents['id'][row].as_py()} ({chunk.path}, rows {chunk.row} to "
-                    f"{chunk.row + chunk.rows - 1}) are not tiktoken's. That is a fault of this program: please report "
-                    "it with the document. Set tokenize.encoder to tiktoken to go on without the fast encoder."
+                    f"tokenize: the ids of document {documents['id'][row].as_py()} ({chunk.path}, among documents "
+                    f"{chunk.place:,} to {chunk.place + chunk.rows - 1:,}) are not tiktoken's. That is a fault of this "
+                    "program: please report it with the document. Set tokenize.encoder to tiktoken to go on without "
+                    "the fast encoder."
                 )
 
 
-def read_documents(chunk: Chunk, val_fraction: float, clean: Clean | None, removed: Removed) -> dict[str, Any]:
-    """A chunk's documents after cleaning: id, text, source (n,) strings of Arrow, validation bool (n,).
-
-    The side of the split is that of the text as it came, as elsewhere in the pipeline: cleaning moves none across.
-    """
+def read_documents(chunk: Chunk, clean: Clean | None, removed: Removed) -> dict[str, pa.StringArray]:
+    """id, text and source of a chunk's documents, after cleaning."""
     table = chunks.read_chunk(chunk)
     columns = {name: _whole(table[name]) for name in chunks.COLUMNS}
-    data, ends = content(columns["text"])
-    held_out = [is_validation(data[a:b], val_fraction) for a, b in pairwise(ends)]
     if clean is None:
-        return {**columns, "validation": np.array(held_out, dtype=bool)}
-    rows = zip(*(columns[name].to_pylist() for name in chunks.COLUMNS), held_out, strict=True)
-    kept = list(clean((dict(zip((*chunks.COLUMNS, "validation"), row, strict=True)) for row in rows), removed))
-    strings = {name: pa.array([valid_unicode(document[name]) for document in kept], pa.string()) for name in columns}
-    return {**strings, "validation": np.array([document["validation"] for document in kept], dtype=bool)}
+        return columns
+    rows = enumerate(zip(*(columns[name].to_pylist() for name in chunks.COLUMNS), strict=True), chunk.place)
+    documents = ({**dict(zip(chunks.COLUMNS, row, strict=True)), "place": place} for place, row in rows)
+    kept = list(clean(documents, removed))
+    return {name: pa.array([valid_unicode(document[name]) for document in kept], pa.string()) for name in columns}
+
+
+def is_held_out(texts: pa.StringArray, val_fraction: float) -> np.ndarray:
+    """Whether each of (n,) documents is on the validation side, bool (n,)."""
+    data, ends = content(texts)
+    return np.array([is_validation(data[a:b], val_fraction) for a, b in pairwise(ends)], dtype=bool)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.StringArray:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from llm.data.chunks import Chunk, read_chunk
-from llm.data.corpus import Clean, read_documents
+from llm.data.corpus import Clean, is_held_out, read_documents
 from llm.data.counts import Removed
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
@@ -33,8 +33,8 @@ def training_texts(groups: list[Chunk], val_fraction: float, clean: Clean | None
     """
     total = sum(group.bytes for group in groups)
     for group in spaced(groups, max(1, len(groups) * SAMPLE_BYTES // max(1, total))):
-        documents = read_documents(group, val_fraction, clean, Removed())
-        for text, held_out in zip(documents["text"], documents["validation"], strict=True):
+        texts = read_documents(group, clean, Removed())["text"]
+        for text, held_out in zip(texts, is_held_out(texts, val_fraction), strict=True):
             if not held_out:
                 yield text.as_py()
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val")
 KINDS = ("tokens", "documents", "bytes")  # bytes of text; tokens with the end token of each document
-MAX_SOURCES = 1000  # that are counted by name; what later ones hold is counted together
+MAX_SOURCES = 100  # that are counted by name; what later ones hold is counted together
 OTHERS = "(other sources)"
 FREQUENT = 20  # tokens that the metrics name
 EXAMPLES, EXAMPLE_CHARACTERS = 5, 400  # shown of what a rule removed
@@ -47,30 +47,34 @@ class Counts:
 
     def __init__(self, vocab_size: int) -> None:
         self.splits = {split: dict.fromkeys(KINDS, 0) for split in SPLITS}
-        self.sources: dict[str, dict[str, int]] = {}
+        self.sources: dict[str, dict[str, int]] = {}  # by name: <split>_<kind>
         self.lengths: Counter[int] = Counter()  # a power of two -> documents of at most so many tokens, not of half
         self.tokens = np.zeros(vocab_size, dtype=np.int64)
         self.removed = Removed()
 
     def add(self, sizes: np.ndarray, lengths: np.ndarray, validation: np.ndarray, sources: pa.StringArray) -> None:
         """Count (n,) documents: their bytes, their tokens, whether they are held out, and where they come from."""
-        for split, here in zip(SPLITS, (~validation, validation), strict=True):
-            _increase(self.splits[split], int(lengths[here].sum()), int(here.sum()), int(sizes[here].sum()))
         coded = sources.dictionary_encode()
         which, names = coded.indices.to_numpy(), coded.dictionary.to_pylist()
-        documents = np.bincount(which, minlength=len(names)).tolist()
-        tokens, size = (np.bincount(which, weights=w, minlength=len(names)).tolist() for w in (lengths, sizes))
-        for name, *added in zip(names, tokens, documents, size, strict=True):
-            self._add_source(name, *map(int, added))
+        by_source: dict[str, dict[str, int]] = {name: {} for name in names}
+        for split, here in zip(SPLITS, (~validation, validation), strict=True):
+            for kind, weights in zip(KINDS, (lengths, np.ones_like(sizes), sizes), strict=True):
+                self.splits[split][kind] += int(weights[here].sum())
+                shares = np.bincount(which[here], weights=weights[here], minlength=len(names))
+                for name, share in zip(names, shares.tolist(), strict=True):
+                    by_source[name][f"{split}_{kind}"] = int(share)
+        for name, added in by_source.items():
+            self._add_source(name, added)
         powers = 1 << np.arange(48)
         self.lengths.update(powers[np.searchsorted(powers, lengths)].tolist())
 
     def merge(self, later: Counts) -> None:
         """Add what a later part of the corpus holds."""
         for split, added in later.splits.items():
-            _increase(self.splits[split], **added)
+            for kind, number in added.items():
+                self.splits[split][kind] += number
         for name, added in later.sources.items():
-            self._add_source(name, **added)
+            self._add_source(name, added)
         self.lengths.update(later.lengths)
         self.tokens += later.tokens
         self.removed.merge(later.removed)
@@ -91,10 +95,12 @@ class Counts:
             **(removed if self.removed.counts else {}),
         }
 
-    def _add_source(self, name: str, tokens: int, documents: int, bytes: int) -> None:
+    def _add_source(self, name: str, added: dict[str, int]) -> None:
         if name not in self.sources and len(self.sources) >= MAX_SOURCES:
             name = OTHERS
-        _increase(self.sources.setdefault(name, dict.fromkeys(KINDS, 0)), tokens, documents, bytes)
+        held = self.sources.setdefault(name, dict.fromkeys(added, 0))
+        for key, number in added.items():
+            held[key] += number
 
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -115,8 +121,3 @@ class Counts:
         found.tokens = np.array(value["tokens"], dtype=np.int64)
         found.removed = Removed(**value["removed"])
         return found
-
-
-def _increase(held: dict[str, int], tokens: int, documents: int, bytes: int) -> None:
-    for kind, value in zip(KINDS, (tokens, documents, bytes), strict=True):
-        held[kind] += value

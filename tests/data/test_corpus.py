@@ -73,10 +73,7 @@ def test_chunks_hold_every_document_once_and_are_bounded(found: list[Chunk]) -> 
     assert all(
         SIZE <= chunk.bytes < 2 * SIZE for chunk in found[:-1] if chunk.path == found[found.index(chunk) + 1].path
     )
-    for chunk in found:
-        first = read_chunk(chunk)["id"][0].as_py()
-        before = sum(other.rows for other in found[: found.index(chunk)] if other.path != chunk.path)
-        assert first == f"d{before + chunk.row}"
+    assert [read_chunk(chunk)["id"][0].as_py() for chunk in found] == [f"d{chunk.place}" for chunk in found]
 
 
 def test_the_digest_follows_the_content_and_not_the_time(found: list[Chunk], tmp_path: Path) -> None:
@@ -340,25 +337,25 @@ def test_too_little_room_is_refused_before_the_work(
 def clean(documents: Iterator[dict[str, Any]], removed: Removed) -> Iterator[dict[str, Any]]:
     """Leaves out every fifth document and puts words in upper case."""
     for document in documents:
-        if int(document["id"][1:]) % 5 == 0:
+        if document["place"] % 5 == 0:
             removed.add("fifth", document)
         else:
             yield {**document, "text": document["text"].upper()}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_cleaned_documents_stay_on_their_side_and_are_counted(
+def test_cleaned_documents_are_split_by_what_they_became_and_counted(
     workers: int, found: list[Chunk], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     _, counts = write(found, tokenizer, tmp_path, workers=workers, clean=clean)
     for split in ("train", "val"):
-        texts = [t.upper() for i, t in enumerate(TEXTS) if i % 5 and is_validation(t, 0.2) == (split == "val")]
+        texts = [t.upper() for i, t in enumerate(TEXTS) if i % 5 and is_validation(t.upper(), 0.2) == (split == "val")]
         stream = TokenStream(tmp_path / "tokens", split)
         assert [tokenizer.decode(ids.tolist()) for ids in stream.documents_ids()] == texts
     assert counts.removed.counts == {"fifth": 120}
     assert [example["id"] for example in counts.removed.examples["fifth"]] == ["d0", "d5", "d10", "d15", "d20"]
     assert counts.metrics(tokenizer)["removed"] == {"fifth": 120}
-    assert sum(source["documents"] for source in counts.sources.values()) == 480
+    assert sum(source["train_documents"] + source["val_documents"] for source in counts.sources.values()) == 480
 
 
 # -- counts ------------------------------------------------------------------------------------------------------------
@@ -376,7 +373,9 @@ def test_counts_come_back_from_json_and_add_up(tokenizer: Tokenizer) -> None:
             counts.tokens += np.bincount(rng.integers(0, 10, 5) * 0 + number, minlength=10)
         parts.merge(Counts.from_json(json.loads(json.dumps(part.to_json()))))
     assert parts.to_json() == whole.to_json()
-    assert sum(source["tokens"] for source in whole.sources.values()) == sum(s["tokens"] for s in whole.splits.values())
+    for split in ("train", "val"):
+        for kind, number in whole.splits[split].items():
+            assert sum(source[f"{split}_{kind}"] for source in whole.sources.values()) == number > 0
     assert whole.lengths.total() == 200
 
 
@@ -385,7 +384,7 @@ def test_many_sources_are_counted_together_beyond_a_bound(monkeypatch: pytest.Mo
     counts = Counts(10)
     ones = np.ones(10, dtype=np.int64)
     counts.add(ones, ones, ones > 1, pa.array(["a", "b", "c", "d", "e", "a", "f", "d", "b", "g"]))
-    assert {name: source["documents"] for name, source in counts.sources.items()} == {
+    assert {name: source["train_documents"] for name, source in counts.sources.items()} == {
         "a": 2,
         "b": 2,
         "c": 1,
