@@ -23,10 +23,9 @@ class Chunk(NamedTuple):
     path: Path
     first: int
     last: int
-    row: int  # of the part that the chunk begins with
+    place: int  # of its first document among all of the data set, from 0
     rows: int
-    bytes: int  # of text and names, uncompressed
-    place: int  # of its first document among all of the data set
+    bytes: int  # of text, uncompressed; a few more for each document
 
 
 @contextmanager
@@ -63,12 +62,12 @@ def find_chunks(directory: Path, size: int = CHUNK_BYTES) -> list[Chunk]:
                     "Run `dvc repro -f download` to write it again."
                 )
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-            first = row = rows = held = 0
+            first = rows = held = 0
             for number, group in enumerate(groups, 1):
-                rows, held = rows + group.num_rows, held + group.total_byte_size
+                rows, held = rows + group.num_rows, held + group.column(names.index("text")).total_uncompressed_size
                 if held >= size or number == len(groups):
-                    found.append(Chunk(path, first, number, row, rows, held, place))
-                    first, row, place, rows, held = number, row + rows, place + rows, 0, 0
+                    found.append(Chunk(path, first, number, place, rows, held))
+                    first, place, rows, held = number, place + rows, 0, 0
     return found
 
 

@@ -37,6 +37,7 @@ from llm.progress import Progress
 
 SYNC_SECONDS = 10.0  # between two records of how far it got
 CHECKED_EVERY, CHECKED_BYTES = 128, 1 << 18  # documents compared with tiktoken: each so many, if no longer than that
+COUNTED = 1 << 20  # ids counted at a time
 WORKER_BYTES = 32 << 20  # of text that are worth another worker: starting one takes as long
 
 
@@ -58,18 +59,19 @@ class ChunkEncoder:
 
     def __call__(self, chunk: Chunk) -> Encoded:
         counts = Counts(self.tokenizer.vocab_size, self.mixture)
-        documents = read_documents(chunk, self.val_fraction, self.plan, counts.tally)
-        texts, held_out = documents["text"], documents["validation"]
+        documents = read_documents(chunk, self.plan, counts.tally)
+        texts, held_out = documents["text"], is_held_out(documents["text"], self.val_fraction)
         ids, lengths = self.encoder.encode(texts)
         self._check(chunk, ids, lengths, documents)
         ids = np.insert(ids, np.cumsum(lengths), self.tokenizer.eos_id)
         lengths = lengths + 1
         counts.add(np.diff(content(texts)[1]), lengths, held_out, documents["source"])
-        counts.tokens += np.bincount(ids, minlength=len(counts.tokens))
+        for some in np.split(ids, range(COUNTED, len(ids), COUNTED)):  # bincount makes 8 bytes of each id
+            counts.tokens += np.bincount(some, minlength=len(counts.tokens))
         mask = np.repeat(held_out, lengths)
         return Encoded({"train": ids[~mask], "val": ids[mask]}, counts)
 
-    def _check(self, chunk: Chunk, ids: np.ndarray, lengths: np.ndarray, documents: dict[str, Any]) -> None:
+    def _check(self, chunk: Chunk, ids: np.ndarray, lengths: np.ndarray, documents: dict[str, pa.StringArray]) -> None:
         """Raises UserError where a sampled document's ids are not tiktoken's."""
         ends = np.cumsum(lengths)
         sizes = np.diff(content(documents["text"])[1])
@@ -79,17 +81,15 @@ class ChunkEncoder:
             expected = self.tokenizer.encode_to_numpy(documents["text"][row].as_py())
             if not np.array_equal(ids[ends[row] - lengths[row] : ends[row]], expected):
                 raise UserError(
-                    f"tokenize: the ids of document {documents['id'][row].as_py()} ({chunk.path}, rows {chunk.row} to "
-                    f"{chunk.row + chunk.rows - 1}) are not tiktoken's. That is a fault of this program: please report "
-                    "it with the document. Set tokenize.encoder to tiktoken to go on without the fast encoder."
+                    f"tokenize: the ids of document {documents['id'][row].as_py()} ({chunk.path}, among documents "
+                    f"{chunk.place:,} to {chunk.place + chunk.rows - 1:,}) are not tiktoken's. That is a fault of this "
+                    "program: please report it with the document. Set tokenize.encoder to tiktoken to go on without "
+                    "the fast encoder."
                 )
 
 
-def read_documents(chunk: Chunk, val_fraction: float, plan: Plan, tally: Tally) -> dict[str, Any]:
-    """A chunk's documents after cleaning: id, text, source (n,) strings of Arrow, validation bool (n,).
-
-    The side of the split is that of the cleaned text: what cleaning makes equal lies on one side.
-    """
+def read_documents(chunk: Chunk, plan: Plan, tally: Tally) -> dict[str, pa.StringArray]:
+    """id, text and source of a chunk's documents, after cleaning."""
     table = chunks.read_chunk(chunk)
     columns: dict[str, Any] = {name: _whole(table[name]) for name in chunks.COLUMNS}
     if plan.params.active:
@@ -103,9 +103,13 @@ def read_documents(chunk: Chunk, val_fraction: float, plan: Plan, tally: Tally) 
                 texts.append(valid_unicode(cleaned.text))
         kept = pa.array(rows, pa.int64())
         columns = {name: columns[name].take(kept) for name in chunks.COLUMNS} | {"text": pa.array(texts, pa.string())}
-    data, ends = content(columns["text"])
-    held_out = [is_validation(data[a:b], val_fraction) for a, b in pairwise(ends)]
-    return {**columns, "validation": np.array(held_out, dtype=bool)}
+    return columns
+
+
+def is_held_out(texts: pa.StringArray, val_fraction: float) -> np.ndarray:
+    """Whether each of (n,) cleaned documents is on the validation side, bool (n,): what is equal lies on one side."""
+    data, ends = content(texts)
+    return np.array([is_validation(data[a:b], val_fraction) for a, b in pairwise(ends)], dtype=bool)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.StringArray:

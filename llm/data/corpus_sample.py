@@ -11,7 +11,7 @@ from typing import TypeVar
 from llm.data.chunks import Chunk, read_chunk
 from llm.data.clean.plan import Plan
 from llm.data.clean.tally import Tally
-from llm.data.corpus import read_documents
+from llm.data.corpus import is_held_out, read_documents
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
 from llm.io import whole_directory
@@ -36,8 +36,8 @@ def training_texts(groups: list[Chunk], val_fraction: float, plan: Plan) -> Iter
     """
     total = sum(group.bytes for group in groups)
     for group in spaced(groups, max(1, len(groups) * SAMPLE_BYTES // max(1, total))):
-        documents = read_documents(group, val_fraction, plan, Tally())
-        for text, held_out in zip(documents["text"], documents["validation"], strict=True):
+        texts = read_documents(group, plan, Tally())["text"]
+        for text, held_out in zip(texts, is_held_out(texts, val_fraction), strict=True):
             if not held_out:
                 yield text.as_py()
 

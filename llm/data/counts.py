@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val")
 KINDS = ("tokens", "documents", "bytes")  # bytes of text; tokens with the end token of each document
-MAX_SOURCES = 1000  # that are counted by name; what later ones hold is counted together
+MAX_SOURCES = 100  # that are counted by name; what later ones hold is counted together
 OTHERS = "(other sources)"
 FREQUENT = 20  # tokens that the metrics name
 
@@ -30,35 +30,35 @@ class Counts:
         self.mixture = dict(mixture or {})
         self.validation: list[int] = []  # the place in `mixture` of each held-out document's source
         self.splits = {split: dict.fromkeys(KINDS, 0) for split in SPLITS}
-        self.sources: dict[str, dict[str, int]] = {}
+        self.sources: dict[str, dict[str, int]] = {}  # by name: <split>_<kind>
         self.lengths: Counter[int] = Counter()  # a power of two -> documents of at most so many tokens, not of half
         self.tokens = np.zeros(vocab_size, dtype=np.int64)
         self.tally = Tally()
 
     def add(self, sizes: np.ndarray, lengths: np.ndarray, validation: np.ndarray, sources: pa.StringArray) -> None:
         """Count (n,) documents: their bytes, their tokens, whether they are held out, and where they come from."""
-        for split, here in zip(SPLITS, (~validation, validation), strict=True):
-            _increase(self.splits[split], int(lengths[here].sum()), int(here.sum()), int(sizes[here].sum()))
         coded = sources.dictionary_encode()
         which, names = coded.indices.to_numpy(), coded.dictionary.to_pylist()
-        found = [dict[str, int]() for _ in names]
+        by_source: dict[str, dict[str, int]] = {name: {} for name in names}
         for split, here in zip(SPLITS, (~validation, validation), strict=True):
-            for kind, weights in zip(KINDS, (lengths, np.ones_like(lengths), sizes), strict=True):
-                added = np.bincount(which[here], weights=weights[here], minlength=len(names))
-                for about, number in zip(found, added.tolist(), strict=True):
-                    about[f"{split}_{kind}"] = int(number)
-        for name, about in zip(names, found, strict=True):
-            self._add_source(name, about)
+            for kind, weights in zip(KINDS, (lengths, np.ones_like(sizes), sizes), strict=True):
+                self.splits[split][kind] += int(weights[here].sum())
+                shares = np.bincount(which[here], weights=weights[here], minlength=len(names))
+                for name, share in zip(names, shares.tolist(), strict=True):
+                    by_source[name][f"{split}_{kind}"] = int(share)
+        for name, added in by_source.items():
+            self._add_source(name, added)
         if self.mixture:
-            place = np.array([list(self.mixture).index(name) for name in names], dtype=np.int64)
-            self.validation += place[which[validation]].tolist()
+            at = np.array([list(self.mixture).index(name) for name in names], dtype=np.int64)
+            self.validation += at[which[validation]].tolist()
         powers = 1 << np.arange(48)
         self.lengths.update(powers[np.searchsorted(powers, lengths)].tolist())
 
     def merge(self, later: Counts) -> None:
         """Add what a later part of the corpus holds."""
         for split, added in later.splits.items():
-            _increase(self.splits[split], **added)
+            for kind, number in added.items():
+                self.splits[split][kind] += number
         for name, added in later.sources.items():
             self._add_source(name, added)
         self.lengths.update(later.lengths)
@@ -121,8 +121,3 @@ class Counts:
         found.tokens = np.array(value["tokens"], dtype=np.int64)
         found.tally = Tally.from_json(value["tally"])
         return found
-
-
-def _increase(held: dict[str, int], tokens: int, documents: int, bytes: int) -> None:
-    for kind, value in zip(KINDS, (tokens, documents, bytes), strict=True):
-        held[kind] += value
