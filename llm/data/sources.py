@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -262,9 +263,10 @@ def _files(name: str, source: params.FilesSource, gate: Gate, copies: Path) -> d
     stopped = Counter[str]()
     stored: list[dict[str, Any]] = []
     wanted = _pinned(source, found, where)
+    came = Counter[str]()
     with Progress(name, sum(max(0, item.size()) for item in found), "B", scale=True) as progress:
         for remote in found:
-            item = fetch(remote, copies, lambda count: progress.update(0, fetched=f"{count / 1e6:.1f} MB"))
+            item = fetch(remote, copies, partial(_fetched, progress, came))
             stamp = item.stamp()
             split = "test" if item.shown in tests else "train" if tests else named.get(item.shown, "")
             if source.max_documents is not None and stopped[split] >= source.max_documents:
@@ -295,6 +297,12 @@ def _files(name: str, source: params.FilesSource, gate: Gate, copies: Path) -> d
         "inputs": stored,
         "notes": _join(*notes),
     }
+
+
+def _fetched(progress: Progress, came: Counter[str], count: int) -> None:
+    """Show how much of the remote files is here."""
+    came["bytes"] += count
+    progress.update(0, fetched=f"{came['bytes'] / 1e6:.1f} MB")
 
 
 def _pinned(source: params.FilesSource, found: list[inputs.Input], where: str) -> dict[str, str]:
