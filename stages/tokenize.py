@@ -26,7 +26,7 @@ def make_tokenizer(p: params.Tokenize, text_bytes: int) -> Tokenizer:
     if p.tokenizer == "gpt2":
         return Tokenizer.gpt2()
     if p.tokenizer == "pretrained":
-        return Tokenizer.load(p.source)
+        return Tokenizer.load(p.origin)
     share = min(1.0, SAMPLE_BYTES / max(1, text_bytes))
     texts = (r["text"] for r in raw.read(RAW, ["text"]))
     sample = (t for t in texts if not is_validation(t, p.val_fraction) and is_validation(t[::-1], share))
