@@ -210,14 +210,14 @@ class Checkpoint(Section):
 
 class Tokenize(Section):
     tokenizer: Literal["bpe", "gpt2", "pretrained"]
-    source: str = TEXT  # pretrained: a model directory, whose tokenizer is taken
+    origin: str = TEXT  # pretrained: a model directory, whose tokenizer is taken
 
     @model_validator(mode="after")
-    def _source(self) -> Tokenize:
-        if (self.tokenizer == "pretrained") != (self.source != TEXT):
+    def _origin(self) -> Tokenize:
+        if (self.tokenizer == "pretrained") != (self.origin != TEXT):
             raise ValueError(
-                f"source ({self.source}) and tokenizer ({self.tokenizer}) do not go together: `pretrained` takes the "
-                f"tokenizer of a Hugging Face model directory, all others leave source at {TEXT}"
+                f"origin ({self.origin}) and tokenizer ({self.tokenizer}) do not go together: `pretrained` takes the "
+                f"tokenizer of a Hugging Face model directory, all others leave origin at {TEXT}"
             )
         return self
 

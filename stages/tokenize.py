@@ -43,7 +43,7 @@ def main() -> None:
         **code_version(),
     }
     if t.tokenizer == "pretrained":
-        inputs["source"] = sha256(Path(t.source) / "tokenizer.json")
+        inputs["source"] = sha256(Path(t.origin) / "tokenizer.json")
     if t.clean.decontaminate:
         inputs["examples"] = {name: sha256(RAW.parent / name / "manifest.json") for name in p.mix.tasks}
         inputs["split"] = [p.mix.val_fraction, p.mix.test_fraction]

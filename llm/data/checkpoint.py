@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from llm.data.hub import check_reachable
-from llm.errors import UserError
+from llm.errors import NO_SPACE, UserError
 from llm.io import whole_directory
 
 # By name, so that neither code nor pickles nor copies of the weights in other formats come along.
@@ -35,13 +35,14 @@ def fetch(model_id: str, revision: str, directory: Path) -> int:
     where = f"checkpoints: {model_id} at {revision[:12]}"
     check_reachable(where)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    import httpx
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
     with whole_directory(directory) as folder:
         try:
             snapshot_download(model_id, revision=revision, local_dir=folder, allow_patterns=list(PATTERNS))
-        except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, httpx.HTTPError) as error:
+        except Exception as error:  # the hub's own, and those of whichever HTTP library it uses
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
+                raise
             first = str(error).strip().splitlines()[0]
             raise UserError(
                 f"{where}: cannot be fetched ({first}). Look at the id and the commit; a model behind a licence wants "

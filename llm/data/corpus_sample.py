@@ -49,7 +49,7 @@ def make_tokenizer(p: Tokenize, groups: list[Chunk], plan: Plan, kept: Path) -> 
     if p.tokenizer == "gpt2":
         tokenizer = Tokenizer.gpt2()
     elif p.tokenizer == "pretrained":
-        tokenizer = Tokenizer.load(p.source)
+        tokenizer = Tokenizer.load(p.origin)
     else:
         tokenizer = Tokenizer.train(training_texts(groups, p.val_fraction, plan), p.vocab_size)
         if (size := tokenizer.vocab_size) < p.vocab_size:

@@ -33,7 +33,7 @@ def check_tokenizer(tokens: Path, model: Path, stage: str) -> None:
     if read_json(tokens / "meta.json").get("tokenizer_sha256") != sha256(path):
         raise UserError(
             f"{stage}: {tokens} was not made with the tokenizer of {model}. Set tokenize.tokenizer=pretrained and "
-            f"tokenize.source={model}, and run `dvc repro` again."
+            f"tokenize.origin={model}, and run `dvc repro` again."
         )
 
 
