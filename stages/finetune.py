@@ -27,17 +27,17 @@ def main() -> None:
     from llm.train.loop import Trainer
     from llm.train.state import State, code_version
 
-    s = p.finetune
+    s, seed = p.finetune, p.seed_of("finetune")
     tokenizer = Tokenizer.load(BASE)
     model = load_model(BASE)
-    add_lora(model, s.lora.r, s.lora.alpha, s.lora.dropout, s.lora.target_modules, p.seed)
+    add_lora(model, s.lora.r, s.lora.alpha, s.lora.dropout, s.lora.target_modules, seed)
     trainable = sum(x.numel() for x in model.parameters() if x.requires_grad)
     model.train()
-    train_set: PackedExamples = packed_examples(MIX / "train.parquet", tokenizer, s.sequence_length, p.seed)[""]
-    val_sets = packed_examples(MIX / "val.parquet", tokenizer, s.sequence_length, p.seed, by_task=True)
+    train_set: PackedExamples = packed_examples(MIX / "train.parquet", tokenizer, s.sequence_length, seed)[""]
+    val_sets = packed_examples(MIX / "val.parquet", tokenizer, s.sequence_length, seed, by_task=True)
     steps = max(1, math.ceil(s.epochs * train_set.num_rows * s.sequence_length / s.batch_tokens))
     inputs = {
-        "seed": p.seed,
+        "seed": seed,
         "finetune": s.model_dump(mode="json"),
         "models/base": sha256(BASE / "model.safetensors"),
         "data/mix": {name: sha256(MIX / f"{name}.parquet") for name in ("train", "val")},
@@ -48,7 +48,7 @@ def main() -> None:
         if distributed.first():
             before_training(finetune_plan(p, model.config, steps), state.directory)
         quick = val_sets[""].head(s.eval_tokens)
-        trainer = Trainer(model, train_set, val_sets[""], quick, s, steps, p.seed, state, run)
+        trainer = Trainer(model, train_set, val_sets[""], quick, s, steps, seed, state, run)
         result = trainer.run()
         by_task = {task: trainer.evaluate(data) for task, data in sorted(val_sets.items()) if task}
         if not distributed.first():

@@ -33,11 +33,12 @@ def main() -> None:
     train, val = TokenStream(TOKENS, "train"), TokenStream(TOKENS, "val")
     train_set = TokenWindows(train, length, across)
     model = Transformer(Config(vocab_size=tokenizer.vocab_size, **p.model.dimensions()))
-    model.initialize(p.seed)
+    seed = p.seed_of("pretrain")
+    model.initialize(seed)
     if p.pretrain.induction_init:
-        seed_induction(model, p.seed)
+        seed_induction(model, seed)
     inputs = {
-        "seed": p.seed,
+        "seed": seed,
         "model": p.model.model_dump(mode="json"),
         "pretrain": p.pretrain.model_dump(mode="json"),
         "data/tokens": sha256(TOKENS / "meta.json"),  # which holds every shard's digest
@@ -49,7 +50,7 @@ def main() -> None:
             before_training(pretrain_plan(p, model.config), state.directory)
         val_set = TokenWindows(val, length, across, partial=True)
         quick = TokenWindows(val, length, across, tokens=p.pretrain.eval_tokens, partial=True)
-        result = Trainer(model, train_set, val_set, quick, p.pretrain, p.pretrain.steps, p.seed, state, run).run()
+        result = Trainer(model, train_set, val_set, quick, p.pretrain, p.pretrain.steps, seed, state, run).run()
         if not distributed.first():
             return  # the first process writes
         timing |= result.timing
