@@ -30,6 +30,19 @@ def main() -> None:
     export.add_argument("--adapter", help="a PEFT directory to merge into the model")
     export.add_argument("--dtype", default="f16", choices=["f32", "f16", "q8_0"], help="of gguf (default: %(default)s)")
     export.add_argument("--out", help="directory (default: exports/<the model's name>-<form>)")
+    compare = commands.add_parser("compare", help="which scores of two experiments or revisions differ, and how surely")
+    compare.add_argument("a", help="an experiment of DVC, a git revision, or `workspace`")
+    compare.add_argument("b")
+    compare.add_argument("--models", nargs=2, default=("finetuned", "finetuned"), metavar=("OF_A", "OF_B"))
+    compare.add_argument("--plot", default="compare.svg", help="where the figure goes (default: %(default)s)")
+    compare.add_argument("--json", action="store_true", help="the same as JSON")
+    seeds = commands.add_parser(
+        "seeds", help="mean and spread of the scores over experiments that differ in seeds only"
+    )
+    seeds.add_argument(
+        "revisions", nargs="*", help="experiments or git revisions (default: the workspace and its like)"
+    )
+    seeds.add_argument("--json", action="store_true", help="the same as JSON")
     commands.add_parser("dvc-plots", help="make `dvc plots` draw without a network (`make` does it once)")
     arguments = parser.parse_args()
 
@@ -50,9 +63,17 @@ def main() -> None:
 
         prune_states() if arguments.prune else list_states()
     elif arguments.command == "sources":
-        from llm.data.known import show
+        from llm.data.known import show as show_sources
 
-        show()
+        show_sources()
+    elif arguments.command == "compare":
+        from llm.compare import show
+
+        show(arguments.a, arguments.b, tuple(arguments.models), arguments.plot, arguments.json)
+    elif arguments.command == "seeds":
+        from llm.seeds import show_seeds
+
+        show_seeds(arguments.revisions, arguments.json)
     elif arguments.command == "dvc-plots":
         from llm.dvc_plots import use_offline_page
 

@@ -272,6 +272,7 @@ class Model(Section):
 class Training(Section):
     """What pretrain and finetune share: one engine trains both."""
 
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     batch_tokens: Positive
     sequence_length: Annotated[int, Field(ge=8)]
     optimizer: Literal["muon", "adamw"]
@@ -416,6 +417,11 @@ class Params(Section):
     evaluate: Evaluate
     report: Report
     tracking: Tracking
+
+    def seed_of(self, stage: Literal["pretrain", "finetune"]) -> int:
+        """The stage's own seed, or the pipeline's."""
+        own = (self.pretrain if stage == "pretrain" else self.finetune).seed
+        return self.seed if own is None else own
 
     @model_validator(mode="after")
     def _consistent(self) -> Params:

@@ -26,16 +26,16 @@ def main() -> None:
     from llm.train.loop import Trainer
     from llm.train.state import State, code_version
 
-    s = p.finetune
+    s, seed = p.finetune, p.seed_of("finetune")
     tokenizer = Tokenizer.load(s.base)
-    model = methods.prepare(s, tokenizer, p.seed)
+    model = methods.prepare(s, tokenizer, seed)
     trainable = sum(x.numel() for x in model.parameters() if x.requires_grad)
-    train_set: PackedExamples = packed_examples(MIX / "train.parquet", tokenizer, s.sequence_length, p.seed)[""]
-    val_sets = packed_examples(MIX / "val.parquet", tokenizer, s.sequence_length, p.seed, by_task=True)
+    train_set: PackedExamples = packed_examples(MIX / "train.parquet", tokenizer, s.sequence_length, seed)[""]
+    val_sets = packed_examples(MIX / "val.parquet", tokenizer, s.sequence_length, seed, by_task=True)
     steps = max(1, math.ceil(s.epochs * train_set.num_rows * s.sequence_length / s.batch_tokens))
     base = digests(Path(s.base))
     inputs = {
-        "seed": p.seed,
+        "seed": seed,
         "finetune": s.model_dump(mode="json"),
         "base": base | {"tokenizer.json": sha256(Path(s.base) / "tokenizer.json")},
         "data/mix": {name: sha256(MIX / f"{name}.parquet") for name in ("train", "val")},
@@ -47,7 +47,7 @@ def main() -> None:
         if distributed.first():
             before_training(finetune_plan(p, model.config, steps), state.directory)
         quick = val_sets[""].head(s.eval_tokens)
-        trainer = Trainer(model, train_set, val_sets[""], quick, s, steps, p.seed, state, run)
+        trainer = Trainer(model, train_set, val_sets[""], quick, s, steps, seed, state, run)
         result = trainer.run()
         by_task = {task: trainer.evaluate(data) for task, data in sorted(val_sets.items()) if task}
         if not distributed.first():

@@ -33,9 +33,10 @@ def main() -> None:
     tokenizer = Tokenizer.load(init)
     train, val = TokenStream(TOKENS, "train"), TokenStream(TOKENS, "val")
     train_set = TokenWindows(train, length, across)
+    seed = p.seed_of("pretrain")
     model, init_digests = initial_model(p, tokenizer, TOKENS)
     inputs = {
-        "seed": p.seed,
+        "seed": seed,
         "model": p.model.model_dump(mode="json"),
         "pretrain": p.pretrain.model_dump(mode="json"),
         "data/tokens": sha256(TOKENS / "meta.json"),  # which holds every shard's digest
@@ -48,7 +49,7 @@ def main() -> None:
             before_training(pretrain_plan(p, model.config), state.directory)
         val_set = TokenWindows(val, length, across, partial=True)
         quick = TokenWindows(val, length, across, tokens=p.pretrain.eval_tokens, partial=True)
-        trainer = Trainer(model, train_set, val_set, quick, p.pretrain, p.pretrain.steps, p.seed, state, run)
+        trainer = Trainer(model, train_set, val_set, quick, p.pretrain, p.pretrain.steps, seed, state, run)
         result = trainer.run()
         by_source = source_losses(trainer, val_set, TOKENS)
         if not distributed.first():

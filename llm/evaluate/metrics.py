@@ -28,6 +28,7 @@ from llm.evaluate.text import sentences, words
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 BLEU_ORDER = 4
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte"})
 COUNTS = (
     "truncated",
     "shots",

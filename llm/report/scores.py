@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm.evaluate.metrics import COUNTS, LOWER_IS_BETTER
+
+__all__ = ["LOWER_IS_BETTER"]
+
 # The metric that stands for a task, the first one present. ROUGE-Lsum as DESIGN 9 says; the rest as the tasks' papers.
 HEADLINE = ("accuracy", "f1", "rougeLsum", "rougeL", "bits_per_byte", "perplexity")
-LOWER_IS_BETTER = frozenset({"perplexity", "bits_per_byte", "loss"})
-NOT_A_SCORE = frozenset({"mean_length", "mean_reference_length"})  # shown, never "best"
+NOT_A_SCORE = frozenset({"mean_length", *COUNTS})  # shown, never "best"
 LABELS = {
     "bleu": "BLEU",
     "rouge1": "ROUGE-1",
@@ -17,7 +20,10 @@ LABELS = {
     "exact_match": "Exact match",
     "f1": "F1",
     "accuracy": "Accuracy",
+    "accuracy_normalised": "Accuracy, per byte",
     "mcc": "MCC",
+    "f1_macro": "Macro F1",
+    "loss": "Loss",
     "perplexity": "Perplexity",
     "bits_per_byte": "Bits per byte",
     "mean_length": "Mean length",

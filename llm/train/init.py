@@ -27,9 +27,10 @@ def initial_model(p: Params, tokenizer: Tokenizer, tokens: Path) -> tuple[Transf
     check_tokenizer(tokens, init, "pretrain")
     if not (init / "config.json").exists():
         model = Transformer(Config(vocab_size=tokenizer.vocab_size, **p.model.dimensions()))
-        model.initialize(p.seed)
+        seed = p.seed_of("pretrain")
+        model.initialize(seed)
         if p.pretrain.induction_init:
-            seed_induction(model, p.seed)
+            seed_induction(model, seed)
         return model, {}
     check(tokenizer, load_config(init), init, p.pretrain.sequence_length, "pretrain")
     return load_model(init).train(), {"init": digests(init)}

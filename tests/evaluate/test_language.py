@@ -1,0 +1,68 @@
+"""Held-out text by document and by source adds up to the whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from llm.evaluate import language
+from tests.evaluate.standins import Bytes, Stream
+from tests.model.conftest import random_model
+
+TEXTS = ["Return the sum of all.", "", "Über alles " * 20, "the last one"]
+
+
+def nats_of_documents(model: torch.nn.Module, stream: Stream, limit: int) -> list[float]:
+    """Each document's loss by a loop over tokens, in windows of 64."""
+    tokens = torch.tensor(stream.read(0, limit).astype(np.int64))
+    document, found = 0, [0.0]
+    with torch.no_grad():
+        for at in range(limit):
+            if at:
+                start = (at - 1) // 64 * 64
+                logits = model(tokens[None, start:at]).double()[0, -1].log_softmax(-1)
+                found[document] -= float(logits[tokens[at]])
+            if tokens[at] == Stream.eos_id and at + 1 < limit:
+                document += 1
+                found.append(0.0)
+    return found
+
+
+@pytest.mark.parametrize("limit", [None, 40, 24, 2])
+def test_the_loss_of_documents_is_that_of_their_tokens(limit: int | None) -> None:
+    model, stream = random_model(), Stream(TEXTS)
+    found = language.language_modeling(model, stream, Bytes(), limit)
+    expected = nats_of_documents(model, stream, limit or len(stream))
+    np.testing.assert_allclose(found.documents, expected[: len(found.documents)], rtol=1e-4)
+    assert found.documents.sum() == pytest.approx(found.nats.sum())
+
+
+def test_an_empty_first_document_costs_nothing() -> None:
+    model, stream = random_model(), Stream(["", "some text"])
+    found = language.language_modeling(model, stream, Bytes(), None)
+    assert found.documents[0] == 0
+    assert found.documents.sum() == pytest.approx(found.nats.sum())
+
+
+def test_every_source_has_the_bits_of_its_own_documents() -> None:
+    model, stream = random_model(), Stream(TEXTS)
+    found = language.language_modeling(model, stream, Bytes(), None)
+    records = [{"text": TEXTS[3], "source": "b"}, {"text": "other", "source": "c"}, {"text": TEXTS[0], "source": "a"}]
+    names, sizes = language.sources(stream, Bytes(), None, records)
+    assert names == ["a", "unknown", "unknown", "b"]
+    assert sizes.tolist() == [len(text.encode()) for text in TEXTS]
+    measures = {m.name: m for m in language.by_source(found, names, sizes)}
+    assert list(measures) == ["bits_per_byte/a", "bits_per_byte/b", "bits_per_byte/unknown"]
+    for name, places in (("a", [0]), ("b", [3]), ("unknown", [2])):
+        expected = found.documents[places].sum() / np.log(2) / sizes[places].sum()
+        assert measures[f"bits_per_byte/{name}"].value() == pytest.approx(expected)
+
+
+def test_the_smallest_of_many_sources_are_scored_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "SOURCES", 2)
+    nothing = np.zeros(0)
+    found = language.Windows(nothing, nothing, nothing, np.array([8.0, 4.0, 2.0, 1.0]), "")
+    measures = language.by_source(found, ["large", "small", "middle", "tiny"], np.array([90, 20, 40, 10]))
+    assert [m.name.split("/")[1] for m in measures] == ["large", "middle", "others"]
+    assert measures[2].value() == pytest.approx(5.0 / np.log(2) / 30)

@@ -1,0 +1,171 @@
+"""Two experiments are fetched through DVC, paired by example, and told apart only where chance does not explain it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from llm import compare
+from llm.errors import UserError
+from llm.evaluate import files, metrics, run
+from llm.evaluate.files import TestSet
+from llm.evaluate.language import Windows
+from llm.evaluate.scorebook import ScoreBook
+from llm.io import write_json
+from llm.report.figures import for_file
+from llm.revisions import Revision, experiments
+from llm.seeds import collect, spreads
+from tests.conftest import ROOT
+
+LABELS = ["numpy", "torch", "scipy"]
+BOTH = ("finetuned", "finetuned")
+
+
+def evaluated(directory: Path, quality: float, seed: int | None = None) -> None:
+    """What the evaluate stage leaves of a model that is right with a chance of `quality`."""
+    rng = np.random.default_rng(int(100 * quality))
+    predictions = directory / "metrics" / "predictions"
+    predictions.mkdir(parents=True, exist_ok=True)
+    book = ScoreBook(predictions, 100, 0.95, 0)
+    common = {"prompt": "p", "truncated": False}
+    for kind in ("question_answering", "classification", "summarization"):
+        rows = []
+        for i in range(120):
+            label = LABELS[i % 3]
+            row = {"id": str(i), "kind": kind, "references": [f"the {label} of item {i}"], **common}
+            rows.append(row | ({"references": [label], "label": label, "choices": LABELS} if "cl" in kind else {}))
+        wrong = ["scipy" if "label" in row else "something else here" for row in rows]
+        texts = [row["references"][0] if rng.random() < quality else bad for row, bad in zip(rows, wrong, strict=True)]
+        book.answers("finetuned", TestSet(kind, kind, rows), run.Answers(texts, {}, [], "form"))
+    tokens = np.full(40, 64.0)
+    nats = tokens * (4 - quality + 0.3 * rng.random(40))
+    book.windows("finetuned", Windows(nats, tokens, 4 * tokens, np.zeros(0), ""))
+    write_json(directory / "metrics" / "evaluate.json", {**book.results, "contamination": {}})
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["finetune"]["seed"] = seed
+    (directory / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Git and DVC: a weak model on `main`, a strong one as the experiment exp-abc, an equal one in the workspace."""
+    from dvc.repo import Repo
+
+    root = tmp_path_factory.mktemp("repository")
+    for command in ("init -qb main", "config user.email a@b.c", "config user.name n"):
+        subprocess.run(["git", *command.split()], cwd=root, check=True)
+    repo = Repo.init(str(root))
+    # A stage in name only: DVC keeps its output and knows it by hash.
+    stage = {"cmd": "true", "outs": ["metrics/predictions"], "metrics": [{"metrics/evaluate.json": {"cache": False}}]}
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"evaluate": stage}}), encoding="utf-8")
+    (root / ".gitignore").write_text("/metrics/predictions\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for quality, seed, name in ((0.5, None, "main"), (0.8, 1, "exp-abc"), (0.78, 2, "exp-def"), (0.81, 3, "")):
+            evaluated(root, quality, seed)
+            if name:
+                repo.commit(force=True)
+            if name == "main":
+                subprocess.run("git add -A && git commit -qm first", shell=True, check=True)
+            elif name:
+                repo.experiments.save(name=name)
+    repo.close()
+    return root
+
+
+def test_an_experiment_and_a_branch_are_compared_score_by_score(repository: Path) -> None:
+    assert experiments(repository) == ["exp-abc", "exp-def"]
+    with Revision("main", repository) as a, Revision("exp-abc", repository) as b:
+        found = compare.compare(a, b, BOTH)
+    rows = {(row.task, row.difference.metric): row for row in found.rows}
+    assert {metric for _, metric in rows} == {
+        "exact_match", "f1", "accuracy", "mcc", "f1_macro", "bleu", *metrics.ROUGE,
+        "loss", "perplexity", "bits_per_byte",
+    }  # fmt: skip
+    assert {row.better for row in found.rows} == {"B"}, "lower loss and higher scores alike"
+    for (task, metric), row in rows.items():
+        for side, revision in (("a", "main"), ("b", "exp-abc")):
+            stored = Revision(revision, repository).json("metrics/evaluate.json")["finetuned"][task][metric]["value"]
+            assert getattr(row.difference, side) == pytest.approx(stored), "the very numbers of metrics/evaluate.json"
+    assert rows["classification", "accuracy"].difference.n == 120
+    assert found.notes == []
+
+
+def test_models_of_equal_quality_are_not_told_apart(repository: Path) -> None:
+    with Revision("exp-abc", repository) as a, Revision("workspace", repository) as b:
+        found = compare.compare(a, b, BOTH)
+    assert {row.better for row in found.rows} == {""}
+    shown = compare.text(found, ("exp-abc", "workspace"))
+    assert "no difference shown" in shown
+    assert f"0 of {len(found.rows)} differences are significant" in shown
+
+
+def test_the_command_prints_and_draws(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(repository)
+    compare.show("main", "exp-abc", BOTH, str(tmp_path / "plot.svg"), as_json=False)
+    assert "B is better" in capsys.readouterr().out
+    drawn = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    assert drawn.startswith("<?xml")
+    assert for_file(drawn).count("question answering") == 2
+    compare.show("main", "exp-abc", BOTH, None, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["a"] == ["main", "finetuned"]
+    assert {"task", "metric", "a", "b", "difference", "low", "high", "p_value", "n", "better"} == set(told["rows"][0])
+
+
+def test_examples_that_differ_are_left_out_and_said(repository: Path, tmp_path: Path) -> None:
+    evaluated(tmp_path, 0.5)
+    path = tmp_path / "metrics/predictions/finetuned-question_answering.parquet"
+    import pyarrow.parquet as pq
+
+    columns = pq.read_table(path).to_pydict()
+    columns["references"][0] = ["another question"]
+    files.write_columns(path, {name: values[:-10] for name, values in columns.items()})
+    (tmp_path / "metrics/predictions/finetuned-summarization.parquet").unlink()
+    with Revision("main", repository) as a:
+        found = compare.compare(a, Revision("workspace", tmp_path), BOTH)
+    assert next(r.difference.n for r in found.rows if r.task == "question_answering") == 109
+    assert found.notes == [
+        "summarization: only one side has it",
+        "question_answering: 109 examples are common to both; one side has 120",
+    ]
+
+
+def test_what_is_not_there_is_named(repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing: unknown Git revision"):
+        Revision("nothing", repository)
+    with pytest.raises(UserError, match=r"main has no predictions of 'base' .* it has those of finetuned"):
+        compare.compare(Revision("main", repository), Revision("exp-abc", repository), ("base", "base"))
+    with pytest.raises(UserError, match=r"main has no metrics/other\.json"):
+        Revision("main", repository).json("metrics/other.json")
+    with pytest.raises(UserError, match="not a git repository"):
+        Revision("main", tmp_path)
+
+
+def test_seeds_are_the_experiments_that_differ_in_nothing_else(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(repository)
+    runs = collect([])
+    assert [run.name for run in runs] == ["workspace", "exp-abc", "exp-def"]
+    found = {(s.task, s.metric): s for s in spreads(runs)}
+    values = [run.values["finetuned", "classification", "accuracy"] for run in runs]
+    spread = found["classification", "accuracy"]
+    assert spread.values == values
+    assert spread.mean == pytest.approx(np.mean(values))
+    assert spread.deviation == pytest.approx(np.std(values, ddof=1))
+    assert [run.name for run in collect(["main", "exp-def"])] == ["main", "exp-def"]
+    with pytest.raises(UserError, match="1 seed among exp-abc"):
+        collect(["exp-abc"])
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    params["finetune"]["epochs"] = 9
+    Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    with pytest.raises(UserError, match=r"exp-abc differs from workspace in finetune\.epochs, not in seeds only"):
+        collect(["workspace", "exp-abc"])
