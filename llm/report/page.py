@@ -92,7 +92,7 @@ def summary(data: dict[str, Any]) -> list[str]:
         )
     if finetune:
         lines.append(
-            f"LoRA then finetuned it on {number(finetune['examples'])} examples, training "
+            f"It was then finetuned on {number(finetune['examples'])} examples, training "
             f"{number(finetune['trainable_parameters'])} parameters ({percent(finetune['trainable_fraction'])})."
         )
     for task in scores.tasks(evaluate):
