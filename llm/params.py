@@ -226,6 +226,7 @@ class Tokenize(Section):
     shard_tokens: Annotated[int, Field(ge=1024)]
     workers: Positive | None = None  # processes; None: one a core. Changes no byte
     encoder: Literal["auto", "words", "tiktoken"] = "auto"  # changes no byte either
+    engine: Literal["local", "dask"] = "local"  # nor does this
     clean: Clean = Clean()
 
 

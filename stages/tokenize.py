@@ -34,8 +34,8 @@ def main() -> None:
     p = params.load()
     t = p.tokenize
     weights = mixture(read_json(RAW / "manifest.json"))
-    found, groups = find_chunks(RAW), find_chunks(RAW, size=1)
-    same = t.model_dump(exclude={"workers", "encoder"})
+    found, groups = find_chunks(RAW.absolute()), find_chunks(RAW, size=1)
+    same = t.model_dump(exclude={"workers", "encoder", "engine"})
     inputs: dict[str, Any] = {
         "tokenize": same,
         "raw": sha256(RAW / "manifest.json"),
@@ -49,11 +49,11 @@ def main() -> None:
         inputs["split"] = [p.mix.val_fraction, p.mix.test_fraction]
     with stage_timing("tokenize") as timing, unfinished("tokenize", inputs) as work:
         began = time.perf_counter()
-        plan = make_plan(p, work / clean.FOLDER)
+        plan = make_plan(p, (work / clean.FOLDER).absolute())
         tokenizer = corpus_sample.make_tokenizer(t, groups, plan, work / "tokenizer")
         corpus_sample.check_disk(corpus_sample.shard_bytes(groups, tokenizer), work, TOKENS)
         shards, counts = encode_corpus(
-            found, tokenizer, work, t.val_fraction, t.shard_tokens, plan, t.workers, t.encoder, weights
+            found, tokenizer, work, t.val_fraction, t.shard_tokens, plan, t.workers, t.encoder, weights, t.engine
         )
         meta = describe(shards, counts, tokenizer, t.val_fraction, p.pretrain.sequence_length + 1) | plan.digests()
         with whole_directory(TOKENS) as out:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from llm.data import chunks, parallel
+from llm.data import chunks, cluster, parallel
 from llm.data.chunks import Chunk
 from llm.data.clean.plan import Plan
 from llm.data.clean.tally import Tally
@@ -126,6 +126,7 @@ def encode_corpus(
     workers: int | None = None,
     encoder: str = "auto",
     mixture: dict[str, float] | None = None,
+    engine: str = "local",
 ) -> tuple[dict[str, Any], Counts]:
     """Write train and val shards into `work`/tokens, from where an earlier call was killed.
 
@@ -135,6 +136,7 @@ def encode_corpus(
         workers: processes; None: as many as there are cores and work for.
         plan: what is to become of each document.
         mixture: weights by source, of a mixture.
+        engine: local, or dask: the workers of a cluster.
 
     Returns:
         File, tokens and sha256 of each shard, by split; what was counted.
@@ -149,10 +151,11 @@ def encode_corpus(
     left = [chunk.bytes for chunk in found[done:]]
     workers = workers or max(1, min(parallel.cores(), sum(left) // WORKER_BYTES))
     make = partial(ChunkEncoder, tokenizer, val_fraction, encoder, plan, mixture or {})
+    ordered = cluster.ordered if engine == "dask" else parallel.ordered
     every, saved = float(os.environ.get("LLM_STATE_SECONDS", SYNC_SECONDS)), time.monotonic()
     whole = sum(chunk.bytes for chunk in found)
     with Progress("tokenize", whole, "B", start=whole - sum(left), scale=True) as progress:
-        for chunk, encoded in zip(found[done:], parallel.ordered(make, found[done:], workers), strict=True):
+        for chunk, encoded in zip(found[done:], ordered(make, found[done:], workers), strict=True):
             for split, writer in writers.items():
                 writer.add(encoded.ids[split])
             counts.merge(encoded.counts)
