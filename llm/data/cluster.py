@@ -1,8 +1,8 @@
 """`parallel.ordered` on many machines: a Dask cluster, for text that takes one machine too long.
 
-The scheduler is the one that DASK_SCHEDULER_ADDRESS names; without it, Dask starts workers on this machine. Every machine
-needs this project's environment and the same paths (a shared file system). A worker that dies is no loss: the scheduler
-gives its items to others.
+The scheduler is the one that DASK_SCHEDULER_ADDRESS names; without it, Dask starts workers on this machine. All
+machines need this project's environment and the same paths (a shared file system). A worker that dies is no loss: the
+scheduler gives its items to others.
 """
 
 from __future__ import annotations
