@@ -11,16 +11,35 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 MIN_WORDS = 8  # of a text that is compared with others
+AT_A_TIME = 4096  # shingles hashed together: their hashes take 4 · num_perm bytes each
 
 
-def minhashes(lines: Iterable[list[str]], ngram: int, num_perm: int) -> Iterator[Any]:
-    """A `datasketch.MinHash` for each list of words: of the set of its runs of `ngram` words, hashed by CRC-32."""
+def minhashes(lines: Iterable[Iterable[str]], ngram: int, num_perm: int) -> Iterator[Any]:
+    """A `datasketch.MinHash` for each sequence of words: of the set of its runs of `ngram` words, hashed by CRC-32.
+
+    A sequence of fewer words is a run by itself. Words are taken as they come: a long text is never held as a list.
+    """
     from datasketch import MinHash
 
-    shingles = (
-        [" ".join(line[i : i + ngram]).encode() for i in range(max(1, len(line) - ngram + 1))] for line in lines
-    )
-    yield from MinHash.generator(shingles, num_perm=num_perm, hashfunc=zlib.crc32)
+    empty = MinHash(num_perm=num_perm, hashfunc=zlib.crc32)
+    for line in lines:
+        minhash = empty.copy()
+        run: list[str] = []
+        shingles: list[bytes] = []
+        for word in line:
+            run.append(word)
+            if len(run) > ngram:
+                del run[0]
+            if len(run) == ngram:
+                shingles.append(" ".join(run).encode())
+                if len(shingles) == AT_A_TIME:
+                    minhash.update_batch(shingles)
+                    shingles = []
+        if len(run) < ngram:
+            shingles.append(" ".join(run).encode())
+        if shingles:
+            minhash.update_batch(shingles)
+        yield minhash
 
 
 def bands(threshold: float, num_perm: int) -> tuple[int, int]:
