@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from llm.data import raw
 from llm.data.clean import duplicates, plan
+from llm.data.clean.minhash import bands
 from llm.data.clean.scan import paragraphs
 from llm.data.clean.tally import Tally
 from llm.data.docs_dedup import near_duplicates
@@ -212,3 +213,11 @@ def test_pairs_of_a_bucket_reach_every_member(size: int) -> None:
     first = {int(key): int(i) for i, key in reversed(list(enumerate(keys)))}
     assert {(first[int(key)], i) for i, key in enumerate(keys) if first[int(key)] != i} <= joined
     assert all(keys[a] == keys[b] and a < b for a, b in joined)
+
+
+def test_pairs_at_the_threshold_are_nearly_always_candidates() -> None:
+    for threshold in (0.5, 0.7, 0.8, 0.9):
+        count, rows = bands(threshold, 128)
+        assert count * rows <= 128
+        assert 1 - (1 - threshold**rows) ** count > 0.9
+        assert 1 - (1 - (threshold / 2) ** rows) ** count < 0.35
