@@ -7,7 +7,7 @@ polynomial hash first, and where that agrees, number by number: a hit is a hit, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -17,6 +17,30 @@ UNKNOWN = -1  # number of a word that no text of the set has, and of the border 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying loses nothing modulo 2^64
 TABLE_BITS = 26  # of the first look: 64 MiB of yes or no
 _WORD = re.compile(r"\w+")
+
+
+PIECE = 1 << 20  # characters of a text that are lower-cased and numbered at a time
+
+
+def iter_words(text: str) -> Iterator[str]:
+    """`words`, one after the other; what is held of a long text is a copy of a piece."""
+    for piece in pieces(text):
+        for match in _WORD.finditer(piece.lower()):
+            yield match[0]
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in parts of about a million characters, cut behind white space: no word is parted, nor is what decides
+    how a letter is lower-cased (the Greek sigma). A million characters without a blank are cut where they are.
+    """
+    start = 0
+    while len(text) - start > PIECE:
+        end = start + PIECE
+        while end < len(text) and not text[end - 1].isspace() and end - start < 2 * PIECE:
+            end += 1
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def words(text: str) -> list[str]:
@@ -105,14 +129,21 @@ class Grams:
         assert self.hashes is not None
         if not len(self.hashes) or len(numbers) < self.n:
             return np.zeros(0, dtype=np.int64)
+        found = [
+            self._find(numbers[start : start + BLOCK + self.n - 1], self.hashes)
+            for start in range(0, len(numbers) - self.n + 1, BLOCK)
+        ]
+        return np.concatenate(found)
+
+    def _find(self, numbers: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         hashes = runs(numbers, self.n)
         at = np.flatnonzero(self._table[hashes >> np.uint64(64 - TABLE_BITS)])
-        low = np.searchsorted(self.hashes, hashes[at])
+        low = np.searchsorted(wanted, hashes[at])
         found = []
         while len(at):  # usually once; again where several runs of the set have one hash
-            inside = low < len(self.hashes)
+            inside = low < len(wanted)
             at, low = at[inside], low[inside]
-            equal = self.hashes[low] == hashes[at]
+            equal = wanted[low] == hashes[at]
             at, low = at[equal], low[equal]
             same = np.ones(len(at), dtype=bool)
             for i in range(self.n):
@@ -124,11 +155,16 @@ class Grams:
     def number(self, texts: Iterable[str]) -> np.ndarray:
         """The texts' words as numbers, int32, with a border behind each text."""
         get = self._vocabulary.get
+        parts: list[np.ndarray] = []
         found: list[int] = []
         for text in texts:
-            found += [get(word, UNKNOWN) for word in words(text)]
+            for piece in pieces(text):
+                found += [get(word, UNKNOWN) for word in words(piece)]
+                if len(found) > BLOCK:
+                    parts.append(np.array(found, dtype=np.int32))
+                    found = []
             found.append(UNKNOWN)
-        return np.array(found, dtype=np.int32)
+        return np.concatenate([*parts, np.array(found, dtype=np.int32)])
 
     def contains_any(self, text: str) -> bool:
         """Whether a text shares a run with the set."""

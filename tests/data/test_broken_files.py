@@ -340,7 +340,9 @@ def test_a_pinned_file_must_have_its_digest(tmp_path: Path) -> None:
         load(tmp_path, path, sha256={"b.txt": digest})
 
 
-def test_a_file_of_the_same_name_with_other_bytes_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_the_same_name_with_other_bytes_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     for name in ("a.txt", "b.txt"):
@@ -358,6 +360,11 @@ def test_a_file_of_the_same_name_with_other_bytes_is_noticed(tmp_path: Path, mon
     assert known.changes(p) == [
         "pretrain: a.txt has other bytes", "pretrain: c.txt is new", "pretrain: b.txt is gone"
     ]  # fmt: skip
+    Path("params.yaml").write_text(json.dumps(data))
+    known.show()
+    printed = capsys.readouterr().out
+    assert "a.txt has other bytes" in printed
+    assert "dvc repro -f download" in printed
     again = write_raw("pretrain", "pretrain", p.download["pretrain"], Path("data/raw/pretrain"))
     (line,) = known.note(again)
     assert line.startswith("a.txt: same name, other bytes than when it was last read (SHA-256 ")

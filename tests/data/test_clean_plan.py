@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import random
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +18,7 @@ from hypothesis import strategies as st
 
 from llm.data import raw
 from llm.data.clean import duplicates, plan
+from llm.data.clean.minhash import bands
 from llm.data.clean.scan import paragraphs
 from llm.data.clean.tally import Tally
 from llm.data.docs_dedup import near_duplicates
@@ -152,11 +157,41 @@ def test_a_plan_can_be_pickled_and_says_what_its_files_are(tmp_path: Path) -> No
     tally = Tally()
     assert [record["id"] for record in again.records(source, None, tally)] == ["d0", "d1"]
     assert (tally.documents, tally.kept, tally.removed["exact_duplicates"]) == (3, 2, 1)
-    assert sorted(path.name for path in (tmp_path / "plan").iterdir()) == ["paragraphs.npy", "removed.npy"]
-    assert set(made.digests()["clean"]) == {"removed.npy", "paragraphs.npy"}
+    assert sorted(path.name for path in (tmp_path / "plan").iterdir()) == sorted(made.digests()["clean"])
+    assert set(made.digests()["clean"]) == {"removed.npy", "paragraphs.npy", "paragraph_numbers.npy"}
     (tmp_path / "plan/removed.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(UserError, match=r"removed\.npy cannot be read.*-f tokenize"):
         plan.Plan(Clean(exact_duplicates=True), tmp_path / "plan")(0, "x")
+
+
+LONG = """
+import json, random, resource
+from llm.data.clean.scan import Scanner
+from llm.data.ngrams import Grams
+from llm.params import Clean
+rng = random.Random(0)
+words = ["".join(rng.choices("abcdefghij", k=6)) for _ in range(5000)]
+text = "\\n\\n".join(" ".join(rng.choices(words, k=60)) for _ in range(48_000))  # 20 MB
+grams = Grams()
+grams.add(" ".join(words[:40]))
+grams.freeze()
+params = Clean(decontaminate=True, exact_duplicates=True, duplicate_paragraphs=40, near_duplicates={},
+               gopher_quality={"max_doc_words": 10**9}, gopher_repetition={"dup_n_grams": [[5, 0.9]]})
+scanner = Scanner(params, grams)
+scanner([(0, text[:10_000])])
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = scanner([(0, text)])
+print(json.dumps([len(text), len(found.paragraphs[0]), len(found.signatures),
+                  (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024]))
+"""
+
+
+def test_a_very_long_document_takes_memory_in_proportion_to_its_text_alone() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", LONG], env=environment, capture_output=True, check=True)
+    size, found, signed, memory = json.loads(done.stdout)
+    assert (found, signed) == (48_000, 1)
+    assert memory < 14 * size / 2**20
 
 
 def test_without_a_rule_that_compares_nothing_is_written(tmp_path: Path) -> None:
@@ -178,3 +213,11 @@ def test_pairs_of_a_bucket_reach_every_member(size: int) -> None:
     first = {int(key): int(i) for i, key in reversed(list(enumerate(keys)))}
     assert {(first[int(key)], i) for i, key in enumerate(keys) if first[int(key)] != i} <= joined
     assert all(keys[a] == keys[b] and a < b for a, b in joined)
+
+
+def test_pairs_at_the_threshold_are_nearly_always_candidates() -> None:
+    for threshold in (0.5, 0.7, 0.8, 0.9):
+        count, rows = bands(threshold, 128)
+        assert count * rows <= 128
+        assert 1 - (1 - threshold**rows) ** count > 0.9
+        assert 1 - (1 - (threshold / 2) ** rows) ** count < 0.35

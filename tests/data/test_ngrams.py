@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -49,6 +51,19 @@ def test_equal_runs_have_equal_hashes_and_others_do_not(n: int) -> None:
     tuples = [tuple(numbers[i : i + n].tolist()) for i in range(len(numbers) - n + 1)]
     assert len(hashes) == len(tuples)
     assert len(set(hashes.tolist())) == len(set(tuples)) == len(set(zip(tuples, hashes.tolist(), strict=True)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.sampled_from("abΣσ'İß_1 .\n\u00a0"), max_size=60), size=st.integers(1, 20))
+def test_a_long_text_has_the_words_of_the_whole_wherever_it_is_cut(text: str, size: int) -> None:
+    before, ngrams.PIECE = ngrams.PIECE, size
+    try:
+        parts, found = list(ngrams.pieces(text)), list(ngrams.iter_words(text))
+    finally:
+        ngrams.PIECE = before
+    assert "".join(parts) == text
+    if not re.search(rf"\S{{{size}}}", text):  # a run of so many characters is cut where it is
+        assert found == words(text)
 
 
 def test_texts_after_the_first_look_are_refused() -> None:

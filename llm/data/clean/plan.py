@@ -28,7 +28,9 @@ from llm.errors import UserError
 from llm.io import sha256, whole_directory
 from llm.params import Clean
 
-FOLDER, REMOVED, PARAGRAPHS = "clean", "removed.npy", "paragraphs.npy"  # FOLDER lies in data/tokens
+FOLDER = "clean"  # in data/tokens
+REMOVED = "removed.npy"  # (documents,) uint8
+PARAGRAPHS, NUMBERS = "paragraphs.npy", "paragraph_numbers.npy"  # (k,) uint64 place of the document; uint32
 RULES = ("", "decontaminate", "exact_duplicates", "near_duplicates")  # of the numbers in removed.npy; "": it stays
 PLACE = np.dtype([("index", "<u8"), ("number", "<u4")])
 
@@ -37,7 +39,7 @@ class Plan:
     """What becomes of each document."""
 
     def __init__(self, params: Clean, directory: Path | None) -> None:
-        """directory: with removed.npy and paragraphs.npy as `prepare` wrote them; None: no documents are compared.
+        """directory: with the files that `prepare` wrote; None: no documents are compared.
 
         Raises:
             UserError: a language or region that the rules do not know.
@@ -53,10 +55,10 @@ class Plan:
             return cleaned
         if rule := int(self._removed[index]):
             return Cleaned(None, RULES[rule], None, cleaned.text)
-        first, last = np.searchsorted(self._paragraphs["index"], [index, index + 1])
+        first, last = np.searchsorted(self._paragraphs, np.array([index, index + 1], dtype=np.uint64))
         if first == last:
             return cleaned
-        numbers = set(self._paragraphs["number"][first:last].tolist())
+        numbers = set(self._numbers[first:last].tolist())
         left = "\n\n".join(part for i, part in enumerate(paragraphs(cleaned.text)) if i not in numbers)
         if not left.strip():
             return Cleaned(None, "duplicate_paragraphs", None, cleaned.text)
@@ -82,7 +84,7 @@ class Plan:
         """For meta.json: SHA-256 of the plan's files, by name; nothing where no documents were compared."""
         if self.directory is None:
             return {}
-        return {"clean": {name: sha256(self.directory / name) for name in (REMOVED, PARAGRAPHS)}}
+        return {"clean": {name: sha256(self.directory / name) for name in (REMOVED, PARAGRAPHS, NUMBERS)}}
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("params", "directory", "cleaner")}
@@ -94,6 +96,10 @@ class Plan:
     @cached_property
     def _paragraphs(self) -> np.ndarray:
         return self._load(PARAGRAPHS)
+
+    @cached_property
+    def _numbers(self) -> np.ndarray:
+        return self._load(NUMBERS)
 
     def _load(self, name: str) -> np.ndarray:
         assert self.directory is not None
@@ -111,7 +117,7 @@ def prepare(params: Clean, source: Path, out: Path, examples: Iterable[str] | No
 
     Args:
         source: data/raw/pretrain.
-        out: directory for removed.npy and paragraphs.npy; what the pass notes lies below it while it runs.
+        out: directory for removed.npy, paragraphs.npy and paragraph_numbers.npy; while the pass runs, its notes too.
         examples: texts of evaluation examples, for `decontaminate`.
 
     Raises:
@@ -131,7 +137,8 @@ def prepare(params: Clean, source: Path, out: Path, examples: Iterable[str] | No
         scanned = scan(params, source, scratch, grams, workers)
         removed, dropped = decide(params, scanned)
         np.save(directory / REMOVED, removed)
-        np.save(directory / PARAGRAPHS, dropped)
+        np.save(directory / PARAGRAPHS, dropped["index"])
+        np.save(directory / NUMBERS, dropped["number"])
         shutil.rmtree(scratch)
     return Plan(params, out)
 

@@ -11,13 +11,15 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from llm.data.ngrams import pieces
 from llm.params import C4, GopherQuality, GopherRepetition
 
 if TYPE_CHECKING:
     from datatrove.pipeline.filters import C4QualityFilter, GopherQualityFilter, GopherRepetitionFilter
     from datatrove.utils.word_tokenizers import WordTokenizer
 
-# Characters of a document that are looked at for repetition: its n-grams take sixty times as much memory.
+# Characters of a document by which Gopher's rules judge it: as lists of words and n-grams, they take sixty times as
+# much memory. Its words are counted to the end.
 LOOKED_AT = 1 << 20
 OFF = -1  # in C4QualityFilter
 
@@ -89,11 +91,20 @@ class Quality:
         self.punctuation, self.p = PUNCTUATION_SET, p
 
     def __call__(self, text: str) -> Verdict:
+        if len(text) > LOOKED_AT:
+            if self.p.max_doc_words and self._words(text) > self.p.max_doc_words:
+                return Verdict(text, "gopher_quality.max_doc_words", {})
+            verdict = self(text[:LOOKED_AT])
+            return verdict._replace(text=text)
         if all(char in self.punctuation or char.isspace() for char in text):  # whose words have no mean length
             first = "min_doc_words" if self.p.min_doc_words else "min_alpha_words_ratio"
             return Verdict(text, f"gopher_quality.{first}" if getattr(self.p, first) else None, {})
         reason = _reason(self.filter, text)
         return Verdict(text, f"gopher_quality.{QUALITY[reason]}" if reason else None, {})
+
+    def _words(self, text: str) -> int:
+        """Words of a long text that are not punctuation alone."""
+        return sum(not self.punctuation.issuperset(word) for piece in pieces(text) for word in piece.split())
 
 
 class Repetition:

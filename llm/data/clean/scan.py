@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +22,7 @@ import numpy as np
 from llm.data import raw
 from llm.data.clean.minhash import MIN_WORDS, minhashes
 from llm.data.clean.rules import Cleaner
-from llm.data.ngrams import Grams, words
+from llm.data.ngrams import Grams, iter_words
 from llm.params import Clean
 
 DOCUMENT = np.dtype([("high", "<u8"), ("low", "<u8"), ("index", "<u8")])  # digest of 128 bits, place in data/raw
@@ -47,7 +47,7 @@ class Found:
 
     contaminated: list[int] = field(default_factory=list)  # places of documents with an evaluation example
     documents: list[tuple[int, int, int]] = field(default_factory=list)
-    paragraphs: list[tuple[int, int, int, int]] = field(default_factory=list)
+    paragraphs: list[np.ndarray] = field(default_factory=list)  # each (eligible paragraphs of a document,) PARAGRAPH
     signed: list[int] = field(default_factory=list)  # places of the documents that have a signature
     signatures: list[np.ndarray] = field(default_factory=list)  # each (num_perm,) uint32
 
@@ -61,7 +61,6 @@ class Scanner:
     def __call__(self, texts: Iterable[tuple[int, str]]) -> Found:
         """Args: place of each document in data/raw (from 0), and its text."""
         p, found = self.params, Found()
-        lines: list[list[str]] = []
         for index, original in texts:
             text = self.cleaner(original).text
             if text is None:
@@ -72,17 +71,16 @@ class Scanner:
             if p.exact_duplicates:
                 found.documents.append((*digest(text), index))
             if p.duplicate_paragraphs:
-                found.paragraphs += [
+                parts = (
                     (*digest(" ".join(part.split())), index, number)
                     for number, part in enumerate(paragraphs(text))
                     if len(part) >= p.duplicate_paragraphs
-                ]
-            if p.near_duplicates and len(line := words(text)) >= MIN_WORDS:
+                )
+                found.paragraphs.append(np.fromiter(parts, dtype=PARAGRAPH))
+            if p.near_duplicates and len(list(islice(iter_words(text), MIN_WORDS))) == MIN_WORDS:
                 found.signed.append(index)
-                lines.append(line)
-        if p.near_duplicates:
-            made = minhashes(lines, p.near_duplicates.ngram, p.near_duplicates.num_perm)
-            found.signatures = [minhash.hashvalues.astype(np.uint32) for minhash in made]
+                (minhash,) = minhashes([iter_words(text)], p.near_duplicates.ngram, p.near_duplicates.num_perm)
+                found.signatures.append(minhash.hashvalues.astype(np.uint32))
         return found
 
 
@@ -115,7 +113,8 @@ def scan(params: Clean, directory: Path, scratch: Path, examples: Grams | None, 
         for found in _results(Scanner(params, examples), units, workers, stack):
             contaminated.extend(found.contaminated)
             _append(files[0], np.array(found.documents, dtype=DOCUMENT))
-            _append(files[1], np.array(found.paragraphs, dtype=PARAGRAPH))
+            for paragraphs_of_one in found.paragraphs:
+                _append(files[1], paragraphs_of_one)
             _append(files[2], np.array(found.signed, dtype=np.uint64))
             _append(files[3], np.array(found.signatures, dtype=np.uint32))
     return Scanned(documents, paragraphs, signed, signatures, contaminated, places[-1])
