@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from llm import params
+from llm import params, tasks
 from llm.data import inputs, readers
 from llm.data.raw import FIELDS, Writer
 from llm.data.shapes import MissingColumns, Rejected, Shaper
@@ -117,7 +117,7 @@ def write_raw(name: str, kind: str, source: params.Source, out: Path) -> dict[st
 
     Args:
         name: of the data set, under `download`.
-        kind: one of `FIELDS`: the columns that the records get.
+        kind: one of `FIELDS` or of `llm.tasks`: the columns that the records get.
         source: its params.
         out: directory for part-NNNNN.parquet and manifest.json.
 
@@ -127,9 +127,10 @@ def write_raw(name: str, kind: str, source: params.Source, out: Path) -> dict[st
     Raises:
         UserError: whatever is wrong with the source; the message names the place.
     """
-    if kind not in FIELDS:
+    if kind not in FIELDS and kind not in tasks.kinds():
+        known = dict.fromkeys([*FIELDS, *tasks.kinds()])
         raise UserError(
-            f"download.{name}: kind {kind!r} is unknown; expected {', '.join(k for k in FIELDS if k != 'pretrain')}. "
+            f"download.{name}: kind {kind!r} is unknown; expected {', '.join(k for k in known if k != 'pretrain')}. "
             f"Set download.{name}.kind."
         )
     with Writer(out, kind) as writer:
