@@ -30,6 +30,15 @@ GROUP_BYTES = 4 << 20  # text of a row group: what writer and reader hold at a t
 GROUP_ROWS = 16384
 
 
+def fields(kind: str) -> tuple[str, ...]:
+    """Columns of a kind's records; a kind of task of the user's own names them in its module."""
+    if kind in FIELDS:
+        return FIELDS[kind]
+    from llm import tasks
+
+    return ("id", *tasks.get(kind).COLUMNS, "group", "split")
+
+
 def schema(kind: str) -> pa.Schema:
     """Arrow schema of a kind's parts; only `text_pair` may be null."""
     import pyarrow as pa
@@ -37,7 +46,7 @@ def schema(kind: str) -> pa.Schema:
     return pa.schema(
         [
             pa.field(name, pa.list_(pa.string()) if name == "answers" else pa.string(), nullable=name == "text_pair")
-            for name in FIELDS[kind]
+            for name in fields(kind)
         ]
     )
 

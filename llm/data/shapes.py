@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llm.data.raw import FIELDS, SPLITS, text_bytes
+from llm.data.raw import SPLITS, fields, text_bytes
 from llm.errors import UserError
 
 # Sets of columns that are known together, the most telling first; {} falls back to single names below.
@@ -58,7 +58,7 @@ class Shaper:
 
     Args:
         name: of the data set, for messages.
-        kind: one of `FIELDS`.
+        kind: one of `raw.FIELDS` or of `llm.tasks`.
         columns: our column -> the file's, over what is known.
         labels: names of integer classes in order, or value -> name.
 
@@ -71,12 +71,12 @@ class Shaper:
     ) -> None:
         self.name, self.kind, self.columns, self.labels = name, kind, columns, labels
         for ours in columns:
-            if ours not in FIELDS[kind]:
+            if ours not in fields(kind):
                 raise UserError(
-                    f"download.{name}.columns.{ours}: {kind} has no such column; expected {', '.join(FIELDS[kind])}. "
+                    f"download.{name}.columns.{ours}: {kind} has no such column; expected {', '.join(fields(kind))}. "
                     "Ours stands before the colon, the file's after it."
                 )
-        if labels is not None and kind != "classification":
+        if labels is not None and "label" not in fields(kind):
             raise UserError(f"download.{name}.labels: {kind} has no classes. Remove it, or set download.{name}.kind.")
         self._mappings: dict[tuple[str, ...], dict[str, str]] = {}
 
@@ -94,14 +94,14 @@ class Shaper:
         return self._mappings[key]
 
     def _map(self, names: tuple[str, ...]) -> dict[str, str]:
-        known = next((k for k in KNOWN[self.kind] if set(k.values()) <= set(names)), {})
+        known = next((k for k in KNOWN.get(self.kind, []) if set(k.values()) <= set(names)), {})
         mapping: dict[str, str] = {}
-        for ours in FIELDS[self.kind]:
+        for ours in fields(self.kind):
             if ours in self.columns:
                 candidates: tuple[str, ...] = (self.columns[ours],)
             else:
                 place = (ours,) if ours in ("group", "split") or (ours == "id" and self.kind != "pretrain") else ()
-                given = SYNONYMS[self.kind].get(ours, place)
+                given = SYNONYMS[self.kind].get(ours, place) if self.kind in SYNONYMS else (ours,)
                 candidates = ((known[ours],) if ours in known else ()) + given
             theirs = next((name for name in candidates if name in names), None)
             if theirs is not None:
@@ -120,7 +120,7 @@ class Shaper:
 
     def advice(self) -> str:
         """How to name columns in the params."""
-        needed = [name for name in FIELDS[self.kind] if name not in OPTIONAL]
+        needed = [name for name in fields(self.kind) if name not in OPTIONAL]
         return f"Name them with download.{self.name}.columns: {{{', '.join(f'{name}: THEIRS' for name in needed)}}}"
 
     def shape(self, record: dict[str, Any], class_names: dict[str, list[str]]) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class Shaper:
         """
         mapping = self.mapping(tuple(record))
         shaped: dict[str, Any] = {}
-        for ours in FIELDS[self.kind]:
+        for ours in fields(self.kind):
             value = record.get(mapping[ours]) if ours in mapping else None
             if ours == "answers":
                 shaped[ours] = _answers(value, record, shaped["context"])

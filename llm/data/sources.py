@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from llm import params
+from llm import params, tasks
 from llm.data import inputs, readers, streams
 from llm.data.blend import write_mixture
 from llm.data.fetch import fetch
@@ -129,7 +129,7 @@ def write_raw(name: str, kind: str, source: params.Source, out: Path, copies: Pa
 
     Args:
         name: of the data set, under `download`.
-        kind: one of `FIELDS`: the columns that the records get.
+        kind: one of `FIELDS` or of `llm.tasks`: the columns that the records get.
         source: its params.
         out: directory for part-NNNNN.parquet and manifest.json.
         copies: directory for remote files, which a later attempt finds again; None: a temporary one.
@@ -140,9 +140,10 @@ def write_raw(name: str, kind: str, source: params.Source, out: Path, copies: Pa
     Raises:
         UserError: whatever is wrong with the source; the message names the place.
     """
-    if kind not in FIELDS:
+    if kind not in FIELDS and kind not in tasks.kinds():
+        known = dict.fromkeys([*FIELDS, *tasks.kinds()])
         raise UserError(
-            f"download.{name}: kind {kind!r} is unknown; expected {', '.join(k for k in FIELDS if k != 'pretrain')}. "
+            f"download.{name}: kind {kind!r} is unknown; expected {', '.join(k for k in known if k != 'pretrain')}. "
             f"Set download.{name}.kind."
         )
     if isinstance(source, params.MixtureSource):

@@ -93,7 +93,7 @@ def tfidf(train_texts: Sequence[str], train_labels: Sequence[str], texts: Sequen
 
     It reads what a model reads, the prompts with their templates, and is trained on the same examples.
     """
-    if len(set(train_labels)) < 2:
+    if len(set(train_labels)) < 2 or not any(words(text) for text in train_texts):
         return [majority(train_labels)] * len(texts)
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression

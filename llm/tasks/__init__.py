@@ -10,12 +10,13 @@ from typing import cast
 from llm.errors import UserError
 from llm.tasks.base import Task
 
-SUPPORT = ("base", "files", "mixture", "splits")  # modules of this folder that are no kinds of task
-
 
 def kinds() -> tuple[str, ...]:
-    """The kinds of task, by name."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in SUPPORT))
+    """The kinds of task, by name: the modules of this folder that say which columns their records have."""
+    modules = {
+        found.name: importlib.import_module(f"llm.tasks.{found.name}") for found in pkgutil.iter_modules(__path__)
+    }
+    return tuple(sorted(name for name, module in modules.items() if hasattr(module, "COLUMNS")))
 
 
 def get(kind: str, name: str | None = None) -> Task:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from llm.evaluate import language
+from llm.model.files import save_model
 from tests.evaluate.standins import Bytes, Stream
 from tests.model.conftest import random_model
 
@@ -36,6 +39,24 @@ def test_the_loss_of_documents_is_that_of_their_tokens(limit: int | None) -> Non
     expected = nats_of_documents(model, stream, limit or len(stream))
     np.testing.assert_allclose(found.documents, expected[: len(found.documents)], rtol=1e-4)
     assert found.documents.sum() == pytest.approx(found.nats.sum())
+
+
+def test_perplexity_is_that_of_transformers_in_float64(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
+    model, stream = random_model(), Stream(TEXTS)
+    save_model(model, tmp_path, tmp_path, eos_id=0)
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    tokens = torch.tensor(stream.read(0, len(stream)).astype(np.int64))
+    nats = 0.0
+    with torch.no_grad():
+        for start in range(0, len(tokens) - 1, 64):
+            window = tokens[start : start + 65]
+            logits = peer(window[None, :-1]).logits[0]
+            assert logits.dtype == torch.float64
+            nats += float(torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
+    loss, perplexity, _ = language.language_modeling(model, stream, Bytes(), None).measures()
+    assert loss.value() == pytest.approx(nats / (len(tokens) - 1), rel=1e-6)
+    assert perplexity.value() == pytest.approx(np.exp(nats / (len(tokens) - 1)), rel=1e-5)
 
 
 def test_an_empty_first_document_costs_nothing() -> None:

@@ -200,7 +200,7 @@ def test_without_plain_text_the_pretraining_files_are_not_needed(workspace):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"tasks": {"topic": {"weight": 1.0}}}, "'topic' is not a kind of task; known: summarization"),
+        ({"tasks": {"topic": {"weight": 1.0}}}, "'topic' is not a kind of task; known: classification"),
         ({"tasks": {"topic": {"weight": 1.0, "kind": "summarization"}}}, "has no column document, summary"),
         ({"tasks": {"summarization": {"weight": 0.0}}}, "no task has a weight"),
         (

@@ -1,0 +1,104 @@
+"""A new kind of task is a file and an entry in params: the one in docs/EVALUATION.md, from records to scores."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from llm import params, tasks
+from llm.data import sources
+from llm.data.tokenizer import Tokenizer
+from llm.errors import UserError
+from llm.evaluate import baselines, files, run
+from llm.evaluate.scorebook import ScoreBook
+from stages import mix
+from tests.conftest import ROOT
+from tests.model.conftest import random_model
+
+SENTENCES = [f"The apparatus of room {i} was utilised by person number {i} on the premises." for i in range(60)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that Python reads as a part of llm/tasks."""
+    path = tmp_path / "tasks"
+    path.mkdir()
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(path)])
+    before = set(sys.modules)
+    yield path
+    for name in set(sys.modules) - before:
+        if name.startswith("llm.tasks."):
+            del sys.modules[name]
+            delattr(tasks, name.rsplit(".", 1)[1])
+
+
+def documented() -> str:
+    text = (ROOT / "docs" / "EVALUATION.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    return str(code)
+
+
+def test_the_documented_task_goes_from_records_to_scores(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "rewriting.py").write_text(documented(), encoding="utf-8")
+    assert "rewriting" in tasks.kinds()
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": str(i), "sentence": text, "plain": f"Person {i} used it."} for i, text in enumerate(SENTENCES)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values["download"] = {"pretrain": {"source": "docs"}, "rewriting": {"source": "files", "paths": ["pairs.jsonl"]}}
+    values["mix"] |= {
+        "tasks": {"rewriting": {"weight": 1.0}},
+        "pretrain_fraction": 0.0,
+        "examples": 100,
+        "val_fraction": 0.2,
+    }
+    Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+
+    manifest = sources.write_raw(
+        "rewriting", "rewriting", params.load().download["rewriting"], Path("data/raw/rewriting")
+    )
+    assert (manifest["kind"], manifest["rows"]) == ("rewriting", 60)
+    tokenizer = Tokenizer.train(SENTENCES, 350)
+    tokenizer.save("data/tokenizer")
+    mix.main()
+    train = pq.read_table("data/mix/train.parquet").to_pylist()
+    assert {row["task"] for row in train} == {"rewriting"}
+    assert all("lain words" in row["prompt"] for row in train)
+
+    (test,) = files.read_tests(Path("data/mix/test"), None)
+    model = random_model(vocab_size=tokenizer.vocab_size, max_position_embeddings=256)
+    answers = run.answer(model, tokenizer, test, run.Asking(chat=True))
+    assert "at most 48 tokens" in answers.form
+    book = ScoreBook(tmp_path, 100, 0.95, 0)
+    book.answers("finetuned", test, answers)
+    examples = files.train_examples(Path("data/mix/train.parquet"), "rewriting", 100)
+    for name, texts in baselines.answers(test.kind, test.rows, examples, 0).items():
+        book.answers(f"baseline:{name}", test, run.Answers(texts, {}, [], ""))
+    assert set(book.results) == {"finetuned", "baseline:copy", "baseline:majority", "baseline:random"}
+    assert {"rougeLsum", "bleu", "copied", "mean_length"} <= set(book.results["finetuned"]["rewriting"])
+    assert "rouge1" not in book.results["finetuned"]["rewriting"], "only the metrics that the task names"
+    assert book.results["baseline:copy"]["rewriting"]["copied"]["value"] == 1.0
+    assert next(iter(test.texts())) == [test.rows[0]["sentence"], *test.rows[0]["references"]]
+    assert len(documented().splitlines()) < 80
+
+
+def test_a_task_file_that_lacks_something_says_what(folder: Path) -> None:
+    (folder / "half.py").write_text("COLUMNS = ('text',)\nMETRICS = ()\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"half\.py: a kind of task needs CUT, CLOSED, .*, references, test_columns"):
+        tasks.get("half")
+
+
+def test_a_misspelt_kind_of_a_data_set_is_refused_with_the_new_one_among_the_known(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / "rewriting.py").write_text(documented(), encoding="utf-8")
+    with pytest.raises(UserError, match=r"kind 'rewritten' is unknown; expected .*rewriting"):
+        sources.write_raw("mine", "rewritten", params.FilesSource(source="files", paths=["x"]), tmp_path / "out")
