@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 from llm import params
 from llm.data import known
 from llm.data.sources import datasets_of, fingerprint, write_raw
-from llm.errors import run_stage
+from llm.errors import NO_SPACE, no_space, run_stage
 from llm.io import link, read_json, whole_directory
 from llm.timing import stage_timing
 
@@ -30,8 +31,14 @@ def main() -> None:
             done[name] = state / f"{name}-{fingerprint(name, kind, source)}"
             if not (done[name] / "manifest.json").exists():
                 print(f"download: {name} ({kind}) from {source.source}", flush=True)
-                with whole_directory(done[name]) as directory:
-                    made = write_raw(name, kind, source, directory, state / f"remote-{name}")
+                forget_others(done[name])
+                # Not in a whole_directory: the manifest comes last, and what a kill leaves is gone on with.
+                try:
+                    made = write_raw(name, kind, source, done[name], state / f"remote-{name}")
+                except OSError as error:
+                    if error.errno in NO_SPACE:
+                        raise no_space(done[name], error) from error
+                    raise
                 for line in known.note(made):
                     print(f"download: {line}", flush=True)
                 shutil.rmtree(state / f"remote-{name}", ignore_errors=True)
@@ -56,6 +63,15 @@ def finished_work() -> Iterator[Path]:
             print("download: waiting for another download of this repository to end", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield root / "download"
+
+
+def forget_others(directory: Path) -> None:
+    """Remove what broke off of the data set under other params, code or files: nothing will go on with it."""
+    name = directory.name[:-16]  # without the fingerprint
+    for other in directory.parent.glob(f"{glob.escape(name)}{'[0-9a-f]' * 16}"):
+        if other != directory and not (other / "manifest.json").exists():
+            shutil.rmtree(other)
+            other.with_name(f"{other.name}.part.json").unlink(missing_ok=True)
 
 
 def print_table(manifests: dict[str, dict[str, Any]]) -> None:

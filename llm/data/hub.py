@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from llm.data.inputs import Input
 from llm.data.readers import Row
 from llm.data.sources import NOT_STATED
 from llm.errors import UserError
@@ -116,6 +117,11 @@ def revision(source: HubSource) -> str:
     for path in _data_files(source.id):
         digest.update(f"{path.relative_to(source.id).as_posix()}\0{sha256(path)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+def stamps(source: HubSource) -> list[list[str]]:
+    """Name and stamp of each file of a local directory; a pinned revision does not change."""
+    return [[str(path), Input(str(path)).stamp()] for path in _data_files(source.id)] if is_local(source) else []
 
 
 def licence(source: HubSource) -> str:

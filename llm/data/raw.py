@@ -70,12 +70,20 @@ class Writer:
     """Writes records in parts of bounded size; the same records give the same bytes."""
 
     def __init__(
-        self, directory: Path, kind: str, part_bytes: int = PART_BYTES, group_bytes: int = GROUP_BYTES
+        self,
+        directory: Path,
+        kind: str,
+        part_bytes: int = PART_BYTES,
+        group_bytes: int = GROUP_BYTES,
+        place: dict[str, Any] | None = None,
     ) -> None:
+        """`place`: what `place()` gave when a part had just been finished; writing goes on behind it."""
         self.directory, self.schema = Path(directory), schema(kind)
         self.part_bytes, self.group_bytes = part_bytes, group_bytes
         self.rows = self.bytes = 0  # of all parts; bytes of text
         self.files: list[dict[str, Any]] = []  # path, rows, bytes (of the file), sha256
+        if place is not None:
+            self.rows, self.bytes, self.files = place["rows"], place["bytes"], list(place["files"])
         self._buffer: list[dict[str, Any]] = []
         self._buffered = self._part_rows = self._part_text = 0
         self._part: Any = None
@@ -92,6 +100,12 @@ class Writer:
             self._flush()
             if self._part_text >= self.part_bytes:
                 self._finish_part()
+
+    def place(self) -> dict[str, Any] | None:
+        """Where writing can go on; None but right after a part was finished, when nothing is in memory."""
+        if self._buffer or self._part is not None:
+            return None
+        return {"rows": self.rows, "bytes": self.bytes, "files": list(self.files)}
 
     def close(self) -> None:
         """Write what is left; `files` is complete afterwards."""
@@ -128,7 +142,7 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is None:
             self.close()
-        elif self._part is not None:  # the whole directory is thrown away; only release the handle
+        elif self._part is not None:  # a later call begins this part again; only release the handle
             self._part.close()
 
 

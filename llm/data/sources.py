@@ -23,7 +23,8 @@ from llm import params, tasks
 from llm.data import inputs, readers, streams
 from llm.data.blend import write_mixture
 from llm.data.fetch import fetch
-from llm.data.raw import FIELDS, Writer
+from llm.data.raw import FIELDS, Writer, read
+from llm.data.restart import Changed, Restart, clear
 from llm.data.shapes import MissingColumns, Rejected, Shaper
 from llm.errors import UserError
 from llm.io import write_json
@@ -93,11 +94,26 @@ class Gate:
         if not own:
             body = json.dumps({k: v for k, v in record.items() if k not in ("id", "group", "split")}, sort_keys=True)
             own = hashlib.sha256(body.encode()).hexdigest()[:16]
-        key = int.from_bytes(hashlib.blake2b(own.encode(), digest_size=8).digest(), "big")
+        key = _key(own)
         if key in self._ids:
             return f"{own}@{place}"
         self._ids.add(key)
         return own
+
+    def counted(self) -> dict[str, Any]:
+        """What was counted until now, for `go_on`."""
+        counters = {name: dict(getattr(self, name)) for name in ("reasons", "kept", "labels")}
+        foreign = self.foreign.decode("latin-1")
+        return {**counters, "examples": list(self.examples), "foreign": foreign, "own_ids": bool(self._ids)}
+
+    def go_on(self, counted: dict[str, Any]) -> None:
+        """Take over what was counted when the writer's parts had just been written; ids are read from those."""
+        for name in ("reasons", "kept", "labels"):
+            getattr(self, name).update(counted[name])
+        self.examples = list(counted["examples"])
+        self.foreign = counted["foreign"].encode("latin-1")
+        if counted["own_ids"]:
+            self._ids = {_key(record["id"]) for record in read(self.writer.directory, ["id"])}
 
     def reject(self, file: str, line: int, reason: str, detail: str = "") -> None:
         """Count a record that is set aside."""
@@ -124,6 +140,10 @@ class Gate:
             )
 
 
+def _key(own: str) -> int:
+    return int.from_bytes(hashlib.blake2b(own.encode(), digest_size=8).digest(), "big")
+
+
 def write_raw(name: str, kind: str, source: params.Source, out: Path, copies: Path | None = None) -> dict[str, Any]:
     """Write the records of one data set.
 
@@ -131,7 +151,8 @@ def write_raw(name: str, kind: str, source: params.Source, out: Path, copies: Pa
         name: of the data set, under `download`.
         kind: one of `FIELDS` or of `llm.tasks`: the columns that the records get.
         source: its params.
-        out: directory for part-NNNNN.parquet and manifest.json.
+        out: directory for part-NNNNN.parquet and manifest.json; what a killed call for the same source left there is
+            gone on with. How far it came stands beside it, in `<out>.part.json`.
         copies: directory for remote files, which a later attempt finds again; None: a temporary one.
 
     Returns:
@@ -148,17 +169,34 @@ def write_raw(name: str, kind: str, source: params.Source, out: Path, copies: Pa
         )
     if isinstance(source, params.MixtureSource):
         return _mixture(name, source, out, copies)
-    with Writer(out, kind) as writer:
+    restart = Restart(out, {"name": name, "kind": kind, "source": source.model_dump(mode="json")})
+    try:
+        manifest = _single(name, kind, source, out, copies, restart)
+    except Changed as changed:
+        print(f"download: {name} begins anew: {changed}", flush=True)
+        restart.end()
+        return write_raw(name, kind, source, out, copies)
+    restart.end()
+    return manifest
+
+
+def _single(
+    name: str, kind: str, source: params.SingleSource, out: Path, copies: Path | None, restart: Restart
+) -> dict[str, Any]:
+    with Writer(out, kind, place=restart.writer) as writer:
         if isinstance(source, params.DocsSource):
             gate = Gate(name, Shaper(name, kind, {}, None), writer)
             about = _docs(kind, source, gate)
         else:
             gate = Gate(name, Shaper(name, kind, source.columns, source.labels), writer)
+            if restart.writer is not None:
+                gate.go_on(restart.more["gate"])
+                print(f"download: {name} continues after {writer.rows:,} records", flush=True)
             if isinstance(source, params.FilesSource):
                 with nullcontext(copies) if copies else TemporaryDirectory(prefix="llm-") as folder:
-                    about = _files(name, source, gate, Path(folder))
+                    about = _files(name, source, gate, Path(folder), restart)
             else:
-                about = _hub(name, source, gate)
+                about = _hub(name, source, gate, restart)
         gate.check(source.max_rejected_fraction)
     manifest = {
         "name": name,
@@ -191,7 +229,12 @@ def write_raw(name: str, kind: str, source: params.Source, out: Path, copies: Pa
 
 
 def _mixture(name: str, source: params.MixtureSource, out: Path, copies: Path | None) -> dict[str, Any]:
-    """Write a mixture's records and manifest; `sources` of the manifest holds those of its sources."""
+    """Write a mixture's records and manifest; `sources` of the manifest holds those of its sources.
+
+    After a kill the source that was being read goes on at its last finished part; those that were whole by then are
+    read again (of the copies, where they are remote), and so is what had been taken of them.
+    """
+    clear(out)
 
     def write(part: str, inner: params.Source, directory: Path) -> dict[str, Any]:
         return write_raw(f"{name}.sources.{part}", "pretrain", inner, directory, copies)
@@ -251,7 +294,7 @@ def _check_documented(record: dict[str, Any], kind: str) -> None:
     assert tuple(sorted(record)) == tuple(sorted(FIELDS[kind])), f"docs made {sorted(record)} for {kind}"
 
 
-def _files(name: str, source: params.FilesSource, gate: Gate, copies: Path) -> dict[str, Any]:
+def _files(name: str, source: params.FilesSource, gate: Gate, copies: Path, restart: Restart) -> dict[str, Any]:
     where = f"download.{name}"
     found = inputs.find([*source.paths, *source.test_paths], f"{where}.paths")
     held_out = inputs.find(source.test_paths, f"{where}.test_paths") if source.test_paths else []
@@ -260,16 +303,23 @@ def _files(name: str, source: params.FilesSource, gate: Gate, copies: Path) -> d
     if both:
         raise UserError(f"{where}: {both[0]} is in paths and in test_paths; take it out of one of them.")
     named = {} if tests else _named_splits(found)
-    notes = ["the files' names say their splits"] if named else []
+    notes = restart.more.get("notes", ["the files' names say their splits"] if named else [])
     stopped = Counter[str]()
-    stored: list[dict[str, Any]] = []
+    stored: list[dict[str, Any]] = restart.more.get("stored", [])
+    stamps: list[list[str]] = []  # of the files until now, with their names
     wanted = _pinned(source, found, where)
     came = Counter[str]()
     with Progress(name, sum(max(0, item.size()) for item in found), "B", scale=True) as progress:
-        for remote in found:
+        for number, remote in enumerate(found):
             item = fetch(remote, copies, partial(_fetched, progress, came))
             stamp = item.stamp()
+            stamps.append([item.shown, stamp])
+            if number == min(restart.input, len(found) - 1):
+                restart.compare(stamps)
             split = "test" if item.shown in tests else "train" if tests else named.get(item.shown, "")
+            stopped[split] += gate.kept[item.shown]  # by an earlier, killed call
+            if number < restart.input:  # in `stored` already
+                continue
             if source.max_documents is not None and stopped[split] >= source.max_documents:
                 notes.append(f"{item.shown} was not read: max_documents was reached")
                 stored.append(_stored(item, stamp, wanted))
@@ -277,12 +327,13 @@ def _files(name: str, source: params.FilesSource, gate: Gate, copies: Path) -> d
             with readers.open_table(item, source.format, gate.shaper.kind, gate.shaper.keep, source.encoding) as table:
                 _check_columns(table, item.shown, gate.shaper)
                 last = 0
-                for row in table.rows:
+                for place, row in restart.rows(number, table.rows):
                     before = gate.writer.rows
                     gate.add(row, item.shown, item.label, split, table.labels)
                     stopped[split] += gate.writer.rows - before
                     if source.max_documents is not None and stopped[split] >= source.max_documents:
                         break
+                    restart.note(gate, number, place, notes=notes, stored=stored, stamps=stamps)
                     if (now := table.position()) - last > 1 << 16:
                         progress.update(now - last, rows=f"{gate.writer.rows:,}")
                         last = now
@@ -353,20 +404,25 @@ def _check_columns(table: readers.Table, file: str, shaper: Shaper) -> None:
         raise UserError(f"{file}: {error.detail}. {shaper.advice()}.") from None
 
 
-def _hub(name: str, source: params.HubSource, gate: Gate) -> dict[str, Any]:
+def _hub(name: str, source: params.HubSource, gate: Gate, restart: Restart) -> dict[str, Any]:
     from llm.data import hub
 
-    notes: list[str] = []
+    stamps = hub.stamps(source)
+    restart.compare(stamps)
+    notes: list[str] = restart.more.get("notes", [])
     sides = [(source.split, "train" if source.test_split else "")]
     if source.test_split:
         sides.append((source.test_split, "test"))
     with Progress(name, None, "records") as progress:
-        for split, side in sides:
+        for number, (split, side) in enumerate(sides):
+            if number < restart.input:
+                continue
             shown = f"{source.id}/{split}"
             stream = hub.open_split(name, source, split)
             _check_columns(readers.Table("hub", stream.columns, {}, iter(()), int, []), shown, gate.shaper)
-            rows, size = gate.writer.rows, gate.writer.bytes
-            for row in stream.rows(gate.shaper.keep):
+            begun = number == restart.input and restart.more.get("begun")
+            rows, size = begun or (gate.writer.rows, gate.writer.bytes)
+            for place, row in restart.rows(number, stream.rows(gate.shaper.keep)):
                 gate.add(row, shown, split, side, stream.labels)
                 progress.update(mb=f"{gate.writer.bytes / 1e6:.1f}")
                 if source.max_documents is not None and gate.writer.rows - rows >= source.max_documents:
@@ -375,6 +431,7 @@ def _hub(name: str, source: params.HubSource, gate: Gate) -> dict[str, Any]:
                 if source.max_bytes is not None and gate.writer.bytes - size >= source.max_bytes:
                     notes.append(f"{split}: stopped after max_bytes = {source.max_bytes} bytes of text")
                     break
+                restart.note(gate, number, place, notes=notes, begun=(rows, size), stamps=stamps)
     return {"revision": hub.revision(source), "licence": hub.licence(source), "notes": _join(*notes)}
 
 

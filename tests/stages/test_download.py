@@ -136,3 +136,16 @@ def test_the_embedded_source_goes_through_the_same_door(workspace: Path) -> None
     assert manifest["rows"] == 5
     assert manifest["dropped"]["beyond max_documents"] > 0
     assert "networkx" in manifest["revision"]
+
+
+def test_what_broke_off_under_other_params_does_not_stay_on_the_disk(workspace: Path) -> None:
+    Path("sst.tsv").write_text("sentence\tlabel\nbroken\n")
+    for size in (1, 2):
+        with pytest.raises(UserError, match="wrong number of fields"):
+            download.main()
+        begun = sorted(path.name.rpartition("-")[0] for path in Path(".state/download").iterdir())
+        assert begun == ["pretrain", "sst2"]
+        Path("sst.tsv").write_text("sentence\tlabel\n" + "broken\n" * (1 + size))
+    Path("sst.tsv").write_text("sentence\tlabel\nfine\t1\n")
+    download.main()
+    assert not Path(".state/download").exists()
