@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -12,8 +11,8 @@ from llm.data.chunks import Chunk, read_chunk
 from llm.data.clean.plan import Plan
 from llm.data.clean.tally import Tally
 from llm.data.corpus import is_held_out, read_documents
+from llm.data.room import refuse_what_cannot_fit
 from llm.data.tokenizer import Tokenizer
-from llm.errors import UserError
 from llm.io import whole_directory
 from llm.params import Tokenize
 
@@ -86,13 +85,8 @@ def check_disk(needed: int, work: Path, output: Path) -> None:
         UserError: too little room.
     """
     written = sum(path.stat().st_size for path in (work / "tokens").glob("*.npy"))
-    places = {os.stat(work).st_dev: (work, MARGIN * needed - written)}
     above = next(path for path in (output, *output.absolute().parents) if path.exists())
-    places.setdefault(os.stat(above).st_dev, (above, MARGIN * needed))
+    places = {os.stat(above).st_dev: (above, MARGIN * needed), os.stat(work).st_dev: (work, MARGIN * needed - written)}
     for place, room in places.values():
-        if room > (free := shutil.disk_usage(place).free):
-            raise UserError(
-                f"tokenize: the token shards will take about {needed / 1e9:.2f} GB, and {place.absolute()} has "
-                f"{free / 1e9:.2f} GB free. Free some (`python -m llm state --prune`, `dvc gc -w`), or take less text "
-                "(max_documents or max_bytes of download.pretrain)."
-            )
+        less = "take less text (max_documents or max_bytes of download.pretrain)"
+        refuse_what_cannot_fit("tokenize: the token shards", room, place, less)

@@ -59,6 +59,11 @@ class Input:
         path = PurePosixPath(self.name)
         return PurePosixPath(path.stem if path.suffix.lower() in COMPRESSED else path.name).suffix.lower()
 
+    @property
+    def packed(self) -> bool:
+        """Whether the name says that the content is compressed."""
+        return PurePosixPath(self.shown).suffix.lower() in (*COMPRESSED, ".parquet")
+
     def open(self) -> BinaryIO:
         """The stored bytes, still compressed."""
         if self.fs is not None:

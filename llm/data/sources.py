@@ -25,6 +25,7 @@ from llm.data.blend import write_mixture
 from llm.data.fetch import fetch
 from llm.data.raw import FIELDS, Writer, read
 from llm.data.restart import Changed, Restart, clear
+from llm.data.room import refuse_what_cannot_fit
 from llm.data.shapes import MissingColumns, Rejected, Shaper
 from llm.errors import UserError
 from llm.io import write_json
@@ -35,6 +36,7 @@ FOREIGN = 1 << 14  # bytes that are not UTF-8, of which the encoding is guessed
 SHOWN = 5  # and that an error message shows
 MAX_LABELS = 100  # classes that the manifest counts
 NOT_STATED = "not stated"
+PACKED, UNPACKED = 1.1, 0.5  # room that records take, for each byte of files that are compressed, or are not
 HUB_NAME = re.compile(r"(train|validation|test)-\d{5}-of-\d{5}\.")
 
 
@@ -303,6 +305,9 @@ def _files(name: str, source: params.FilesSource, gate: Gate, copies: Path, rest
     if both:
         raise UserError(f"{where}: {both[0]} is in paths and in test_paths; take it out of one of them.")
     named = {} if tests else _named_splits(found)
+    if source.max_documents is None:
+        room = sum(max(0, item.size()) * (PACKED if item.packed else UNPACKED) for item in found[restart.input :])
+        refuse_what_cannot_fit(f"{where}: the records", room, gate.writer.directory, "take less (max_documents)")
     notes = restart.more.get("notes", ["the files' names say their splits"] if named else [])
     stopped = Counter[str]()
     stored: list[dict[str, Any]] = restart.more.get("stored", [])

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from llm.data import corpus, corpus_sample, parallel
+from llm.data import corpus, corpus_sample, parallel, room
 from llm.data.chunks import Chunk, digest, find_chunks, read_chunk
 from llm.data.clean.plan import Plan
 from llm.data.clean.rules import Cleaned
@@ -330,7 +330,7 @@ def test_too_little_room_is_refused_before_the_work(
     write(found, tokenizer, tmp_path / "work")
     taken = sum(path.stat().st_size for path in (tmp_path / "work" / "tokens").glob("*.npy"))
     assert taken < needed < 1.5 * taken  # in row groups this small, Parquet's own statistics are a third of the bytes
-    monkeypatch.setattr(corpus_sample.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed // 2))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed // 2))
     corpus_sample.check_disk(needed, tmp_path / "work", tmp_path / "data" / "tokens")  # most is there already
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"will take about .* GB free.*download\.pretrain"):

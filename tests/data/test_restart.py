@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from llm import params
-from llm.data import raw, sources
+from llm.data import raw, room, sources
 from llm.data.sources import write_raw
 from llm.errors import UserError
 
@@ -26,8 +27,9 @@ SMALL = (3000, 700, None)  # bytes of a part and of a row group
 CHILD = """
 import json, os, signal, sys
 from pathlib import Path
+from types import SimpleNamespace
 from llm import params
-from llm.data import raw, sources
+from llm.data import raw, room, sources
 
 kind, source, out, nth = sys.argv[1:]
 raw.Writer.__init__.__defaults__ = (3000, 700, None)
@@ -245,3 +247,11 @@ def test_what_was_not_utf8_is_still_known(folder: Path) -> None:
             write_raw("pretrain", "pretrain", source, folder / out)
         told.append(str(caught.value))
     assert told[0] == told[1]
+
+
+def test_a_download_that_cannot_fit_is_refused_before_it_begins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"download\.pretrain: the records will take about .*max_documents"):
+        write_raw("pretrain", "pretrain", files_source(), folder / "out")
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
+    write_raw("pretrain", "pretrain", files_source(), folder / "out")
