@@ -29,14 +29,18 @@ def unfinished(stage: str, inputs: dict[str, Any]) -> Iterator[Path]:
     directory = Path(os.environ.get("DVC_ROOT", ".")) / ".state" / stage / name
     with _held(directory / "lock", stage):
         write_bytes(directory / "inputs.json", json.dumps(inputs, indent=2, sort_keys=True).encode())
+        for stale in directory.parent.glob(f".{name}.done"):  # its owner was killed while removing it
+            shutil.rmtree(stale)
         yield directory
-        shutil.rmtree(directory)
+        done = directory.with_name(f".{name}.done")
+        os.replace(directory, done)  # at once: whoever waits for the lock may make the folder anew
+        shutil.rmtree(done)
 
 
 @contextmanager
 def _held(path: Path, stage: str) -> Iterator[None]:
     """Hold the lock at `path`; where its holder removed it with its folder, the one that is there afterwards."""
-    while True:
+    while True:  # until the lock that is held is the one that is there
         path.parent.mkdir(parents=True, exist_ok=True)
         with _opened(path) as file:
             if file is None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -166,3 +171,53 @@ def test_real_text_packs_three_bytes_a_token(here: Path, data_dir: Path) -> None
     workspace(here, [text.strip() for text in stories if text.strip()], tokenize={"vocab_size": 2048})
     tokenize.main()
     assert json.loads(Path("metrics/tokenize.json").read_text())["bytes_per_token"] > 3
+
+
+def test_a_killed_stage_leaves_no_worker_and_no_half_output_and_continues(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tokenize.find_chunks, "__defaults__", (20_000,))
+    monkeypatch.setenv("LLM_STATE_SECONDS", "0")
+    settings = {"workers": 2, "tokenizer": "bpe"}
+    texts = documents(400) * 20
+    for name in ("whole", "killed"):
+        workspace(here / name, texts, tokenize=settings)
+    monkeypatch.setenv("DVC_ROOT", str(here / "killed"))
+    code = "from stages import tokenize; tokenize.find_chunks.__defaults__ = (20_000,); tokenize.main()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=here / "killed", env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    while not list((here / "killed").glob(".state/tokenize/*/progress.json")):
+        time.sleep(0.01)
+        assert child.poll() is None
+    workers = psutil.Process(child.pid).children()
+    child.kill()
+    child.wait()
+    assert len(workers) >= 2
+    assert not (here / "killed" / "data" / "tokens").exists()
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    monkeypatch.chdir(here / "killed")
+    capfd.readouterr()
+    tokenize.main()
+    assert "continues after" in capfd.readouterr().out
+    assert not list((here / "killed").glob(".state/tokenize/*")), "finished work is removed"
+    monkeypatch.chdir(here / "whole")
+    monkeypatch.setattr(tokenize.find_chunks, "__defaults__", (10**9,))
+    tokenize.main()
+    assert outputs(here / "killed") == outputs(here / "whole")
+
+
+def test_a_second_run_waits_for_the_first_and_gives_the_same_bytes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        workspace(here / name, documents(400) * 10)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DVC_ROOT": str(here)}
+    command = [sys.executable, "-m", "stages.tokenize"]
+    runs = [
+        subprocess.Popen(command, cwd=here / name, env=environment, stdout=subprocess.PIPE, text=True)
+        for name in ("one", "two")
+    ]
+    printed = [run.communicate(timeout=60)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert sum("does the same work; waiting for it" in text for text in printed) <= 1
+    assert outputs(here / "one") == outputs(here / "two")
+    assert not list(here.glob(".state/tokenize/*"))
