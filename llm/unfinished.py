@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,19 +30,18 @@ def unfinished(stage: str, inputs: dict[str, Any]) -> Iterator[Path]:
     directory = Path(os.environ.get("DVC_ROOT", ".")) / ".state" / stage / name
     with _held(directory / "lock", stage):
         write_bytes(directory / "inputs.json", json.dumps(inputs, indent=2, sort_keys=True).encode())
-        for stale in directory.parent.glob(f".{name}.done"):  # its owner was killed while removing it
-            shutil.rmtree(stale)
+        for stale in directory.parent.glob(f".{name}.*"):  # its owner was killed while removing it, or removes it now
+            shutil.rmtree(stale, ignore_errors=True)
         yield directory
-        done = directory.with_name(f".{name}.done")
-        os.replace(directory, done)  # at once: whoever waits for the lock may make the folder anew
-        shutil.rmtree(done)
+        done = tempfile.mkdtemp(prefix=f".{name}.", dir=directory.parent)
+        os.replace(directory, done)  # at once: who waits for the lock makes the folder anew
+        shutil.rmtree(done, ignore_errors=True)
 
 
 @contextmanager
 def _held(path: Path, stage: str) -> Iterator[None]:
     """Hold the lock at `path`; where its holder removed it with its folder, the one that is there afterwards."""
     while True:  # until the lock that is held is the one that is there
-        path.parent.mkdir(parents=True, exist_ok=True)
         with _opened(path) as file:
             if file is None:
                 continue
@@ -63,10 +63,11 @@ def _held(path: Path, stage: str) -> Iterator[None]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO | None]:
-    """The file, made if need be; None where its folder was removed meanwhile."""
+    """The file, made with its folder if need be; None where that was removed meanwhile."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed below)
-    except FileNotFoundError:
+    except (FileNotFoundError, FileExistsError):
         yield None
         return
     with file:
