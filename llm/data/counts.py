@@ -19,7 +19,7 @@ SPLITS = ("train", "val")
 KINDS = ("tokens", "documents", "bytes")  # bytes of text; tokens with the end token of each document
 MAX_SOURCES = 100  # that are counted by name; what later ones hold is counted together
 OTHERS = "(other sources)"
-FREQUENT = 20  # tokens that the metrics name
+FREQUENT, LARGEST = 20, 20  # tokens and sources that the metrics name
 
 
 class Counts:
@@ -77,7 +77,8 @@ class Counts:
             "unused_tokens": int((self.tokens == 0).sum()),
             "document_tokens": {str(size): self.lengths[size] for size in sorted(self.lengths)},
             "frequent_tokens": [{"token": tokenizer.decode([i]), "count": int(self.tokens[i])} for i in top],
-            "sources": self._sources(),
+            "largest_sources": self._largest(),
+            **({"sources": self._sources()} if self.mixture else {}),
             **({"clean": self.tally.metrics(clean)} if clean.active else {}),
         }
 
@@ -91,6 +92,19 @@ class Counts:
             }
             for name, about in self.sources.items()
         }
+
+    def _largest(self) -> list[dict[str, Any]]:
+        """Documents, bytes and tokens of the sources with most tokens, and of all others together; both sides."""
+        sums = {
+            name: {kind: sum(held[f"{split}_{kind}"] for split in SPLITS) for kind in KINDS}
+            for name, held in self.sources.items()
+        }
+        order = sorted(sums, key=lambda name: (name == OTHERS, -sums[name]["tokens"], name))
+        shown, others = order[:LARGEST], order[LARGEST:]
+        rows = [{"source": name, **sums[name]} for name in shown]
+        if others:
+            rows.append({"source": OTHERS, **{kind: sum(sums[name][kind] for name in others) for kind in KINDS}})
+        return rows
 
     def _add_source(self, name: str, added: dict[str, int]) -> None:
         if name not in self.sources and len(self.sources) >= MAX_SOURCES:

@@ -302,15 +302,26 @@ _GPT2_SHA256 = {  # as in tiktoken_ext.openai_public
 _GPT2_TIMEOUT = 15.0  # seconds without an answer; tiktoken's own download waits for ever
 
 
+def gpt2_is_here() -> bool:
+    """Whether GPT-2's two files are on this machine; nothing is fetched."""
+    return all(path.is_file() for path in _gpt2_paths()[1].values())
+
+
+def _gpt2_paths() -> tuple[Path, dict[str, Path]]:
+    """tiktoken's cache folder, and where in it each of the two files is."""
+    given = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+    folder = Path(given) if given else Path(tempfile.gettempdir()) / "data-gym-cache"
+    names = {name: hashlib.sha1((_GPT2_BASE + name).encode()).hexdigest() for name in _GPT2_SHA256}  # noqa: S324
+    return folder, {name: folder / cached for name, cached in names.items()}
+
+
 def _gpt2_files() -> Path:
     """tiktoken's cache folder, holding GPT-2's two files: checked, and downloaded if they are missing.
 
     Raises:
         UserError: they cannot be downloaded, or are not the published ones.
     """
-    given = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    folder = Path(given) if given else Path(tempfile.gettempdir()) / "data-gym-cache"
-    paths = {name: folder / hashlib.sha1((_GPT2_BASE + name).encode()).hexdigest() for name in _GPT2_SHA256}  # noqa: S324
+    folder, paths = _gpt2_paths()
     remedy = "Copy the two files from a machine with a network:" + "".join(
         f"\n  {_GPT2_BASE}{name}\n    to {path}" for name, path in paths.items()
     )

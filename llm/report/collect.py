@@ -14,6 +14,7 @@ from llm.io import read_json
 from llm.model.config import Config
 from llm.params import Params
 from llm.report import history, pedigree, scores
+from llm.report.corpus import corpus
 
 CLIP = 1600  # characters of a shown text
 STAGES = ("download", "tokenize", "pretrain", "mix", "finetune", "evaluate", "report")
@@ -36,6 +37,7 @@ def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]
         "manifests": manifests,
         "cleaning": metrics.get("tokenize", {}).get("clean"),
         "dropped": _reasons(manifests, metrics.get("mix", {})),
+        "corpus": corpus(metrics.get("tokenize", {})),
         "curves": history.curves(),
         "evaluate": evaluate,
         "contamination": evaluate.get("contamination", {}),

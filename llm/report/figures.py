@@ -52,13 +52,15 @@ STYLE: dict[Any, Any] = {
 Rows = list[dict[str, float]]
 
 
-def draw(curves: dict[str, Rows], evaluate: dict[str, Any]) -> dict[str, str]:
+def draw(curves: dict[str, Rows], evaluate: dict[str, Any], corpus: dict[str, Any] | None = None) -> dict[str, str]:
     """Name → SVG drawn in stand-in colours; those without data are left out."""
     import matplotlib
 
     matplotlib.use("Agg")
     figures = {}
     with matplotlib.rc_context(STYLE):
+        if corpus and len(corpus["lengths"]) > 1:
+            figures["corpus_lengths"] = _lengths(corpus["lengths"])
         for stage, rows in curves.items():
             if len(rows) > 1:
                 figures[f"{stage}_loss"] = _loss(rows)
@@ -87,6 +89,25 @@ def for_file(svg: str) -> str:
     for stand_in, (_, colour) in COLOURS.items():
         svg = svg.replace(stand_in, colour)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + svg.replace("<svg ", '<svg style="background:#fff" ', 1)
+
+
+def _lengths(lengths: list[tuple[int, int]]) -> str:
+    """Documents by powers of two of their tokens."""
+    from matplotlib import pyplot as plt
+
+    counts = dict(lengths)
+    sizes = [1 << power for power in range(min(counts).bit_length() - 1, max(counts).bit_length())]
+    figure, axes = plt.subplots(figsize=(4.5, 2.8))
+    axes.bar(range(len(sizes)), [counts.get(size, 0) for size in sizes], color=BLUE, width=0.86)
+    axes.set_xticks(range(len(sizes)), [_power(size) for size in sizes])
+    axes.grid(False, axis="x")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set(title="Documents by length", xlabel="tokens, at most")
+    return _svg(figure)
+
+
+def _power(size: int) -> str:
+    return f"{size >> 20}M" if size >= 1 << 20 else f"{size >> 10}k" if size >= 1 << 10 else str(size)
 
 
 def _loss(rows: Rows) -> str:

@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 def write_report(params: Params, directory: Path, run: dict[str, str] | None = None) -> dict[str, Any]:
     """Write report.html, report.md and figures/*.svg into an existing directory; return what `collect` found."""
     data = collect(params, run)
-    drawn = figures.draw(data["curves"], data["evaluate"])
+    drawn = figures.draw(data["curves"], data["evaluate"], data["corpus"])
     for name, svg in drawn.items():
         write_bytes(directory / "figures" / f"{name}.svg", figures.for_file(svg).encode())
     write_bytes(directory / "report.html", render("page.html.j2", data, drawn).encode())

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from llm import params
+from llm.data.clean.plan import Plan
+from llm.params import Clean
 from llm.report import history, page, scores
 from llm.report.collect import collect
+from llm.report.corpus import compared
 from llm.report.page import write_report
 from tests.report import workspace
 
@@ -75,10 +78,60 @@ def test_a_full_run_is_shown_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert "axis axis axis" in text
         assert "not run here" in text, "evaluate and mix have no timing in this workspace"
     parsed = Page(html)
-    assert parsed.tags.count("svg") == 8, "two figures a training stage, one a task"
+    assert parsed.tags.count("svg") == 9, "one figure of the corpus, two a training stage, one a task"
     assert html.count('class="sample"') == 3 * 6 + 4 * 20, "report.samples per task, report.data_examples per task"
     names = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
     assert names == sorted(re.findall(r"\(figures/([a-z_]+\.svg)\)", markdown))
+
+
+def test_the_corpus_is_shown_with_its_sources_and_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace.full(tmp_path, note="a|b <i>")
+    html, markdown = render(tmp_path, monkeypatch)
+    for text in (html, markdown):
+        assert "20,866 documents" in text
+        assert "12.4 MB of text" in text
+        assert "3,082,318" in text, "tokens of both sides"
+        assert "64.9 %" in text, "a source's share of the tokens"
+        assert "⏎" in text
+        assert "␣the" in text
+        assert "(none given)" in text
+        assert "of held-out text" not in text, "there are no shards here"
+    assert "package a|b &lt;i&gt;" in html
+    assert "package a\\|b &lt;i&gt;" in markdown
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_the_tokenizer_is_compared_with_gpt2s_where_that_is_at_hand(
+    here: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm.data import chunks, corpus, raw
+    from llm.data.tokenizer import GPT2_PATTERN, Tokenizer
+    from llm.io import write_json
+
+    monkeypatch.chdir(tmp_path)
+    texts = [f"Document {i} returns the {i}th value of the array, in order." for i in range(60)]
+    ours, other = Tokenizer.train(texts, 330), Tokenizer({bytes([i]): i for i in range(256)}, GPT2_PATTERN)
+    monkeypatch.setattr("llm.report.corpus.gpt2_is_here", lambda: here)
+    monkeypatch.setattr(Tokenizer, "gpt2", classmethod(lambda cls: other))
+    with raw.Writer(tmp_path / "raw", "pretrain") as writer:
+        for text in texts:
+            writer.write({"id": text, "text": text, "source": ""})
+    shards, counts = corpus.encode_corpus(
+        chunks.find_chunks(tmp_path / "raw"), ours, tmp_path / "data", 0.3, 2000, Plan(Clean(), None)
+    )
+    write_json("data/tokens/meta.json", corpus.describe(shards, counts, ours, 0.3))
+    ours.save("data/tokenizer")
+    found = compared()
+    assert found is not None
+    assert found["bytes"] == counts.splits["val"]["bytes"]
+    assert found["ours"] == found["bytes"] / (counts.splits["val"]["tokens"] - found["documents"])
+    assert found["gpt2"] == (1.0 if here else None)
+    (tmp_path / "metrics").mkdir()
+    write_json("metrics/tokenize.json", counts.metrics(ours))
+    workspace.minimal(tmp_path)
+    html, markdown = render(tmp_path, monkeypatch)
+    for text in (html, markdown):
+        assert ("not on this machine" in text) != here
 
 
 def test_params_alone_give_a_page_that_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +160,7 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest
 
     first, second = files(tmp_path / "a"), files(tmp_path / "b")
     assert first == second
-    assert len(first) == 10
+    assert len(first) == 11
     assert not any(str(tmp_path).encode() in content for content in first.values()), "no absolute paths"
 
 

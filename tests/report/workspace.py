@@ -28,7 +28,7 @@ def full(directory: Path, note: str = "prose of docstrings") -> None:
     _data(directory, note)
     _model(directory)
     _curves(directory)
-    _metrics(directory)
+    _metrics(directory, note)
     _predictions(directory, note)
 
 
@@ -163,7 +163,7 @@ def evaluation() -> dict[str, Any]:
     }
 
 
-def _metrics(directory: Path) -> None:
+def _metrics(directory: Path, note: str) -> None:
     metrics = directory / "metrics"
     last = _last_losses(metrics)
     dump(
@@ -174,7 +174,16 @@ def _metrics(directory: Path) -> None:
             "val_tokens": 61_204,
             "train_documents": 20_449,
             "val_documents": 417,
+            "train_bytes": 12_144_878,
+            "val_bytes": 246_040,
             "bytes_per_token": 4.02,
+            "unused_tokens": 11,
+            "document_tokens": {"32": 910, "64": 2800, "256": 14_156, "2048": 3000},
+            "frequent_tokens": [{"token": "\n", "count": 181_020}, {"token": " the", "count": 92_411}],
+            "largest_sources": [
+                {"source": f"package {note}", "tokens": 2_000_000, "documents": 14_000, "bytes": 8_140_000},
+                {"source": "", "tokens": 1_082_318, "documents": 6_866, "bytes": 4_250_918},
+            ],
         },
     )
     dump(
