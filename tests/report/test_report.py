@@ -127,7 +127,7 @@ def test_the_tokenizer_is_compared_with_gpt2s_where_that_is_at_hand(
     assert found["ours"] == found["bytes"] / (counts.splits["val"]["tokens"] - found["documents"])
     assert found["gpt2"] == (1.0 if here else None)
     (tmp_path / "metrics").mkdir()
-    write_json("metrics/tokenize.json", counts.metrics(ours))
+    write_json("metrics/tokenize.json", counts.metrics(ours, Clean()))
     workspace.minimal(tmp_path)
     html, markdown = render(tmp_path, monkeypatch)
     for text in (html, markdown):
