@@ -389,7 +389,7 @@ class Evaluate(Section):
     max_new_tokens: dict[str, Positive]
     decoding: Decoding = Decoding()
     variants: dict[str, Decoding] = {}
-    variant_examples: Positive | None = 100
+    variant_examples: Positive | None = 60
     perplexity_tokens: Positive | None
     bootstrap: Annotated[int, Field(ge=100)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]

@@ -65,8 +65,9 @@ class Beams:
         group = self.searches.index(None)
         first = group * self.beams
         logits = step.prefill(self.model, request.prompt, self.cache, first)
-        copies = torch.arange(first, first + self.beams, device=self.device)
-        self.cache.copy(torch.full_like(copies, first), copies, len(request.prompt))
+        for part in (*self.cache.keys, *self.cache.values):
+            prompt = part[first, :, : len(request.prompt)]
+            part[first + 1 : first + self.beams, :, : len(request.prompt)] = prompt
         scores = torch.full((self.beams,), NEVER, device=self.device)
         scores[0] = 0.0  # the beams are equal at first: only one of them is continued
         seen = None
@@ -92,18 +93,19 @@ class Beams:
                 lengths[rows] = len(search.request.prompt) + len(search.running[0]) - 1
         logits = self._step(ids.to(self.device), lengths.to(self.device), self.cache.keys, self.cache.values)[:, 0]
         ended: list[tuple[Hashable, Completion]] = []
-        order = torch.arange(len(ids))
         for group, search in enumerate(self.searches):
             if search:
                 first = group * self.beams
                 done, parents = self._advance(search, logits[first : first + self.beams])
-                order[first : first + self.beams] = first + torch.tensor(parents)
                 if done:
                     ended.append((search.key, done))
                     self.searches[group] = None
-        moved = (order != torch.arange(len(ids))).nonzero()[:, 0]
-        if len(moved):
-            self.cache.copy(order[moved].to(self.device), moved.to(self.device), int(lengths.max()) + 1)
+                elif parents != list(range(self.beams)):
+                    # The beams of a group have the prompt in common: only what they wrote is exchanged.
+                    written = slice(len(search.request.prompt), int(lengths[first]) + 1)
+                    for part in (*self.cache.keys, *self.cache.values):
+                        block = part[first : first + self.beams, :, written]
+                        block.copy_(block[parents])
         return ended
 
     def _advance(self, search: Search, logits: Tensor) -> tuple[Completion | None, list[int]]:

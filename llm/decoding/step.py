@@ -40,11 +40,6 @@ class Cache:
         parts = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(2 * c.num_hidden_layers)]
         return cls(parts[::2], parts[1::2])
 
-    def copy(self, source: Tensor, target: Tensor, used: int) -> None:
-        """Copy the first `used` slots of the rows `source` (n,) to the rows `target` (n,)."""
-        for part in (*self.keys, *self.values):
-            part[target, :, :used] = part[source, :, :used]
-
 
 @torch.inference_mode()
 def prefill(model: Transformer, prompt: list[int], cache: Cache, row: int) -> Tensor:

@@ -13,7 +13,7 @@ from llm.errors import UserError
 from llm.io import read_json
 from llm.model.config import Config
 from llm.params import Params
-from llm.report import history, pedigree, scores
+from llm.report import history, pedigree, predictions, scores
 from llm.report.corpus import corpus
 
 CLIP = 1600  # characters of a shown text
@@ -43,6 +43,8 @@ def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]
         "contamination": evaluate.get("contamination", {}),
         "contamination_by_text": metrics.get("contamination", {}),
         "samples": _samples(params.report.samples),
+        "predictions": predictions.collect(clip_middle, evaluate),
+        "comparison": metrics.get("comparison", {}),
         "examples": _examples(params.report.data_examples, list(metrics.get("mix", {}).get("tasks", {}))),
         "timing": {stage: timing.get(stage) for stage in STAGES if stage != "report"},
         "versions": pedigree.versions(),
@@ -109,6 +111,8 @@ def _samples(count: int) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for path in sorted(Path("metrics/predictions").glob("finetuned-*.parquet")):
         task = path.stem.removeprefix("finetuned-")
+        if task == "language_modeling":  # windows of text, no prompts
+            continue
         after = _rows(path)
         other = path.with_name(f"base-{task}.parquet")
         before = {row["id"]: row.get("prediction") for row in _rows(other)} if other.is_file() else {}

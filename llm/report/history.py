@@ -55,7 +55,10 @@ def scalars(since: float) -> dict[str, float]:
     """
     # MLflow's UI makes a section of all that stands before the last slash: one slash, one section a stage.
     values: dict[str, Any] = {}
-    for stage, content in (*metrics().items(), *timings(since).items()):
+    stages = {
+        stage: content for stage, content in metrics().items() if stage != "comparison"
+    }  # of scores that are there
+    for stage, content in (*stages.items(), *timings(since).items()):
         values |= {f"{stage}/{key}": value for key, value in flatten(_values(content)).items()}
     return {key: float(value) for key, value in values.items() if type(value) in (int, float)}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from llm.io import write_bytes
 from llm.params import Params
-from llm.report import figures, scores
+from llm.report import figures, prediction_figures, remarks, scores
 from llm.report.collect import collect
 
 HERE = Path(__file__).parent
@@ -18,7 +18,9 @@ HERE = Path(__file__).parent
 def write_report(params: Params, directory: Path, run: dict[str, str] | None = None) -> dict[str, Any]:
     """Write report.html, report.md and figures/*.svg into an existing directory; return what `collect` found."""
     data = collect(params, run)
-    drawn = figures.draw(data["curves"], data["evaluate"], data["corpus"])
+    drawn = figures.draw(data["curves"], data["evaluate"], data["corpus"]) | prediction_figures.draw(
+        data["predictions"]
+    )
     for name, svg in drawn.items():
         write_bytes(directory / "figures" / f"{name}.svg", figures.for_file(svg).encode())
     write_bytes(directory / "report.html", render("page.html.j2", data, drawn).encode())
@@ -71,6 +73,8 @@ def render(template: str, data: dict[str, Any], drawn: dict[str, str]) -> str:
         source_of=source_of,
         licences=licences(data["manifests"]),
         lower=scores.LOWER_IS_BETTER,
+        remarks=remarks.remarks(data["evaluate"], data["comparison"], percent, number),
+        by_source=remarks.by_source(data["evaluate"]),
     )
 
 
@@ -100,6 +104,8 @@ def summary(data: dict[str, Any]) -> list[str]:
         if metric and (line := _result(evaluate, task, metric)):
             share = data["contamination"].get(task)
             lines.append(line if share is None else f"{line[:-1]}; contamination {percent(share)}.")
+    if line := remarks.forgetting(data["comparison"], number):
+        lines.append(line)
     if data["contamination"]:
         task, worst = max(data["contamination"].items(), key=lambda item: item[1])
         lines.append(

@@ -49,8 +49,9 @@ def tasks(evaluate: dict[str, Any]) -> list[str]:
 
 
 def metrics(evaluate: dict[str, Any], task: str) -> list[str]:
-    """Metric names of a task over all models, lengths last."""
-    names = dict.fromkeys(metric for model in models(evaluate) for metric in evaluate[model].get(task, {}))
+    """Metric names of a task over all models, lengths last; counts and scores by source are not for the tables."""
+    found = (metric for model in models(evaluate) for metric in evaluate[model].get(task, {}))
+    names = dict.fromkeys(metric for metric in found if metric not in COUNTS and "/" not in metric)
     return sorted(names, key=lambda name: name in NOT_A_SCORE)
 
 

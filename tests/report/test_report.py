@@ -78,8 +78,15 @@ def test_a_full_run_is_shown_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert "axis axis axis" in text
         assert "not run here" in text, "evaluate and mix have no timing in this workspace"
     parsed = Page(html)
-    assert parsed.tags.count("svg") == 9, "one figure of the corpus, two a training stage, one a task"
-    assert html.count('class="sample"') == 3 * 6 + 4 * 20, "report.samples per task, report.data_examples per task"
+    assert parsed.tags.count("svg") == 12, "corpus, two a training stage, two a task with predictions, one a task"
+    assert html.count('class="sample"') == 3 * 6 + 3 * 9 + 4 * 20, "samples, best and worst and random, training data"
+    for text in (html, markdown):
+        assert "beam search, 4 beams" in text, "the effect of decoding settings"
+        assert "rose from 2.900 to 3.010" in text, "forgetting"
+        assert "Accuracy +0.460 (0.400 to 0.520, p = 0.034)" in text
+        assert "4.7 % of the answers were cut at their limit, 0.30 % of the answers are empty" in text
+        assert "1.777" in text, "held-out text by source"
+    assert "<mark>" in html
     names = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
     assert names == sorted(re.findall(r"\(figures/([a-z_]+\.svg)\)", markdown))
 
@@ -160,7 +167,7 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest
 
     first, second = files(tmp_path / "a"), files(tmp_path / "b")
     assert first == second
-    assert len(first) == 11
+    assert len(first) == 14
     assert not any(str(tmp_path).encode() in content for content in first.values()), "no absolute paths"
 
 
@@ -223,7 +230,7 @@ def test_timings_older_than_the_run_are_not_its_own(tmp_path: Path, monkeypatch:
     assert "pretrain/tokens_per_second" not in cached
     assert cached["evaluate/finetuned.question_answering.f1"] == 0.61
     assert cached["evaluate/contamination.summarization"] == 0.0133
-    assert not any(key.endswith((".low", ".high", ".n")) for key in cached)
+    assert not any(key.endswith((".low", ".high", ".n", ".p_value")) for key in cached)
 
 
 @pytest.mark.parametrize(
@@ -249,6 +256,7 @@ def _empty() -> dict:
         "contamination_by_text": {},
         "timing": {},
         "metrics": {},
+        "comparison": {},
     }
 
 

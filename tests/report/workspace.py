@@ -138,7 +138,8 @@ def evaluation() -> dict[str, Any]:
         }
 
     def answering(x: float) -> dict[str, Any]:
-        return {"exact_match": _score(0.6 * x), "f1": _score(x), "mean_length": _score(5.2)}
+        counts = {"truncated": _score(0.0), "unfinished": _score(0.047), "empty": _score(0.003)}
+        return {"exact_match": _score(0.6 * x), "f1": _score(x), "mean_length": _score(5.2), **counts}
 
     return {
         "base": {
@@ -151,7 +152,16 @@ def evaluation() -> dict[str, Any]:
             "summarization": summarization(0.31),
             "question_answering": answering(0.61),
             "classification": {"accuracy": _score(0.57), "mcc": _score(0.51)},
-            "language_modeling": {"perplexity": _score(19.9, 118000), "bits_per_byte": _score(1.249, 118000)},
+            "language_modeling": {
+                "perplexity": _score(19.9, 118000),
+                "bits_per_byte": _score(1.249, 118000),
+                "bits_per_byte/numpy": _score(1.111, 40),
+                "bits_per_byte/others": _score(1.777, 20),
+            },
+        },
+        "variant:beams": {
+            "question_answering": answering(0.64)
+            | {"f1": _score(0.64, 20, "x|beam search, 4 beams, at most 32 tokens|y")}
         },
         "baseline:lead": {"summarization": summarization(0.22)},
         "baseline:random": {"question_answering": answering(0.16), "summarization": summarization(0.14)},
@@ -222,6 +232,7 @@ def _metrics(directory: Path, note: str) -> None:
         "finetuning": {"summarization": 0.0, "question_answering": 0.0067, "classification": 0.0},
     }
     dump(metrics / "contamination.json", apart)
+    dump(metrics / "comparison.json", comparison())
     for number, stage in enumerate(("download", "tokenize", "pretrain", "finetune")):
         timing = {
             "seconds": 42.5 * (number + 1),
@@ -242,6 +253,20 @@ def _last_losses(metrics: Path) -> dict[str, float]:
     return found
 
 
+def scored(task: str, model: str, i: int) -> dict[str, Any]:
+    """The columns of one example's own scores."""
+    if task == "classification":
+        return {"accuracy": float((i + (model == "base")) % 3 == 0), "log_likelihoods": [-1.0 - i / 10, -2.0, -9.0]}
+    return {"f1" if task == "question_answering" else "rougeLsum": i / 39 if model == "finetuned" else 0.1}
+
+
+def comparison() -> dict[str, Any]:
+    """What `evaluate` writes of finetuned against base."""
+    loss = {"a": 2.9, "b": 3.01, "difference": 0.11, "low": 0.1, "high": 0.12, "p_value": 0.0001, "n": 141}
+    accuracy = {"a": 0.11, "b": 0.57, "difference": 0.46, "low": 0.4, "high": 0.52, "p_value": 0.034, "n": 300}
+    return {"finetuned - base": {"language_modeling": {"loss": loss}, "classification": {"accuracy": accuracy}}}
+
+
 def _predictions(directory: Path, note: str) -> None:
     place = directory / "metrics" / "predictions"
     place.mkdir()
@@ -256,7 +281,7 @@ def _predictions(directory: Path, note: str) -> None:
                     "prompt": f"{question} {note}\n\nQuestion {i}: what is `axis`?",
                     "prediction": "" if (model, i) == ("base", 0) else f"{answer} {note}",
                     "references": ["The axis along which to sum", "along which to sum"],
-                    "f1": 0.5,
+                    **scored(task, model, i),
                 }
                 for i in range(40)
             ]

@@ -1,0 +1,183 @@
+"""What the predictions themselves show: how scores are spread, where they fail, and the best and worst of them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm.errors import UserError
+from llm.report import scores
+from llm.tasks.base import key
+
+PREDICTIONS = Path("metrics/predictions")
+SHOWN = 3  # of the best, of the worst and of a random draw
+LABELS = 16  # at most in a figure
+BINS = 5  # of prompts by length, with equally many prompts
+Columns = dict[str, list[Any]]
+
+
+def collect(clip: Callable[[str], str], evaluate: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Task → what its section shows; tasks whose predictions are not here, or have no score each, are left out.
+
+    clip: shortens a prompt.
+    """
+    found = {}
+    for path in sorted(PREDICTIONS.glob("finetuned-*.parquet")):
+        task = path.stem.removeprefix("finetuned-")
+        own = read(path)
+        metric = next((name for name in scores.HEADLINE if name in own), None)
+        if metric is None or not own["id"]:
+            continue
+        columns = {"finetuned": own}
+        base = path.with_name(f"base-{task}.parquet")
+        if base.is_file():
+            columns["base"] = read(base)
+        lengths = np.array([len(prompt.split()) for prompt in own["prompt"]])
+        edges = np.unique(np.quantile(lengths, np.linspace(0, 1, BINS + 1)).round().astype(int))
+        ranked = ranking(own, metric)
+        chosen = sorted(range(len(ranked)), key=lambda i: key("shown", own["id"][i]))[:SHOWN]
+        found[task] = {
+            "metric": metric,
+            "scores": {model: [float(x) for x in table[metric]] for model, table in columns.items()},
+            "by_length": {
+                model: by_length(lengths, np.array(table[metric], float), edges)
+                for model, table in columns.items()
+                if table["id"] == own["id"]
+            },
+            "by_label": by_label(columns, metric) if metric == "accuracy" else {},
+            "best": [example(own, i, metric, clip) for i in ranked[:SHOWN]],
+            "worst": [example(own, i, metric, clip) for i in ranked[::-1][:SHOWN]],
+            "random": [example(own, i, metric, clip) for i in chosen],
+            "variants": variants(evaluate, task, metric, own),
+        }
+    return found
+
+
+def read(path: Path) -> Columns:
+    """Columns of a predictions file. Raises UserError where it is broken."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        found: Columns = pq.read_table(path).to_pydict()
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read ({reason}). Delete it and run `dvc repro`.") from None
+    return found
+
+
+def ranking(columns: Columns, metric: str) -> list[int]:
+    """Places from the best example to the worst; of choices by how sure the model was, right or wrong."""
+
+    def quality(i: int) -> tuple[float, float, int]:
+        score = float(columns[metric][i])
+        sure = 0.0
+        if "log_likelihoods" in columns:
+            ordered = sorted(columns["log_likelihoods"][i])
+            sure = ordered[-1] - ordered[-2] if len(ordered) > 1 else 0.0
+        return -score, -sure if score else sure, i
+
+    return sorted(range(len(columns["id"])), key=quality)
+
+
+def example(columns: Columns, i: int, metric: str, clip: Callable[[str], str]) -> dict[str, Any]:
+    """One prediction beside its reference, in pieces (text, whether both have it)."""
+    prediction, references = str(columns["prediction"][i]), [str(text) for text in columns["references"][i] or [""]]
+    # Of several references the one that has most in common with the prediction.
+    marked = max((overlap(prediction, text) for text in references), key=lambda pair: shared(pair[0]))
+    return {
+        "prompt": clip(columns["prompt"][i]),
+        "prediction": marked[0],
+        "reference": marked[1],
+        "score": float(columns[metric][i]),
+    }
+
+
+Pieces = list[tuple[str, bool]]
+
+
+def overlap(prediction: str, reference: str) -> tuple[Pieces, Pieces]:
+    """Both texts in pieces, true where the words stand in the other too, in the same order and whatever their case."""
+    texts = [re.findall(r"\w+|\W+", text) for text in (prediction, reference)]
+    words = [[(place, token.lower()) for place, token in enumerate(t) if re.match(r"\w", token)] for t in texts]
+    a, b = ([word for _, word in side] for side in words)
+    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
+    common: tuple[set[int], set[int]] = (set(), set())
+    for block in matcher.get_matching_blocks():
+        for offset in range(block.size):
+            common[0].add(words[0][block.a + offset][0])
+            common[1].add(words[1][block.b + offset][0])
+    return _joined(texts[0], common[0]), _joined(texts[1], common[1])
+
+
+def _joined(tokens: list[str], common: set[int]) -> Pieces:
+    pieces: Pieces = []
+    for place, token in enumerate(tokens):
+        # What stands between two marked words is marked with them.
+        inside = place in common or (place - 1 in common and place + 1 in common)
+        if pieces and pieces[-1][1] == inside:
+            pieces[-1] = (pieces[-1][0] + token, inside)
+        else:
+            pieces.append((token, inside))
+    return pieces
+
+
+def shared(pieces: Pieces) -> int:
+    """Characters that both texts have."""
+    return sum(len(text) for text, common in pieces if common)
+
+
+def by_length(lengths: np.ndarray, values: np.ndarray, edges: np.ndarray) -> list[dict[str, float]]:
+    """Mean score and its standard error in bins of prompt length (words): {low, high, n, mean, error}."""
+    found = []
+    for j in range(max(1, len(edges) - 1)):
+        low, high = edges[j], edges[min(j + 1, len(edges) - 1)]
+        last = j + 2 >= len(edges)
+        here = values[(lengths >= low) & ((lengths <= high) if last else (lengths < high))]
+        if len(here):
+            error = float(here.std(ddof=1) / np.sqrt(len(here))) if len(here) > 1 else 0.0
+            found.append(
+                {"low": int(low), "high": int(high), "n": len(here), "mean": float(here.mean()), "error": error}
+            )
+    return found
+
+
+def by_label(columns: dict[str, Columns], metric: str) -> dict[str, dict[str, float]]:
+    """Label → model → share of the label's examples that are right, of the commonest labels."""
+    own = columns["finetuned"]
+    labels = [texts[0] if texts else "" for texts in own["references"]]
+    common = sorted(set(labels), key=lambda label: (-labels.count(label), label))[:LABELS]
+    found: dict[str, dict[str, float]] = {label: {} for label in common}
+    for model, table in columns.items():
+        if table["id"] == own["id"]:
+            for label in common:
+                right = [float(x) for x, true in zip(table[metric], labels, strict=True) if true == label]
+                found[label][model] = sum(right) / len(right)
+    return found
+
+
+def variants(evaluate: dict[str, Any], task: str, metric: str, own: Columns) -> list[dict[str, Any]]:
+    """Other ways of decoding beside the usual one, on the same first examples: {name, how, n, value, usual}."""
+    found = []
+    for model in evaluate:
+        score = scores.score(evaluate, model, task, metric) if model.startswith("variant:") else None
+        if score:
+            same = [float(x) for x in own[metric][: score["n"]]]
+            how = re.search(r"\|((?:greedy|beam search|sampled)[^|]*)", str(score["signature"]))
+            found.append(
+                {
+                    "name": model.removeprefix("variant:"),
+                    "how": how[1] if how else "",
+                    "n": score["n"],
+                    "value": score["value"],
+                    "low": score["low"],
+                    "high": score["high"],
+                    "usual": sum(same) / len(same),
+                }
+            )
+    return found
