@@ -102,7 +102,7 @@ def test_the_corpus_is_shown_with_its_sources_and_tokens(tmp_path: Path, monkeyp
         assert "⏎" in text
         assert "␣the" in text
         assert "(none given)" in text
-        assert "of held-out text" not in text, "there are no shards here"
+        assert "a token of this tokenizer stands for" not in text, "there are no shards here"
     assert "package a|b &lt;i&gt;" in html
     assert "package a\\|b &lt;i&gt;" in markdown
 
