@@ -22,6 +22,10 @@ def main() -> None:
     generate.add_argument("--model", default="models/finetuned", help="model directory (default: %(default)s)")
     generate.add_argument("--max-new-tokens", type=int, default=64)
     generate.add_argument("--chat", action="store_true", help="wrap the prompt as the finetuning examples are")
+    generate.add_argument("--temperature", type=float, default=0.0, help="0 (default): the likeliest token")
+    generate.add_argument("--top-p", type=float, help="draw among the likeliest tokens of this probability together")
+    generate.add_argument("--num-beams", type=int, default=1, help="beam search")
+    generate.add_argument("--seed", type=int, default=0, help="of the draws")
     compare = commands.add_parser("compare", help="which scores of two experiments or revisions differ, and how surely")
     compare.add_argument("a", help="an experiment of DVC, a git revision, or `workspace`")
     compare.add_argument("b")
@@ -67,20 +71,30 @@ def main() -> None:
 
         use_offline_page()
     elif arguments.command == "generate":
-        _generate(arguments.prompt, arguments.model, arguments.max_new_tokens, arguments.chat)
+        _generate(arguments)
 
 
-def _generate(prompt: str, directory: str, max_new_tokens: int, chat: bool) -> None:
+def _generate(a: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from pydantic import ValidationError
+
     from llm.data.tokenizer import Tokenizer
+    from llm.errors import UserError
     from llm.generate import generate
     from llm.model.files import load_model
+    from llm.params import Decoding
 
-    tokenizer = Tokenizer.load(Path(directory))
-    ids = tokenizer.chat_ids(prompt) if chat else tokenizer.encode(prompt)
-    (answer,) = generate(load_model(directory), [ids], max_new_tokens, tokenizer.eos_id)
-    print(tokenizer.decode(answer) if chat else prompt + tokenizer.decode(answer))
+    try:
+        decoding = Decoding(temperature=a.temperature, top_p=a.top_p, num_beams=a.num_beams)
+    except ValidationError as error:
+        raise UserError(
+            "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
+        ) from None
+    tokenizer = Tokenizer.load(Path(a.model))
+    ids = tokenizer.chat_ids(a.prompt) if a.chat else tokenizer.encode(a.prompt)
+    (answer,) = generate(load_model(a.model), [ids], a.max_new_tokens, tokenizer.eos_id, decoding, [a.seed])
+    print(tokenizer.decode(answer) if a.chat else a.prompt + tokenizer.decode(answer))
 
 
 if __name__ == "__main__":

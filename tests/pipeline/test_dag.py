@@ -44,7 +44,7 @@ def test_another_checkout_gives_the_same_bytes(first: Path, tmp_path: Path) -> N
     second = checkout(tmp_path / "elsewhere")
     run(second, "dvc", "repro", timeout=500, PYTHONHASHSEED="7")
     assert hashes(second) == hashes(first)
-    assert len(hashes(first)) == 16
+    assert len(hashes(first)) == 17
 
 
 def test_shards_are_what_the_meta_file_says(first: Path) -> None:
