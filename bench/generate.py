@@ -171,15 +171,18 @@ def questions(dtype: str, rounds: int, count: int) -> list[list[str]]:
     tests = {test.name: test for test in files.read_tests(Path("data/mix/test"), count)}
     prompts = [tokenizer.chat_ids(row["prompt"]) for row in tests["question_answering"].rows]
     slots = max(map(len, prompts)) + 32 + GUESSES
+    steps: dict[int, int] = {}
 
     def ours(guesses: int, compiled: bool) -> Answers:
         settings = Decoding(prompt_lookup_num_tokens=guesses)
         answers = []
+        steps[guesses] = 0
         batch = Batch(model, 1, slots, frozenset({tokenizer.eos_id}), compiled=compiled)
         for prompt in prompts:
             done = batch.admit(0, Request(prompt, 32, settings))
             while done is None:
                 done = next((completion for _, completion in batch.step()), None)
+                steps[guesses] += 1
             answers.append(done.ids)
         return answers
 
@@ -200,6 +203,7 @@ def questions(dtype: str, rounds: int, count: int) -> list[list[str]]:
         [
             dtype, name, f"{1e3 * taken / len(prompts):.1f} ms", f"{times['transformers'] / taken:.2f}",
             f"{100 * same(found['transformers'], found[name]):.0f} %", f"{tokens / len(prompts):.1f}",
+            f"{tokens / steps[GUESSES if 'lookup' in name else 0]:.2f}" if name.startswith("ours") else "",
         ]
         for name, taken in times.items()
     ]  # fmt: skip
@@ -249,7 +253,7 @@ def main() -> None:
             for dtype in arguments.dtypes
             for row in in_a_process("--child", "questions", "--dtypes", dtype, *common)
         ]
-        head = ["type", "", "a question", "÷ transformers", "equal answers", "tokens an answer"]
+        head = ["type", "", "a question", "÷ transformers", "equal answers", "tokens an answer", "tokens a step"]
         print(f"\nQuestion answering, one prompt at a time, {arguments.questions} prompts of the test set\n")
         print(results.table(head, rows))
     print(f"\n{time.perf_counter() - began:.0f} s")

@@ -24,6 +24,10 @@ def main() -> None:
     generate.add_argument("--adapter", help="a PEFT directory to put on the model, e.g. models/adapter on models/base")
     generate.add_argument("--max-new-tokens", type=int, default=64)
     generate.add_argument("--chat", action="store_true", help="wrap the prompt as the finetuning examples are")
+    generate.add_argument("--temperature", type=float, default=0.0, help="0 (default): the likeliest token")
+    generate.add_argument("--top-p", type=float, help="draw among the likeliest tokens of this probability together")
+    generate.add_argument("--num-beams", type=int, default=1, help="beam search")
+    generate.add_argument("--seed", type=int, default=0, help="of the draws")
     export = commands.add_parser("export", help="write the model for other tools, with a model card")
     export.add_argument("--to", required=True, choices=["hf", "gguf", "pt"])
     export.add_argument("--model", default="models/finetuned", help="model directory (default: %(default)s)")
@@ -79,7 +83,7 @@ def main() -> None:
 
         use_offline_page()
     elif arguments.command == "generate":
-        _generate(arguments.prompt, arguments.model, arguments.adapter, arguments.max_new_tokens, arguments.chat)
+        _generate(arguments)
     elif arguments.command == "export":
         _export(arguments)
 
@@ -94,21 +98,31 @@ def _export(arguments: argparse.Namespace) -> None:
     print(f"export: {export(arguments.to, model, out, arguments.dtype, adapter)}")
 
 
-def _generate(prompt: str, directory: str, adapter: str | None, max_new_tokens: int, chat: bool) -> None:
+def _generate(a: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from pydantic import ValidationError
+
     from llm.data.tokenizer import Tokenizer
+    from llm.errors import UserError
     from llm.generate import generate
     from llm.model.files import load_model
     from llm.model.lora import load_adapter
+    from llm.params import Decoding
 
-    tokenizer, model = Tokenizer.load(Path(directory)), load_model(directory)
-    if adapter:
-        tokenizer.prefix = load_adapter(model, Path(adapter), Path(directory))
+    try:
+        decoding = Decoding(temperature=a.temperature, top_p=a.top_p, num_beams=a.num_beams)
+    except ValidationError as error:
+        raise UserError(
+            "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
+        ) from None
+    tokenizer, model = Tokenizer.load(Path(a.model)), load_model(a.model)
+    if a.adapter:
+        tokenizer.prefix = load_adapter(model, Path(a.adapter), Path(a.model))
         model.eval()
-    ids = tokenizer.chat_ids(prompt) if chat else tokenizer.encode(prompt)
-    (answer,) = generate(model, [ids], max_new_tokens, tokenizer.eos_id)
-    print(tokenizer.decode(answer) if chat else prompt + tokenizer.decode(answer))
+    ids = tokenizer.chat_ids(a.prompt) if a.chat else tokenizer.encode(a.prompt)
+    (answer,) = generate(model, [ids], a.max_new_tokens, tokenizer.eos_id, decoding, [a.seed])
+    print(tokenizer.decode(answer) if a.chat else a.prompt + tokenizer.decode(answer))
 
 
 if __name__ == "__main__":

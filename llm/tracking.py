@@ -11,12 +11,13 @@ is down; what is written there, and how, is `llm.mlflow_store`.
 
 from __future__ import annotations
 
+import json
 import numbers
 import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,18 @@ def stage(params: Params, name: str) -> Iterator[Run]:
 
 
 def finish(
-    params: Params, files: tuple[str, ...] = (), model: str | None = None, score: float | None = None
+    params: Params,
+    files: Sequence[str] = (),
+    tables: Sequence[str] = (),
+    model: str | None = None,
+    score: float | None = None,
 ) -> str | None:
     """Complete the run and mark it FINISHED; the next stage that runs begins a new one.
 
     Adds the curves and scores that cached stages did not log, from `metrics/`, uploads `files` (paths; a directory
-    with all it holds) and registers the model directory `model`, which becomes `@champion` of its experiment where
-    `score` (more is better) is at least that of the champion so far.
+    with all it holds), and has MLflow show those of them that `tables` names as tables to filter. Registers the model
+    directory `model`, which becomes `@champion` of its experiment where `score` (more is better) is at least that of
+    the champion so far.
 
     Returns the run's id, or None where the store could not be reached.
     """
@@ -71,6 +77,8 @@ def finish(
             run.put({"op": "metrics", "points": points})
         run.put({"op": "scalars", "values": history.scalars(run.state["started"])})
         run.put({"op": "artifacts", "files": _with_digests(files)})
+        shown = [{"path": path, "type": "table"} for path in tables]
+        run.put({"op": "tags", "tags": {"mlflow.loggedArtifacts": json.dumps(shown)}})
         weights = Path(model, "model.safetensors") if model else None
         if weights and weights.is_file():
             directory = str(weights.parent.absolute())
@@ -82,7 +90,7 @@ def finish(
     return run.run_id
 
 
-def _with_digests(files: tuple[str, ...]) -> list[tuple[str, str, str]]:
+def _with_digests(files: Sequence[str]) -> list[tuple[str, str, str]]:
     """(path, folder among the artifacts, sha256) of each file; a spooled upload must find the same bytes later."""
     found = []
     for top in map(Path, files):

@@ -47,18 +47,14 @@ def main() -> None:
         for name, (directory, chat) in models.items():
             model, tokenizer = load_model(directory, device, torch.float32), Tokenizer.load(directory)
             context = model.config.max_position_embeddings
-            settings = {name: e.decoding}
-            if name == "finetuned":
-                settings |= {f"variant:{variant}": decoding for variant, decoding in e.variants.items()}
-            for variant, decoding in settings.items():
-                for test in tests if variant == name else [t.head(e.variant_examples) for t in tests if not t.closed]:
-                    shots = Shots(e.shots, examples[test.name], p.seed)
-                    asking = run.Asking(chat, e.max_new_tokens, decoding, shots, p.seed, f"{directory}, {test.name}")
-                    with Progress(f"{variant} · {test.name}", len(test.rows), "examples") as bar:
-                        book.answers(variant, test, run.answer(model, tokenizer, test, asking, bar.update))
-            found = language.language_modeling(
-                model, val, tokenizer, e.perplexity_tokens, f"{directory}, {LANGUAGE_MODELING}"
-            )
+            others = e.variants if name == "finetuned" else {}
+            for label, decoding, test in run.rounds(name, tests, e.decoding, others, e.variant_examples):
+                shots = Shots(e.shots, examples[test.name], p.seed)
+                asking = run.Asking(chat, e.max_new_tokens, decoding, shots, p.seed, f"{directory}, {test.name}")
+                with Progress(f"{label} · {test.name}", len(test.rows), "examples") as bar:
+                    book.answers(label, test, run.answer(model, tokenizer, test, asking, bar.update))
+            who = f"{directory}, {LANGUAGE_MODELING}"
+            found = language.language_modeling(model, val, tokenizer, e.perplexity_tokens, who)
             if name == "base":
                 documents = written(p.tokenize.clean, TOKENS).records(RAW, ["text", "source"])
                 origin = language.sources(val, tokenizer, e.perplexity_tokens, documents)

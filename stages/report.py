@@ -6,17 +6,19 @@ from llm import params, tracking
 from llm.errors import run_stage
 from llm.io import whole_directory
 from llm.report.page import write_report
+from llm.report.tables import write_tables
 from llm.timing import stage_timing
 
 
 def main() -> None:
-    """Params read: all (they are shown). Outputs: metrics/report/{report.html, report.md, figures/}."""
+    """Params read: all (they are shown). Outputs: metrics/report/{report.html, report.md, figures/, tables/}."""
     p = params.load()
     with stage_timing("report"):
         with tracking.stage(p, "report") as run, whole_directory("metrics/report") as directory:
             about = {"name": run.state["name"], "id": run.run_id or ""}
             found = write_report(p, directory, about)
-        tracking.finish(p, ("metrics", "params.yaml"), model="models/finetuned", score=found["overall"])
+            tables = [f"metrics/report/tables/{path.name}" for path in write_tables(directory)]
+        tracking.finish(p, ("metrics", "params.yaml"), tables, model="models/finetuned", score=found["overall"])
     print("report: metrics/report/report.html")
 
 

@@ -51,14 +51,18 @@ def prefill(model: Transformer, prompt: list[int], cache: Cache, row: int) -> Te
     ids = torch.tensor([prompt], device=cache.keys[0].device)
     rotary = model.rotary(torch.arange(length, device=ids.device)[None])
     mask = model.causal_mask(length, None, ids.device)
+    seen = torch.ones(1, 1, 1, length, dtype=torch.bool, device=ids.device) if mask is None else mask[:, :, -1:]
     by_blocks = ids.device.type == "cpu" and model.compute_dtype == torch.bfloat16
     x = model.embed(ids)
     for i, layer in enumerate(_layers(model)):
         q, k, v = layer.self_attn.project(layer.input_layernorm(x), rotary)
         cache.keys[i][row, :, :length], cache.values[i][row, :, :length] = k[0], v[0]
-        heads = attend(q, k, v, mask) if mask is not None or not by_blocks else _causal_in_blocks(q, k, v)
         if i == len(cache.keys) - 1:  # of the last layer's outputs only the last position's is read
-            x, heads = x[:, -1:], heads[:, :, -1:]
+            x, q, mask = x[:, -1:], q[:, :, -1:], seen
+        if mask is not None:
+            heads = attend(q, k, v, mask)
+        else:
+            heads = _causal_in_blocks(q, k, v) if by_blocks else attend(q, k, v, None)
         x = x + layer.self_attn.join(heads)
         x = x + layer.mlp(layer.post_attention_layernorm(x))
     return model.lm_head(model.model.norm(x))[0, 0].float()

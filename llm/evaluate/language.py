@@ -119,17 +119,17 @@ def sources(
     A document is known by its text, so nothing need be known of how the stream was made. What no record holds (a
     document that was cut, or changed before it was tokenized) is `unknown`.
 
-    records: with `text` and `source`; read until all documents are found.
+    records: with `text` and `source`, in the stream's order; read as far as the last document that is whole.
     """
     texts = [text for text, _ in compression.documents(stream, tokenizer, tokens)]
     wanted = {key(text.strip()): UNKNOWN for text in texts}
-    missing = len(wanted)
-    for record in records:
+    whole = texts[:-1] if tokens is not None and tokens < len(stream) else texts
+    last = key(whole[-1].strip()) if whole else None
+    for record in records if whole else ():
         digest = key(record["text"].strip())
         if wanted.get(digest) == UNKNOWN:
             wanted[digest] = record["source"] or UNKNOWN
-            missing -= 1
-            if not missing:
+            if digest == last:
                 break
     return [wanted[key(text.strip())] for text in texts], np.array([len(text.encode()) for text in texts])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,20 @@ def check_vocabulary(model: Transformer, tokenizer: Tokenizer, who: str) -> None
             f"{who}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: it lacks "
             "those of the task's form. Take the tokenizer that the model was trained with, or train it again."
         )
+
+
+def rounds(
+    name: str, tests: Sequence[TestSet], decoding: Decoding, variants: Mapping[str, Decoding], examples: int | None
+) -> Iterator[tuple[str, Decoding, TestSet]]:
+    """What a model is asked, as (whose answers, decoding, test set): every test, and for each other way of decoding
+    (`variant:<name>`) the first `examples` of those whose answers are written.
+    """
+    for test in tests:
+        yield name, decoding, test
+    for variant, other in variants.items():
+        for test in tests:
+            if not test.closed:
+                yield f"variant:{variant}", other, test.head(examples)
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------

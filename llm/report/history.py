@@ -59,7 +59,7 @@ def scalars(since: float) -> dict[str, float]:
         stage: content for stage, content in metrics().items() if stage != "comparison"
     }  # of scores that are there
     for stage, content in (*stages.items(), *timings(since).items()):
-        values |= {f"{stage}/{key}": value for key, value in flatten(_values(content)).items()}
+        values |= {f"{stage}/{key.replace('/', '.')}": value for key, value in flatten(_values(content)).items()}
     return {key: float(value) for key, value in values.items() if type(value) in (int, float)}
 
 

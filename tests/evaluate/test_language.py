@@ -69,8 +69,10 @@ def test_an_empty_first_document_costs_nothing() -> None:
 def test_every_source_has_the_bits_of_its_own_documents() -> None:
     model, stream = random_model(), Stream(TEXTS)
     found = language.language_modeling(model, stream, Bytes(), None)
-    records = [{"text": TEXTS[3], "source": "b"}, {"text": "other", "source": "c"}, {"text": TEXTS[0], "source": "a"}]
-    names, sizes = language.sources(stream, Bytes(), None, records)
+    records = [{"text": TEXTS[0], "source": "a"}, {"text": "other", "source": "c"}, {"text": TEXTS[3], "source": "b"}]
+    unread = iter([*records, {"text": TEXTS[2], "source": "late"}])
+    names, sizes = language.sources(stream, Bytes(), None, unread)
+    assert next(unread)["source"] == "late", "a corpus is not read beyond the held-out text"
     assert names == ["a", "unknown", "unknown", "b"]
     assert sizes.tolist() == [len(text.encode()) for text in TEXTS]
     measures = {m.name: m for m in language.by_source(found, names, sizes)}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+
+import pandas as pd
 
 from tests.report import workspace
 
@@ -39,6 +42,7 @@ def test_the_stage_writes_the_report_and_completes_the_run_of_cached_stages(tmp_
         points = dict(store.execute("SELECT key, COUNT(*) FROM metrics GROUP BY key").fetchall())
         assert points["pretrain/loss"] == 732
         assert points["finetune/loss"] == 96
+        tags = dict(store.execute("SELECT key, value FROM tags").fetchall())
         latest = dict(store.execute("SELECT key, value FROM latest_metrics").fetchall())
     assert latest["evaluate/finetuned.question_answering.f1"] == 0.61
     assert latest["pretrain/val_bits_per_byte"] == 1.2118
@@ -46,6 +50,14 @@ def test_the_stage_writes_the_report_and_completes_the_run_of_cached_stages(tmp_
     artifacts = tmp_path / "mlartifacts" / run_id / "artifacts"
     assert (artifacts / "metrics" / "report" / "report.html").is_file()
     assert (artifacts / "metrics" / "predictions" / "finetuned-classification.parquet").is_file()
+    # What MLflow's "Evaluation" shows as tables: files of log_table's form, named by this tag.
+    tables = json.loads(tags["mlflow.loggedArtifacts"])
+    assert {table["type"] for table in tables} == {"table"}
+    for table, task in zip(tables, sorted(workspace.TASKS), strict=True):
+        assert Path(table["path"]).stem == task
+        loaded = pd.read_json(artifacts / table["path"], orient="split")  # as mlflow.load_table does
+        assert list(loaded.columns)[:3] == ["id", "finetuned", "base"]
+        assert len(loaded) == 40
     assert not (tmp_path / "mlruns").exists()
 
 
