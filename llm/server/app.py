@@ -29,7 +29,7 @@ from llm.server.errors import ApiError
 
 BODY_BYTES = 1_000_000  # of a request; far more text than a context holds
 HOSTS = ["127.0.0.1", "localhost"]  # another one is that of a page whose name was made to point here
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
 Event = tuple[int, list[int] | decoding.Completion | Exception]  # a choice and its tokens so far, or its end
 
