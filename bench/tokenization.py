@@ -297,7 +297,7 @@ def contestants(folder: Path, gpt2: bool) -> dict[str, Worker]:
         own = folder / "".join(c if c.isalnum() else "-" for c in name)
         shutil.copytree(folder / "text", own)
         log, vocabulary = folder / f"{own.name}.log", folder / "vocabulary"
-        found[name] = Worker(function, log, None, folder=own, vocabulary=vocabulary, **arguments)
+        found[name] = Worker(function, log, None, daemon=False, folder=own, vocabulary=vocabulary, **arguments)
 
     begin(OURS, ours, encoder="auto")
     begin(PLAIN, ours, encoder="tiktoken")
@@ -316,12 +316,16 @@ def run(folder: Path, text: list[str], limit: int, rounds: int, train_limit: int
     print(f"{about['bytes'] / 1e6:.0f} MB in {about['documents']:,} documents; {about['vocabulary']}", flush=True)
     children = contestants(folder, about["gpt2"])
     took: dict[str, list[dict[str, float]]] = {name: [] for name in children}
-    for number in range(rounds):
-        for name, child in children.items():
-            took[name] += child.steps(1)
-            print(f"round {number + 1}: {name}: {took[name][-1]['seconds']:.1f} s", flush=True)
-    for child in children.values():
-        child.stop()
+    try:
+        for number in range(rounds):
+            for name, child in children.items():
+                took[name] += child.steps(1)
+                print(f"round {number + 1}: {name}: {took[name][-1]['seconds']:.1f} s", flush=True)
+        for child in children.values():
+            child.stop()
+    finally:
+        for child in children.values():
+            child.process.kill()
     same = {}
     for name in children:
         own = folder / "".join(c if c.isalnum() else "-" for c in name)

@@ -196,12 +196,16 @@ class Tokenizer:
             "model_max_length": 1_000_000,
             "chat_template": CHAT_TEMPLATE,
         }
-        by_rank = sorted(self.ranks.items(), key=lambda item: item[1])
         return {
-            "ranks.tiktoken": b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in by_rank),
+            "ranks.tiktoken": self.ranks_file(),
             "tokenizer.json": _json(self._hugging_face()),
             "tokenizer_config.json": _json(config),
         }
+
+    def ranks_file(self) -> bytes:
+        """The content of `ranks.tiktoken`, as tiktoken reads it."""
+        by_rank = sorted(self.ranks.items(), key=lambda item: item[1])
+        return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in by_rank)
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
