@@ -36,7 +36,7 @@ from llm.io import read_json, write_json
 from llm.progress import Progress
 
 SYNC_SECONDS = 10.0  # between two records of how far it got
-CHECKED_EVERY, CHECKED_BYTES = 128, 1 << 18  # documents compared with tiktoken: each so many, if no longer than that
+CHECKED_EVERY, CHECKED_BYTES = 512, 1 << 18  # documents compared with tiktoken: each so many, if no longer than that
 COUNTED = 1 << 20  # ids counted at a time
 WORKER_BYTES = 64 << 20  # of text that are worth another worker: starting one takes half a second
 
