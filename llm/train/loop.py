@@ -283,7 +283,8 @@ class Trainer:
             with self.meter.waiting("checkpoint"):
                 tensors = {f"model.{k}": v for k, v in self._trainable().items()}
                 tensors |= {f"optimizer.{k}": v for k, v in self.optimizers.tensors().items()}
-                meta = {"step": step, "micro_batch": self.micro, "history": self.history, "places": self.places}
+                # A copy of the history: it is written while training goes on, and must not hold what comes then.
+                meta = {"step": step, "micro_batch": self.micro, "history": list(self.history), "places": self.places}
                 self.state.save(step, tensors, meta, wait)
             self.meter.checkpoints += 1
         if wait:
