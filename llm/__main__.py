@@ -21,6 +21,9 @@ def main() -> None:
     preset.add_argument("name", nargs="?", help="without a name: list them")
     state = commands.add_parser("state", help="list training states; --prune deletes them")
     state.add_argument("--prune", action="store_true", help="delete all states but the newest of each stage")
+    status = commands.add_parser("status", help="the stages that run now, in the workspace, temporary and queued")
+    status.add_argument("--json", action="store_true", help="the same as JSON")
+    status.add_argument("--watch", type=float, metavar="SECONDS", help="again every so many seconds")
     commands.add_parser("sources", help="files of download.*.paths that are not what data/raw was made of")
     generate = commands.add_parser("generate", help="continue a prompt, or answer it with --chat")
     generate.add_argument("prompt")
@@ -70,6 +73,10 @@ def main() -> None:
         from llm.train.prune import list_states, prune_states
 
         prune_states() if arguments.prune else list_states()
+    elif arguments.command == "status":
+        from llm.status import show_status
+
+        show_status(arguments.json, arguments.watch)
     elif arguments.command == "sources":
         from llm.data.known import show as show_sources
 

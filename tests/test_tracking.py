@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from llm import executions, mlflow_store, params, tracking, ui
+from llm import beacon, executions, mlflow_store, params, tracking, ui
 from llm.errors import UserError
 from llm.params import Params
+from llm.timing import stage_timing
 from tests.report import workspace
 
 DEAD = "http://127.0.0.1:9"
@@ -312,3 +313,17 @@ def test_the_ui_takes_a_free_port_and_links_to_the_runs() -> None:
         assert ui.free_port(port) != port
     assert "compareRunsMode=CHART" in ui.link("http://127.0.0.1:5000/", "1")
     assert ui.link("http://h/", "1").startswith("http://h/#/experiments/1/runs?workflowType=machine_learning")
+
+
+def test_how_a_stage_goes_is_a_tag_of_the_run(root: Path) -> None:
+    with stage_timing("pretrain"), tracking.stage(params.load(), "pretrain") as run:
+        shown = beacon.current()
+        assert shown is not None
+        assert run.run_id
+        shown.trouble = "diverging: the loss rose"
+        shown.report()
+    with stage_timing("finetune"), tracking.stage(params.load(), "finetune"):
+        pass
+    (found,) = runs()
+    assert found.data.tags["llm.health/pretrain"] == "diverging: the loss rose"
+    assert found.data.tags["llm.health/finetune"] == "ok"
