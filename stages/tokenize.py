@@ -34,7 +34,8 @@ def make_plan(p: params.Params, kept: Path) -> clean.Plan:
 def read_by(p: params.Params) -> dict[str, Any]:
     """Digests of all that decides what is written; after a change of it, unfinished work is begun anew."""
     t = p.tokenize
-    inputs = {"tokenize": t.model_dump(exclude={"workers", "encoder", "engine"}), "raw": sha256(RAW / "manifest.json")}
+    inputs: dict[str, Any] = {"tokenize": t.model_dump(exclude={"workers", "encoder", "engine"})}
+    inputs["raw"] = sha256(RAW / "manifest.json")
     if t.tokenizer == "pretrained":
         inputs["source"] = sha256(Path(t.origin) / "tokenizer.json")
     if t.clean.decontaminate:
