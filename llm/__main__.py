@@ -13,11 +13,18 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("ui", help="open MLflow's pages on this repository's runs")
     plan = commands.add_parser("plan", help="size, steps, FLOPs, time, memory and disk of the run of params.yaml")
+    plan.add_argument("preset", nargs="?", help="as if presets/PRESET.yaml were on params.yaml")
+    plan.add_argument("--gpu", help="for this kind of GPU, which need not be here, e.g. a100-40gb, h100")
+    plan.add_argument("--gpus", type=int, default=1, help="how many of them (default: %(default)s)")
+    plan.add_argument("--price", type=float, help="of a GPU for an hour: says what the run costs")
     plan.add_argument("--json", action="store_true", help="the same as JSON, in bytes and seconds")
     preset = commands.add_parser("preset", help="merge presets/NAME.yaml into params.yaml")
     preset.add_argument("name", nargs="?", help="without a name: list them")
     state = commands.add_parser("state", help="list training states; --prune deletes them")
     state.add_argument("--prune", action="store_true", help="delete all states but the newest of each stage")
+    status = commands.add_parser("status", help="the stages that run now, in the workspace, temporary and queued")
+    status.add_argument("--json", action="store_true", help="the same as JSON")
+    status.add_argument("--watch", type=float, metavar="SECONDS", help="again every so many seconds")
     commands.add_parser("sources", help="files of download.*.paths that are not what data/raw was made of")
     for name, purpose in (
         ("generate", "continue or answer prompts, one or a file of them"),
@@ -56,7 +63,7 @@ def main() -> None:
     elif arguments.command == "plan":
         from llm.plan import show_plan
 
-        show_plan(arguments.json)
+        show_plan(arguments.json, arguments.preset, arguments.gpu, arguments.gpus, arguments.price)
     elif arguments.command == "preset":
         from llm.preset import apply_preset, list_presets
 
@@ -65,6 +72,10 @@ def main() -> None:
         from llm.train.prune import list_states, prune_states
 
         prune_states() if arguments.prune else list_states()
+    elif arguments.command == "status":
+        from llm.status import show_status
+
+        show_status(arguments.json, arguments.watch)
     elif arguments.command == "sources":
         from llm.data.known import show as show_sources
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from llm.orphan import end_with_dvc
+from llm import workspace
+from llm.orphan import end_with_dvc, running_dvc
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's quota, the limit of `ulimit -f`
 
@@ -36,9 +37,12 @@ def no_space(path: str | Path | None, error: OSError) -> UserError:
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage's `main`; end with exit code 1 and one clear message where the user can mend the cause.
 
-    It ends as well, by SIGTERM, when the DVC that runs it does.
+    It ends as well, by SIGTERM, when the DVC that runs it does, and keeps others from its workspace until then.
     """
-    end_with_dvc()
+    dvc = running_dvc()
+    if dvc is not None:
+        end_with_dvc(dvc)
+        workspace.hold(dvc.pid)
     try:
         main()
     except UserError as error:

@@ -7,19 +7,20 @@ import signal
 import threading
 import time
 
+import psutil
+
 VARIABLE = "DVC_STAGE"  # DVC sets it for the commands that it runs
 SECONDS = 0.1  # between two looks
 
 
-def end_with_dvc() -> None:
-    """Send this process SIGTERM as soon as the DVC that runs it ends; do nothing where DVC does not run it.
+def running_dvc() -> psutil.Process | None:
+    """The DVC that runs this stage; None where none does.
 
     The parent alone will not do: between the two may be a shell (dash does not replace itself by its command), or
     torchrun. DVC is the nearest ancestor that was not itself started for a stage.
     """
     if VARIABLE not in os.environ:
-        return
-    import psutil
+        return None
 
     def started_for_a_stage(process: psutil.Process) -> bool:
         try:
@@ -27,12 +28,16 @@ def end_with_dvc() -> None:
         except psutil.Error:  # another user's, or it ended
             return False
 
+    return next((p for p in psutil.Process().parents() if not started_for_a_stage(p)), None)
+
+
+def end_with_dvc(dvc: psutil.Process) -> None:
+    """Send this process SIGTERM as soon as the DVC that runs it ends."""
+
     def watch(dvc: psutil.Process) -> None:
         # Not dvc.wait(), which goes on waiting until somebody collects the zombie; in a container nobody may.
         while dvc.is_running() and dvc.status() != psutil.STATUS_ZOMBIE:
             time.sleep(SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    dvc = next((p for p in psutil.Process().parents() if not started_for_a_stage(p)), None)
-    if dvc is not None:
-        threading.Thread(target=watch, args=(dvc,), name="end-with-dvc", daemon=True).start()
+    threading.Thread(target=watch, args=(dvc,), name="end-with-dvc", daemon=True).start()

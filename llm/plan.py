@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llm import params, scaling
+from llm import params, preset, scaling
 from llm.errors import UserError
 from llm.io import read_json
+from llm.machines import Machine, gpus, this_machine
 from llm.model.config import Config
 from llm.model.files import load_config
 from llm.params import Params, Training
-from llm.train import distributed, hardware
+from llm.train import hardware
 from llm.train.memory import Memory, adapter_parameters, training_disk, training_memory
 from llm.train.state import root
 
 # Share of the measured matrix-product rate that training reaches where no earlier run tells. CPU: docs/LOG.md, "When
 # compiling pays". CUDA: 38 to 43 % of the peak on H100s (Llama 3, arXiv:2407.21783, table 4).
 UTILISATION = {("cpu", True): 0.5, ("cpu", False): 0.3, ("cuda", True): 0.4, ("cuda", False): 0.3}
+BYTES_A_TOKEN = 4.4  # of English web text in GPT-2's vocabulary: OpenWebText is 39.8 GB and 9.04e9 tokens (nanoGPT)
 REPEATS = 4  # epochs until repeated text is worth less than new text (Muennighoff et al. 2023, arXiv:2305.16264)
 
 
@@ -44,8 +45,10 @@ class Plan:
     seconds: float
     utilisation: float
     utilisation_from: str
-    matmul_flops_per_second: float
+    matmul_flops_per_second: float  # of one device
+    rate_from: str
     device: str
+    devices: int  # GPUs that share the work; 1 on a CPU
     dtype: str
     compiled: bool
     micro_batch: int
@@ -54,7 +57,7 @@ class Plan:
     memory_total: int  # that the processes on this machine share, or one card's
     processes: int  # that share it
     disk: int
-    disk_free: int
+    disk_free: int | None  # None: of a machine that is not this one
     optimal_parameters: int
     optimal_tokens: int
 
@@ -73,7 +76,7 @@ class Plan:
                 f"{size(self.memory_total)}. Lower the model's size (model.hidden_size, model.num_hidden_layers, "
                 f"model.depth) or {self.stage}.sequence_length; `python -m llm plan` shows all parts."
             )
-        if self.disk - kept > self.disk_free:
+        if self.disk_free is not None and self.disk - kept > self.disk_free:
             raise UserError(
                 f"{self.stage}: checkpoints and model need {size(self.disk)} of disk, and {root().absolute()} has "
                 f"{size(self.disk_free)} free. Free some (`python -m llm state --prune`, `dvc gc -w`), or lower the "
@@ -85,9 +88,11 @@ class Plan:
         return [
             f"{self.stage}: about {duration(self.seconds)}, at {100 * self.utilisation:.0f} % of "
             f"{self.matmul_flops_per_second / 1e9:,.0f} GFLOP/s ({self.utilisation_from})",
-            f"{self.stage}: memory {size(self.needed)} of {size(self.memory_total)} · "
-            f"disk {size(self.disk)} of {size(self.disk_free)} free",
+            f"{self.stage}: memory {size(self.needed)} of {size(self.memory_total)} · disk {self._disk()}",
         ]
+
+    def _disk(self) -> str:
+        return size(self.disk) + (f" of {size(self.disk_free)} free" if self.disk_free is not None else "")
 
     def rows(self) -> list[tuple[str, str]]:
         """Everything, by name."""
@@ -95,6 +100,7 @@ class Plan:
         trained = f", {self.trained_parameters:,} of them trained" if self.trained_parameters < self.parameters else ""
         ratio = self.tokens / self.parameters
         shared = f", in {self.processes} processes of" if self.processes > 1 else ""
+        each = " on each" if self.devices > 1 else ""
         rows = [
             ("architecture", self.architecture),
             (
@@ -123,17 +129,17 @@ class Plan:
             (
                 "time",
                 f"about {duration(self.seconds)}, at {100 * self.utilisation:.0f} % of the "
-                f"{self.matmul_flops_per_second / 1e9:,.0f} GFLOP/s measured now ({self.utilisation_from})",
+                f"{self.matmul_flops_per_second / 1e9:,.0f} GFLOP/s {self.rate_from} ({self.utilisation_from})",
             ),
-            ("memory", f"about {size(self.needed)} of {size(self.memory_total)}{shared}:"),
+            ("memory", f"about {size(self.needed)} of {size(self.memory_total)}{shared}{each}:"),
             ("", f"weights {size(m.weights)}, gradients {size(m.gradients)}, optimizer {size(m.optimizer)},"),
             ("", f"activations {size(m.activations)}, loss {size(m.loss)}, checkpoint {size(m.checkpoint)},"),
             ("", f"libraries and compiler {size(m.runtime)}"),
-            ("disk", f"{size(self.disk)} of {size(self.disk_free)} free, for checkpoints and the model"),
+            ("disk", f"{self._disk()}, for checkpoints and the model"),
         ]
 
 
-def pretrain_plan(p: Params, config: Config | None = None) -> Plan:
+def pretrain_plan(p: Params, config: Config | None = None, machine: Machine | None = None) -> Plan:
     """Of pretraining by params; `config` where the model is at hand, whose vocabulary may be smaller than asked for."""
     s, config = p.pretrain, config or _config(p)
     meta = Path("data/tokens/meta.json")
@@ -144,10 +150,12 @@ def pretrain_plan(p: Params, config: Config | None = None) -> Plan:
         repeated = f"; more than {REPEATS} repeat more than they teach" if epochs > REPEATS else ""
         data = f"over the {found:,} training tokens of data/tokens{repeated}"
     evaluated = s.eval_tokens * ((s.steps - 1) // s.eval_every)
-    return _plan("pretrain", config, s, s.steps, epochs, data, evaluated, 0)
+    return _plan("pretrain", config, s, s.steps, epochs, data, evaluated, 0, machine=machine)
 
 
-def finetune_plan(p: Params, config: Config | None = None, steps: int | None = None) -> Plan:
+def finetune_plan(
+    p: Params, config: Config | None = None, steps: int | None = None, machine: Machine | None = None
+) -> Plan:
     """Of finetuning by params; `config` and `steps` where the model and the packed examples are at hand."""
     s, config = p.finetune, config or _base_config(p)
     if steps is None:
@@ -160,7 +168,9 @@ def finetune_plan(p: Params, config: Config | None = None, steps: int | None = N
         "prompt_tuning": s.prompt_tuning.num_virtual_tokens * config.hidden_size,
     }.get(s.method, adapter_parameters(config, s.lora.r, s.lora.target_modules))
     evaluated = s.eval_tokens * ((steps - 1) // s.eval_every + 1)
-    return _plan("finetune", config, s, steps, s.epochs, data, evaluated, adapter, s.method == "qlora")
+    stored = None if s.method == "full" else _stored(p)
+    quantized = s.method == "qlora"
+    return _plan("finetune", config, s, steps, s.epochs, data, evaluated, adapter, quantized, stored, machine)
 
 
 def before_training(plan: Plan, state: Path) -> None:
@@ -169,10 +179,26 @@ def before_training(plan: Plan, state: Path) -> None:
     plan.check(kept=sum(path.stat().st_size for path in state.glob("step-*/*")))
 
 
-def show_plan(as_json: bool = False) -> None:
-    """Print the plans of pretraining and finetuning by params.yaml."""
-    p = params.load()
-    plans = [pretrain_plan(p), finetune_plan(p)]
+def show_plan(
+    as_json: bool = False, name: str | None = None, gpu: str | None = None, count: int = 1, price: float | None = None
+) -> None:
+    """Print the plans of pretraining and finetuning by params.yaml.
+
+    Args:
+        name: of a preset that is put over params.yaml for this plan; the file stays as it is.
+        gpu, count: plan for these GPUs instead of this machine.
+        price: of a GPU for an hour, in any currency.
+
+    Raises:
+        UserError: the run cannot fit; no such preset or GPU.
+    """
+    p = preset.params_with(name) if name else params.load()
+    plans = [
+        pretrain_plan(p, machine=gpus(gpu, count, p.pretrain.precision) if gpu else None),
+        finetune_plan(p, machine=gpus(gpu, count, p.finetune.precision) if gpu else None),
+    ]
+    if p.finetune.base != params.BASE:
+        del plans[0]  # what is finetuned is not pretrained here
     if as_json:
         print(json.dumps({plan.stage: _as_json(plan) for plan in plans}, indent=2))
         return
@@ -183,14 +209,33 @@ def show_plan(as_json: bool = False) -> None:
             print(f"  {section}: " + ", ".join(f"{key} {value:,}" for key, value in shown.items()))
         print()
     for plan in plans:
-        rows = plan.rows()
-        width = max(len(name) for name, _ in rows)
-        print(plan.stage)
-        for name, value in rows:
-            print(f"  {name:{width}}  {value}")
-        print()
+        _table(plan.stage, plan.rows())
+    together = [("time", f"about {duration(sum(plan.seconds for plan in plans))} of training")]
+    if price is not None:
+        hours = sum(plan.seconds * plan.devices for plan in plans) / 3600
+        together.append(("cost", f"about {hours * price:,.2f}, {hours:,.1f} GPU hours at {price:g}"))
+    if (text := _text_bytes(p)) is not None:
+        tokens = 2 * text / BYTES_A_TOKEN * (1 if _config(p).vocab_size <= 65536 else 2)
+        together.append(
+            ("data", f"at most about {size(text)} in data/raw (less, compressed), {size(tokens)} of tokens")
+        )
+    _table("together", together)
     for plan in plans:
         plan.check()
+
+
+def _table(title: str, rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    print(title)
+    for name, value in rows:
+        print(f"  {name:{width}}  {value}")
+    print()
+
+
+def _text_bytes(p: Params) -> int | None:
+    """Bytes of text that the hub sources are cut to; None where there is none with a limit."""
+    limits = [limit for source in p.download.values() if (limit := getattr(source, "max_bytes", None))]
+    return sum(limits) if limits else None
 
 
 def _as_json(plan: Plan) -> dict[str, Any]:
@@ -207,11 +252,37 @@ def _config(p: Params) -> Config:
     return Config(vocab_size=vocabulary, **p.model.dimensions())
 
 
+def _base_files(p: Params) -> Path:
+    """config.json of what is finetuned, or of a checkpoint that is not fetched yet, the file that presets/ has of it.
+
+    Raises:
+        UserError: there is neither.
+    """
+    here = Path(p.finetune.base) / "config.json"
+    known = preset.FOLDER / "shapes" / f"{here.parent.name}.json"
+    for path in (here, known):
+        if path.exists():
+            return path
+    raise UserError(
+        f"finetune.base: {here} is not there, so size and memory of the run are not known. Where it is one of "
+        f"params.yaml's checkpoints, `dvc repro checkpoint@{here.parent.name}` fetches it."
+    )
+
+
 def _base_config(p: Params) -> Config:
     """Of what is finetuned."""
-    if p.finetune.base != params.BASE and (Path(p.finetune.base) / "config.json").exists():
-        return load_config(p.finetune.base)
-    return _config(p)
+    if p.finetune.base == params.BASE:
+        return _config(p)
+    path = _base_files(p)
+    return Config.from_json(read_json(path), str(path))
+
+
+def _stored(p: Params) -> str:
+    """The type in which the base's weights lie in its files, and in memory while an adapter is trained."""
+    if p.finetune.base == params.BASE:
+        return "float32"
+    values = read_json(_base_files(p))
+    return str(values.get("dtype") or values.get("torch_dtype") or "float32")
 
 
 def _mixture_tokens(p: Params) -> tuple[int, str]:
@@ -236,22 +307,22 @@ def _plan(
     evaluated: int,
     adapter: int,
     quantized: bool = False,
+    stored: str | None = None,
+    machine: Machine | None = None,
 ) -> Plan:
-    where = hardware.device()
-    dtype = hardware.precision(s.precision, where)
+    machine = machine or this_machine(s.precision)
+    where, dtype = machine.where, machine.dtype
     per_token = config.flops_per_token(s.sequence_length)
     tokens = steps * s.batch_tokens
     flops = per_token * tokens
     compiled = not quantized and hardware.compiles(s.compile, where, flops)
-    rate = hardware.matmul_flops_per_second(where, dtype)
-    utilisation, source = _utilisation(stage, where.type, hardware.name(where), compiled)
-    micro = hardware.micro_batch(config, s.sequence_length, s.batch_tokens // s.sequence_length, where)
+    utilisation, source = _utilisation(stage, where.type, machine.name, compiled)
+    rows = -(-s.batch_tokens // s.sequence_length // machine.devices)
+    micro = hardware.micro_batch(config, s.sequence_length, rows, where, machine.memory)
     share = 1.0
     if source.startswith("typical"):  # a measured rate counts both in already
         share = (2 / 3 if adapter else 1.0) * (4 / 3 if s.grad_checkpointing else 1.0)  # no gradient of frozen weights
-    seconds = (share * flops + per_token / 3 * evaluated) / (rate * utilisation)
-    if where.type == "cuda":
-        seconds /= distributed.world_size()
+    seconds = (share * flops + per_token / 3 * evaluated) / (machine.rate * utilisation * machine.devices)
     memory = training_memory(
         config,
         optimizer=s.optimizer,
@@ -263,6 +334,7 @@ def _plan(
         adapter=adapter,
         checkpointing=s.grad_checkpointing,
         quantized=quantized,
+        stored=stored,
     )
     optimal = (flops / (6 * scaling.TOKENS_PER_PARAMETER)) ** 0.5  # C = 6 N D with D = 20 N: arXiv:2203.15556
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
@@ -281,17 +353,19 @@ def _plan(
         seconds=seconds + (hardware.COMPILE_SECONDS if compiled else 0.0),
         utilisation=utilisation,
         utilisation_from=source,
-        matmul_flops_per_second=rate,
-        device=hardware.name(where),
+        matmul_flops_per_second=machine.rate,
+        rate_from=machine.rate_from,
+        device=machine.name,
+        devices=machine.devices,
         dtype=str(dtype).removeprefix("torch."),
         compiled=compiled,
         micro_batch=micro,
         sequence_length=s.sequence_length,
         memory=memory,
-        memory_total=hardware.total_memory(where),
-        processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if where.type == "cpu" else 1,
-        disk=training_disk(config, s.optimizer, adapter),
-        disk_free=shutil.disk_usage(root()).free,
+        memory_total=machine.memory,
+        processes=machine.processes,
+        disk=training_disk(config, s.optimizer, adapter, stored),
+        disk_free=shutil.disk_usage(root()).free if machine.here else None,
         optimal_parameters=round(optimal),
         optimal_tokens=round(scaling.TOKENS_PER_PARAMETER * optimal),
     )

@@ -11,6 +11,15 @@ from llm.errors import UserError
 from llm.io import write_bytes
 
 FOLDER = Path("presets")
+NULL = "tag:yaml.org,2002:null"
+WHOLE = (
+    "download",
+    "checkpoints",
+    "mix.tasks",
+    "evaluate.max_new_tokens",
+    "evaluate.variants",
+    "tokenize.clean.near_duplicates",
+)
 
 
 def list_presets() -> None:
@@ -26,6 +35,20 @@ def apply_preset(name: str, path: Path = Path("params.yaml")) -> None:
     Raises:
         UserError: no such preset; a key that params do not know; a value that is impossible. params.yaml is unchanged.
     """
+    text, changes, _ = _overlaid(name, path)
+    write_bytes(path, text.encode())
+    for key, before, after in changes:
+        print(f"{key}: {before} → {after}")
+    print(f"{len(changes)} values set; `dvc repro` runs what they change.")
+
+
+def params_with(name: str, path: Path = Path("params.yaml")) -> params.Params:
+    """Params as the preset would make them; the file stays as it is. Raises UserError like `apply_preset`."""
+    return _overlaid(name, path)[2]
+
+
+def _overlaid(name: str, path: Path) -> tuple[str, list[tuple[str, Any, Any]], params.Params]:
+    """Text of params.yaml with the preset on it, (key, before, after) of what that changes, and the checked params."""
     from ruamel.yaml import YAML
 
     known = sorted(p.stem for p in FOLDER.glob("*.yaml"))
@@ -35,24 +58,22 @@ def apply_preset(name: str, path: Path = Path("params.yaml")) -> None:
     yaml.preserve_quotes = True
     yaml.width = 200
     yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar(NULL, "null"))
     data = yaml.load(path.read_text(encoding="utf-8"))
     overlay = YAML(typ="safe").load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     changes = list(_merge(data, overlay))
     text = io.StringIO()
     yaml.dump(data, text)
-    params.parse(YAML(typ="safe").load(text.getvalue()), f"params.yaml with presets/{name}.yaml")
-    write_bytes(path, text.getvalue().encode())
-    for key, before, after in changes:
-        print(f"{key}: {before} → {after}")
-    print(f"{len(changes)} values set; `dvc repro` runs what they change.")
+    where = f"params.yaml with presets/{name}.yaml"
+    return text.getvalue(), changes, params.parse(YAML(typ="safe").load(text.getvalue()), where)
 
 
 def _merge(data: Any, overlay: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Overlay in place. Sources and task lists are replaced whole: their keys depend on their kind."""
+    """Overlay in place. What the user names (sources, tasks, checkpoints, variants) is replaced whole."""
     changes = []
     for key, value in overlay.items():
         where = f"{prefix}{key}"
-        whole = where == "mix.tasks" or where == "download"
+        whole = where in WHOLE
         if isinstance(value, dict) and isinstance(data.get(key), dict) and not whole:
             changes += _merge(data[key], value, f"{where}.")
         elif data.get(key) != value:

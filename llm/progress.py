@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from llm import beacon
+
 T = TypeVar("T")
 INTERVAL = 10.0  # seconds between plain lines
 
@@ -60,6 +62,15 @@ class Progress:
         now = time.monotonic()
         if self.first is None:
             self.first = now, self.done
+        if not self.quiet and (shown := beacon.current()):
+            shown.tell(
+                doing=self.label,
+                done=self.done,
+                total=self.total,
+                unit=self.unit,
+                seconds_left=self.seconds_left(),
+                **figures,
+            )
         if not self.terminal and now - self.printed >= INTERVAL:
             self._line(self.done - self.printed_done, now - self.printed - (self.paused - self.printed_paused))
             self.printed, self.printed_done, self.printed_paused = now, self.done, self.paused
@@ -68,7 +79,13 @@ class Progress:
     def pause(self) -> Iterator[None]:
         """Time in this block does not count in the units per second; it does in the time left."""
         began = time.monotonic()
+        shown = beacon.current()
+        if shown:
+            shown.paused = True
         yield
+        if shown:
+            shown.tell()
+            shown.paused = False
         self.paused += time.monotonic() - began
 
     def seconds_left(self) -> float | None:

@@ -43,13 +43,13 @@ class FinetunedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         from llm.params import Decoding
 
         chosen = PARAMS | (params or {})
-        drawn = {key: float(chosen[key]) for key in ("temperature", "top_p")} if chosen["temperature"] else {}
+        temperature, top_p = float(chosen["temperature"]), float(chosen["top_p"])
         column = model_input.iloc[:, 0] if hasattr(model_input, "iloc") else model_input
         most, seed = int(chosen["max_new_tokens"]), int(chosen["seed"])
         try:
             if most < 1 or seed < 0:
                 raise UserError(f"max_new_tokens is {most} and seed {seed}; expected at least 1 and at least 0.")
-            settings = Decoding(**drawn)
+            settings = Decoding(temperature=temperature, top_p=top_p) if temperature else Decoding()
             requests = [
                 Request(self.tokenizer.chat_ids(str(text)), most, settings, seed + i) for i, text in enumerate(column)
             ]

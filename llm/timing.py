@@ -13,15 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from llm import beacon
 from llm.io import write_json
 
 
 @contextmanager
 def stage_timing(stage: str) -> Iterator[dict[str, Any]]:
-    """Time a stage; the caller may add keys such as `tokens_per_second`, `mfu` or `device` to the dict."""
+    """Time a stage and show it as running; the caller may add keys such as `mfu` or `device` to the dict."""
     started = time.perf_counter()
     timing: dict[str, Any] = {}
-    yield timing
+    with beacon.running(stage):
+        yield timing
     timing = {
         "seconds": round(time.perf_counter() - started, 3),
         "peak_memory_bytes": peak_memory_bytes(),

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llm import executions
+from llm import beacon, executions
 from llm.executions import Operation, State
 from llm.io import sha256, write_json
 from llm.mlflow_store import Store
@@ -39,6 +39,10 @@ LARGEST_FILE = 32_000_000  # bytes of an artifact; larger ones stay in DVC alone
 def stage(params: Params, name: str) -> Iterator[Run]:
     """The execution's run, open for stage `name`; an error in the block marks it FAILED until a stage re-opens it."""
     run = Run(executions.current(params, name), name)
+    shown = beacon.current()
+    if shown:
+        shown.listener = run.say_health
+    run.say_health(beacon.OK)
     try:
         yield run
     except BaseException as error:
@@ -46,6 +50,9 @@ def stage(params: Params, name: str) -> Iterator[Run]:
         run.put({"op": "end", "status": "KILLED" if killed else "FAILED"})
         raise
     finally:
+        if shown:
+            shown.report()
+            shown.listener = None
         run.close()
 
 
@@ -141,6 +148,10 @@ class Run:
         else:
             now = executions.now()
             self.put({"op": "metrics", "points": [(key, value, now, step) for key, value in values.items()]})
+
+    def say_health(self, health: str) -> None:
+        """Tag the run with how the stage goes: `llm.health/<stage>` is `ok`, or what is wrong, e.g. that it stalls."""
+        self.put({"op": "tags", "tags": {f"llm.health/{self.stage}": health}})
 
     def put(self, operation: Operation) -> None:
         """Queue an operation of `Store.apply`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llm import params, tracking
+from llm import lease, params, tracking
 from llm.data.clean.plan import written
 from llm.data.shards import TokenStream, check_tokenizer
 from llm.data.tokenizer import Tokenizer
@@ -79,4 +79,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    lease.take(1)
     run_stage(main)

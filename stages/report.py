@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm import params, tracking
+from llm import params, tracking, workspace
 from llm.errors import run_stage
 from llm.io import whole_directory
 from llm.report.page import write_report
@@ -24,3 +24,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     run_stage(main)
+    workspace.release()

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from llm import executions, mlflow_store, params, tracking, ui
+from llm import beacon, executions, mlflow_store, params, tracking, ui
 from llm.errors import UserError
 from llm.params import Params
+from llm.timing import stage_timing
 from tests.report import workspace
 
 DEAD = "http://127.0.0.1:9"
@@ -227,16 +228,16 @@ def test_finish_adds_what_cached_stages_did_not_log_and_nothing_twice(
     assert runs()[0].data.tags["input/data/tokens"] == "md5:89e6c98d92887913cadf06b2adb97f26.dir"
 
 
-def test_three_processes_at_once_on_a_store_that_does_not_exist(root: Path) -> None:
+def test_four_processes_log_densely_to_a_store_that_does_not_exist(root: Path) -> None:
     script = (
         "import sys\nfrom llm import params, tracking\n"
         "with tracking.stage(params.load(), 'pretrain') as run:\n"
-        "    for step in range(50):\n"
-        "        run.log_metrics({'loss': 1.0 / (step + 1)}, step=step)\n"
+        "    for step in range(1000):\n"
+        "        run.log_metrics({'loss': 1.0 / (step + 1), 'rate': 0.1, 'norm': 1.0}, step=step)\n"
         "    assert run.run_id\n"
     )
     processes = []
-    for name in ("one", "two", "three"):
+    for name in ("one", "two", "three", "four"):
         environment = {**os.environ, "PYTHONPATH": str(workspace.REPOSITORY), "DVC_EXP_NAME": name}
         command = [sys.executable, "-c", script]
         processes.append(subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True))
@@ -245,8 +246,8 @@ def test_three_processes_at_once_on_a_store_that_does_not_exist(root: Path) -> N
         assert process.returncode == 0, errors
         assert "warning" not in errors.lower(), errors
     found = runs()
-    assert sorted(run.info.run_name for run in found) == ["one", "three", "two"]
-    assert all(len(curve(run.info.run_id, "pretrain/loss")) == 50 for run in found)
+    assert sorted(run.info.run_name for run in found) == ["four", "one", "three", "two"]
+    assert all(len(curve(run.info.run_id, "pretrain/loss")) == 1000 for run in found)
 
 
 def test_logging_a_point_costs_microseconds(root: Path) -> None:
@@ -312,3 +313,17 @@ def test_the_ui_takes_a_free_port_and_links_to_the_runs() -> None:
         assert ui.free_port(port) != port
     assert "compareRunsMode=CHART" in ui.link("http://127.0.0.1:5000/", "1")
     assert ui.link("http://h/", "1").startswith("http://h/#/experiments/1/runs?workflowType=machine_learning")
+
+
+def test_how_a_stage_goes_is_a_tag_of_the_run(root: Path) -> None:
+    with stage_timing("pretrain"), tracking.stage(params.load(), "pretrain") as run:
+        shown = beacon.current()
+        assert shown is not None
+        assert run.run_id
+        shown.trouble = "diverging: the loss rose"
+        shown.report()
+    with stage_timing("finetune"), tracking.stage(params.load(), "finetune"):
+        pass
+    (found,) = runs()
+    assert found.data.tags["llm.health/pretrain"] == "diverging: the loss rose"
+    assert found.data.tags["llm.health/finetune"] == "ok"

@@ -80,15 +80,20 @@ def compiles(setting: bool | str, where: torch.device, flops: float) -> bool:
     return has_compiler and flops > COMPILE_PAYS
 
 
-def micro_batch(config: Config, sequence_length: int, batch_size: int, where: torch.device) -> int:
+def micro_batch(
+    config: Config, sequence_length: int, batch_size: int, where: torch.device, memory: int | None = None
+) -> int:
     """Sequences per forward pass, at most the global batch.
 
     On a CPU, what stays near the caches. On a GPU, the largest power of two whose activations in bfloat16, not compiled
     (`layer_activations`), fit a stated share of the card's memory; a dry batch confirms it (llm/train/dry.py).
+
+    Args:
+        memory: bytes of the card; None: of the one that is here.
     """
     if where.type == "cuda":
         token = config.num_hidden_layers * layer_activations(config, sequence_length, 2, False, False)
-        fits = int(ACTIVATION_SHARE * total_memory(where) / (sequence_length * token))
+        fits = int(ACTIVATION_SHARE * (memory or total_memory(where)) / (sequence_length * token))
         size = 1 << max(0, fits.bit_length() - 1)
     else:
         size = max(1, MICRO_TOKENS_CPU // sequence_length)

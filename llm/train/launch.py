@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
+from llm import lease
 from llm.errors import UserError
 
 RESTARTS = 3  # after processes that a signal ended, such as the kernel's when memory runs out
@@ -40,15 +41,16 @@ def on_all_devices(main: Callable[[], None], module: str) -> Callable[[], None]:
     """
 
     def run() -> None:
+        cores = lease.take()
         if "WORLD_SIZE" in os.environ or (count := processes()) == 1:
             main()
         else:
-            _launch(module, count)
+            _launch(module, count, cores or os.cpu_count() or 1)
 
     return run
 
 
-def _launch(module: str, count: int) -> None:
+def _launch(module: str, count: int, cores: int) -> None:
     """Run `python -m module` in `count` processes; start all anew where a signal ended one, from the last state.
 
     What a process has to say it says itself, so a failure ends here without a further message.
@@ -60,7 +62,8 @@ def _launch(module: str, count: int) -> None:
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it tells each failure again, at length
     # Each process takes its share of the cores, as torchrun gives it one: more threads would wait for one another.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    if os.environ.get("OMP_NUM_THREADS") in (None, str(cores)):
+        os.environ["OMP_NUM_THREADS"] = str(max(1, cores // count))
     for attempt in range(RESTARTS + 1):
         with tempfile.TemporaryDirectory(prefix="llm-launch-") as notes:
             config = LaunchConfig(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from llm import beacon
 from llm.errors import UserError
 from llm.model.quantized import QuantizedLinear
 from llm.model.transformer import Transformer
@@ -27,6 +28,7 @@ from llm.params import Training
 from llm.progress import Progress
 from llm.train import distributed, dry, hardware
 from llm.train.determinism import deterministic, difference, place, verdict
+from llm.train.divergence import LossWatch
 from llm.train.loader import Dataset, MicroBatch, host_tensors, micro_batches, one_ahead
 from llm.train.meter import Meter
 from llm.train.optimizer import Optimizers
@@ -108,6 +110,7 @@ class Trainer:
         self.stopping = False
         self.coming: Iterator[MicroBatch] = iter(())
         self.history: list[dict[str, float | int | None]] = []
+        self.watch = LossWatch()
         self.places = [place(self.device, model.compute_dtype, self.compiled, settings.deterministic)]
         self.meter = Meter(self.device, model.compute_dtype, self.flops / steps, settings.batch_tokens)
 
@@ -168,8 +171,14 @@ class Trainer:
                 if done % every == 0 or row["val_loss"] is not None:
                     self.history.append(row)
                     self._track(row)
+                trouble = self.watch.update(done, loss)
+                shown_as = beacon.current()
+                if shown_as:
+                    shown_as.trouble = trouble
                 if figures := self.meter.due():
                     self.tracker.log_metrics(figures, step=done)
+                    if shown_as:
+                        shown_as.tell(**figures)
                 shown = {"loss": f"{loss:.3f}", "lr": f"{rate:.2g}"} | ({"val": f"{val:.3f}"} if val else {})
                 progress.update(s.batch_tokens, **shown)
                 if done == self.steps:
@@ -283,7 +292,8 @@ class Trainer:
             with self.meter.waiting("checkpoint"):
                 tensors = {f"model.{k}": v for k, v in self._trainable().items()}
                 tensors |= {f"optimizer.{k}": v for k, v in self.optimizers.tensors().items()}
-                meta = {"step": step, "micro_batch": self.micro, "history": self.history, "places": self.places}
+                # A copy of the history: it is written while training goes on, and must not hold what comes then.
+                meta = {"step": step, "micro_batch": self.micro, "history": list(self.history), "places": self.places}
                 self.state.save(step, tensors, meta, wait)
             self.meter.checkpoints += 1
         if wait:

@@ -82,12 +82,14 @@ def training_memory(
     adapter: int = 0,
     checkpointing: bool = False,
     quantized: bool = False,
+    stored: str | None = None,
 ) -> Memory:
     """Peak memory of a process that trains on `micro_batch` sequences at a time.
 
     Args:
         adapter: trained parameters of LoRA; 0: the whole model is trained.
         quantized: the layers' matrices are in 4 bits (llm/model/quantized.py).
+        stored: type of a frozen base's weights, such as bfloat16; None: float32.
         checkpointing: layers keep their inputs only and compute the rest again (Chen et al. 2016, arXiv:1604.06174).
     """
     trained = adapter or config.parameters()
@@ -99,14 +101,18 @@ def training_memory(
     else:
         kept = (layers + 1) * layer
     matrices = layer_matrices(config)
-    cast = width * matrices if width < FLOAT32 else 0  # weights in the activations' type, kept for the backward pass
+    kind, bytes_stored = stored or "float32", stored_bytes(stored)
+    # Weights in the activations' type, kept for the backward pass; layers that are computed again keep none.
+    cast = 0 if kind == {2: "bfloat16", 4: "float32"}[width] else width * matrices
+    if checkpointing:
+        cast = 2 * cast // layers
     chunk = max(MIN_CHUNK, (CHUNK_LOGITS_CUDA if device == "cuda" else CHUNK_LOGITS) // config.vocab_size)
     logits = min(chunk, tokens) * config.vocab_size * (2 * FLOAT32 + 2 * width)
     head = 0 if adapter else 2 * FLOAT32 * config.vocab_size * config.hidden_size
     state = FLOAT32 * trained + optimizer_bytes(config, optimizer, adapter)
-    weights = FLOAT32 * (config.parameters() + adapter)
+    weights = bytes_stored * config.parameters() + FLOAT32 * adapter
     if quantized:
-        weights -= int((FLOAT32 - BITS / 8) * matrices)
+        weights -= int((bytes_stored - BITS / 8) * matrices)
         cast = width * config.hidden_size * config.intermediate_size  # one matrix at a time, unpacked
     return Memory(
         weights=weights,
@@ -140,8 +146,13 @@ def optimizer_step_bytes(config: Config, optimizer: str, adapter: int = 0) -> in
     return 16 * (adapter or largest)
 
 
-def training_disk(config: Config, optimizer: str, adapter: int = 0) -> int:
-    """Disk that a training stage fills: its checkpoints, and the model (and adapter) that it writes."""
+def training_disk(config: Config, optimizer: str, adapter: int = 0, stored: str | None = None) -> int:
+    """Disk that a training stage fills: its checkpoints, the model (of type `stored`) and the adapter."""
     trained = adapter or config.parameters()
     state = FLOAT32 * trained + optimizer_bytes(config, optimizer, adapter)
-    return CHECKPOINTS * state + FLOAT32 * (config.parameters() + adapter)
+    return CHECKPOINTS * state + stored_bytes(stored) * config.parameters() + FLOAT32 * adapter
+
+
+def stored_bytes(stored: str | None) -> int:
+    """Bytes of a weight of that type; None: float32."""
+    return 2 if stored in ("bfloat16", "float16") else FLOAT32

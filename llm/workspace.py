@@ -1,0 +1,64 @@
+"""No `dvc exp run` in a workspace where another DVC is running stages: it would remove their outputs.
+
+DVC locks the outputs of a stage that runs, but `dvc exp run` checks out its own revision before it asks for them. What
+it does ask for beforehand is a lock on git's references of the running experiment, in `.dvc/tmp/exps/rwlock`; it waits
+three minutes for it and then gives up, naming the holder, with nothing touched. Each stage takes that lock in the name
+of the DVC that runs it, so it also holds between two stages, and ends with that process at the latest. Temporary and
+queued experiments do not ask for it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+REFERENCES = "refs/exps/exec"  # dvc.repo.experiments.refs.EXEC_NAMESPACE
+WHY = "`dvc` that runs stages in this workspace; wait for its end, or use `dvc exp run --temp` or `--queue`"
+
+
+def hold(dvc: int) -> None:
+    """Take the lock for process `dvc`, where this directory is the main workspace and no living process has it."""
+    folder = _folder()
+    if folder is not None:
+        with _locks(folder) as locks:
+            holder = locks.setdefault("write", {}).get(REFERENCES)
+            if holder is None or not psutil.pid_exists(int(holder["pid"])):
+                locks["write"][REFERENCES] = {"pid": dvc, "cmd": WHY}
+
+
+def release() -> None:
+    """Give back what `hold` took: after the last stage, so that DVC need not warn of a process that is gone."""
+    folder = _folder()
+    if folder is not None:
+        with _locks(folder) as locks:
+            if locks.get("write", {}).get(REFERENCES, {}).get("cmd") == WHY:
+                del locks["write"][REFERENCES]
+
+
+def _folder() -> Path | None:
+    """DVC's folder for locks of experiments; None outside the main workspace."""
+    root = os.environ.get("DVC_ROOT")
+    here = Path.cwd()
+    if root is None or Path(root).resolve() != here.resolve() or not (here / ".dvc").is_dir():
+        return None
+    folder = here / ".dvc" / "tmp" / "exps"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _locks(folder: Path) -> Iterator[dict[str, Any]]:
+    """DVC's file of locks, to be changed within the block, guarded as DVC does it (dvc/rwlock.py)."""
+    with open(folder / "rwlock.lock", "a+") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        path = folder / "rwlock"
+        locks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        yield locks
+        path.write_text(json.dumps(locks), encoding="utf-8")

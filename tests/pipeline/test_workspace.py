@@ -1,0 +1,89 @@
+"""Two DVCs in one repository: `dvc exp run` waits for a `dvc repro`, and loses nothing of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from llm import status, workspace
+from tests.pipeline.workspace import ROOT, run
+
+SLOW = """
+import os, time
+from llm.errors import run_stage
+from llm.timing import stage_timing
+def main():
+    with stage_timing("slow"):
+        os.mkdir("out")
+        for i in range(int(open("params.yaml").read().split()[1]) * 10):
+            open(f"out/{i}", "w").close()
+            time.sleep(0.1)
+run_stage(main)
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "params.yaml").write_text("tenths: 6\n")
+    (tmp_path / "dvc.yaml").write_text("stages: {slow: {cmd: python slow.py, params: [tenths], outs: [out]}}")
+    (tmp_path / ".gitignore").write_text("/.state/\n/metrics/\n")
+    run(tmp_path, "git", "init", "-q")
+    run(tmp_path, "dvc", "init", "-q")
+    run(tmp_path, "dvc", "config", "core.autostage", "true")
+    run(tmp_path, "git", "add", "-A")
+    run(tmp_path, "git", "commit", "-qm", "start")
+    return tmp_path
+
+
+def test_an_experiment_in_the_workspace_waits_for_a_repro_and_removes_nothing(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = ThreadPoolExecutor(1)
+    first = pool.submit(run, repository, "dvc", "repro", PYTHONPATH=str(ROOT))
+    until = time.monotonic() + 60
+    while not (repository / "out" / "3").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    monkeypatch.setenv("DVC_ROOT", str(repository))
+    assert [(item.experiment, item.stage) for item in status.read()] == [("workspace", "slow")]
+    second = run(repository, "dvc", "exp", "run", "-n", "other", "-S", "tenths=1", PYTHONPATH=str(ROOT))
+    assert "Running stage 'slow'" in first.result(timeout=60).stdout  # and it succeeded
+    assert "Ran experiment(s): other" in second.stdout
+    assert len(list((repository / "out").iterdir())) == 10  # the experiment's, applied to the workspace
+    again = run(repository, "dvc", "exp", "run", "-n", "other", "-S", "tenths=2", check=False)
+    assert "Experiment conflicts with existing experiment 'other'" in again.stderr
+
+
+def test_the_lock_is_taken_in_the_main_workspace_alone_and_never_from_a_living_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".dvc").mkdir()
+    locks = tmp_path / ".dvc" / "tmp" / "exps" / "rwlock"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "elsewhere"))  # a temporary run
+    workspace.hold(os.getpid())
+    assert not locks.exists()
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    workspace.hold(os.getpid())
+    workspace.hold(1)
+    assert json.loads(locks.read_text())["write"][workspace.REFERENCES]["pid"] == os.getpid()
+    workspace.release()
+    assert json.loads(locks.read_text())["write"] == {}
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    locks.write_text(json.dumps({"write": {workspace.REFERENCES: {"pid": dead.pid, "cmd": "dvc"}}}))
+    workspace.hold(os.getpid())
+    assert json.loads(locks.read_text())["write"][workspace.REFERENCES]["pid"] == os.getpid()
+
+
+def test_dvc_still_asks_for_the_lock_that_is_held() -> None:
+    from dvc.repo.experiments.refs import EXEC_NAMESPACE
+
+    assert EXEC_NAMESPACE == workspace.REFERENCES
