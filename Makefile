@@ -1,4 +1,4 @@
-# make repro · make test · make ui · make lint · make torture        (each sets up what it needs)
+# make repro · make test · make ui · make lint · make techniques · make torture        (each sets up what it needs)
 #
 # PYTHON       interpreter that makes the virtual environment (3.11 or later)
 # VENV         where the virtual environment is
@@ -16,7 +16,7 @@ export DO_NOT_TRACK := 1
 
 N ?= 200
 
-.PHONY: repro test torture lint ui setup clean
+.PHONY: repro test torture techniques lint ui setup clean
 
 repro: $(VENV)/.run
 	@python -m llm sources
@@ -28,6 +28,10 @@ test: $(VENV)/.dev
 
 torture: $(VENV)/.dev
 	@LLM_KILLS=$(N) python -m pytest tests/pipeline/test_kill.py --timeout 36000
+
+techniques: $(VENV)/.dev
+	@dvc repro -R techniques
+	@dvc repro --single-item --force report
 
 lint: $(VENV)/.dev
 	@ruff check .

@@ -56,7 +56,10 @@ def run(arguments: argparse.Namespace) -> None:
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE))
     address = f"http://{HOST}:{place.getsockname()[1]}"
     for name, lane in engine.lanes.items():
-        print(f"serve: {name:12} {models.directories[name]} · {lane.slots} tokens, {lane.rows} answers at a time")
+        print(
+            f"serve: {name:12} {models.directories[name]} · {lane.slots} tokens, {lane.rows} answers at a time · "
+            f"cache {lane.cache_bytes / 1e6:,.0f} MB"
+        )
     print(f"serve: {address}/ to talk to them · {address}/v1 for OpenAI's clients · Ctrl-C to end", flush=True)
     with suppress(KeyboardInterrupt):  # which uvicorn raises once everything is closed
         asyncio.run(server.serve([place]))

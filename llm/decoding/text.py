@@ -13,6 +13,8 @@ class TextStream:
     """Gives an answer's text out piece by piece; the pieces together are the text of its completion.
 
     Held back until it is sure: a character of which bytes are missing, and what may be the beginning of a stop string.
+    One thing is given out that the completion has otherwise: of a run of byte tokens that turns out to be no UTF-8,
+    SentencePiece's decoder takes back the characters that were whole.
     """
 
     def __init__(self, decode: Decode, stop_strings: Sequence[str] = ()) -> None:

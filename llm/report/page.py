@@ -9,7 +9,7 @@ from typing import Any
 
 from llm.io import write_bytes
 from llm.params import Params
-from llm.report import figures, prediction_figures, remarks, scores
+from llm.report import figures, prediction_figures, remarks, scores, techniques
 from llm.report.collect import collect
 
 HERE = Path(__file__).parent
@@ -21,6 +21,7 @@ def write_report(params: Params, directory: Path, run: dict[str, str] | None = N
     drawn = figures.draw(data["curves"], data["evaluate"], data["corpus"]) | prediction_figures.draw(
         data["predictions"]
     )
+    drawn |= techniques.draw(data["techniques"])
     for name, svg in drawn.items():
         write_bytes(directory / "figures" / f"{name}.svg", figures.for_file(svg).encode())
     write_bytes(directory / "report.html", render("page.html.j2", data, drawn).encode())

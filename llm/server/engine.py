@@ -45,6 +45,11 @@ class Lane:
     def __post_init__(self) -> None:
         self.clear()
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the keys and values of all rows; it does not grow."""
+        return sum(part.nbytes for part in (*self.batch.cache.keys, *self.batch.cache.values))
+
     def clear(self) -> None:
         """An empty batch, with no answer under way."""
         named = self.named

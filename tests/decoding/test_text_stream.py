@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +14,7 @@ from llm.decoding.request import Completion, Request, stopped
 from llm.decoding.text import TextStream
 from llm.generate import complete, stream
 from llm.params import Decoding
+from tests.data.test_pretrained_tokenizer import TEXTS, write
 from tests.evaluate.standins import Bytes
 from tests.model.conftest import random_model
 
@@ -44,6 +48,18 @@ def test_half_a_character_and_the_beginning_of_a_stop_string_are_held_back() -> 
         ids.append(byte)
         given_out.append(writer.more(ids))
     assert given_out == ["", "é", ":", " ", "", "", "ST,", " ", "", "", ""]
+
+
+@pytest.mark.parametrize("kind", ["chatml", "llama-2"])
+def test_the_tokenizers_of_others_give_their_text_in_pieces_too(kind: str, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(write(tmp_path, kind))
+    for text in TEXTS:
+        ids = tokenizer.encode(text)
+        writer, given_out = TextStream(tokenizer.decode), ""
+        for n in range(1, len(ids)):
+            given_out += writer.more(ids[:n])
+            assert text.startswith(given_out)
+        assert given_out + writer.rest(Completion(ids, "length", text)) == text
 
 
 def test_a_stream_is_the_answer_of_complete() -> None:
