@@ -175,6 +175,9 @@ class Trainer:
                 shown_as = beacon.current()
                 if shown_as:
                     shown_as.trouble = trouble
+                    if row["val_loss"] is not None:
+                        shown_as.tell(val_step=done, val_loss=row["val_loss"])
+                        shown_as.write()  # at once: a tuner may want to stop the run for it
                 if figures := self.meter.due():
                     self.tracker.log_metrics(figures, step=done)
                     if shown_as:
