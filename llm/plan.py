@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from llm.io import read_json
 from llm.model.config import Config
 from llm.model.files import load_config
 from llm.params import Params, Training
-from llm.train import distributed, hardware
+from llm.train import distributed, hardware, sharding
 from llm.train.memory import Memory, adapter_parameters, training_disk, training_memory
 from llm.train.state import root
 
@@ -144,7 +143,8 @@ def pretrain_plan(p: Params, config: Config | None = None) -> Plan:
         repeated = f"; more than {REPEATS} repeat more than they teach" if epochs > REPEATS else ""
         data = f"over the {found:,} training tokens of data/tokens{repeated}"
     evaluated = s.eval_tokens * ((s.steps - 1) // s.eval_every)
-    return _plan("pretrain", config, s, s.steps, epochs, data, evaluated, 0)
+    sharded = sharding.wanted(config, s)
+    return _plan("pretrain", config, s, s.steps, epochs, data, evaluated, 0, sharded=sharded)
 
 
 def finetune_plan(p: Params, config: Config | None = None, steps: int | None = None) -> Plan:
@@ -160,7 +160,8 @@ def finetune_plan(p: Params, config: Config | None = None, steps: int | None = N
         "prompt_tuning": s.prompt_tuning.num_virtual_tokens * config.hidden_size,
     }.get(s.method, adapter_parameters(config, s.lora.r, s.lora.target_modules))
     evaluated = s.eval_tokens * ((steps - 1) // s.eval_every + 1)
-    return _plan("finetune", config, s, steps, s.epochs, data, evaluated, adapter, s.method == "qlora")
+    sharded = s.method in ("full", "lora") and sharding.wanted(config, s, adapter)
+    return _plan("finetune", config, s, steps, s.epochs, data, evaluated, adapter, s.method == "qlora", sharded)
 
 
 def before_training(plan: Plan, state: Path) -> None:
@@ -236,6 +237,7 @@ def _plan(
     evaluated: int,
     adapter: int,
     quantized: bool = False,
+    sharded: bool = False,
 ) -> Plan:
     where = hardware.device()
     dtype = hardware.precision(s.precision, where)
@@ -263,6 +265,7 @@ def _plan(
         adapter=adapter,
         checkpointing=s.grad_checkpointing,
         quantized=quantized,
+        shards=distributed.asked_for() if sharded else 1,
     )
     optimal = (flops / (6 * scaling.TOKENS_PER_PARAMETER)) ** 0.5  # C = 6 N D with D = 20 N: arXiv:2203.15556
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
@@ -289,7 +292,7 @@ def _plan(
         sequence_length=s.sequence_length,
         memory=memory,
         memory_total=hardware.total_memory(where),
-        processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if where.type == "cpu" else 1,
+        processes=sharding.sharing(where),
         disk=training_disk(config, s.optimizer, adapter),
         disk_free=shutil.disk_usage(root()).free,
         optimal_parameters=round(optimal),
