@@ -54,7 +54,7 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	@python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev,peers,qlora,export,fast,scale]'
+	@python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev,peers,qlora,export,fast,scale,tune]'
 	@touch $@
 
 clean:

@@ -53,6 +53,8 @@ def main() -> None:
         "revisions", nargs="*", help="experiments or git revisions (default: the workspace and its like)"
     )
     seeds.add_argument("--json", action="store_true", help="the same as JSON")
+    tune = commands.add_parser("tune", help="let Optuna choose params by running DVC experiments (docs/EXPERIMENTS.md)")
+    tune.add_argument("file", nargs="?", default="tuning.yaml", help="what to search (default: %(default)s)")
     commands.add_parser("dvc-plots", help="make `dvc plots` draw without a network (`make` does it once)")
     arguments = parser.parse_args()
 
@@ -88,6 +90,12 @@ def main() -> None:
         from llm.seeds import show_seeds
 
         show_seeds(arguments.revisions, arguments.json)
+    elif arguments.command == "tune":
+        from pathlib import Path
+
+        from llm.tune import tune as run_tune
+
+        run_tune(Path(arguments.file))
     elif arguments.command == "dvc-plots":
         from llm.dvc_plots import use_offline_page
 

@@ -23,6 +23,7 @@ from llm.io import read_json, write_json
 from llm.params import Params
 from llm.report import history, pedigree
 
+STUDY = (("optuna.study", "LLM_STUDY"), ("optuna.trial", "LLM_TRIAL"))  # what llm.tune tells its trials
 State = dict[str, Any]
 Operation = dict[str, Any]
 
@@ -103,7 +104,7 @@ def tags() -> dict[str, str]:
     if "git.commit" in found:
         found["mlflow.source.git.commit"] = found["git.commit"]
     found |= {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT", "llm.code": pedigree.code_digest()}
-    for key, variable in (("dvc.exp_name", "DVC_EXP_NAME"), ("dvc.baseline", "DVC_EXP_BASELINE_REV")):
+    for key, variable in (("dvc.exp_name", "DVC_EXP_NAME"), ("dvc.baseline", "DVC_EXP_BASELINE_REV"), *STUDY):
         if os.environ.get(variable):
             found[key] = os.environ[variable]
     return found | {f"input/{name}": digest for name, digest in pedigree.input_hashes().items()}

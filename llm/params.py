@@ -395,6 +395,23 @@ class Evaluate(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
 
 
+class Scaling(Section):
+    """The ladder of llm/ladder.py."""
+
+    depths: Annotated[list[Positive], Field(min_length=2)] = [1, 2, 3, 4]
+    tokens: Annotated[list[Positive], Field(min_length=2)] = [200_000, 400_000, 800_000, 1_600_000]
+    held_back_depth: Positive = 5
+    bootstrap: Annotated[int, Field(ge=20)] = 400
+
+    @model_validator(mode="after")
+    def _larger(self) -> Scaling:
+        if self.held_back_depth <= max(self.depths):
+            raise ValueError(
+                f"held_back_depth ({self.held_back_depth}) must be above all depths ({self.depths}): it is predicted"
+            )
+        return self
+
+
 class Report(Section):
     samples: Positive
     data_examples: Positive
@@ -416,6 +433,7 @@ class Params(Section):
     mix: Mix
     finetune: Finetune
     evaluate: Evaluate
+    scaling: Scaling = Scaling()
     report: Report
     tracking: Tracking
 

@@ -133,6 +133,16 @@ def _place(directory: str) -> str:
     return "workspace" if Path(directory) == executions.root().absolute() else Path(directory).name
 
 
+def validation(experiment: str, stage: str) -> list[tuple[int, float]]:
+    """(step, validation loss) that a running stage of an experiment told last; empty where there is none yet."""
+    found = []
+    for path in (executions.root() / ".state" / "running").glob(f"{stage}-*.json"):
+        facts = _facts(path)
+        if facts and facts["experiment"] == experiment and facts.get("val_step") is not None:
+            found.append((int(facts["val_step"]), float(facts["val_loss"])))
+    return found
+
+
 def waiting() -> list[str]:
     """Names of the experiments that wait in DVC's queue; none outside a DVC repository."""
     if not (executions.root() / ".dvc" / "tmp" / "exps" / "celery").is_dir():

@@ -17,6 +17,7 @@ from llm.report import history, pedigree, predictions, scores, techniques
 from llm.report.corpus import corpus
 
 CLIP = 1600  # characters of a shown text
+SCALING = Path("metrics/scaling.json")  # of a stage that most runs do without
 STAGES = ("download", "tokenize", "pretrain", "mix", "finetune", "evaluate", "report")
 
 
@@ -44,6 +45,7 @@ def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]
         "contamination_by_text": metrics.get("contamination", {}),
         "samples": _samples(params.report.samples),
         "predictions": predictions.collect(clip_middle, evaluate),
+        "scaling": read_json(SCALING) if SCALING.is_file() else None,
         "comparison": metrics.get("comparison", {}),
         "examples": _examples(params.report.data_examples, list(metrics.get("mix", {}).get("tasks", {}))),
         "timing": {stage: timing.get(stage) for stage in STAGES if stage != "report"},

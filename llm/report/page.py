@@ -9,7 +9,7 @@ from typing import Any
 
 from llm.io import write_bytes
 from llm.params import Params
-from llm.report import figures, prediction_figures, remarks, scores, techniques
+from llm.report import figures, prediction_figures, remarks, scaling_figure, scores, techniques
 from llm.report.collect import collect
 
 HERE = Path(__file__).parent
@@ -18,10 +18,10 @@ HERE = Path(__file__).parent
 def write_report(params: Params, directory: Path, run: dict[str, str] | None = None) -> dict[str, Any]:
     """Write report.html, report.md and figures/*.svg into an existing directory; return what `collect` found."""
     data = collect(params, run)
-    drawn = figures.draw(data["curves"], data["evaluate"], data["corpus"]) | prediction_figures.draw(
-        data["predictions"]
-    )
-    drawn |= techniques.draw(data["techniques"])
+    drawn = figures.draw(data["curves"], data["evaluate"], data["corpus"])
+    drawn |= prediction_figures.draw(data["predictions"]) | techniques.draw(data["techniques"])
+    if data["scaling"]:
+        drawn["scaling"] = scaling_figure.draw(data["scaling"])
     for name, svg in drawn.items():
         write_bytes(directory / "figures" / f"{name}.svg", figures.for_file(svg).encode())
     write_bytes(directory / "report.html", render("page.html.j2", data, drawn).encode())
@@ -66,6 +66,7 @@ def render(template: str, data: dict[str, Any], drawn: dict[str, str]) -> str:
         figures=inline,
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
         caption=caption,
+        interval=interval,
         summary=summary(data),
         tiles=tiles(data),
         tables=score_tables(data["evaluate"], data["contamination"], data["contamination_by_text"]),
@@ -77,6 +78,11 @@ def render(template: str, data: dict[str, Any], drawn: dict[str, str]) -> str:
         remarks=remarks.remarks(data["evaluate"], data["comparison"], percent, number),
         by_source=remarks.by_source(data["evaluate"]),
     )
+
+
+def interval(score: dict[str, float]) -> str:
+    """A value with its interval, four digits each."""
+    return "{value:.4g} [{low:.4g}, {high:.4g}]".format(**score)
 
 
 # -- what the first screen says ----------------------------------------------------------------------------------------

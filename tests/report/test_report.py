@@ -318,3 +318,26 @@ def test_a_mixture_has_a_table_of_its_sources(tmp_path: Path, monkeypatch: pytes
         "<td>75.0 %</td><td>1,000</td><td>1,000</td><td>74.3 %</td><td>1,000</td><td>3.250</td><td>1.125</td>" in html
     )
     assert "| web | 75.0 % | 1,000 | 1,000 | 74.3 % | 1,000 | 3.250 | 1.125 |" in markdown
+
+
+def test_a_scaling_law_is_shown_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace.minimal(tmp_path)
+    score = {"value": 1.25, "low": 1.2, "high": 1.3}
+    runs = [
+        {"depth": d, "parameters": d * 10**6, "tokens": t, "flops": 1e12, "loss": 4.0 - d / 10, "fitted": 4.0}
+        for d in (1, 2)
+        for t in (1000, 2000)
+    ]
+    held = {"depth": 3, "parameters": 3 * 10**6, "tokens": 2000, "flops": 3e12, "observed": 3.6, "error": 0.1}
+    law = {name: score for name in ("E", "A", "B", "alpha", "beta", "exponent")}
+    best = {"flops": 3e12, "depth": 2, "parameters": 2 * 10**6, "tokens": 5000, "loss": score, "by_formula": score}
+    found = {"runs": runs, "law": law, "held_back": held | {"predicted": score, "within": False}, "optimal": [best]}
+    workspace.dump(tmp_path / "metrics/scaling.json", found | {"resamples": 20, "confidence": 0.95})
+    monkeypatch.chdir(tmp_path)
+    page.write_report(params.load(), tmp_path / "out")
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "1.25 [1.2, 1.3]" in text
+        assert "outside the interval" in text
+    assert "Scaling law" in (tmp_path / "out/report.html").read_text()
+    assert (tmp_path / "out/figures/scaling.svg").exists()

@@ -1,0 +1,278 @@
+"""`python -m llm tune tuning.yaml`: Optuna chooses params, DVC runs them, a file remembers.
+
+A trial is an experiment of DVC, `<study>-<number>`, run in a temporary directory: it has a pedigree, a cache, and a run
+in MLflow like any other. While it trains, its validation losses are read from what the stage tells of itself
+(`llm.beacon`); a trial that is worse than the median of the others at the same step is stopped. The study lies in
+`.state/tuning.db`; the same command goes on with it, and a trial that was running when the tuner was killed is run
+again, from its training state.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from llm import params, status
+from llm.errors import UserError
+from llm.executions import root
+from llm.params import Section
+from llm.revisions import Revision
+
+POLL = 0.5  # seconds between two looks at a running trial
+BUSY = "Unable to acquire lock"  # what DVC says where another DVC is at work for a moment
+TRIES = 20  # for that lock, a second apart
+FAILURES = 3  # trials in a row that fail, after which something else is wrong
+NAME = "^[A-Za-z0-9][A-Za-z0-9_-]*$"
+
+
+class Range(Section):
+    """From `low` to `high`, both included; whole numbers where both are."""
+
+    low: float | int
+    high: float | int
+    log: bool = False
+    step: Annotated[float, Field(gt=0)] | Annotated[int, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"expected low < high, and low > 0 with log; found {self.low} to {self.high}")
+        if self.log and self.step:
+            raise ValueError("log and step do not go together")
+        return self
+
+
+class Prune(Section):
+    """Stop a trial whose validation loss in `stage` is above the median of the others at that step."""
+
+    stage: Literal["pretrain", "finetune"]
+    startup_trials: Annotated[int, Field(ge=1)] = 4  # that are never stopped, so that there is a median
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+
+
+class Tuning(Section):
+    """The file."""
+
+    study: Annotated[str, Field(pattern=NAME)]
+    metric: Annotated[str, Field(pattern=r"^[^:]+\.json:[^:]+$")]
+    direction: Literal["minimize", "maximize"] = "minimize"
+    trials: Annotated[int, Field(gt=0)]
+    targets: Annotated[list[str], Field(default_factory=list)]
+    seed: int = 0
+    space: Annotated[dict[str, Range | list[str | bool | int | float]], Field(min_length=1)]
+    prune: Prune | None = None
+
+
+def load(path: Path) -> Tuning:
+    """Read and check the file, and that params take both ends of every range.
+
+    Raises:
+        UserError: it is missing, or something in it is unknown or impossible; named by key.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tuning = Tuning.model_validate(data)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; docs/EXPERIMENTS.md has one to begin with.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise UserError(f"{path}:\n" + "\n".join(dict.fromkeys(lines))) from None
+    current = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    for key, values in tuning.space.items():
+        for value in [values.low, values.high] if isinstance(values, Range) else values:
+            params.parse(_with(current, key, value, f"{path}: space.{key}"), f"{path}: space.{key} = {value}: params")
+    return tuning
+
+
+def _with(data: dict[str, Any], key: str, value: Any, where: str) -> dict[str, Any]:
+    """A copy of nested params with the value at a dotted path. Raises UserError where there is no such path."""
+    first, _, rest = key.partition(".")
+    if first not in data or (rest and not isinstance(data[first], dict)):
+        raise UserError(f"{where}: params.yaml has no {first!r} there; it has {', '.join(data)}.")
+    return {**data, first: _with(data[first], rest, value, where) if rest else value}
+
+
+def tune(path: Path) -> None:
+    """Run trials until the study has as many as the file says, and write what was found.
+
+    Raises:
+        UserError: the file is wrong, Optuna is missing, or `FAILURES` trials in a row failed.
+    """
+    tuning = load(path)
+    study = open_study(tuning)
+    from optuna.trial import TrialState
+
+    _run_again(study)
+    failed = 0
+    while (
+        done := len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
+    ) < tuning.trials:
+        trial = study.ask(_distributions(tuning))
+        name = f"{tuning.study}-{trial.number}"
+        values = {key: trial.params[key] for key in tuning.space}
+        print(f"tune: {name} ({done + 1} of {tuning.trials}): {_shown(values)}", flush=True)
+        value, why = run_trial(tuning, trial, name, values)
+        if why == "failed":
+            failed += 1
+            study.tell(trial, state=TrialState.FAIL)
+            if failed == FAILURES:
+                raise UserError(f"tune: {FAILURES} trials in a row failed; the messages above say why.")
+            continue
+        failed = 0
+        if why == "pruned":
+            study.tell(trial, state=TrialState.PRUNED)
+            print(f"tune: {name} stopped: above the median of the others", flush=True)
+        else:
+            study.tell(trial, value)
+            print(f"tune: {name}: {tuning.metric} = {value:.5g}", flush=True)
+        _write_page(study, tuning)
+    best = study.best_trial
+    print(
+        f"tune: best is {tuning.study}-{best.number}, {best.value:.5g}: {_shown(best.params)}\n"
+        f"tune: `dvc exp apply {tuning.study}-{best.number}` takes it over; {_write_page(study, tuning)} has all trials"
+    )
+
+
+def open_study(tuning: Tuning) -> Any:
+    """The study of this name, new or as it was left. Raises UserError where Optuna is not installed."""
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise UserError("tune: Optuna is not installed: pip install -c constraints.txt -e '.[tune]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    database = root() / ".state" / "tuning.db"
+    database.parent.mkdir(parents=True, exist_ok=True)
+    pruner: Any = optuna.pruners.NopPruner()
+    if tuning.prune:
+        pruner = optuna.pruners.MedianPruner(tuning.prune.startup_trials, tuning.prune.warmup_steps)
+    study = optuna.create_study(
+        storage=f"sqlite:///{database}",
+        study_name=tuning.study,
+        direction=tuning.direction,
+        pruner=pruner,
+        load_if_exists=True,
+    )
+    # A study that goes on must not draw again what it drew at its beginning.
+    study.sampler = optuna.samplers.TPESampler(seed=tuning.seed + len(study.get_trials(deepcopy=False)))
+    return study
+
+
+def _run_again(study: Any) -> None:
+    """Trials that were running when their tuner was killed are put first in the queue."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+
+
+def _distributions(tuning: Tuning) -> dict[str, Any]:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    found: dict[str, Any] = {}
+    for key, values in tuning.space.items():
+        if not isinstance(values, Range):
+            found[key] = CategoricalDistribution(values)
+        elif isinstance(values.low, int) and isinstance(values.high, int):
+            found[key] = IntDistribution(values.low, values.high, log=values.log, step=int(values.step or 1))
+        else:
+            found[key] = FloatDistribution(values.low, values.high, log=values.log, step=values.step)
+    return found
+
+
+def run_trial(tuning: Tuning, trial: Any, name: str, values: dict[str, Any]) -> tuple[float | None, str]:
+    """Run a trial as a DVC experiment; returns its metric, and `done`, `pruned` or `failed`."""
+    command = ["dvc", "exp", "run", "--temp", "--force", "--name", name]
+    for key, value in values.items():
+        command += ["--set-param", f"{key}={'true' if value is True else 'false' if value is False else value}"]
+    log = root() / ".state" / "tuning" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "LLM_STUDY": tuning.study, "LLM_TRIAL": str(trial.number)}
+    for _ in range(TRIES):
+        with open(log, "w", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                [*command, *tuning.targets], stdout=file, stderr=file, env=environment, start_new_session=True
+            )
+        try:
+            pruned = _watch(process, tuning, trial, name)
+        except BaseException:
+            _stop(process)
+            raise
+        if pruned:
+            return None, "pruned"
+        if process.returncode == 0:
+            return _metric(tuning.metric, name), "done"
+        text = log.read_text(encoding="utf-8", errors="replace")
+        if BUSY not in text:
+            break
+        time.sleep(1)
+    print(f"tune: {name} failed; {log} ends:\n{text[-1500:]}", file=sys.stderr, flush=True)
+    return None, "failed"
+
+
+def _watch(process: subprocess.Popen, tuning: Tuning, trial: Any, name: str) -> bool:
+    """Wait for the end of a trial, handing its validation losses to Optuna; stop it where that says so."""
+    seen = -1
+    while process.poll() is None:
+        time.sleep(POLL)
+        if tuning.prune is None:
+            continue
+        for step, loss in status.validation(name, tuning.prune.stage):
+            if step > seen:
+                seen = step
+                # Optuna takes intermediate values in the study's direction; a loss is always to be small.
+                trial.report(loss if tuning.direction == "minimize" else -loss, step)
+                if trial.should_prune():
+                    _stop(process)
+                    return True
+    return False
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """End DVC; its stages notice, save their state and end too."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _metric(metric: str, experiment: str) -> float:
+    """The value at `file.json:dotted.path` of an experiment.
+
+    Raises:
+        UserError: the experiment has no such file or path.
+    """
+    path, _, keys = metric.partition(":")
+    with Revision(experiment) as revision:
+        value = revision.json(path)
+    for key in keys.split("."):
+        if not isinstance(value, dict) or key not in value:
+            known = ", ".join(value) if isinstance(value, dict) else type(value).__name__
+            raise UserError(f"metric {metric}: {path} of {experiment} has no {key!r} there; it has {known}.")
+        value = value[key]
+    return float(value)
+
+
+def _shown(values: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
+    )
+
+
+def _write_page(study: Any, tuning: Tuning) -> Path:
+    from llm.report.tuning import write
+
+    return write(study, tuning.study, tuning.metric, Path("metrics/tuning"))

@@ -1,0 +1,130 @@
+"""Optuna chooses, DVC runs, bad trials are stopped, and a killed tuner goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm import tune
+from llm.errors import UserError
+from llm.report import tuning as report
+from tests.pipeline.workspace import ROOT, run
+
+pytest.importorskip("optuna")
+
+STAGE = """
+import os, time
+from llm import beacon, params
+from llm.errors import run_stage
+from llm.io import write_json
+from llm.timing import stage_timing
+def main():
+    rate = params.load().pretrain.learning_rate
+    with stage_timing("pretrain"):
+        for step in range(1, 5 if rate < 0.01 else 200):
+            beacon.current().tell(val_step=step, val_loss=5 - 0.1 * step + 10 * rate)
+            beacon.current().write()
+            time.sleep(0.3)
+        write_json("out.json", {"finetuned": {"loss": 10 * rate}, "study": os.environ["LLM_STUDY"]})
+run_stage(main)
+"""
+FILE = """
+study: rates
+metric: out.json:finetuned.loss
+trials: 2
+space: {pretrain.learning_rate: {low: 0.001, high: 0.1, log: true}}
+prune: {stage: pretrain, startup_trials: 1}
+"""
+
+
+def described(tmp_path: Path, text: str) -> tune.Tuning:
+    (tmp_path / "tuning.yaml").write_text(text)
+    return tune.load(tmp_path / "tuning.yaml")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def test_a_bad_trial_is_stopped_early_and_a_killed_one_is_run_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (here / "stage.py").write_text(STAGE)
+    deps = "params: [pretrain.learning_rate], metrics: [out.json: {cache: false}]"
+    (here / "dvc.yaml").write_text(f"stages: {{pretrain: {{cmd: python stage.py, {deps}}}}}")
+    (here / ".gitignore").write_text("/.state/\n/metrics/\n/tuning.yaml\n")
+    for words in (
+        ("git", "init", "-q"),
+        ("dvc", "init", "-q"),
+        ("git", "add", "-A"),
+        ("git", "commit", "-qm", "start"),
+    ):
+        run(here, *words)
+    for key, value in {"PYTHONPATH": str(ROOT), "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@localhost"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("PATH", f"{Path(shutil.which('python') or '').parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("GIT_COMMITTER_NAME", "t")
+    monkeypatch.setenv("GIT_COMMITTER_EMAIL", "t@localhost")
+    monkeypatch.delenv("DVC_ROOT")
+
+    study = tune.open_study(described(here, FILE))
+    study.enqueue_trial({"pretrain.learning_rate": 0.002})
+    study.ask(tune._distributions(described(here, FILE)))  # its tuner was killed: the trial still says that it runs
+    tune._run_again(study)
+    study.enqueue_trial({"pretrain.learning_rate": 0.09})
+    tune.tune(here / "tuning.yaml")
+
+    study = tune.open_study(described(here, FILE))
+    states = [(trial.state.name, trial.params["pretrain.learning_rate"]) for trial in study.trials]
+    assert states[0] == ("FAIL", 0.002)
+    assert sorted(states[1:]) == [("COMPLETE", 0.002), ("PRUNED", 0.09)]
+    pruned = next(trial for trial in study.trials if trial.state.name == "PRUNED")
+    assert max(pruned.intermediate_values) < 150
+    told = capsys.readouterr().out
+    assert "stopped: above the median of the others" in told
+    assert f"`dvc exp apply rates-{study.best_trial.number}` takes it over" in told
+    assert study.best_value == pytest.approx(0.02)
+    page = (here / "metrics/tuning/rates.html").read_text()
+    assert "pruned" in page
+    assert "0.02" in page
+
+
+def test_importances_tell_what_mattered(tmp_path: Path) -> None:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(lambda t: (t.suggest_float("rate", 0, 1) - 0.5) ** 2 + 0 * t.suggest_int("width", 1, 9), n_trials=24)
+    found = report.importances(study)
+    assert found["rate"] > 0.8
+    path = report.write(study, "a<b", "m", tmp_path)
+    text = path.read_text()
+    assert "<svg" in text
+    assert "a&lt;b" in text
+    assert "http" not in text.split("<main>")[1].replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("space: {pretrain.lerning_rate: [1]}", "space.pretrain.lerning_rate.*'lerning_rate'"),
+        ("space: {pretrain.learning_rate: [-1]}", r"pretrain.learning_rate.*greater than 0"),
+        ("space: {pretrain.learning_rate: {low: 2, high: 1}}", "low < high"),
+        ("metric: val_loss", "metric"),
+        ("studdy: x", "studdy"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named_before_anything_runs(here: Path, change: str, message: str) -> None:
+    lines: dict[str, Any] = {"study": "study: rates", "metric": "metric: a.json:b", "trials": "trials: 3"}
+    lines["space"] = "space: {seed: [1, 2]}"
+    lines[change.split(":")[0]] = change
+    with pytest.raises(UserError, match=rf"(?s){message}"):
+        described(here, "\n".join(lines.values()))
