@@ -30,7 +30,7 @@ def sentence(row: dict[str, Any], other: dict[str, Any] | None) -> str:
     if other is None:
         most = max(PARTS, key=lambda part: row["memory"][part])
         share = row["memory"][most] / row["peak_bytes"]
-        return f"Of its memory the {NAMES[most]} take most, {share:.0%}."
+        return f"Of its memory the {NAMES[most]} take most, {_percent(share)}."
     moved = [
         part
         for part in sorted(PARTS, key=lambda part: -abs(row["memory"][part] - other["memory"][part]))
@@ -45,9 +45,9 @@ def sentence(row: dict[str, Any], other: dict[str, Any] | None) -> str:
     text += f", {_times(time)} time a step"
     gain = (row["loss"] - other["loss"]) / other["loss"]
     if abs(gain) < SAME_LOSS:
-        text += f", and comes to the same loss within {SAME_LOSS:.0%}."
+        text += f", and comes to the same loss within {_percent(SAME_LOSS)}."
     else:
-        text += f", and comes to a loss {abs(gain):.0%} {'lower' if gain < 0 else 'higher'}."
+        text += f", and comes to a loss {_percent(abs(gain))} {'lower' if gain < 0 else 'higher'}."
     if memory > 1 - SAME and time > 1 - SAME and gain > -SAME_LOSS:
         text += " Here it does not pay."
     return text
@@ -57,7 +57,7 @@ def _because(row: dict[str, Any], other: dict[str, Any], moved: list[str]) -> st
     """The means, as far as the two rows differ in them and what they act on has moved."""
     found = []
     if row["trainable_parameters"] != other["trainable_parameters"] and {"gradients", "optimizer"} & set(moved):
-        found.append(f"{row['trainable_parameters'] / row['parameters']:.1%} of the parameters are trained")
+        found.append(f"{_percent(row['trainable_parameters'] / row['parameters'], 1)} of the parameters are trained")
     if "weights" in moved:
         bits = (
             8 * row["memory"]["weights"] / (row["parameters"] + row["trainable_parameters"] * (row["method"] != "full"))
@@ -75,6 +75,10 @@ def _because(row: dict[str, Any], other: dict[str, Any], moved: list[str]) -> st
 
 def _times(ratio: float) -> str:
     return "the same" if abs(ratio - 1) <= SAME else f"{ratio:.2f} times the"
+
+
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
 
 
 def mega(count: float) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from llm import params
 from llm.data.tokenizer import Tokenizer
@@ -157,21 +158,21 @@ def test_a_sentence_says_what_moved_and_by_what_means() -> None:
     again = changed({"activations": 0.25e9}, checkpointing=True, step_seconds=2.6)
     assert told.sentence(again, BASE) == (
         "Beside bf16 it takes 0.71 times the memory (activations 1.00 GB → 250.0 MB: the layers' are computed again "
-        "instead of being kept), 1.30 times the time a step, and comes to the same loss within 1%."
+        "instead of being kept), 1.30 times the time a step, and comes to the same loss within 1 %."
     )
     lora = {"weights": 404e6, "gradients": 4e6, "optimizer": 8e6}
     adapter = changed(lora, method="lora", trainable_parameters=1_000_000, loss=2.2, step_seconds=1.5)
     assert told.sentence(adapter, BASE) == (
         "Beside bf16 it takes 0.54 times the memory (optimizer state 800.0 MB → 8.0 MB, gradients 400.0 MB → 4.0 MB: "
-        "1.0% of the parameters are trained), 0.75 times the time a step, and comes to a loss 10% higher."
+        "1.0 % of the parameters are trained), 0.75 times the time a step, and comes to a loss 10 % higher."
     )
-    assert told.sentence(BASE, None) == "Of its memory the activations take most, 38%."
+    assert told.sentence(BASE, None) == "Of its memory the activations take most, 38 %."
 
 
 def test_a_technique_that_bought_nothing_is_said_not_to_pay() -> None:
     useless = changed({"activations": 1.01e9}, checkpointing=True, step_seconds=2.4)
     assert told.sentence(useless, BASE) == (
-        "Beside bf16 it takes the same memory, 1.20 times the time a step, and comes to the same loss within 1%. "
+        "Beside bf16 it takes the same memory, 1.20 times the time a step, and comes to the same loss within 1 %. "
         "Here it does not pay."
     )
 
@@ -194,3 +195,12 @@ def test_the_report_has_the_table_and_the_figure_only_where_it_was_measured(
             assert ("What each technique of training buys" in text) == measured
             assert ("Beside full precision it takes" in text) == measured
     assert "X: &lt;absent&gt;" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_plain_repro_leaves_the_stage_out_and_its_files_are_there() -> None:
+    repository = workspace.REPOSITORY
+    assert "techniques" not in yaml.safe_load((repository / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stage = yaml.safe_load((repository / "techniques" / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["techniques"]
+    code = [path for path in stage["deps"] if path.startswith(("stages", "llm"))]
+    assert len(code) >= 8
+    assert [path for path in code if not (repository / path).exists()] == []
