@@ -15,6 +15,7 @@ from llm.evaluate.scorebook import LANGUAGE_MODELING, ScoreBook
 from llm.io import whole_directory, write_bytes, write_json
 from llm.progress import Progress
 from llm.timing import stage_timing
+from llm.train.launch import on_all_devices
 
 FINETUNED, MIX, TOKENS = Path("models/finetuned"), Path("data/mix"), Path("data/tokens")
 RAW = Path("data/raw/pretrain")
@@ -25,7 +26,7 @@ def main() -> None:
     import torch
 
     from llm.model.files import load_model
-    from llm.train import hardware
+    from llm.train import distributed, hardware
 
     e, base = p.evaluate, Path(p.finetune.base)
     check_tokenizer(TOKENS, base, "evaluate")
@@ -34,9 +35,10 @@ def main() -> None:
     train, val = TokenStream(TOKENS, "train"), TokenStream(TOKENS, "val")
     device = hardware.device()
     with (
-        stage_timing("evaluate") as timing,
-        tracking.stage(p, "evaluate") as tracked,
-        whole_directory("metrics/predictions") as predictions,
+        distributed.processes(),
+        distributed.on_first(stage_timing("evaluate"), {}) as timing,
+        distributed.on_first(tracking.stage(p, "evaluate"), None) as tracked,
+        distributed.on_first(whole_directory("metrics/predictions"), Path()) as predictions,
     ):
         timing["device"] = hardware.name(device)
         examples = {
@@ -51,15 +53,21 @@ def main() -> None:
             for label, decoding, test in run.rounds(name, tests, e.decoding, others, e.variant_examples):
                 shots = Shots(e.shots, examples[test.name], p.seed)
                 asking = run.Asking(chat, e.max_new_tokens, decoding, shots, p.seed, f"{directory}, {test.name}")
-                with Progress(f"{label} · {test.name}", len(test.rows), "examples") as bar:
-                    book.answers(label, test, run.answer(model, tokenizer, test, asking, bar.update))
+                with Progress(f"{label} · {test.name}", len(test.rows), "examples", quiet=tracked is None) as bar:
+                    answers = run.answer(model, tokenizer, test, asking, bar.update)
+                if tracked is not None:
+                    book.answers(label, test, answers)
             who = f"{directory}, {LANGUAGE_MODELING}"
             found = language.language_modeling(model, val, tokenizer, e.perplexity_tokens, who)
+            del model
+            if tracked is None:
+                continue
             if name == "base":
                 documents = written(p.tokenize.clean, TOKENS).records(RAW, ["text", "source"])
                 origin = language.sources(val, tokenizer, e.perplexity_tokens, documents)
             book.windows(name, found, language.by_source(found, *origin))
-            del model
+        if tracked is None:
+            return  # the first process scores and writes
         for test in tests:
             for name, texts in baselines.answers(test.kind, test.rows, examples[test.name], p.seed).items():
                 book.answers(f"baseline:{name}", test, run.Answers(texts, {}, [], f"baseline:{name}"))
@@ -79,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(on_all_devices(main, "stages.evaluate"))
