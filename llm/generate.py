@@ -55,6 +55,9 @@ def complete(
     own, and the shapes of a step are fixed. What differs with the batch size and the cache's length is the order in
     which some sums are rounded (relative 1e-6 in float32), which decides between tokens that are equal to that digit.
 
+    Processes that were started together (llm/train/distributed.py) share the requests, each in a batch of the same
+    shape as if it were alone, and all of them get all answers.
+
     Args:
         stop_ids: tokens that end an answer.
         decode: text of ids; needed where a request has stop strings.
@@ -74,6 +77,8 @@ def complete(
             )
         if request.decoding.stop_strings and decode is None:
             raise UserError("stop_strings need the tokenizer's decode, to read what was written so far.")
+    from llm.train import distributed
+
     answers: dict[Hashable, Completion] = {}
     for beams in sorted({request.decoding.num_beams for request in requests}):
         chosen = [(i, request) for i, request in enumerate(requests) if request.decoding.num_beams == beams]
@@ -81,6 +86,10 @@ def complete(
             answers[i] = completion
             if on_progress:
                 on_progress(1)
+    own = len(answers)
+    answers = distributed.merged(answers)
+    if on_progress and len(answers) > own:
+        on_progress(len(answers) - own)
     return [answers[i] for i in range(len(requests))]
 
 
@@ -117,7 +126,9 @@ def _drain(
     batch_size: int,
     compiled: bool | None,
 ) -> Iterator[tuple[int, Completion]]:
-    """Completions with their numbers, as they end."""
+    """Completions with their numbers, as they end, of this process's share of the requests."""
+    from llm.train import distributed
+
     context = model.config.max_position_embeddings
     need = [min(len(r.prompt) + r.max_new_tokens, context) for _, r in requests]
     guesses = max(r.decoding.prompt_lookup_num_tokens for _, r in requests)
@@ -129,7 +140,7 @@ def _drain(
         batch = Beams(model, rows, beams, max(need), stop_ids, decode, compiled)
     else:
         batch = Batch(model, rows, max(need) + guesses, stop_ids, decode, compiled)
-    waiting = list(reversed(requests))
+    waiting = requests[distributed.rank() :: distributed.world_size()][::-1]
     busy = 0
     while waiting or busy:
         while waiting and busy < rows:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llm import lease, params, tracking
+from llm import params, tracking
 from llm.data.clean.plan import written
 from llm.data.shards import TokenStream, check_tokenizer
 from llm.data.tokenizer import Tokenizer
 from llm.errors import run_stage
-from llm.evaluate import baselines, files, heldout, language, run, table
-from llm.evaluate.prompts import Shots
+from llm.evaluate import baselines, files, heldout, language, table
+from llm.evaluate.contestant import Contestant, answer_tests, read_text
+from llm.evaluate.run import Answers
 from llm.evaluate.scorebook import LANGUAGE_MODELING, ScoreBook
 from llm.io import whole_directory, write_bytes, write_json
-from llm.progress import Progress
 from llm.timing import stage_timing
+from llm.train.launch import on_all_devices
 
 FINETUNED, MIX, TOKENS = Path("models/finetuned"), Path("data/mix"), Path("data/tokens")
 RAW = Path("data/raw/pretrain")
@@ -25,18 +26,18 @@ def main() -> None:
     import torch
 
     from llm.model.files import load_model
-    from llm.train import hardware
+    from llm.train import distributed, hardware
 
     e, base = p.evaluate, Path(p.finetune.base)
     check_tokenizer(TOKENS, base, "evaluate")
     tests = files.read_tests(MIX / "test", e.examples)
-    models = {"base": (base, False), "finetuned": (FINETUNED, True)}  # directory, chat form
     train, val = TokenStream(TOKENS, "train"), TokenStream(TOKENS, "val")
     device = hardware.device()
     with (
-        stage_timing("evaluate") as timing,
-        tracking.stage(p, "evaluate") as tracked,
-        whole_directory("metrics/predictions") as predictions,
+        distributed.processes(),
+        distributed.on_first(stage_timing("evaluate"), {}) as timing,
+        distributed.on_first(tracking.stage(p, "evaluate"), None) as tracked,
+        distributed.on_first(whole_directory("metrics/predictions"), Path()) as predictions,
     ):
         timing["device"] = hardware.name(device)
         examples = {
@@ -44,25 +45,20 @@ def main() -> None:
             for test in tests
         }
         book = ScoreBook(predictions, e.bootstrap, e.confidence, p.seed)
-        for name, (directory, chat) in models.items():
-            model, tokenizer = load_model(directory, device, torch.float32), Tokenizer.load(directory)
-            context = model.config.max_position_embeddings
-            others = e.variants if name == "finetuned" else {}
-            for label, decoding, test in run.rounds(name, tests, e.decoding, others, e.variant_examples):
-                shots = Shots(e.shots, examples[test.name], p.seed)
-                asking = run.Asking(chat, e.max_new_tokens, decoding, shots, p.seed, f"{directory}, {test.name}")
-                with Progress(f"{label} · {test.name}", len(test.rows), "examples") as bar:
-                    book.answers(label, test, run.answer(model, tokenizer, test, asking, bar.update))
-            who = f"{directory}, {LANGUAGE_MODELING}"
-            found = language.language_modeling(model, val, tokenizer, e.perplexity_tokens, who)
-            if name == "base":
-                documents = written(p.tokenize.clean, TOKENS).records(RAW, ["text", "source"])
-                origin = language.sources(val, tokenizer, e.perplexity_tokens, documents)
-            book.windows(name, found, language.by_source(found, *origin))
-            del model
+        first, tokenizer = tracked is not None, Tokenizer.load(base)
+        documents = written(p.tokenize.clean, TOKENS).records(RAW, ["text", "source"])
+        origin = language.sources(val, tokenizer, e.perplexity_tokens, documents if first else iter(()))
+        for name, (directory, chat) in {"base": (base, False), "finetuned": (FINETUNED, True)}.items():
+            contestant = Contestant(name, load_model(directory, device, torch.float32), directory, chat)
+            answer_tests(p, contestant, tests, examples, book if first else None)
+            read_text(p, contestant, val, origin, book if first else None)
+            context = contestant.model.config.max_position_embeddings
+            del contestant
+        if tracked is None:
+            return  # the first process scores and writes
         for test in tests:
             for name, texts in baselines.answers(test.kind, test.rows, examples[test.name], p.seed).items():
-                book.answers(f"baseline:{name}", test, run.Answers(texts, {}, [], f"baseline:{name}"))
+                book.answers(f"baseline:{name}", test, Answers(texts, {}, [], f"baseline:{name}"))
         text = heldout.text_baselines_and_contamination(
             tests, files.train_texts(MIX / "train.parquet"), train, val, tokenizer, e.perplexity_tokens, context
         )
@@ -79,5 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    lease.take(1)
-    run_stage(main)
+    run_stage(on_all_devices(main, "stages.evaluate"))

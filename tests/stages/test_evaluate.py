@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from llm.data.raw import Writer
@@ -21,6 +23,7 @@ from llm.model.files import save_model
 from stages import evaluate
 from tests.conftest import ROOT
 from tests.model.conftest import random_model
+from tests.pipeline.workspace import run
 
 CONTEXT = "The axis argument names the dimension. It is an integer. Negative values count from the end."
 KINDS: dict[str, dict[str, Any]] = {
@@ -86,6 +89,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def write_tokens(directory: Path, tokenizer: Tokenizer, splits: dict[str, list[str]]) -> None:
     """Shards and meta.json in the form that the tokenize stage writes."""
     directory.mkdir(parents=True)
@@ -115,7 +126,9 @@ def outputs(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in paths}
 
 
-def test_the_stage_keeps_its_contract_and_its_bytes(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_stage_keeps_its_contract_and_its_bytes(
+    project: Path, capsys: pytest.CaptureFixture[str], one_thread: None
+) -> None:
     evaluate.main()
     printed = capsys.readouterr().out
     results = json.loads(Path("metrics/evaluate.json").read_text(encoding="utf-8"))
@@ -164,8 +177,12 @@ def test_the_stage_keeps_its_contract_and_its_bytes(project: Path, capsys: pytes
     assert {"prompt", "prediction", "references", "exact_match", "f1"} <= set(rows[0])
 
     shutil.rmtree("metrics")
-    evaluate.main()
-    assert outputs(Path("metrics")) == first
+    again = run(
+        *(project, "python", "-m", "stages.evaluate"),
+        **{"LLM_PROCESSES": "2", "LLM_DEVICE": "cpu", "PYTHONPATH": str(ROOT), "DVC_ROOT": str(project)},
+    )
+    assert outputs(Path("metrics")) == first  # two processes share the questions
+    assert again.stdout.count("metrics/evaluate.json") == 1
 
 
 def test_a_model_that_is_not_there_is_a_user_error_and_leaves_no_half_results(project: Path) -> None:

@@ -1,0 +1,69 @@
+"""A model under test: its answers to the tests, and what it makes of held-out text.
+
+Every process that takes part calls these alike; the first one, which has the book, keeps the scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llm.data.shards import TokenStream
+from llm.data.tokenizer import Tokenizer
+from llm.evaluate import language, run
+from llm.evaluate.files import TestSet
+from llm.evaluate.prompts import Shots
+from llm.evaluate.scorebook import LANGUAGE_MODELING, ScoreBook
+from llm.model.transformer import Transformer
+from llm.params import Params
+from llm.progress import Progress
+
+
+@dataclass
+class Contestant:
+    """A model, the directory it came from, and whether it was finetuned to prompts in chat form."""
+
+    name: str
+    model: Transformer
+    directory: Path
+    chat: bool
+
+    def __post_init__(self) -> None:
+        self.tokenizer = Tokenizer.load(self.directory)
+
+
+def answer_tests(
+    p: Params,
+    c: Contestant,
+    tests: Sequence[TestSet],
+    examples: Mapping[str, Sequence[tuple[str, str]]],
+    book: ScoreBook | None,
+) -> None:
+    """Answer every test; the finetuned model also as `evaluate.variants` say.
+
+    Args:
+        examples: training examples of each task, for few-shot prompts.
+        book: None in the other processes.
+    """
+    e = p.evaluate
+    variants = e.variants if c.name == "finetuned" else {}
+    for label, decoding, test in run.rounds(c.name, tests, e.decoding, variants, e.variant_examples):
+        shots = Shots(e.shots, examples[test.name], p.seed)
+        asking = run.Asking(c.chat, e.max_new_tokens, decoding, shots, p.seed, f"{c.directory}, {test.name}")
+        with Progress(f"{label} · {test.name}", len(test.rows), "examples", quiet=book is None) as bar:
+            answers = run.answer(c.model, c.tokenizer, test, asking, bar.update)
+        if book is not None:
+            book.answers(label, test, answers)
+
+
+def read_text(
+    p: Params, c: Contestant, val: TokenStream, origin: tuple[list[str], np.ndarray], book: ScoreBook | None
+) -> None:
+    """The likelihood of held-out text, whole and by source; `origin` is what `language.sources` found."""
+    limit = p.evaluate.perplexity_tokens
+    found = language.language_modeling(c.model, val, c.tokenizer, limit, f"{c.directory}, {LANGUAGE_MODELING}")
+    if book is not None:
+        book.windows(c.name, found, language.by_source(found, *origin))
