@@ -1,4 +1,4 @@
-# make repro · make test · make ui · make lint · make torture        (each sets up what it needs)
+# make repro · make test · make runs · make ui · make lint · make torture        (each sets up what it needs)
 #
 # PYTHON       interpreter that makes the virtual environment (3.11 or later)
 # VENV         where the virtual environment is
@@ -16,7 +16,10 @@ export DO_NOT_TRACK := 1
 
 N ?= 200
 
-.PHONY: repro test torture lint ui setup clean
+# Columns of `dvc exp show` that `make runs` leaves out: intervals, counts, other models, all but the headline scores.
+HIDDEN := Created|base\.|baseline|variant|contamination|.*(\.low|\.high|\.n|\.signature)$$|.*(mean_length|truncated|unfinished|empty|rouge1|rouge2|rougeL\.|bleu|mcc|perplexity|/)
+
+.PHONY: repro test torture lint runs ui setup clean
 
 repro: $(VENV)/.run
 	@python -m llm sources
@@ -33,6 +36,9 @@ lint: $(VENV)/.dev
 	@ruff check .
 	@ruff format --check .
 	@mypy
+
+runs: $(VENV)/.run
+	@dvc exp show --no-pager --only-changed --drop '$(HIDDEN)'
 
 ui: $(VENV)/.run
 	@python -m llm ui
