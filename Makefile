@@ -23,7 +23,7 @@ HIDDEN := Created|base\.|baseline|variant|contamination|.*(\.low|\.high|\.n|\.si
 
 repro: $(VENV)/.run
 	@python -m llm sources
-	@dvc repro
+	@dvc --wait-for-lock repro
 	@echo "Report: metrics/report/report.html     Compare runs: make ui"
 
 test: $(VENV)/.dev
