@@ -1,4 +1,4 @@
-# make repro · make test · make ui · make lint · make techniques · make torture        (each sets up what it needs)
+# make repro · make test · make runs · make ui · make lint · make techniques · make torture   (each sets up what it needs)
 #
 # PYTHON       interpreter that makes the virtual environment (3.11 or later)
 # VENV         where the virtual environment is
@@ -16,11 +16,14 @@ export DO_NOT_TRACK := 1
 
 N ?= 200
 
-.PHONY: repro test torture techniques lint ui setup clean
+# Columns of `dvc exp show` that `make runs` leaves out: intervals, counts, other models, all but the headline scores.
+HIDDEN := Created|base\.|baseline|variant|contamination|.*(\.low|\.high|\.n|\.signature)$$|.*(mean_length|truncated|unfinished|empty|rouge1|rouge2|rougeL\.|bleu|mcc|perplexity|/)
+
+.PHONY: repro test torture techniques lint runs ui setup clean
 
 repro: $(VENV)/.run
 	@python -m llm sources
-	@dvc repro
+	@dvc --wait-for-lock repro
 	@echo "Report: metrics/report/report.html     Compare runs: make ui"
 
 test: $(VENV)/.dev
@@ -37,6 +40,9 @@ lint: $(VENV)/.dev
 	@ruff check .
 	@ruff format --check .
 	@mypy
+
+runs: $(VENV)/.run
+	@dvc exp show --no-pager --only-changed --drop '$(HIDDEN)'
 
 ui: $(VENV)/.run
 	@python -m llm ui

@@ -9,6 +9,8 @@ import time
 
 import psutil
 
+from llm import workspace
+
 VARIABLE = "DVC_STAGE"  # DVC sets it for the commands that it runs
 SECONDS = 0.1  # between two looks
 
@@ -38,6 +40,7 @@ def end_with_dvc(dvc: psutil.Process) -> None:
         # Not dvc.wait(), which goes on waiting until somebody collects the zombie; in a container nobody may.
         while dvc.is_running() and dvc.status() != psutil.STATUS_ZOMBIE:
             time.sleep(SECONDS)
+        workspace.release(dvc.pid)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, args=(dvc,), name="end-with-dvc", daemon=True).start()

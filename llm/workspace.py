@@ -29,17 +29,29 @@ def hold(dvc: int) -> None:
     if folder is not None:
         with _locks(folder) as locks:
             holder = locks.setdefault("write", {}).get(REFERENCES)
-            if holder is None or not psutil.pid_exists(int(holder["pid"])):
+            if holder is None or not _alive(int(holder["pid"])):
                 locks["write"][REFERENCES] = {"pid": dvc, "cmd": WHY}
 
 
-def release() -> None:
-    """Give back what `hold` took: after the last stage, so that DVC need not warn of a process that is gone."""
+def release(dvc: int | None = None) -> None:
+    """Give back what `hold` took, for this process or whichever it is.
+
+    After the last stage, so that DVC need not warn of a process that is gone; and for a DVC that was killed, which may
+    stay a zombie, in DVC's eyes a living process, for as long as nobody collects it.
+    """
     folder = _folder()
     if folder is not None:
         with _locks(folder) as locks:
-            if locks.get("write", {}).get(REFERENCES, {}).get("cmd") == WHY:
+            holder = locks.get("write", {}).get(REFERENCES, {})
+            if holder.get("cmd") == WHY and dvc in (None, holder["pid"]):
                 del locks["write"][REFERENCES]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _folder() -> Path | None:
