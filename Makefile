@@ -1,4 +1,4 @@
-# make repro · make test · make runs · make ui · make lint · make torture        (each sets up what it needs)
+# make repro · make test · make runs · make ui · make lint · make techniques · make torture        (each sets up what it needs)
 #
 # PYTHON       interpreter that makes the virtual environment (3.11 or later)
 # VENV         where the virtual environment is
@@ -19,7 +19,7 @@ N ?= 200
 # Columns of `dvc exp show` that `make runs` leaves out: intervals, counts, other models, all but the headline scores.
 HIDDEN := Created|base\.|baseline|variant|contamination|.*(\.low|\.high|\.n|\.signature)$$|.*(mean_length|truncated|unfinished|empty|rouge1|rouge2|rougeL\.|bleu|mcc|perplexity|/)
 
-.PHONY: repro test torture lint runs ui setup clean
+.PHONY: repro test torture techniques lint runs ui setup clean
 
 repro: $(VENV)/.run
 	@python -m llm sources
@@ -31,6 +31,10 @@ test: $(VENV)/.dev
 
 torture: $(VENV)/.dev
 	@LLM_KILLS=$(N) python -m pytest tests/pipeline/test_kill.py --timeout 36000
+
+techniques: $(VENV)/.dev
+	@dvc repro -R techniques
+	@dvc repro --single-item --force report
 
 lint: $(VENV)/.dev
 	@ruff check .

@@ -51,13 +51,14 @@ def texts(seed: int, size: int) -> Iterator[str]:
     made = 0
     while made < size:
         chosen = np.minimum(rng.zipf(1.15, size=400_000), 1 << 40) * 7919 % len(table)
-        many = iter(table[chosen].tolist())
-        for length in np.minimum(rng.lognormal(6.0, 1.2, size=1000).astype(int) + 5, 200_000):
-            text = " ".join(word for word, _ in zip(many, range(length), strict=False))
-            if len(text) < 20:
-                break
+        many, at = table[chosen].tolist(), 0
+        for length in np.minimum(rng.lognormal(6.0, 1.2, size=1000).astype(int) + 5, 200_000).tolist():
+            text = " ".join(many[at : at + length])
+            at += length
             made += len(text)
             yield text
+            if at >= len(many):
+                break
 
 
 def make_raw(folder: Path, size: int) -> int:

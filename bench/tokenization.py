@@ -51,7 +51,7 @@ def used() -> float:
 
 
 class Peak:
-    """Largest memory of this process and all below it while the block runs, looked at 20 times a second."""
+    """Largest memory of this process and all below it while the block runs, looked at four times a second."""
 
     def __enter__(self) -> Peak:
         self.bytes, self.done = 0, threading.Event()
@@ -76,7 +76,7 @@ class Peak:
                     continue
                 held += getattr(full, "pss", full.uss)
             self.bytes = max(self.bytes, held)
-            if self.done.wait(0.05):
+            if self.done.wait(0.25):
                 return
 
 
@@ -85,6 +85,7 @@ def turns(gate: Gate, work: Callable[[], None], before: Callable[[], None] = lam
     gate.begin()
     while True:
         before()
+        os.sync()  # nobody pays for what the one before still has to bring to the disk
         began, cpu = time.perf_counter(), used()
         with Peak() as peak:
             work()
@@ -272,10 +273,13 @@ def prepare(gate: Gate, folder: Path, text: list[str], limit: int) -> dict[str, 
         write_raw("pretrain", "pretrain", source, whole)
     out = folder / "text/data/raw/pretrain"
     with raw.Writer(out, "pretrain") as writer:
-        for record in raw.read(whole):
-            writer.write(record)
-            if writer.bytes >= limit:
-                break
+        copy = 0
+        while writer.bytes < limit:  # a corpus larger than the text at hand is the text again and again
+            for record in raw.read(whole):
+                writer.write({**record, "id": f"{copy}-{record['id']}"})
+                if writer.bytes >= limit:
+                    break
+            copy += 1
     (out / "manifest.json").write_text("{}")
     try:
         tokenizer, name = Tokenizer.gpt2(), "GPT-2's vocabulary"
@@ -286,10 +290,11 @@ def prepare(gate: Gate, folder: Path, text: list[str], limit: int) -> dict[str, 
             "a vocabulary of 32,768 trained here (GPT-2's is not on this machine)",
         )
     tokenizer.save(folder / "vocabulary")
-    return {"bytes": writer.bytes, "documents": writer.rows, "vocabulary": name, "gpt2": name.startswith("GPT-2")}
+    about = {"bytes": writer.bytes, "documents": writer.rows, "vocabulary": name, "gpt2": name.startswith("GPT-2")}
+    return about | {"copies": copy}
 
 
-def contestants(folder: Path, gpt2: bool) -> dict[str, Worker]:
+def contestants(folder: Path, gpt2: bool, rows: list[str]) -> dict[str, Worker]:
     """A process each, with a folder each."""
     found = {}
 
@@ -297,31 +302,38 @@ def contestants(folder: Path, gpt2: bool) -> dict[str, Worker]:
         own = folder / "".join(c if c.isalnum() else "-" for c in name)
         shutil.copytree(folder / "text", own)
         log, vocabulary = folder / f"{own.name}.log", folder / "vocabulary"
-        found[name] = Worker(function, log, None, folder=own, vocabulary=vocabulary, **arguments)
+        found[name] = Worker(function, log, None, daemon=False, folder=own, vocabulary=vocabulary, **arguments)
 
     begin(OURS, ours, encoder="auto")
     begin(PLAIN, ours, encoder="tiktoken")
     begin(NANOGPT, nanogpt)
-    for kind in ("tiktoken", "tokenizers"):
-        begin(kind, batches, kind=kind)
-    for kind in ("gigatoken", "fastokens"):  # they know GPT-2's pattern, not ours
-        if importlib.util.find_spec(kind) and gpt2:
+    for kind in rows:
+        if kind in ("tiktoken", "tokenizers") or (importlib.util.find_spec(kind) and gpt2):  # the rest know GPT-2 only
             begin(kind, batches, kind=kind)
     return found
 
 
-def run(folder: Path, text: list[str], limit: int, rounds: int, train_limit: int, vocab_size: int) -> None:
+def run(
+    folder: Path, text: list[str], limit: int, rounds: int, train_limit: int, vocab_size: int, rows: list[str]
+) -> None:
     """Measure and print."""
     about = call(prepare, folder / "prepare.log", folder=folder, text=text, limit=limit)
-    print(f"{about['bytes'] / 1e6:.0f} MB in {about['documents']:,} documents; {about['vocabulary']}", flush=True)
-    children = contestants(folder, about["gpt2"])
+    copies = f", the text at hand {about['copies']} times" if about["copies"] > 1 else ""
+    print(
+        f"{about['bytes'] / 1e6:.0f} MB in {about['documents']:,} documents{copies}; {about['vocabulary']}", flush=True
+    )
+    children = contestants(folder, about["gpt2"], rows)
     took: dict[str, list[dict[str, float]]] = {name: [] for name in children}
-    for number in range(rounds):
-        for name, child in children.items():
-            took[name] += child.steps(1)
-            print(f"round {number + 1}: {name}: {took[name][-1]['seconds']:.1f} s", flush=True)
-    for child in children.values():
-        child.stop()
+    try:
+        for number in range(rounds):
+            for name, child in children.items():
+                took[name] += child.steps(1)
+                print(f"round {number + 1}: {name}: {took[name][-1]['seconds']:.1f} s", flush=True)
+        for child in children.values():
+            child.stop()
+    finally:
+        for child in children.values():
+            child.process.kill()
     same = {}
     for name in children:
         own = folder / "".join(c if c.isalnum() else "-" for c in name)
@@ -378,8 +390,11 @@ def main() -> None:
     parser.add_argument(
         "--text", nargs="+", default=[], metavar="FILE", help="any that download reads (default: data/raw/pretrain)"
     )
-    parser.add_argument("--mb", type=float, default=150, help="of text, at most")
+    parser.add_argument("--mb", type=float, default=150, help="of text")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--rows", nargs="*", default=list(ROWS)[3:], choices=list(ROWS)[3:], help="beside ours, nanoGPT"
+    )
     parser.add_argument("--train-mb", type=float, default=40, help="of text for BPE, at most")
     parser.add_argument("--vocab-size", type=int, default=32768, help="of the BPE that is trained")
     asked = parser.parse_args()
@@ -387,7 +402,8 @@ def main() -> None:
         parser.error("no data/raw/pretrain here: run `dvc repro download`, or give --text FILE")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        run(Path(folder), asked.text, int(asked.mb * 1e6), asked.rounds, int(asked.train_mb * 1e6), asked.vocab_size)
+        limit, train_limit = int(asked.mb * 1e6), int(asked.train_mb * 1e6)
+        run(Path(folder), asked.text, limit, asked.rounds, train_limit, asked.vocab_size, asked.rows)
 
 
 if __name__ == "__main__":

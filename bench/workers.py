@@ -93,12 +93,18 @@ class Worker:
     """The driver's end of a child that runs `function(gate, **arguments)`; what it prints goes to `log`."""
 
     def __init__(
-        self, function: Callable[..., Any], log: Path, environment: dict[str, str] | None = None, **arguments: Any
+        self,
+        function: Callable[..., Any],
+        log: Path,
+        environment: dict[str, str] | None = None,
+        daemon: bool = True,
+        **arguments: Any,
     ) -> None:
+        """daemon: ends with the driver in any case, but may have no processes of its own."""
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         log.parent.mkdir(parents=True, exist_ok=True)
-        self.process = context.Process(target=_child, args=(theirs, log, function, arguments), daemon=True)
+        self.process = context.Process(target=_child, args=(theirs, log, function, arguments), daemon=daemon)
         before = {key: os.environ.get(key) for key in environment or {}}
         os.environ.update(environment or {})
         try:

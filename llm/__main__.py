@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 
 from llm.errors import run_stage
 
@@ -25,16 +26,14 @@ def main() -> None:
     status.add_argument("--json", action="store_true", help="the same as JSON")
     status.add_argument("--watch", type=float, metavar="SECONDS", help="again every so many seconds")
     commands.add_parser("sources", help="files of download.*.paths that are not what data/raw was made of")
-    generate = commands.add_parser("generate", help="continue a prompt, or answer it with --chat")
-    generate.add_argument("prompt")
-    generate.add_argument("--model", default="models/finetuned", help="model directory (default: %(default)s)")
-    generate.add_argument("--adapter", help="a PEFT directory to put on the model, e.g. models/adapter on models/base")
-    generate.add_argument("--max-new-tokens", type=int, default=64)
-    generate.add_argument("--chat", action="store_true", help="wrap the prompt as the finetuning examples are")
-    generate.add_argument("--temperature", type=float, default=0.0, help="0 (default): the likeliest token")
-    generate.add_argument("--top-p", type=float, help="draw among the likeliest tokens of this probability together")
-    generate.add_argument("--num-beams", type=int, default=1, help="beam search")
-    generate.add_argument("--seed", type=int, default=0, help="of the draws")
+    for name, purpose in (
+        ("generate", "continue or answer prompts, one or a file of them"),
+        ("chat", "talk to the models in the terminal"),
+        ("serve", "OpenAI's HTTP interface, and a page to talk to two models side by side"),
+    ):
+        import_module(f"llm.commands.{name}").add_arguments(
+            commands.add_parser(name, help=purpose, description=purpose)
+        )
     export = commands.add_parser("export", help="write the model for other tools, with a model card")
     export.add_argument("--to", required=True, choices=["hf", "gguf", "pt"])
     export.add_argument("--model", default="models/finetuned", help="model directory (default: %(default)s)")
@@ -101,8 +100,8 @@ def main() -> None:
         from llm.dvc_plots import use_offline_page
 
         use_offline_page()
-    elif arguments.command == "generate":
-        _generate(arguments)
+    elif arguments.command in ("generate", "chat", "serve"):
+        import_module(f"llm.commands.{arguments.command}").run(arguments)
     elif arguments.command == "export":
         _export(arguments)
 
@@ -115,33 +114,6 @@ def _export(arguments: argparse.Namespace) -> None:
     model, adapter = Path(arguments.model), Path(arguments.adapter) if arguments.adapter else None
     out = Path(arguments.out or f"exports/{model.name}-{arguments.to}")
     print(f"export: {export(arguments.to, model, out, arguments.dtype, adapter)}")
-
-
-def _generate(a: argparse.Namespace) -> None:
-    from pathlib import Path
-
-    from pydantic import ValidationError
-
-    from llm.data.tokenizer import Tokenizer
-    from llm.errors import UserError
-    from llm.generate import generate
-    from llm.model.files import load_model
-    from llm.model.lora import load_adapter
-    from llm.params import Decoding
-
-    try:
-        decoding = Decoding(temperature=a.temperature, top_p=a.top_p, num_beams=a.num_beams)
-    except ValidationError as error:
-        raise UserError(
-            "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
-        ) from None
-    tokenizer, model = Tokenizer.load(Path(a.model)), load_model(a.model)
-    if a.adapter:
-        tokenizer.prefix = load_adapter(model, Path(a.adapter), Path(a.model))
-        model.eval()
-    ids = tokenizer.chat_ids(a.prompt) if a.chat else tokenizer.encode(a.prompt)
-    (answer,) = generate(model, [ids], a.max_new_tokens, tokenizer.eos_id, decoding, [a.seed])
-    print(tokenizer.decode(answer) if a.chat else a.prompt + tokenizer.decode(answer))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import cast
 from llm.decoding.batch import Batch
 from llm.decoding.beams import Beams
 from llm.decoding.request import GREEDY, Completion, Decode, Request
+from llm.decoding.text import TextStream
 from llm.errors import UserError
 from llm.model.transformer import Transformer
 from llm.params import Decoding
@@ -81,6 +82,30 @@ def complete(
             if on_progress:
                 on_progress(1)
     return [answers[i] for i in range(len(requests))]
+
+
+def stream(model: Transformer, request: Request, stop_ids: frozenset[int], decode: Decode) -> Iterator[str]:
+    """The text of one answer, piece by piece as it is written; see `complete`.
+
+    Raises:
+        UserError: the prompt is longer than the model's context.
+        ValueError: more than one beam, of which no text is sure before the end.
+    """
+    context = model.config.max_position_embeddings
+    if request.decoding.num_beams > 1:
+        raise ValueError("beam search has no text to give out before its end")
+    if len(request.prompt) > context:
+        raise UserError(f"a prompt has {len(request.prompt)} tokens; the model's context holds {context}.")
+    need = min(len(request.prompt) + request.max_new_tokens, context)
+    batch = Batch(model, 1, need + request.decoding.prompt_lookup_num_tokens, stop_ids, decode)
+    text = TextStream(decode, request.decoding.stop_strings)
+    done = batch.admit(None, request)
+    while done is None:
+        if piece := text.more(batch.answers()[None]):
+            yield piece
+        done = next((completion for _, completion in batch.step()), None)
+    if piece := text.rest(done):
+        yield piece
 
 
 def _drain(

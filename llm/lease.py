@@ -2,7 +2,8 @@
 
 A lease is a locked file, which the kernel unlocks when the process ends, however it ends. All runs of one user share
 them, of several repositories too. A run in the workspace takes every GPU that is free, one of the queue or of a
-temporary directory takes one; `LLM_PROCESSES` asks for another number. Where none is free it waits.
+temporary directory takes one; `LLM_PROCESSES` asks for another number. Where none is free it waits. On a CPU, runs of
+the queue and of temporary directories share the cores; one in the workspace uses them all.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def take(processes: int | None = None) -> int | None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(lease_gpus(names, wanted))
     else:
         share = lease_cores()
-        if "OMP_NUM_THREADS" not in os.environ:
+        # The number of threads decides the order in which a CPU adds up: a run in the workspace, whose bytes are to
+        # be those of the last time, has it from the machine and never from what else runs.
+        if _elsewhere() and "OMP_NUM_THREADS" not in os.environ:
             os.environ["OMP_NUM_THREADS"] = str(share)
             if "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(share)

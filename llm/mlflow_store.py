@@ -21,7 +21,18 @@ from llm.io import sha256
 from llm.report import pedigree
 
 EXECUTION = "llm.execution"  # the tag by which the store knows an execution
-SERVING_PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken", "pydantic", "tqdm", "pandas", "PyYAML")
+SERVING_PACKAGES = (
+    "torch",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "tiktoken",
+    "pydantic",
+    "tqdm",
+    "pandas",
+    "PyYAML",
+    "psutil",
+)
 
 
 class Store:
@@ -201,8 +212,9 @@ class Store:
         package = Path(__file__).resolve().parent
         versions = pedigree.versions()
         self.mlflow.set_tracking_uri(self.uri)
-        options = {"max_new_tokens": 64}  # a request may hold another; MLflow drops what the signature does not name
-        signature = self.mlflow.models.infer_signature(["a prompt"], ["an answer"], options)
+        from llm.serving import PARAMS
+
+        signature = self.mlflow.models.infer_signature(["a prompt"], ["an answer"], PARAMS)
         with self.mlflow.start_run(run_id=run_id), warnings.catch_warnings(record=True):
             # Recorded and dropped, that type hints are missing: on purpose, see llm.serving. MLflow resets any filter.
             info = self.mlflow.pyfunc.log_model(
@@ -211,7 +223,7 @@ class Store:
                 artifacts={"model": operation["directory"]},
                 code_paths=[str(package)],
                 signature=signature,
-                pip_requirements=[f"{key}=={versions[key]}" if key in versions else key for key in SERVING_PACKAGES],
+                pip_requirements=[_requirement(key, versions) for key in SERVING_PACKAGES],
             )
         score = operation["score"]
         tags = {"sha256": digest} | ({"score": repr(score)} if score is not None else {})
@@ -225,6 +237,11 @@ class Store:
 
     def _versions(self, name: str) -> list[Any]:
         return list(self.client.search_model_versions(f"name = '{name}'"))
+
+
+def _requirement(name: str, versions: dict[str, str]) -> str:
+    """The version that is installed, without what names a build of it, such as `+cpu`: registries do not have those."""
+    return f"{name}=={versions[name].partition('+')[0]}" if name in versions else name
 
 
 def _key(name: str) -> str:

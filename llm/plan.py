@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from llm.machines import Machine, gpus, this_machine
 from llm.model.config import Config
 from llm.model.files import load_config
 from llm.params import Params, Training
-from llm.train import hardware
+from llm.train import distributed, hardware, sharding
 from llm.train.memory import Memory, adapter_parameters, training_disk, training_memory
 from llm.train.state import root
 
@@ -150,7 +151,8 @@ def pretrain_plan(p: Params, config: Config | None = None, machine: Machine | No
         repeated = f"; more than {REPEATS} repeat more than they teach" if epochs > REPEATS else ""
         data = f"over the {found:,} training tokens of data/tokens{repeated}"
     evaluated = s.eval_tokens * ((s.steps - 1) // s.eval_every)
-    return _plan("pretrain", config, s, s.steps, epochs, data, evaluated, 0, machine=machine)
+    sharded = machine is None and sharding.wanted(config, s)
+    return _plan("pretrain", config, s, s.steps, epochs, data, evaluated, 0, machine=machine, sharded=sharded)
 
 
 def finetune_plan(
@@ -170,7 +172,8 @@ def finetune_plan(
     evaluated = s.eval_tokens * ((steps - 1) // s.eval_every + 1)
     stored = None if s.method == "full" else _stored(p)
     quantized = s.method == "qlora"
-    return _plan("finetune", config, s, steps, s.epochs, data, evaluated, adapter, quantized, stored, machine)
+    sharded = machine is None and s.method in ("full", "lora") and sharding.wanted(config, s, adapter)
+    return _plan("finetune", config, s, steps, s.epochs, data, evaluated, adapter, quantized, stored, machine, sharded)
 
 
 def before_training(plan: Plan, state: Path) -> None:
@@ -309,6 +312,7 @@ def _plan(
     quantized: bool = False,
     stored: str | None = None,
     machine: Machine | None = None,
+    sharded: bool = False,
 ) -> Plan:
     machine = machine or this_machine(s.precision)
     where, dtype = machine.where, machine.dtype
@@ -323,7 +327,8 @@ def _plan(
     if source.startswith("typical"):  # a measured rate counts both in already
         share = (2 / 3 if adapter else 1.0) * (4 / 3 if s.grad_checkpointing else 1.0)  # no gradient of frozen weights
     seconds = (share * flops + per_token / 3 * evaluated) / (machine.rate * utilisation * machine.devices)
-    memory = training_memory(
+    need = partial(
+        training_memory,
         config,
         optimizer=s.optimizer,
         sequence_length=s.sequence_length,
@@ -336,6 +341,9 @@ def _plan(
         quantized=quantized,
         stored=stored,
     )
+    memory = need(shards=distributed.asked_for() if sharded else 1)
+    if not machine.here and memory.peak > machine.memory and not quantized:
+        memory = need(shards=machine.devices)
     optimal = (flops / (6 * scaling.TOKENS_PER_PARAMETER)) ** 0.5  # C = 6 N D with D = 20 N: arXiv:2203.15556
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     return Plan(

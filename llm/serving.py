@@ -9,32 +9,54 @@ from pathlib import Path
 
 import mlflow
 
-MAX_NEW_TOKENS = 64  # `params` of a request may hold another `max_new_tokens`
+# What `params` of a request may hold, with the value where it does not; MLflow drops what its signature does not name.
+PARAMS = {"max_new_tokens": 64, "temperature": 0.0, "top_p": 1.0, "seed": 0}
 
 
 class FinetunedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
-    """Greedy answers to prompts, in the chat format that the model was finetuned on."""
+    """Answers to prompts, in the chat format that the model was finetuned on."""
 
     def load_context(self, context):  # type: ignore[no-untyped-def]
         """Read the model directory that was logged as the artifact `model`."""
         from llm.data.tokenizer import Tokenizer
         from llm.model.files import load_model
+        from llm.models import stop_ids
+        from llm.train import hardware
 
         directory = Path(context.artifacts["model"])
-        self.model = load_model(directory)
+        self.model = load_model(directory, hardware.device())
         self.tokenizer = Tokenizer.load(directory)
+        self.stop_ids = stop_ids(directory, self.tokenizer)
 
     # Without type hints, which MLflow would turn into a schema that refuses plain lists.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """Answer prompts, a list of strings or a table of one column, with a list of strings."""
-        from llm.generate import generate
+        """Answer prompts, a list of strings or a table of one column, with a list of strings.
 
+        Prompt i is drawn with the seed + i, where the temperature is above 0.
+
+        Raises:
+            MlflowException: INVALID_PARAMETER_VALUE, which the server answers as status 400, with what is wrong.
+        """
+        from llm.decoding.request import Request
+        from llm.errors import UserError
+        from llm.generate import complete
+        from llm.params import Decoding
+
+        chosen = PARAMS | (params or {})
+        temperature, top_p = float(chosen["temperature"]), float(chosen["top_p"])
         column = model_input.iloc[:, 0] if hasattr(model_input, "iloc") else model_input
-        prompts = [str(text) for text in column]
-        limit = int((params or {}).get("max_new_tokens", MAX_NEW_TOKENS))
-        ids = [self.tokenizer.chat_ids(prompt) for prompt in prompts]
-        answers = generate(self.model, ids, limit, self.tokenizer.eos_id)
-        return [self.tokenizer.decode(answer) for answer in answers]
+        most, seed = int(chosen["max_new_tokens"]), int(chosen["seed"])
+        try:
+            if most < 1 or seed < 0:
+                raise UserError(f"max_new_tokens is {most} and seed {seed}; expected at least 1 and at least 0.")
+            settings = Decoding(temperature=temperature, top_p=top_p) if temperature else Decoding()
+            requests = [
+                Request(self.tokenizer.chat_ids(str(text)), most, settings, seed + i) for i, text in enumerate(column)
+            ]
+            answers = complete(self.model, requests, self.stop_ids, self.tokenizer.decode)
+        except (UserError, ValueError) as error:
+            raise mlflow.exceptions.MlflowException.invalid_parameter_value(str(error)) from None
+        return [answer.text for answer in answers]
 
 
 mlflow.models.set_model(FinetunedModel())

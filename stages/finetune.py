@@ -50,6 +50,7 @@ def main() -> None:
         trainer = Trainer(model, train_set, val_sets[""], quick, s, steps, seed, state, run)
         result = trainer.run()
         by_task = {task: trainer.evaluate(data) for task, data in sorted(val_sets.items()) if task}
+        trainer.gather()
         if not distributed.first():
             return  # the first process writes
         timing |= result.timing

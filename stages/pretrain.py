@@ -52,6 +52,7 @@ def main() -> None:
         trainer = Trainer(model, train_set, val_set, quick, p.pretrain, p.pretrain.steps, seed, state, run)
         result = trainer.run()
         by_source = source_losses(trainer, val_set, TOKENS)
+        trainer.gather()
         if not distributed.first():
             return  # the first process writes
         timing |= result.timing

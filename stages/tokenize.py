@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from llm import params
-from llm.data import corpus_sample, parallel
+from llm.data import cluster, corpus_sample, parallel
 from llm.data.chunks import digest, find_chunks
 from llm.data.clean import plan as clean
-from llm.data.corpus import code_version, describe, encode_corpus
+from llm.data.corpus import code_version, describe, encode_corpus, worker_count
+from llm.data.encoder import choose
 from llm.data.source_counts import mixture, save_validation
 from llm.errors import run_stage
 from llm.io import link, read_json, sha256, whole_directory, write_json
@@ -30,30 +31,38 @@ def make_plan(p: params.Params, kept: Path) -> clean.Plan:
     return clean.prepare(p.tokenize.clean, RAW, kept, examples, p.tokenize.workers or parallel.cores())
 
 
-def main() -> None:
-    p = params.load()
+def read_by(p: params.Params) -> dict[str, Any]:
+    """Digests of all that decides what is written; after a change of it, unfinished work is begun anew."""
     t = p.tokenize
-    weights = mixture(read_json(RAW / "manifest.json"))
-    found, groups = find_chunks(RAW.absolute()), find_chunks(RAW, size=1)
-    same = t.model_dump(exclude={"workers", "encoder", "engine"})
-    inputs: dict[str, Any] = {
-        "tokenize": same,
-        "raw": sha256(RAW / "manifest.json"),
-        "parts": digest(found),
-        **code_version(),
-    }
+    inputs: dict[str, Any] = {"tokenize": t.model_dump(exclude={"workers", "encoder", "engine"})}
+    inputs["raw"] = sha256(RAW / "manifest.json")
     if t.tokenizer == "pretrained":
         inputs["source"] = sha256(Path(t.origin) / "tokenizer.json")
     if t.clean.decontaminate:
         inputs["examples"] = {name: sha256(RAW.parent / name / "manifest.json") for name in p.mix.tasks}
         inputs["split"] = [p.mix.val_fraction, p.mix.test_fraction]
-    with stage_timing("tokenize") as timing, unfinished("tokenize", inputs) as work:
+    return inputs | code_version()
+
+
+def main() -> None:
+    p = params.load()
+    t = p.tokenize
+    weights = mixture(read_json(RAW / "manifest.json"))
+    found, groups = find_chunks(RAW.absolute()), find_chunks(RAW, size=1)
+    inputs = read_by(p) | {"parts": digest(found)}
+    count = worker_count(found, t.workers) if t.engine == "local" else 1
+    with (
+        stage_timing("tokenize") as timing,
+        unfinished("tokenize", inputs) as work,
+        parallel.Workers(count) as workers,
+    ):
         began = time.perf_counter()
         plan = make_plan(p, (work / clean.FOLDER).absolute())
         tokenizer = corpus_sample.make_tokenizer(t, groups, plan, work / "tokenizer")
         corpus_sample.check_disk(corpus_sample.shard_bytes(groups, tokenizer), work, TOKENS)
+        ordered = workers.ordered if t.engine == "local" else cluster.ordered
         shards, counts = encode_corpus(
-            found, tokenizer, work, t.val_fraction, t.shard_tokens, plan, t.workers, t.encoder, weights, t.engine
+            found, tokenizer, work, t.val_fraction, t.shard_tokens, plan, ordered, t.encoder, weights
         )
         meta = describe(shards, counts, tokenizer, t.val_fraction, p.pretrain.sequence_length + 1) | plan.digests()
         with whole_directory(TOKENS) as out:
@@ -65,6 +74,7 @@ def main() -> None:
             tokenizer.save(out)
         metrics = counts.metrics(tokenizer, t.clean)
         write_json("metrics/tokenize.json", metrics)
+        timing |= {"workers": count, "encoder": choose(tokenizer, t.encoder).name}
         timing["tokens_per_second"] = (metrics["train_tokens"] + metrics["val_tokens"]) / (time.perf_counter() - began)
     print(
         f"tokenize: {metrics['train_tokens']:,} training and {metrics['val_tokens']:,} validation tokens · "

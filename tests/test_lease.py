@@ -89,18 +89,24 @@ def test_who_needs_several_waits_until_there_are_so_many_and_holds_none_meanwhil
     assert runs.got(three) == "0,1,2 None"
 
 
-def test_runs_on_the_cpu_share_the_cores_and_the_dead_do_not_count(runs: Runs) -> None:
-    first = runs.start(0)
+def test_queued_runs_on_the_cpu_share_the_cores_and_the_dead_do_not_count(runs: Runs) -> None:
+    queued = {"DVC_ROOT": "/somewhere"}
+    first = runs.start(0, **queued)
     assert runs.got(first) == "None 8"
-    second = runs.start(0)
+    second = runs.start(0, **queued)
     assert runs.got(second) == "None 4"
-    assert runs.got(runs.start(2, LLM_DEVICE="cpu")) == "None 2"
+    assert runs.got(runs.start(2, LLM_DEVICE="cpu", **queued)) == "None 2"
     first.kill()
     first.wait()
     second.kill()
     second.wait()
-    assert runs.got(runs.start(0)) == "None 4"
-    assert runs.got(runs.start(0, OMP_NUM_THREADS="3")) == "None 3"
+    assert runs.got(runs.start(0, **queued)) == "None 4"
+    assert runs.got(runs.start(0, OMP_NUM_THREADS="3", **queued)) == "None 3"
+
+
+def test_a_run_in_the_workspace_has_its_threads_from_the_machine_whatever_else_runs(runs: Runs) -> None:
+    assert runs.got(runs.start(0, DVC_ROOT="/somewhere")) == "None 8"
+    assert runs.got(runs.start(0, DVC_ROOT=str(runs.folder))) == "None None"
 
 
 def test_a_named_device_is_leased_and_keeps_its_number(runs: Runs) -> None:

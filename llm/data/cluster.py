@@ -1,4 +1,4 @@
-"""`parallel.ordered` on many machines: a Dask cluster, for text that takes one machine too long.
+"""`Workers.ordered` (llm/data/parallel.py) on many machines: a Dask cluster, for text that takes one machine too long.
 
 The scheduler is the one that DASK_SCHEDULER_ADDRESS names; without it, Dask starts workers on this machine. All
 machines need this project's environment and the same paths (a shared file system). A worker that dies is no loss: the
@@ -26,7 +26,7 @@ _lock = threading.Lock()
 _made: dict[str, Callable[[Any], Any]] = {}
 
 
-def ordered(make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], _workers: int = 0) -> Iterator[Result]:
+def ordered(make: Callable[[], Callable[[Item], Result]], items: Iterable[Item]) -> Iterator[Result]:
     """function(item) for each item, in order, where `make()` gives the function in each process of the cluster.
 
     Raises:

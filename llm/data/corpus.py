@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from llm.data import chunks, cluster, parallel
+from llm.data import chunks, parallel
 from llm.data.chunks import Chunk
 from llm.data.clean.plan import Plan
 from llm.data.clean.tally import Tally
@@ -36,9 +36,17 @@ from llm.io import read_json, write_json
 from llm.progress import Progress
 
 SYNC_SECONDS = 10.0  # between two records of how far it got
-CHECKED_EVERY, CHECKED_BYTES = 128, 1 << 18  # documents compared with tiktoken: each so many, if no longer than that
+CHECKED_EVERY, CHECKED_BYTES = 512, 1 << 18  # documents compared with tiktoken: each so many, if no longer than that
 COUNTED = 1 << 20  # ids counted at a time
-WORKER_BYTES = 32 << 20  # of text that are worth another worker: starting one takes as long
+WORKER_BYTES = 64 << 20  # of text that are worth another worker: starting one takes half a second
+
+
+def worker_count(found: list[Chunk], wanted: int | None) -> int:
+    """Processes for a corpus: as many as are wanted, or as there are cores and work for."""
+    return wanted or max(1, min(parallel.cores(), sum(chunk.bytes for chunk in found) // WORKER_BYTES))
+
+
+Ordered = Callable[[Callable[[], "ChunkEncoder"], list[Chunk]], Iterator["Encoded"]]  # a function over chunks, in order
 
 
 class Encoded(NamedTuple):
@@ -123,20 +131,18 @@ def encode_corpus(
     val_fraction: float,
     shard_tokens: int,
     plan: Plan,
-    workers: int | None = None,
+    ordered: Ordered | None = None,
     encoder: str = "auto",
     mixture: dict[str, float] | None = None,
-    engine: str = "local",
 ) -> tuple[dict[str, Any], Counts]:
     """Write train and val shards into `work`/tokens, from where an earlier call was killed.
 
     Args:
         found: all chunks of the corpus.
         work: a directory of this corpus, tokenizer and params alone.
-        workers: processes; None: as many as there are cores and work for.
         plan: what is to become of each document.
+        ordered: `Workers.ordered`, or that of a cluster; None: this process alone.
         mixture: weights by source, of a mixture.
-        engine: local, or dask: the workers of a cluster.
 
     Returns:
         File, tokens and sha256 of each shard, by split; what was counted.
@@ -149,13 +155,12 @@ def encode_corpus(
     if done:
         print(f"tokenize: continues after {done} of {len(found)} chunks", flush=True)
     left = [chunk.bytes for chunk in found[done:]]
-    workers = workers or max(1, min(parallel.cores(), sum(left) // WORKER_BYTES))
     make = partial(ChunkEncoder, tokenizer, val_fraction, encoder, plan, mixture or {})
-    ordered = cluster.ordered if engine == "dask" else parallel.ordered
+    ordered = ordered or parallel.Workers(1).ordered
     every, saved = float(os.environ.get("LLM_STATE_SECONDS", SYNC_SECONDS)), time.monotonic()
     whole = sum(chunk.bytes for chunk in found)
     with Progress("tokenize", whole, "B", start=whole - sum(left), scale=True) as progress:
-        for chunk, encoded in zip(found[done:], ordered(make, found[done:], workers), strict=True):
+        for chunk, encoded in zip(found[done:], ordered(make, found[done:]), strict=True):
             for split, writer in writers.items():
                 writer.add(encoded.ids[split])
             counts.merge(encoded.counts)

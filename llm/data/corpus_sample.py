@@ -16,8 +16,10 @@ from llm.data.tokenizer import Tokenizer
 from llm.io import whole_directory
 from llm.params import Tokenize
 
-SAMPLE_BYTES = 500_000_000  # of text that BPE is trained on; of more, row groups at equal distances
-LOOKED_AT, LOOK_BYTES = 8, 1 << 18  # places, and bytes of text at each, from which tokens a byte are estimated
+SAMPLE_BYTES = (
+    100_000_000  # of text that BPE is trained on; of more, row groups at equal distances (docs/LOG.md: enough)
+)
+LOOKED_AT, LOOK_BYTES = 8, 1 << 16  # places, and bytes of text at each, from which tokens a byte are estimated
 MARGIN = 1.1  # room asked for beyond the estimate
 T = TypeVar("T")
 

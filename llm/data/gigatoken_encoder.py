@@ -7,6 +7,7 @@ bound. So it is begun anew when the process has grown by more than CACHE_BYTES.
 from __future__ import annotations
 
 import tempfile
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,13 @@ class Gigatoken:
     name = "gigatoken"
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer, self.words = tokenizer, Words(tokenizer)
+        self.tokenizer = tokenizer
         self._begin()
+
+    @cached_property
+    def words(self) -> Words:
+        """For what gigatoken does not do as we do."""
+        return Words(self.tokenizer)
 
     def _begin(self) -> None:
         import gigatoken
@@ -44,7 +50,7 @@ class Gigatoken:
         self.fast: Any = None
         with tempfile.TemporaryDirectory() as folder:  # it reads files only
             path = Path(folder) / "ranks.tiktoken"
-            write_bytes(path, self.tokenizer.files()["ranks.tiktoken"])
+            write_bytes(path, self.tokenizer.ranks_file())
             self.fast = gigatoken.Tokenizer.from_tiktoken(path, pretokenizer="gpt2", special_tokens={})
         self.grown = psutil.Process().memory_info().rss + CACHE_BYTES
         self.since = 0  # bytes of text

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.queues import SimpleQueue
 from typing import Any, TypeVar
 
 from llm.errors import UserError
@@ -25,53 +26,82 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ordered(make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """function(item) for each item, in order, where `make()` gives the function in each process.
+class Workers:
+    """Processes that begin to load their modules at once, and get their function when it is known."""
 
-    Args:
-        make: can be pickled; what it gives need not be.
-        workers: processes; 1: this one.
+    def __init__(self, count: int) -> None:
+        """`count`: processes; 1: this one."""
+        self.count = count
+        self.pool: ProcessPoolExecutor | None = None
+        if count > 1:
+            # A fresh interpreter each: a fork would copy locks that other threads (Arrow's, the progress bar's) hold.
+            context = multiprocessing.get_context("spawn")
+            self.functions: SimpleQueue[Any] = context.SimpleQueue()
+            self.pool = ProcessPoolExecutor(count, context, _start, (self.functions, os.getpid()))
+            for _ in range(count):  # starts one process each, now and not with the first items
+                self.pool.submit(os.getpid)
 
-    Raises:
-        UserError: a process was killed, most likely for want of memory. What a function raises is raised here, in its
-            item's turn.
-    """
-    if workers <= 1:
-        function = make()
-        yield from (function(item) for item in items)
-        return
-    # A fresh interpreter each: a fork would copy locks that other threads (Arrow's, the progress bar's) may hold.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(make, os.getpid()))
-    waiting: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(_call, item))
-            if len(waiting) >= workers + AHEAD:
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self._give(None)  # to those that still wait for their function
+            self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def ordered(self, make: Callable[[], Callable[[Item], Result]], items: Iterable[Item]) -> Iterator[Result]:
+        """function(item) for each item, in order, where `make()` gives the function in each process; at most once.
+
+        Args:
+            make: can be pickled; what it gives need not be.
+
+        Raises:
+            UserError: a process was killed, most likely for want of memory. What a function raises is raised here, in
+                its item's turn.
+        """
+        if self.pool is None:
+            function = make()
+            yield from (function(item) for item in items)
+            return
+        self._give(make)
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(self.pool.submit(_call, item))
+                if len(waiting) >= self.count + AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise UserError(
-            f"one of {workers} worker processes ended before its work was done, most likely killed for want of memory. "
-            "Set tokenize.workers to fewer and rerun: it continues where it was."
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        except BrokenProcessPool:
+            raise UserError(
+                f"one of {self.count} worker processes ended before its work was done, most likely killed for want of "
+                "memory. Set tokenize.workers to fewer and rerun: it continues where it was."
+            ) from None
+
+    def _give(self, make: Callable[[], Any] | None) -> None:
+        """Put the function's maker where each process finds it; in a thread, since one that died takes none."""
+
+        def put() -> None:
+            for _ in range(self.count):
+                self.functions.put(make)
+
+        threading.Thread(target=put, name="give-functions", daemon=True).start()
 
 
 _function: Callable[[Any], Any]
 
 
-def _start(make: Callable[[], Callable[[Any], Any]], parent: int) -> None:
+def _start(functions: SimpleQueue[Any], parent: int) -> None:
     """In each process: leave Ctrl-C to the parent, end with it, use one core."""
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), name="end-with-parent", daemon=True).start()
-    import pyarrow as pa
+    import pyarrow.compute
+    import pyarrow.parquet
 
-    pa.set_cpu_count(1)
-    _function = make()
+    pyarrow.set_cpu_count(1)
+    if (make := functions.get()) is not None:
+        _function = make()
 
 
 def _end_with(parent: int) -> None:

@@ -94,6 +94,14 @@ class Batch:
         """Rows without a request."""
         return [number for number, row in enumerate(self.rows) if row is None]
 
+    def answers(self) -> dict[Hashable, list[int]]:
+        """The tokens so far of each request under way, by its key; the lists grow with every step."""
+        return {row.key: row.out for row in self.rows if row}
+
+    def drop(self, key: Hashable) -> None:
+        """Take a request out, if it is still under way: its row is free for another."""
+        self.rows = [None if row and row.key == key else row for row in self.rows]
+
     def admit(self, key: Hashable, request: Request) -> Completion | None:
         """Read a request's prompt into a free row and choose its first token; the completion if that ends it.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from llm.errors import UserError
 from llm.io import read_json, save_tensors, sha256, write_json
 from llm.model.config import Config
+from llm.model.dtensor import fill
 from llm.model.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
@@ -23,7 +25,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "special_tokens_map.json",
 )
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # safetensors' names
+FLOATS = tuple(STORED.values())
 PROMPT = "prompt"  # folder of a model directory with the soft prompt that the model was finetuned with, in PEFT's files
 LAYER_MATRIX = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 RECOMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # buffers of old checkpoints, which follow from the config
@@ -87,25 +90,93 @@ def load_model(
     Raises:
         UserError: a file is missing, truncated or of another model; pickled weights are refused.
     """
-    from safetensors import SafetensorError, safe_open
-
     from llm.model.quantized import QuantizedLinear
 
     directory = Path(directory)
-    config = load_config(directory)
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = _without_memory(load_config(directory))
     model.compute_dtype = dtype
-    missing = {name: value.shape for name, value in model.state_dict().items()}
-    if config.tie_word_embeddings:
-        del missing["lm_head.weight"]
-    wanted = dict(missing)
+    for name, tensor in _tensors(directory, model):
+        kind = tensor.dtype if keep_stored else dtype
+        # A copy, and not a view of the file, which may be replaced while the model is in use.
+        model.load_state_dict({name: tensor.to(device, kind, copy=True)}, strict=False, assign=True)
+        del tensor
+        if quantize and LAYER_MATRIX.fullmatch(name):
+            parent, _, child = name.removesuffix(".weight").rpartition(".")
+            module = model.get_submodule(parent)
+            setattr(module, child, QuantizedLinear(getattr(module, child)))
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    if (directory / PROMPT).is_dir():
+        from llm.model.prompt import load_prompt
+
+        load_prompt(model, directory / PROMPT)
+    return model.eval()
+
+
+def model_to_shard(directory: str | Path, keep_stored: bool = False) -> Transformer:
+    """The model of a directory on the meta device; once it is sharded, its `fill` reads it tensor by tensor.
+
+    Raises:
+        UserError: like `load_model`; what is wrong with a tensor's data is found by `fill`.
+    """
+    directory = Path(directory)
+    model = _without_memory(load_config(directory))
+    wanted = _shapes(model)
+    for name, kind in _stored_types(directory).items() if keep_stored else ():
+        if name in wanted:
+            parameter = model.get_parameter(name)
+            parameter.data = parameter.data.to(kind)
+
+    def read() -> None:
+        for name, tensor in _tensors(directory, model, wanted):
+            fill(model.get_parameter(name), tensor)
+
+    model.fill = read
+    return model
+
+
+def _without_memory(config: Config) -> Transformer:
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+def _shapes(model: Transformer) -> dict[str, torch.Size]:
+    """Of the tensors that a model's files hold."""
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    return shapes
+
+
+def _stored_types(directory: Path) -> dict[str, torch.dtype]:
+    """Types of the tensors in a directory's files."""
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, torch.dtype] = {}
+    for path in weight_files(directory):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    found[name] = STORED.get(file.get_slice(name).get_dtype(), torch.float32)
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(path, error) from None
+    return found
+
+
+def _tensors(
+    directory: Path, model: Transformer, wanted: dict[str, torch.Size] | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and value of each of a model's tensors, one in memory at a time; checked (UserError) against `wanted`."""
+    from safetensors import SafetensorError, safe_open
+
+    wanted = wanted or _shapes(model)
+    missing = set(wanted)
     for path in weight_files(directory):
         try:
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys())
             for name in names:
-                if RECOMPUTED.search(name) or (name == "lm_head.weight" and config.tie_word_embeddings):
+                if RECOMPUTED.search(name) or (name == "lm_head.weight" and model.config.tie_word_embeddings):
                     continue
                 if name not in wanted:
                     raise UserError(f"{path}: unexpected tensor {name}; is config.json of this model?")
@@ -118,26 +189,17 @@ def load_model(
                     )
                 if tensor.dtype not in FLOATS:
                     raise UserError(f"{path}: {name} is of type {tensor.dtype}; expected float32, bfloat16 or float16.")
-                kind = tensor.dtype if keep_stored else dtype
-                # A copy, and not a view of the file, which may be replaced while the model is in use.
-                model.load_state_dict({name: tensor.to(device, kind, copy=True)}, strict=False, assign=True)
-                missing.pop(name, None)
+                missing.discard(name)
+                yield name, tensor
                 del tensor
-                if quantize and LAYER_MATRIX.fullmatch(name):
-                    parent, _, child = name.removesuffix(".weight").rpartition(".")
-                    module = model.get_submodule(parent)
-                    setattr(module, child, QuantizedLinear(getattr(module, child)))
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read ({error}). It may be truncated: copy or make it again.") from None
+            raise _unreadable(path, error) from None
     if missing:
         raise UserError(f"{directory}: tensor {min(missing)} is missing (and {len(missing) - 1} more).")
-    if config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    if (directory / PROMPT).is_dir():
-        from llm.model.prompt import load_prompt
 
-        load_prompt(model, directory / PROMPT)
-    return model.eval()
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be read ({error}). It may be truncated: copy or make it again.")
 
 
 def weight_files(directory: Path) -> list[Path]:

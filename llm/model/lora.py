@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from llm.errors import UserError
 from llm.io import read_json, save_tensors, write_json
 from llm.model.attention import Linear
+from llm.model.dtensor import fill
 from llm.model.quantized import QuantizedLinear
 from llm.model.transformer import Transformer
 
@@ -82,7 +83,6 @@ def add_lora(
     if r < 1:
         raise UserError(f"finetune.lora.r = {r}: a rank is at least 1.")
     model.requires_grad_(False)
-    generator = torch.Generator().manual_seed(seed)
     wrapped = []
     for name, module in list(model.named_modules()):
         if not isinstance(module, nn.Linear) or name.rsplit(".", 1)[-1] not in target_modules:
@@ -93,12 +93,21 @@ def add_lora(
                 f"choose at most {min(module.in_features, module.out_features)}."
             )
         lora = LoraLinear(module, r, alpha * r**0.5 if rslora else alpha, dropout)
-        bound = module.in_features**-0.5
-        lora.lora_A.data.copy_((torch.rand(lora.lora_A.shape, generator=generator) * 2 - 1) * bound)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, lora)
         wrapped.append(name)
+    draw_lora(model, seed)
     return wrapped
+
+
+def draw_lora(model: Transformer, seed: int) -> None:
+    """Draw what `add_lora` added, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            drawn = torch.rand(module.lora_A.shape, generator=generator) * 2 - 1
+            fill(module.lora_A, drawn * module.in_features**-0.5)
+            fill(module.lora_B, torch.zeros(module.lora_B.shape))
 
 
 def merge_lora(model: Transformer) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llm.model.attention import Attention, Linear, Pair, RMSNorm, rotary_table
 from llm.model.config import Config
+from llm.model.dtensor import fill
 from llm.model.loss import ChunkLoss, chunk_loss, cross_entropy
 
 
@@ -66,6 +69,7 @@ class Transformer(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+        self.fill: Callable[[], None] | None = None  # on the meta device, to be sharded: what gives it its values then
         self.soft_prompt: nn.Parameter | None = None  # (virtual tokens, hidden), behind the vocabulary
 
     @property
@@ -91,7 +95,7 @@ class Transformer(nn.Module):
                     name, parameter.shape[1] ** -0.5
                 )
                 value = torch.randn(parameter.shape, generator=generator) * std
-            parameter.data.copy_(value)
+            fill(parameter, value)
 
     def hidden_states(
         self,
@@ -151,7 +155,10 @@ class Transformer(nn.Module):
         step (docs/LOG.md). Fixed shapes: a resumed run must compile the very kernels of the one that was killed.
         """
         for layer in self.model.layers:
-            layer.compile(dynamic=False)
+            if self.fill is None:
+                layer.compile(dynamic=False)
+            else:  # sharded: the hooks that gather its weights stay outside
+                layer.forward = torch.compile(layer.forward, dynamic=False)
         self.chunk_loss = torch.compile(chunk_loss, dynamic=False)
 
     def causal_mask(self, seq: int, segments: Tensor | None, device: torch.device) -> Tensor | None:

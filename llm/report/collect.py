@@ -13,7 +13,7 @@ from llm.errors import UserError
 from llm.io import read_json
 from llm.model.config import Config
 from llm.params import Params
-from llm.report import history, pedigree, predictions, scores
+from llm.report import history, pedigree, predictions, scores, techniques
 from llm.report.corpus import corpus
 
 CLIP = 1600  # characters of a shown text
@@ -49,6 +49,7 @@ def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]
         "comparison": metrics.get("comparison", {}),
         "examples": _examples(params.report.data_examples, list(metrics.get("mix", {}).get("tasks", {}))),
         "timing": {stage: timing.get(stage) for stage in STAGES if stage != "report"},
+        "techniques": techniques.collect(),
         "versions": pedigree.versions(),
         "git": pedigree.git(),
         "run": run,

@@ -9,7 +9,7 @@ from typing import Any
 
 from llm.io import write_bytes
 from llm.params import Params
-from llm.report import figures, prediction_figures, remarks, scaling_figure, scores
+from llm.report import figures, prediction_figures, remarks, scaling_figure, scores, techniques
 from llm.report.collect import collect
 
 HERE = Path(__file__).parent
@@ -19,7 +19,7 @@ def write_report(params: Params, directory: Path, run: dict[str, str] | None = N
     """Write report.html, report.md and figures/*.svg into an existing directory; return what `collect` found."""
     data = collect(params, run)
     drawn = figures.draw(data["curves"], data["evaluate"], data["corpus"])
-    drawn |= prediction_figures.draw(data["predictions"])
+    drawn |= prediction_figures.draw(data["predictions"]) | techniques.draw(data["techniques"])
     if data["scaling"]:
         drawn["scaling"] = scaling_figure.draw(data["scaling"])
     for name, svg in drawn.items():
@@ -202,15 +202,33 @@ def contamination_apart(task: str, by_text: dict[str, dict[str, float]]) -> str:
     return f"({', '.join(sides)})" if sides else ""
 
 
-def signatures(evaluate: dict[str, Any]) -> dict[str, list[str]]:
-    """Signature → the metrics made so, in the order of the tables; a note's number is its place."""
-    found: dict[str, list[str]] = {}
+def signatures(evaluate: dict[str, Any]) -> list[dict[str, Any]]:
+    """How each score was made, once for all metrics made alike, in the order of the tables.
+
+    Returns:
+        {scores: [[task, metric]], common: what holds for every model, models: what does not, by model}; a note's number
+        is its place.
+    """
+    found: list[dict[str, Any]] = []
     for task in scores.tasks(evaluate):
         for metric in scores.metrics(evaluate, task):
-            for model in scores.models(evaluate):
-                text = (scores.score(evaluate, model, task, metric) or {}).get("signature")
-                if text and metric not in found.setdefault(str(text), []):
-                    found[str(text)].append(metric)
+            parts = {
+                model: str(text).split("|")
+                for model in scores.models(evaluate)
+                if (text := (scores.score(evaluate, model, task, metric) or {}).get("signature"))
+            }
+            if not parts:
+                continue
+            first, *others = parts.values()
+            common = [part for part in first if all(part in other for other in others)]
+            own = {model: "|".join(p for p in text if p not in common) for model, text in parts.items()}
+            # A baseline's name says how it was made.
+            own = {model: text for model, text in own.items() if text not in ("", model)}
+            note = {"common": "|".join(common), "models": own}
+            same = next((other for other in found if {**note, "scores": other["scores"]} == other), None)
+            if same is None:
+                found.append(same := {**note, "scores": []})
+            same["scores"].append([task, metric])
     return found
 
 

@@ -50,11 +50,14 @@ def deterministic(on: bool, compiled: bool = False) -> Iterator[None]:
             del os.environ["CUBLAS_WORKSPACE_CONFIG"]
 
 
-def place(device: torch.device, dtype: torch.dtype, compiled: bool, deterministic: bool) -> dict[str, Any]:
+def place(
+    device: torch.device, dtype: torch.dtype, compiled: bool, deterministic: bool, sharded: bool = False
+) -> dict[str, Any]:
     """What the bytes of a run depend on beside its inputs; a state records each place that its steps ran at."""
     return {
         "device": f"{device.type.upper()} {hardware.name(device)}",
         "processes": distributed.world_size(),
+        "sharded": sharded,
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "dtype": str(dtype).removeprefix("torch."),
         "compiled": compiled,

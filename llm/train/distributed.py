@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -23,10 +24,14 @@ from llm.errors import UserError
 from llm.model.transformer import Transformer
 from llm.train import hardware
 
+K = TypeVar("K")
 T = TypeVar("T")
+STEP_SECONDS = 600.0  # `LLM_TIMEOUT_SECONDS`: longest wait for another process within a step, compiling included
+ANSWER_SECONDS = 5.0  # of a process that was waited for in vain, to say that it waits as well
 PATIENCE = timedelta(days=30)  # of those who wait for the first: for a twin that holds the lock, for outputs
 
 _waiting: dist.ProcessGroup | None = None  # with that patience, and for objects; always gloo
+_saving: dist.ProcessGroup | None = None  # of the threads that write checkpoints; always gloo
 
 
 @contextmanager
@@ -34,10 +39,10 @@ def processes() -> Iterator[None]:
     """Join the processes that RANK, WORLD_SIZE and LOCAL_RANK describe, for the length of the block.
 
     Raises:
-        UserError: the variables are incomplete, or another process ended before this one.
+        UserError: the variables are incomplete, the port is taken, or another process ended before this one or hangs.
     """
-    global _waiting
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    global _waiting, _saving
+    if asked_for() == 1:
         yield
         return
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -50,27 +55,78 @@ def processes() -> Iterator[None]:
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+    seconds = float(os.environ.get("LLM_TIMEOUT_SECONDS", STEP_SECONDS))
     try:
-        _waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
+        store, number, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
+    except dist.DistError as error:
+        raise UserError(_no_meeting(error)) from None
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=store,
+        rank=number,
+        world_size=size,
+        timeout=timedelta(seconds=seconds),
+        device_id=device if cuda else None,
+    )
+    try:
+        _waiting, _saving = (dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))
         yield
         wait()
     except RuntimeError as error:
         if not _is_of_a_peer(error):
             raise
         reason = str(error).splitlines()[0]
+        if silent := _silent(store, number, size, wait="timed out" in reason.lower()):
+            who = ", ".join(f"process {other}" for other in silent)
+            raise UserError(
+                f"{who} of {size} did not come to an exchange within {seconds:g} s, nor say why: it hangs. Look at its "
+                f"machine (`py-spy dump --pid`), and start again: all go on from the last state. LLM_TIMEOUT_SECONDS "
+                "allows for slower ones."
+            ) from None
         raise UserError(
             f"process {rank()} ends, since another one did ({reason}); the message of that one says why."
         ) from None
     finally:
-        _waiting = None
+        _waiting = _saving = None
         if not cuda or sys.exc_info()[0] is None:  # NCCL may wait for processes that are gone; the end frees all
             dist.destroy_process_group()
 
 
+def _no_meeting(error: Exception) -> str:
+    """What to say where the processes did not find one another."""
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    if "EADDRINUSE" in str(error) or "already in use" in str(error):
+        return (
+            f"port {os.environ['MASTER_PORT']} is in use by another program; set another MASTER_PORT (torchrun: "
+            "--rdzv-endpoint HOST:PORT, or --standalone on one machine)."
+        )
+    return f"process {os.environ['RANK']} did not meet the others at {address} ({str(error).splitlines()[0]})."
+
+
+def _silent(store: dist.Store, number: int, size: int, wait: bool) -> list[int]:
+    """Say that this process ends; with `wait`, which others do not say it soon, though they must notice as well."""
+    silent: list[int] = []
+    try:
+        store.set(f"ends/{number}", "1")
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while wait and time.monotonic() < deadline:
+            silent = [other for other in range(size) if not store.check([f"ends/{other}"])]
+            if not silent:
+                break
+            time.sleep(0.1)
+    except dist.DistError:  # the process with the store has ended, so the others' silence says nothing
+        return []
+    return silent
+
+
 def _is_of_a_peer(error: RuntimeError) -> bool:
     text = str(error)
-    return isinstance(error, dist.DistError) or "gloo" in text or "Connection" in text
+    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "Connection", "Timed out"))
+
+
+def asked_for() -> int:
+    """Number of processes that were started to train together; they may not have met yet."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def world_size() -> int:
@@ -99,13 +155,23 @@ def wait() -> None:
         dist.barrier(group=_waiting)
 
 
-def everyone(value: T) -> list[T]:
+def saving() -> dist.ProcessGroup | None:
+    """The group of the threads that write checkpoints; None of one process."""
+    return _saving
+
+
+def everyone(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     """What each process calls `value`, by rank (anything that can be pickled)."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value, group=_waiting)
+    dist.all_gather_object(values, value, group=group or _waiting)
     return values
+
+
+def merged(values: dict[K, T]) -> dict[K, T]:
+    """What all processes found, of which each has other keys."""
+    return {key: value for part in everyone(values) for key, value in part.items()}
 
 
 def sums(values: list[float], device: torch.device) -> list[float]:

@@ -22,11 +22,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from llm import beacon
 from llm.errors import UserError
+from llm.model.dtensor import unshard, whole
 from llm.model.quantized import QuantizedLinear
 from llm.model.transformer import Transformer
 from llm.params import Training
 from llm.progress import Progress
-from llm.train import distributed, dry, hardware
+from llm.train import distributed, dry, hardware, sharding
 from llm.train.determinism import deterministic, difference, place, verdict
 from llm.train.divergence import LossWatch
 from llm.train.loader import Dataset, MicroBatch, host_tensors, micro_batches, one_ahead
@@ -84,7 +85,9 @@ class Trainer:
     ) -> None:
         """`quick_val_set` is scored every `eval_every` steps, `val_set` once at the end."""
         self.device = hardware.device()
-        self.model = model.to(self.device)
+        self.model, self.sharded = model, model.fill is not None
+        if not self.sharded:
+            model.to(self.device)
         self.train_set, self.val_set, self.quick_val_set = train_set, val_set, quick_val_set
         self.settings, self.steps, self.seed = settings, steps, seed
         self.state, self.tracker = state, tracker
@@ -100,18 +103,31 @@ class Trainer:
         if self.compiled:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((state.directory.parents[1] / "compiled").absolute()))
             model.compile_parts()
-        fits = dry.micro_batch(state.stage, model, train_set, self.length, self.batch_size)
+        if self.world_size > 1:
+            chosen = {
+                "sharding": "fsdp" if self.sharded else "ddp",
+                "type": model.compute_dtype,
+                "compiled": self.compiled,
+            }
+            distributed.refuse_disagreement(chosen, state.stage)
+        self.parallel: Any = None  # of several processes: the loss as DistributedDataParallel, or sharded
+        if self.sharded:
+            self.parallel = sharding.shard(model, self.device, model.compute_dtype, self.compiled)
+            # No dry batch: where one process ran out of memory in it, the others would wait for it.
+            fits = hardware.micro_batch(model.config, self.length, self.batch_size, self.device)
+        else:
+            fits = dry.micro_batch(state.stage, model, train_set, self.length, self.batch_size)
         self.micro = distributed.balanced(min(distributed.everyone(fits)), self.batch_size, self.world_size)
         self.optimizers = Optimizers(
             model, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.betas
         )
-        self.parallel: DistributedDataParallel | None = None
         self.stop = StopRequest()
-        self.stopping = False
+        self.stopping = self.saving = False  # at the end of this step, as all processes know
+        self.saved = time.monotonic()
         self.coming: Iterator[MicroBatch] = iter(())
         self.history: list[dict[str, float | int | None]] = []
         self.watch = LossWatch()
-        self.places = [place(self.device, model.compute_dtype, self.compiled, settings.deterministic)]
+        self.places = [place(self.device, model.compute_dtype, self.compiled, settings.deterministic, self.sharded)]
         self.meter = Meter(self.device, model.compute_dtype, self.flops / steps, settings.batch_tokens)
 
     def run(self) -> Result:
@@ -143,10 +159,10 @@ class Trainer:
         """All steps from `start` on, and what happens between them."""
         s = self.settings
         every = max(1, -(-self.steps // HISTORY_ROWS))
-        if self.world_size > 1:
+        if self.world_size > 1 and not self.sharded:
             self._open_exchange()
         tokens = self.steps * s.batch_tokens, start * s.batch_tokens
-        saved = time.monotonic()
+        self.saved = time.monotonic()
         val: float | None = None
         with (
             closing(self._batches(start)) as self.coming,
@@ -191,9 +207,9 @@ class Trainer:
                     self._end(
                         SystemExit(f"{self.state.stage}: stopped after step {done}; `dvc repro` continues from there")
                     )
-                if time.monotonic() - saved >= float(os.environ.get("LLM_STATE_SECONDS", STATE_SECONDS)):
+                if self.saving if self.world_size > 1 else self._due():
                     self._save(done)
-                    saved = time.monotonic()
+                    self.saved = time.monotonic()
             self._save(self.steps, wait=True)
 
     def _batches(self, start: int) -> Generator[MicroBatch]:
@@ -207,15 +223,20 @@ class Trainer:
         """Mean loss (nats per predicted token) over all rows in order, with fixed shapes; processes share the rows."""
         self.model.eval()
         total, count = 0.0, 0
-        chunks = range(0, data.num_rows, self.micro)[self.rank :: self.world_size]
-        ids = [np.arange(first, min(first + self.micro, data.num_rows)) for first in chunks]
+        # Equally many for each process, since those of a sharded model compute together; the last may be empty.
+        mine = distributed.dealt(data.num_rows, self.micro, self.rank, self.world_size)
+        every = np.arange(data.num_rows)
+        ids = [every[number * self.micro : (number + 1) * self.micro] for number in mine]
         with (
             deterministic(self.settings.deterministic, self.compiled),
             closing(one_ahead(self._host_tensors(data, part) for part in ids)) as coming,
         ):
             for part, tensors in zip(ids, coming, strict=True):
                 count += int(data.label_counts(part).sum())
-                total += float(self.model.loss(**self._to_device(tensors)))
+                on_device = self._to_device(tensors)
+                total += float(self.parallel(on_device) if self.sharded else self.model.loss(**on_device))
+        if self.sharded:
+            self.parallel.reshard()
         self.model.train()
         all_total, all_count = distributed.sums([total, float(count)], self.device)
         return all_total / all_count
@@ -232,17 +253,25 @@ class Trainer:
             assert part.step == step
             torch.manual_seed((self.seed * 1_000_003 + step) * 1_000_003 + part.number)  # dropout
             last = i == rounds - 1
-            with self.parallel.no_sync() if self.parallel and not last else nullcontext():
+            # A sharded model has no room for whole gradients: it adds up the processes' after each micro-batch.
+            with (
+                self.parallel.no_sync()
+                if isinstance(self.parallel, DistributedDataParallel) and not last
+                else nullcontext()
+            ):
                 loss = self.parallel(tensors) if self.parallel else self.model.loss(**tensors)
                 # Summed over the processes, of which DistributedDataParallel takes the mean, and divided by all labels.
                 (loss / (part.labels / self.world_size)).backward()
             total += loss.detach()
         wants_stop = self.stop.signal is not None
-        summed, stopping = distributed.sums([float(total), float(wants_stop)], self.device)
-        self.stopping = stopping > 0
+        due = self.rank == 0 and self._due()
+        summed, stopping, saving = distributed.sums([float(total), float(wants_stop), float(due)], self.device)
+        self.stopping, self.saving = stopping > 0, saving > 0
         mean = summed / part.labels
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, s.grad_clip))
+        total_norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        torch.nn.utils.clip_grads_with_norm_(parameters, s.grad_clip, total_norm)
+        norm = float(total_norm)
         if not (math.isfinite(mean) and math.isfinite(norm)):
             if step > 0:
                 self._save(step, wait=True)
@@ -259,6 +288,11 @@ class Trainer:
         )
         self.optimizers.step(rate)
         return mean, norm, rate
+
+    def gather(self) -> None:
+        """Make a sharded model whole in the first process's memory, to be written; it ends training."""
+        if self.sharded:
+            unshard(self.model, keep=self.rank == 0)
 
     def _host_tensors(self, data: Dataset, ids: np.ndarray) -> dict[str, Tensor]:
         return host_tensors(data, ids, self.micro, pin=self.device.type == "cuda")
@@ -289,9 +323,15 @@ class Trainer:
     def _trainable(self) -> dict[str, Tensor]:
         return {name: p.data for name, p in self.model.named_parameters() if p.requires_grad}
 
+    def _due(self) -> bool:
+        return time.monotonic() - self.saved >= float(os.environ.get("LLM_STATE_SECONDS", STATE_SECONDS))
+
     def _save(self, step: int, wait: bool = False) -> None:
-        """Write a state, which is the same in every process, in the first one; with `wait`, the others wait for it."""
-        if self.rank == 0:
+        """Write a state: the first process, since it is the same in each, or every process its shards.
+
+        With `wait`, all wait for it.
+        """
+        if self.rank == 0 or self.sharded:
             with self.meter.waiting("checkpoint"):
                 tensors = {f"model.{k}": v for k, v in self._trainable().items()}
                 tensors |= {f"optimizer.{k}": v for k, v in self.optimizers.tensors().items()}
@@ -308,7 +348,7 @@ class Trainer:
         Raises:
             UserError: the processes found states of different steps.
         """
-        loaded = self.state.load()
+        loaded = self.state.load(self._empty if self.sharded else None)
         step = int(loaded[1]["step"]) if loaded else 0
         distributed.refuse_disagreement({"the newest state's step": step}, self.state.stage)
         if loaded is None:
@@ -324,6 +364,12 @@ class Trainer:
             self.micro = meta["micro_batch"]
         self.places = before if before[-1] == here or step == self.steps else [*before, here]
         return step
+
+    def _empty(self, name: str, shape: torch.Size) -> Tensor:
+        """Where a tensor of a state is read to: shards like those of the parameter that it belongs to."""
+        kind, _, rest = name.partition(".")
+        parameter = self._trainable()[rest if kind == "model" else rest.rpartition(".")[0]]
+        return torch.zeros_like(parameter) if shape == parameter.shape else torch.zeros(shape)
 
     # -- what a person sees -------------------------------------------------------------------------------------------
 
@@ -345,7 +391,7 @@ class Trainer:
         yield (
             f"{stage}: {hardware.name(self.device)} · {kind} · "
             f"{'compiled (the first step takes longer)' if self.compiled else 'not compiled'} · "
-            + (f"{self.world_size} processes · " if self.world_size > 1 else "")
+            + (f"{self.world_size} processes{', sharded' if self.sharded else ''} · " if self.world_size > 1 else "")
             + f"micro-batch {self.micro} × {self.length} tokens"
         )
         if start:
@@ -365,6 +411,7 @@ class Trainer:
             "dtype": str(self.model.compute_dtype).removeprefix("torch."),
             "compiled": self.compiled,
             "processes": self.world_size,
+            "sharded": self.sharded,
             "micro_batch": self.micro,
             "deterministic": identical,
             "identical_bytes": why,

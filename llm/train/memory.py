@@ -83,6 +83,7 @@ def training_memory(
     checkpointing: bool = False,
     quantized: bool = False,
     stored: str | None = None,
+    shards: int = 1,
 ) -> Memory:
     """Peak memory of a process that trains on `micro_batch` sequences at a time.
 
@@ -90,6 +91,8 @@ def training_memory(
         adapter: trained parameters of LoRA; 0: the whole model is trained.
         quantized: the layers' matrices are in 4 bits (llm/model/quantized.py).
         stored: type of a frozen base's weights, such as bfloat16; None: float32.
+        shards: processes over which weights, gradients and optimizer are spread (FSDP). Each has besides, whole: the
+            embeddings, and two layers, of which one computes and the next one comes.
         checkpointing: layers keep their inputs only and compute the rest again (Chen et al. 2016, arXiv:1604.06174).
     """
     trained = adapter or config.parameters()
@@ -114,13 +117,20 @@ def training_memory(
     if quantized:
         weights -= int((bytes_stored - BITS / 8) * matrices)
         cast = width * config.hidden_size * config.intermediate_size  # one matrix at a time, unpacked
+    gathered = 0
+    if shards > 1:
+        cast = 0  # they travel in the activations' type, and are gathered again for the backward pass
+        gathered = FLOAT32 * (config.parameters() - matrices + 2 * matrices // config.num_hidden_layers)
+    step = optimizer_step_bytes(config, optimizer, adapter) // shards
     return Memory(
-        weights=weights,
-        gradients=FLOAT32 * trained,
-        optimizer=optimizer_bytes(config, optimizer, adapter),
-        activations=max(kept + cast, optimizer_step_bytes(config, optimizer, adapter)),
+        weights=weights // shards + gathered,
+        gradients=FLOAT32 * trained // shards + (0 if adapter else gathered),
+        optimizer=optimizer_bytes(config, optimizer, adapter) // shards,
+        activations=max(kept + cast, step),
         loss=logits + head + width * config.vocab_size * config.hidden_size,
-        checkpoint=2 * state if device == "cpu" else 0,  # the copy, and its bytes while safetensors writes them
+        checkpoint=2 * state // shards
+        if device == "cpu"
+        else 0,  # the copy, and its bytes while safetensors writes them
         runtime=RUNTIME["cuda" if device == "cuda" else "cpu"] + (COMPILER if compiled and device == "cpu" else 0),
     )
 

@@ -10,6 +10,8 @@ Frozen weights stay in the type of the checkpoint, trained ones are float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,14 @@ from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
 from llm.io import whole_directory, write_bytes
 from llm.model.config import Config
-from llm.model.files import load_config, load_model, save_model
-from llm.model.lora import add_lora, load_adapter, merge_lora, save_adapter, write_base
+from llm.model.files import PROMPT, load_config, load_model, model_to_shard, save_model
+from llm.model.lora import add_lora, draw_lora, load_adapter, merge_lora, save_adapter, write_base
 from llm.model.prompt import add_prompt, save_prompt
 from llm.model.quantized import require_bitsandbytes
 from llm.model.transformer import Transformer
 from llm.params import Finetune
+from llm.train import sharding
+from llm.train.memory import adapter_parameters
 
 NO_ADAPTER = b"finetune.method is `full`: every weight was trained, and models/finetuned holds them.\n"
 
@@ -35,13 +39,33 @@ def prepare(s: Finetune, tokenizer: Tokenizer, seed: int) -> Transformer:
     """
     base = Path(s.base)
     check(tokenizer, load_config(base), base, s.sequence_length, "finetune")
-    model = load_model(base, keep_stored=s.method != "full", quantize=s.method == "qlora")
+    keep_stored, lora = s.method != "full", s.lora
+    if _sharded(s, base):
+        model = model_to_shard(base, keep_stored)
+    else:
+        model = load_model(base, keep_stored=keep_stored, quantize=s.method == "qlora")
     if s.method in ("lora", "qlora"):
-        lora = s.lora
         add_lora(model, lora.r, lora.alpha, lora.dropout, lora.target_modules, seed, lora.rslora)
+        if model.fill is not None:
+            model.fill = _both(model.fill, partial(draw_lora, model, seed))
     elif s.method == "prompt_tuning":
         tokenizer.prefix = add_prompt(model, s.prompt_tuning.num_virtual_tokens, seed)
     return model.train()
+
+
+def _sharded(s: Finetune, base: Path) -> bool:
+    config = load_config(base)
+    adapter = 0 if s.method == "full" else adapter_parameters(config, s.lora.r, s.lora.target_modules)
+    shardable = s.method in ("full", "lora") and not (base / PROMPT).is_dir()
+    return sharding.wanted(config, s, adapter, shardable)
+
+
+def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        first()
+        second()
+
+    return run
 
 
 def check(tokenizer: Tokenizer, config: Config, directory: Path, sequence_length: int, stage: str) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from llm.model.dtensor import is_sharded
 
 # Newton-Schulz coefficients of Jordan et al. 2024 (kellerjordan.github.io/posts/muon), as in torch.optim.Muon.
 A, B, C = 3.4445, -4.7750, 2.0315
@@ -23,6 +26,18 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
         gram = x @ x.mT
         x = A * x + (B * gram + C * gram @ gram) @ x
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+def orthogonalize_all(matrices: list[Tensor]) -> Iterable[Tensor]:
+    """`orthogonalize` of matrices of one shape (rows, columns), in one batch, or where they are sharded in one batch
+    a process."""
+    if not is_sharded(matrices[0]):
+        return orthogonalize(torch.stack(matrices))
+    from llm.train.sharding import each_whole
+
+    # Half the bytes, and no other result: orthogonalize works in bfloat16.
+    updates = each_whole([matrix.bfloat16() for matrix in matrices], orthogonalize)  # type: ignore[misc]
+    return [update.to(matrices[0].dtype) for update in updates]
 
 
 class Muon(torch.optim.Optimizer):
@@ -49,7 +64,7 @@ class Muon(torch.optim.Optimizer):
                         state["momentum_buffer"] = torch.zeros_like(parameter)
                     state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
                     directions.append(parameter.grad.lerp(state["momentum_buffer"], group["momentum"]))
-                updates = orthogonalize(torch.stack(directions))
+                updates = orthogonalize_all(directions)
                 scale = 0.2 * max(shape) ** 0.5
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])

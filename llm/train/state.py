@@ -8,7 +8,7 @@ param can never continue an old run.
     inputs.json             what the fingerprint covers, part by part
     lock                    held while a process trains
     latest                  name of the newest complete checkpoint
-    step-00000120/          tensors.safetensors, meta.json (with the digests of both)
+    step-00000120/          tensors.safetensors, or shard-*.safetensors; meta.json (with the digests of all)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ import torch
 from torch import Tensor
 
 from llm.io import save_tensors, sha256, write_bytes
-from llm.train import distributed
+from llm.model.dtensor import is_sharded
+from llm.train import distributed, state_shards
+from llm.train.state_remote import remote
 
 KEEP = 2  # checkpoints: the newest, and one to fall back to
 
@@ -59,6 +61,7 @@ class State:
         text = json.dumps(inputs, sort_keys=True, ensure_ascii=False)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.directory = root() / ".state" / stage / self.fingerprint
+        self.remote = remote(stage, self.fingerprint)
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -94,6 +97,8 @@ class State:
             file.truncate()
             file.write(str(os.getpid()))
             file.flush()
+            if self.remote is not None and (name := self.remote.pull(self.directory)):
+                print(f"{self.stage}: {name} fetched from {self.remote.url}", flush=True)
             yield
 
     def save(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], wait: bool = False) -> None:
@@ -103,11 +108,43 @@ class State:
         training: the last good checkpoint stays.
         """
         self.wait()
+        if any(is_sharded(tensor) for tensor in tensors.values()):
+            self._save_shards(step, tensors, meta)
+            if wait:
+                self.wait()
+            return
         copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
         self._writer = threading.Thread(target=self._write_safely, args=(step, copies, meta), daemon=True)
         self._writer.start()
         if wait:
             self.wait()
+
+    def _save_shards(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """As `save`, called in every process: each writes its part, and the first makes a checkpoint of them."""
+        made: OSError | None = None
+        if distributed.first():
+            try:
+                self._temporary(step)
+            except OSError as error:
+                made = error
+        if distributed.everyone(str(made) if made else None)[0] is not None:
+            self._tell(step, made or OSError())
+            return
+        temporary = self._final(step).with_suffix(".tmp")
+        future = state_shards.start(tensors, temporary)
+
+        def commit() -> None:
+            try:
+                files = state_shards.files(future, temporary)
+                if distributed.first():
+                    self._commit(step, temporary, {**meta, "files": files})
+            except (OSError, RuntimeError) as error:  # RuntimeError: a process ended
+                if distributed.first():
+                    shutil.rmtree(temporary, ignore_errors=True)
+                self._tell(step, error)
+
+        self._writer = threading.Thread(target=commit, daemon=True)
+        self._writer.start()
 
     def wait(self) -> None:
         """Wait until the checkpoint in flight is on disk."""
@@ -115,8 +152,13 @@ class State:
             self._writer.join()
             self._writer = None
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest checkpoint whose digests hold, or None. Broken ones are named and passed over."""
+    def load(
+        self, empty: Callable[[str, torch.Size], Tensor] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint whose digests hold, or None. Broken ones are named and passed over.
+
+        empty: of a sharded model, what a tensor of some name and (whole) shape is read into; called in all processes.
+        """
         from safetensors.torch import load
 
         pointer = self.directory / "latest"
@@ -127,9 +169,10 @@ class State:
             _warn(f"{self.stage}: checkpoint {latest!r}, the newest according to {pointer}, is not there.")
         for path in paths:
             try:
-                meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-                if meta.pop("meta_sha256", None) != _digest(meta):
-                    raise ValueError("its meta.json is not what was written")
+                if empty or list(path.glob("shard-*")):
+                    meta = self._sound_shards(path)
+                    return state_shards.read(path, empty or (lambda _, shape: torch.zeros(shape))), meta
+                meta = _meta(path)
                 data = (path / "tensors.safetensors").read_bytes()
                 if hashlib.sha256(data).hexdigest() != meta["sha256"]:
                     raise ValueError("its bytes are not those that were written")
@@ -140,6 +183,18 @@ class State:
             _warn(f"{self.stage}: no checkpoint in {self.directory} is usable; training starts afresh.")
         return None
 
+    def _sound_shards(self, path: Path) -> dict[str, Any]:
+        """Check a checkpoint together; its meta.json. Raises ValueError, in every process, where it is broken."""
+        meta: dict[str, Any] = {}
+        try:
+            meta = _meta(path)
+            found = state_shards.problem(path, meta)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            found = str(error)
+        if (found := state_shards.agreed(found)) is not None:
+            raise ValueError(found)
+        return meta
+
     def _candidates(self) -> list[Path]:
         """Whole checkpoints, newest first."""
         return sorted((p for p in self.directory.glob("step-????????") if p.is_dir()), reverse=True)
@@ -148,34 +203,58 @@ class State:
         try:
             self._write(step, tensors, meta)
         except OSError as error:
-            if self._failure is None:
-                _warn(f"{self.stage}: no checkpoint of step {step}: {error}. Training goes on from the last good one.")
-            self._failure = error
+            self._tell(step, error)
 
-    def _write(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    def _tell(self, step: int, error: Exception) -> None:
+        if self._failure is None:
+            _warn(f"{self.stage}: no checkpoint of step {step}: {error}. Training goes on from the last good one.")
+        self._failure = error
+
+    def _final(self, step: int) -> Path:
+        return self.directory / f"step-{step:08d}"
+
+    def _temporary(self, step: int) -> Path:
+        """A new folder to write a checkpoint in; what others left unfinished is deleted."""
         for stale in self.directory.glob("step-*.tmp"):
             shutil.rmtree(stale)
-        final = self.directory / f"step-{step:08d}"
-        temporary = final.with_suffix(".tmp")
+        temporary = self._final(step).with_suffix(".tmp")
         temporary.mkdir()
+        return temporary
+
+    def _write(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        temporary = self._temporary(step)
         try:
             save_tensors(tensors, temporary / "tensors.safetensors")
             _sync(temporary / "tensors.safetensors")
             meta = {**meta, "sha256": sha256(temporary / "tensors.safetensors")}
-            write_bytes(temporary / "meta.json", json.dumps({**meta, "meta_sha256": _digest(meta)}).encode())
-            _sync(temporary)
-            if final.exists():
-                shutil.rmtree(final)
-            os.rename(temporary, final)
-            _sync(self.directory)
+            self._commit(step, temporary, meta)
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+    def _commit(self, step: int, temporary: Path, meta: dict[str, Any]) -> None:
+        """Make a folder with all its tensors a checkpoint."""
+        final = self._final(step)
+        write_bytes(temporary / "meta.json", json.dumps({**meta, "meta_sha256": _digest(meta)}).encode())
+        _sync(temporary)
+        if final.exists():
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+        _sync(self.directory)
         write_bytes(self.directory / "latest", final.name.encode())
+        if self.remote is not None:
+            self._copy(final)
         steps = self._candidates()
         passed_over = [path for path in steps if path.name > final.name]  # broken, or training would be further
         for path in passed_over + steps[len(passed_over) + KEEP :]:
             shutil.rmtree(path)
+
+    def _copy(self, checkpoint: Path) -> None:
+        assert self.remote is not None
+        try:
+            self.remote.push(checkpoint)
+        except Exception as error:  # whatever the remote's package raises; the checkpoint is safe here
+            _warn(f"{self.stage}: {checkpoint.name} was not copied to {self.remote.url} ({error}). Training goes on.")
 
     def _say_what_changed(self) -> None:
         """Where an unfinished older state of this stage exists, say why it is not continued."""
@@ -201,6 +280,14 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
     return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    """A checkpoint's meta.json. Raises OSError or ValueError."""
+    meta: dict[str, Any] = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    if meta.pop("meta_sha256", None) != _digest(meta):
+        raise ValueError("its meta.json is not what was written")
+    return meta
 
 
 def _digest(meta: dict[str, Any]) -> str:

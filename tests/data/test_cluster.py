@@ -13,7 +13,7 @@ import pytest
 from llm.data import chunks, cluster, corpus
 from llm.data.chunks import Chunk, find_chunks
 from llm.data.clean.plan import Plan
-from llm.data.corpus import encode_corpus
+from llm.data.corpus import Ordered, encode_corpus
 from llm.data.raw import Writer
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
@@ -55,9 +55,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[Chunk]:
     return find_chunks(raw, size=2000)
 
 
-def write(found: list[Chunk], work: Path, engine: str) -> dict[str, str]:
+def write(found: list[Chunk], work: Path, ordered: Ordered | None) -> dict[str, str]:
     tokenizer = Tokenizer.train((row.as_py() for chunk in found for row in chunks.read_chunk(chunk)["text"]), 300)
-    encode_corpus(found, tokenizer, work, 0.2, 1500, Plan(Clean(), None), workers=1, engine=engine)
+    encode_corpus(found, tokenizer, work, 0.2, 1500, Plan(Clean(), None), ordered)
     return {path.name: sha256(path) for path in sorted((work / "tokens").iterdir())}
 
 
@@ -65,7 +65,7 @@ def test_a_cluster_writes_the_bytes_of_one_process(
     found: list[Chunk], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(dask.config.config, "scheduler-address", address)
-    assert write(found, tmp_path / "dask", "dask") == write(found, tmp_path / "local", "local")
+    assert write(found, tmp_path / "dask", cluster.ordered) == write(found, tmp_path / "local", None)
 
 
 def test_a_worker_that_dies_costs_nothing_and_the_order_stays(

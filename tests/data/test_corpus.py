@@ -23,6 +23,7 @@ from llm.data.clean.plan import Plan
 from llm.data.clean.rules import Cleaned
 from llm.data.corpus import describe, encode_corpus
 from llm.data.counts import Counts
+from llm.data.parallel import Workers
 from llm.data.raw import Writer
 from llm.data.shards import TokenStream, is_validation
 from llm.data.tokenizer import Tokenizer
@@ -52,8 +53,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[Chunk]:
 
 def write(found: list[Chunk], tokenizer: Tokenizer, work: Path, **changes: Any) -> tuple[dict[str, str], Counts]:
     """Digests of the shards and of meta.json, and the counts."""
-    settings = {"val_fraction": 0.2, "shard_tokens": 1500, "workers": 1, "plan": Plan(Clean(), None), **changes}
-    shards, counts = encode_corpus(found, tokenizer, work, **settings)
+    settings = {"val_fraction": 0.2, "shard_tokens": 1500, "plan": Plan(Clean(), None), **changes}
+    with Workers(settings.pop("workers", 1)) as workers:
+        shards, counts = encode_corpus(found, tokenizer, work, ordered=workers.ordered, **settings)
     write_json(work / "tokens" / "meta.json", describe(shards, counts, tokenizer, 0.2))
     return {path.name: sha256(path) for path in sorted((work / "tokens").iterdir())}, counts
 
@@ -141,7 +143,7 @@ def counted(*args, **kwargs):
 
 setattr(owner, name, counted)
 plan = Plan(Clean(), None)
-corpus.encode_corpus(find_chunks(Path(raw), 6000), Tokenizer.load(tokenizer), Path(work), 0.2, 1500, plan, workers=1)
+corpus.encode_corpus(find_chunks(Path(raw), 6000), Tokenizer.load(tokenizer), Path(work), 0.2, 1500, plan)
 """
 KILLS = [("save", 1), ("save", 6), ("save-after", 3), ("add", 9), ("add-after", 16), ("finish", 4), ("finish-after", 5)]
 
@@ -296,17 +298,23 @@ def give(function: Any) -> Any:
     return function
 
 
+def run(function: Any, count: int) -> list[int]:
+    with Workers(count) as workers:
+        return list(workers.ordered(partial(give, function), range(10)))
+
+
 def test_a_worker_that_is_killed_is_told_with_the_remedy() -> None:
     with pytest.raises(UserError, match=r"want of memory.*tokenize\.workers"):
-        list(parallel.ordered(partial(give, dies), range(10), 2))
+        run(dies, 2)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_order_and_errors_in_their_turn(workers: int) -> None:
-    results = parallel.ordered(partial(give, doubles), range(100), workers)
-    assert [next(results) for _ in range(7)] == [0, 2, 4, 6, 8, 10, 12]
-    with pytest.raises(ValueError, match="seven"):
-        next(results)
+    with Workers(workers) as pool:
+        results = pool.ordered(partial(give, doubles), range(100))
+        assert [next(results) for _ in range(7)] == [0, 2, 4, 6, 8, 10, 12]
+        with pytest.raises(ValueError, match="seven"):
+            next(results)
 
 
 def test_few_items_are_handed_out_at_a_time() -> None:
@@ -317,10 +325,16 @@ def test_few_items_are_handed_out_at_a_time() -> None:
             given.append(i)
             yield i % 7
 
-    results = parallel.ordered(partial(give, doubles), items(), 2)
-    next(results)
-    assert len(given) <= 2 + parallel.AHEAD + 1
-    results.close()  # type: ignore[attr-defined]
+    with Workers(2) as workers:
+        next(workers.ordered(partial(give, doubles), items()))
+        assert len(given) <= 2 + parallel.AHEAD + 1
+
+
+def test_workers_that_never_get_a_function_end_too() -> None:
+    with Workers(2) as workers:
+        assert workers.pool is not None
+        children = list(workers.pool._processes.values())
+    assert [child.exitcode for child in children] == [0, 0]
 
 
 def test_too_little_room_is_refused_before_the_work(

@@ -37,9 +37,7 @@ def write_shards(texts: list[str], tokenizer: Tokenizer, folder: Path, val_fract
         for number, text in enumerate(texts):
             writer.write({"id": str(number), "text": text, "source": "test"})
     chunks = find_chunks(folder / "raw", size=5000)
-    shards, counts = encode_corpus(
-        chunks, tokenizer, folder, val_fraction, shard_tokens, Plan(Clean(), None), workers=1
-    )
+    shards, counts = encode_corpus(chunks, tokenizer, folder, val_fraction, shard_tokens, Plan(Clean(), None))
     write_json(folder / "tokens" / "meta.json", describe(shards, counts, tokenizer, val_fraction))
     return folder / "tokens"
 

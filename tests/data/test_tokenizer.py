@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.data.tokenizer import GPT2_PATTERN, PATTERN, SPECIAL, Tokenizer
+from llm.data.tokenizer import GPT2_PATTERN, PATTERN, SPECIAL, Tokenizer, gpt2_is_here
 from llm.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -196,6 +196,15 @@ def test_gpt2s_merges_lead_to_the_published_tokens(
     peer = tokenizers.Tokenizer.from_str(json.dumps(content))
     text = "\n".join(TEXTS) + "  \u00e9\u4e2d\U0001f600 don't   'some 12345\n\n\n"
     assert peer.encode(text).ids == ours.encode(text)
+
+
+def test_whether_gpt2s_files_are_here_is_told_without_fetching_them(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "elsewhere"))
+    assert not gpt2_is_here()
+    gpt2(data_dir, tmp_path, monkeypatch)
+    assert gpt2_is_here()
 
 
 def test_gpt2_with_a_damaged_file_names_it(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

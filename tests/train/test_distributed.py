@@ -11,6 +11,7 @@ here. Measured: 3.4e-5 nats. (To first order: that differences are not amplified
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 from llm.data.order import batch_ids
+from llm.errors import UserError
 from llm.train import distributed
 from tests.train.workers import BATCH, MICRO, ROWS, Workers
 
@@ -130,8 +132,9 @@ def test_dropout_of_an_adapter_is_the_same_for_any_number_of_processes(workers: 
     np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-5)
 
 
-def test_one_process_that_fails_ends_all_and_each_says_why(workers: Workers, tmp_path: Path) -> None:
-    answers = workers.run(2, tmp_path, steps=STEPS, broken=1)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_one_process_that_fails_ends_all_and_each_says_why(workers: Workers, tmp_path: Path, sharded: bool) -> None:
+    answers = workers.run(2, tmp_path, steps=STEPS, broken=1, sharded=sharded)
     assert answers[1]["error"] == "data/tokens/train-00000.npy cannot be read"
     assert "process 0 ends, since another one did" in answers[0]["error"]
 
@@ -142,6 +145,28 @@ def test_processes_that_disagree_are_refused_by_process_and_key(workers: Workers
     for answer in answers:
         assert "pretrain.learning_rate is 0.02 in process 1 and 0.01 in process 0" in answer["error"]
         assert answer["calls"] == []
+
+
+@pytest.mark.parametrize(("hangs", "sharded"), [(1, False), (0, True)])
+def test_a_process_that_hangs_is_named_by_the_others(
+    workers: Workers, tmp_path: Path, hangs: int, sharded: bool
+) -> None:
+    answers = workers.run(3, tmp_path, steps=STEPS, hang=hangs, timeout=4, sharded=sharded)
+    errors = [answer["error"] for answer in answers if f"process {hangs} of 3 did not come" in answer.get("error", "")]
+    assert errors, answers
+    assert "within 4 s" in errors[0]
+
+
+def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        settings = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for key, value in settings.items():
+            monkeypatch.setenv(key, value)
+        with pytest.raises(UserError, match=f"port {port} is in use"), distributed.processes():
+            pass
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])

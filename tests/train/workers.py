@@ -6,6 +6,7 @@ the other processes of that job as under torchrun, and answers with a line of JS
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -16,16 +17,23 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llm.model.transformer import Transformer
 
 ROOT = Path(__file__).parent.parent.parent
 MICRO = 2  # rows: five micro-batches a step, of which the last has one row, so that no number of processes divides them
 BATCH = 9
 ROWS = 4096
-PATIENCE = 60.0  # seconds for an answer
+PATIENCE = 300.0  # seconds for an answer, on a busy machine
 
 
 class Workers:
@@ -79,9 +87,11 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
 
     steps, optimizer: of the run. copy: a root whose state is continued. stop: the last process is told to stop in this
     step. broken: in this process the rows of a later step cannot be read. lora: dropout of an adapter. inputs: what the
-    run depends on, by process.
+    run depends on, by process. sharded: the model is, made on the meta device. hang: this
+    process sleeps in the third step. timeout: seconds that the others wait. precision: of the activations.
     """
     from llm.errors import UserError
+    from llm.model.dtensor import unshard
     from llm.model.lora import add_lora
     from llm.train import distributed, hardware
     from llm.train.loop import Trainer
@@ -112,6 +122,8 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
         def _step(self, step: int) -> tuple[float, float, float]:
             if step + 1 == job.get("stop") and rank == job["world"] - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
+            if step == 2 and rank == job.get("hang"):
+                time.sleep(job["timeout"] + 8)
             return super()._step(step)
 
     hardware.micro_batch = lambda *_: MICRO
@@ -121,11 +133,17 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
         shutil.copytree(job["copy"], root)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(job["port"]), "DVC_ROOT": str(root)}
+    os.environ["LLM_TIMEOUT_SECONDS"] = str(job.get("timeout", 600))
+    if "start" in job:
+        return filled(job)
     model = random_model(0, qk_norm=True)
     if "lora" in job:
         add_lora(model, 4, 8.0, job["lora"], ["q_proj", "down_proj"], 0)
+    if job.get("sharded") and world > 1:
+        model = to_shard(model)
     model.train()
-    training = settings(batch_tokens=BATCH * LENGTH, optimizer=job.get("optimizer", "adamw"), eval_every=50)
+    changes = {"optimizer": job.get("optimizer", "adamw"), "precision": job.get("precision", "fp32")}
+    training = settings(batch_tokens=BATCH * LENGTH, eval_every=50, **changes)
     inputs = job["inputs"][rank] if "inputs" in job else {"run": "one"}
     state, held_out = State("pretrain", inputs), Sequences()
     answer: dict[str, Any] = {}
@@ -134,13 +152,80 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
             trainer = Stoppable(model, Recording(), held_out, held_out, training, job["steps"], 1, state, Silent())
             result = trainer.run()
             answer |= {"history": result.history, "val_loss": result.val_loss, "timing": result.timing}
+            answer["held"] = sum(local(p).numel() for p in model.parameters())
+            if trainer.sharded:
+                unshard(model, keep=True)
     except (UserError, SystemExit) as error:
         answer["error"] = str(error)
-    weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    weights = {name: local(value.detach()).numpy() for name, value in model.state_dict().items()}
     digest = hashlib.sha256(b"".join(weights[name].tobytes() for name in sorted(weights))).hexdigest()
     if rank == 0:
         np.savez(root / "weights.npz", **weights)
     return answer | {"calls": calls, "digest": digest, "micro": trainer.micro if "history" in answer else None}
+
+
+def started(job: dict[str, Any], sharded: bool) -> Transformer:
+    """What `job["start"]` begins with: `new` weights, with the circuit, or a directory's, with an adapter."""
+    from llm.model.config import Config
+    from llm.model.files import load_model, model_to_shard
+    from llm.model.induction import seed_induction
+    from llm.model.lora import add_lora, draw_lora
+    from llm.model.transformer import Transformer
+    from llm.train.init import new_model_to_shard
+
+    if job["start"] == "new":
+        config = Config(**job["config"])
+        if sharded:
+            return new_model_to_shard(config, 7, induction=True)
+        model = Transformer(config)
+        model.initialize(7)
+        seed_induction(model, 7)
+        return model
+    model = model_to_shard(job["start"], keep_stored=True) if sharded else load_model(job["start"], keep_stored=True)
+    add_lora(model, 3, 8.0, 0.0, ["q_proj", "down_proj"], 5)
+    if model.fill is not None:
+        read = model.fill
+        model.fill = lambda: (read(), draw_lora(model, 5))[1]
+    return model
+
+
+def filled(job: dict[str, Any]) -> dict[str, Any]:
+    """Digests of a started model's parameters, and their largest part in this process."""
+    import torch
+
+    from llm.model.dtensor import whole
+    from llm.train import distributed, sharding
+
+    with distributed.processes():
+        model = started(job, sharded=job["world"] > 1)
+        if job["world"] > 1:
+            sharding.shard(model, torch.device("cpu"), torch.bfloat16, compiled=False)
+        digests, held = {}, 0
+        for name, parameter in model.named_parameters():
+            value = whole(parameter.detach())
+            digests[name] = f"{value.dtype} {hashlib.sha256(value.view(torch.uint8).numpy()).hexdigest()}"
+            held += local(parameter).numel()
+        return {"digests": digests, "held": held}
+
+
+def to_shard(model: Transformer) -> Transformer:
+    """The model on the meta device, whose `fill` gives it its present values."""
+    from llm.model.dtensor import fill
+
+    values = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    model.to("meta")
+
+    def values_back() -> None:
+        for name, value in values.items():
+            fill(model.get_parameter(name), value)
+
+    model.fill = values_back
+    return model
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def main() -> None:
@@ -148,7 +233,11 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
-        answer = work(rank, json.loads(line))
+        with tempfile.TemporaryFile("w+") as said:
+            with contextlib.redirect_stderr(said):
+                answer = work(rank, json.loads(line))
+            said.seek(0)
+            answer["said"] = said.read()
         gc.collect()  # closes the connections of a group that failed, as the end of the process would
         print(json.dumps(answer), file=answers, flush=True)
 

@@ -1,0 +1,117 @@
+"""The measured techniques for people: a sentence a row, said by the figures alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llm.io import read_json
+
+PATH = Path("metrics/timing/techniques.json")
+PARTS = ("weights", "gradients", "optimizer", "activations")
+NAMES = {"weights": "weights", "gradients": "gradients", "optimizer": "optimizer state", "activations": "activations"}
+SAME = 0.03  # a change by less than this is none: two runs of a row differ by as much in time
+SAME_LOSS = 0.01  # of the loss
+
+
+def collect() -> dict[str, Any] | None:
+    """What the stage `techniques` left, each row with the sentence that explains it; None where it was not run."""
+    if not PATH.is_file():
+        return None
+    found: dict[str, Any] = read_json(PATH)
+    rows = {row["name"]: row for row in found["rows"]}
+    for row in found["rows"]:
+        row["why"] = sentence(row, rows.get(row["beside"]))
+    return found
+
+
+def sentence(row: dict[str, Any], other: dict[str, Any] | None) -> str:
+    """What the row's last technique changed, beside the row that lacks it, and by what means."""
+    if other is None:
+        most = max(PARTS, key=lambda part: row["memory"][part])
+        share = row["memory"][most] / row["peak_bytes"]
+        return f"Of its memory the {NAMES[most]} take most, {_percent(share)}."
+    moved = [
+        part
+        for part in sorted(PARTS, key=lambda part: -abs(row["memory"][part] - other["memory"][part]))
+        if abs(row["memory"][part] - other["memory"][part]) > SAME * other["peak_bytes"]
+    ]
+    memory = row["peak_bytes"] / other["peak_bytes"]
+    text = f"Beside {other['label']} it takes {_times(memory)} memory"
+    if moved:
+        changes = (f"{NAMES[p]} {mega(other['memory'][p])} → {mega(row['memory'][p])}" for p in moved)
+        text += f" ({', '.join(changes)}{_because(row, other, moved)})"
+    time = row["step_seconds"] / other["step_seconds"]
+    text += f", {_times(time)} time a step"
+    gain = (row["loss"] - other["loss"]) / other["loss"]
+    if abs(gain) < SAME_LOSS:
+        text += f", and comes to the same loss within {_percent(SAME_LOSS)}."
+    else:
+        text += f", and comes to a loss {_percent(abs(gain))} {'lower' if gain < 0 else 'higher'}."
+    if memory > 1 - SAME and time > 1 - SAME and gain > -SAME_LOSS:
+        text += " Here it does not pay."
+    return text
+
+
+def _because(row: dict[str, Any], other: dict[str, Any], moved: list[str]) -> str:
+    """The means, as far as the two rows differ in them and what they act on has moved."""
+    found = []
+    if row["trainable_parameters"] != other["trainable_parameters"] and {"gradients", "optimizer"} & set(moved):
+        found.append(f"{_percent(row['trainable_parameters'] / row['parameters'], 1)} of the parameters are trained")
+    if "weights" in moved:
+        bits = (
+            8 * row["memory"]["weights"] / (row["parameters"] + row["trainable_parameters"] * (row["method"] != "full"))
+        )
+        found.append(f"{bits:.1f} bits a weight")
+    if "activations" in moved:
+        if row["rows"] != other["rows"]:
+            found.append(f"{row['rows']} of {row['batch_rows']} sequences at a time")
+        if row["activation_type"] != other["activation_type"]:
+            found.append(f"activations in {row['activation_type']}")
+        if row["checkpointing"] and not other["checkpointing"]:
+            found.append("the layers' are computed again instead of being kept")
+    return f": {', '.join(found)}" if found else ""
+
+
+def _times(ratio: float) -> str:
+    return "the same" if abs(ratio - 1) <= SAME else f"{ratio:.2f} times the"
+
+
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def mega(count: float) -> str:
+    """Bytes as MB or GB."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def draw(found: dict[str, Any] | None) -> dict[str, str]:
+    """`techniques` → SVG in stand-in colours: memory by part, and the time of a step."""
+    if not found:
+        return {}
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from llm.report.figures import BLUE, GREEN, INK, MUTED, ORANGE, STYLE, _svg
+
+    rows = found["rows"]
+    with matplotlib.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(7.2, 1.1 + 0.28 * len(rows)), sharey=True, width_ratios=(3, 2)
+        )
+        places = range(len(rows))
+        start = [0.0] * len(rows)
+        for part, colour in zip(PARTS, (BLUE, GREEN, MUTED, ORANGE), strict=True):
+            sizes = [row["memory"][part] / 1e6 for row in rows]
+            left.barh(places, sizes, left=start, height=0.6, color=colour, label=NAMES[part])
+            start = [a + b for a, b in zip(start, sizes, strict=True)]
+        left.set_yticks(places, [row["label"] for row in rows])
+        left.invert_yaxis()
+        left.set(title="Memory by part", xlabel="MB")
+        left.legend(fontsize=7.5)
+        right.barh(places, [row["step_seconds"] for row in rows], height=0.6, color=INK)
+        right.set(title="Time of a step", xlabel="seconds")
+        return {"techniques": _svg(figure)}

@@ -1,0 +1,115 @@
+"""Checkpoints a second time, on a remote file system: a machine that is lost with its disk costs no more than a kill.
+
+`LLM_STATE_URL` (s3://bucket/folder, gs://…, a mounted path) turns it on; fsspec and the package of the address do the
+work. Each checkpoint goes there once it is complete here, from the thread that wrote it, so training does not wait; a
+machine without a state, or with an older one, begins with what is there. The pointer is written last, so a checkpoint
+that was cut off is never taken.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llm.errors import UserError
+
+T = TypeVar("T")
+PATIENCE = 300.0  # seconds for which a remote that does not answer is asked again
+PAUSE = 1.0  # before it is asked the first time, then twice as long, at most MOST
+MOST = 20.0
+
+
+class Remote:
+    """The remote copy of one run's checkpoints."""
+
+    def __init__(self, url: str, stage: str, fingerprint: str) -> None:
+        """Raises UserError where no installed package knows the address."""
+        import fsspec
+
+        try:
+            self.fs, root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"LLM_STATE_URL={url}: {error}. s3:// needs `pip install s3fs`, gs:// gcsfs.") from None
+        self.url, self.root = url, posixpath.join(root, stage, fingerprint)
+
+    def push(self, checkpoint: Path) -> None:
+        """Copy a checkpoint there, and then delete what came before it.
+
+        Raises:
+            Exception: the remote's own, after PATIENCE.
+        """
+
+        def copy() -> None:
+            there = posixpath.join(self.root, checkpoint.name)
+            self.fs.makedirs(there, exist_ok=True)
+            for path in sorted(checkpoint.iterdir()):
+                self.fs.put_file(str(path), posixpath.join(there, path.name))
+            self.fs.pipe_file(posixpath.join(self.root, "latest"), checkpoint.name.encode())
+            for old in self._names():
+                if old != checkpoint.name:
+                    self.fs.rm(posixpath.join(self.root, old), recursive=True)
+
+        self._patiently(copy)
+
+    def pull(self, directory: Path) -> str | None:
+        """Fetch the newest checkpoint into a state's directory, where that has none so new; its name.
+
+        Raises:
+            UserError: the remote does not answer.
+        """
+        try:
+            return self._patiently(lambda: self._pull(directory))
+        except Exception as error:  # whatever the remote's package raises
+            raise UserError(
+                f"LLM_STATE_URL={self.url} cannot be read ({type(error).__name__}: {error}). A state may lie there, so "
+                "nothing starts anew; mend the connection, or unset LLM_STATE_URL to do without."
+            ) from None
+
+    def _pull(self, directory: Path) -> str | None:
+        self.fs.invalidate_cache()
+        pointer = posixpath.join(self.root, "latest")
+        if not self.fs.exists(pointer):
+            return None
+        name = self.fs.cat_file(pointer).decode()
+        here = [path.name for path in directory.glob("step-????????")]
+        if max(here, default="") >= name:
+            return None
+        temporary = directory / f"{name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for path in self.fs.ls(posixpath.join(self.root, name), detail=False):
+            self.fs.get_file(path, str(temporary / posixpath.basename(path)))
+        os.rename(temporary, directory / name)
+        return name
+
+    def _names(self) -> list[str]:
+        self.fs.invalidate_cache()
+        names = [posixpath.basename(path.rstrip("/")) for path in self.fs.ls(self.root, detail=False)]
+        return [name for name in names if name.startswith("step-")]
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Do it again where it fails, until PATIENCE is over; each action may be done twice."""
+        deadline, pause, told = time.monotonic() + PATIENCE, PAUSE, False
+        while True:
+            try:
+                return action()
+            except Exception as error:  # packages translate a lost connection into errors of many kinds
+                if time.monotonic() + pause > deadline:
+                    raise
+                if not told:
+                    print(f"warning: {self.url}: {error}; trying again", file=sys.stderr, flush=True)
+                told = True
+            time.sleep(pause)
+            pause = min(2 * pause, MOST)
+
+
+def remote(stage: str, fingerprint: str) -> Remote | None:
+    """What `LLM_STATE_URL` asks for."""
+    url: Any = os.environ.get("LLM_STATE_URL")
+    return Remote(url, stage, fingerprint) if url else None
