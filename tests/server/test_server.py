@@ -246,16 +246,23 @@ def test_the_command_serves_this_machine_alone_until_it_is_interrupted(directori
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     ) as process:
-        assert process.stdout
-        lines = [process.stdout.readline() for _ in range(4)]
-        url = lines[-1].split()[1].rstrip("/")
-        assert [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]] == ["base", "finetuned", "skill"]
-        listening = [c for c in psutil.Process(process.pid).net_connections() if c.status == psutil.CONN_LISTEN]
-        assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
-        taken = subprocess.run([*command[:5], url.rpartition(":")[2]], capture_output=True, text=True, check=False)
-        assert taken.returncode == 1
-        assert "cannot be used" in taken.stderr
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
-        assert process.stderr
-        assert "Traceback" not in process.stderr.read()
+        try:
+            assert process.stdout
+            lines = [process.stdout.readline() for _ in range(4)]
+            url = lines[-1].split()[1].rstrip("/")
+            assert [model["id"] for model in httpx.get(f"{url}/v1/models", timeout=60).json()["data"]] == [
+                "base",
+                "finetuned",
+                "skill",
+            ]
+            listening = [c for c in psutil.Process(process.pid).net_connections() if c.status == psutil.CONN_LISTEN]
+            assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
+            taken = subprocess.run([*command[:5], url.rpartition(":")[2]], capture_output=True, text=True, check=False)
+            assert taken.returncode == 1
+            assert "cannot be used" in taken.stderr
+            process.send_signal(signal.SIGINT)
+            assert process.wait(120) == 0
+            assert process.stderr
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()  # where a promise was broken; nothing else would end it
