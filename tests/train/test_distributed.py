@@ -132,9 +132,8 @@ def test_dropout_of_an_adapter_is_the_same_for_any_number_of_processes(workers: 
     np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-5)
 
 
-@pytest.mark.parametrize("sharded", [False, True])
-def test_one_process_that_fails_ends_all_and_each_says_why(workers: Workers, tmp_path: Path, sharded: bool) -> None:
-    answers = workers.run(2, tmp_path, steps=STEPS, broken=1, sharded=sharded)
+def test_one_process_that_fails_ends_all_and_each_says_why(workers: Workers, tmp_path: Path) -> None:
+    answers = workers.run(2, tmp_path, steps=STEPS, broken=1)
     assert answers[1]["error"] == "data/tokens/train-00000.npy cannot be read"
     assert "process 0 ends, since another one did" in answers[0]["error"]
 
