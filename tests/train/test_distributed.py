@@ -146,14 +146,11 @@ def test_processes_that_disagree_are_refused_by_process_and_key(workers: Workers
         assert answer["calls"] == []
 
 
-@pytest.mark.parametrize(("hangs", "sharded"), [(1, False), (0, True)])
-def test_a_process_that_hangs_is_named_by_the_others(
-    workers: Workers, tmp_path: Path, hangs: int, sharded: bool
-) -> None:
-    answers = workers.run(3, tmp_path, steps=STEPS, hang=hangs, timeout=4, sharded=sharded)
-    errors = [answer["error"] for answer in answers if f"process {hangs} of 3 did not come" in answer.get("error", "")]
+def test_a_process_that_hangs_is_named_by_the_others(workers: Workers, tmp_path: Path) -> None:
+    answers = workers.run(3, tmp_path, steps=STEPS, hang=1, timeout=6)
+    errors = [answer["error"] for answer in answers if "process 1 of 3 did not come" in answer.get("error", "")]
     assert errors, answers
-    assert "within 4 s" in errors[0]
+    assert "within 6 s" in errors[0]
 
 
 def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
