@@ -46,6 +46,7 @@ def trainer(
     any_offset: bool = False,
     qk_norm: bool = False,
     tied: bool = True,
+    to_shard: bool = False,
     **settings: Any,
 ) -> Any:
     """A Trainer of `shape` on the shards in `tokens`, with its state in `folder`; `settings` replace params.yaml's."""
@@ -54,6 +55,7 @@ def trainer(
     from llm.data.shards import TokenStream
     from llm.model.config import Config
     from llm.model.transformer import Transformer
+    from llm.train.init import new_model_to_shard
     from llm.train.loop import Trainer
     from llm.train.state import State
     from llm.train.windows import TokenWindows
@@ -76,8 +78,9 @@ def trainer(
         tie_word_embeddings=tied,
         qk_norm=qk_norm,
     )
-    model = Transformer(config)
-    model.initialize(seed)
+    model = new_model_to_shard(config, seed, induction=False) if to_shard else Transformer(config)
+    if not to_shard:
+        model.initialize(seed)
     train_set = (
         Offsets(train.read(0, len(train)), shape.block) if any_offset else TokenWindows(train, shape.block, True)
     )

@@ -66,7 +66,6 @@ def main() -> None:
             "tokens": result.tokens,
             "val_loss_by_task": by_task,
         }
-        model.to("cpu")
         methods.write(model, s, tokenizer, base, ADAPTER, FINETUNED)
         write_history("metrics/finetune_history.csv", result.history)
         write_json("metrics/finetune.json", metrics)

@@ -290,9 +290,14 @@ class Trainer:
         return mean, norm, rate
 
     def gather(self) -> None:
-        """Make a sharded model whole in the first process's memory, to be written; it ends training."""
+        """Bring the model, of a sharded one all parts, to the first process's host memory, to be written.
+
+        It ends training.
+        """
         if self.sharded:
             unshard(self.model, keep=self.rank == 0)
+        else:
+            self.model.to("cpu")
 
     def _host_tensors(self, data: Dataset, ids: np.ndarray) -> dict[str, Tensor]:
         return host_tensors(data, ids, self.micro, pin=self.device.type == "cuda")

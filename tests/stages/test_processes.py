@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from safetensors.numpy import load_file
 
 from llm.errors import UserError
@@ -61,19 +62,37 @@ def command(root: Path, *words: str, **env: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
+def sharded(prepared: Path) -> Path:
+    """One more, for two processes that share the weights."""
+    return Path(
+        shutil.copytree(prepared, prepared.with_name("sharded"), ignore=shutil.ignore_patterns("models", ".state"))
+    )
+
+
+@pytest.fixture(scope="module")
 def both(prepared: Path) -> Path:
     """Another folder with the same data, for two processes."""
-    return Path(shutil.copytree(prepared, prepared.with_name("both")))
+    return Path(
+        shutil.copytree(prepared, prepared.with_name("both"), ignore=shutil.ignore_patterns("models", ".state"))
+    )
 
 
-def test_two_processes_write_what_one_writes(prepared: Path, both: Path) -> None:
+@pytest.fixture(scope="module")
+def alone(prepared: Path) -> Path:
+    """What one process writes."""
     for stage in ("pretrain", "finetune"):
-        printed = [
-            command(root, "python", "-m", f"stages.{stage}", LLM_PROCESSES=processes).stdout
-            for root, processes in ((prepared, "1"), (both, "2"))
-        ]
-        assert printed[1].count("validation loss") == 1  # though two processes know it
-        assert "2 processes" in printed[1]
+        command(prepared, "python", "-m", f"stages.{stage}", LLM_PROCESSES="1")
+    return prepared
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_two_processes_write_what_one_writes(alone: Path, both: Path, sharded: Path, sharding: str) -> None:
+    prepared, both = alone, both if sharding == "ddp" else sharded
+    for stage in ("pretrain", "finetune"):
+        env = {"LLM_PROCESSES": "2"} | ({"LLM_SHARDING": sharding} if sharding == "fsdp" else {})
+        printed = command(both, "python", "-m", f"stages.{stage}", **env).stdout
+        assert printed.count("validation loss") == 1  # though two processes know it
+        assert f"2 processes{', sharded' if sharding == 'fsdp' else ''} ·" in printed
         one, two = (json.loads((root / f"metrics/{stage}.json").read_text()) for root in (prepared, both))
         assert one.keys() == two.keys()
         assert two["val_loss"] == pytest.approx(one["val_loss"], abs=5e-4)  # nats
@@ -81,11 +100,31 @@ def test_two_processes_write_what_one_writes(prepared: Path, both: Path) -> None
         assert len(histories[0]) == len(histories[1]) > 5
         timing = json.loads((both / f"metrics/timing/{stage}.json").read_text())
         assert timing["processes"] == 2
+        assert timing["sharded"] is (sharding == "fsdp")
         assert timing["identical_bytes"].startswith("yes")
-        files = [sorted(p.relative_to(root) for p in (root / "models").rglob("*.*")) for root in (prepared, both)]
-        assert files[0] == files[1]
+    files = [sorted(p.relative_to(root) for p in (root / "models").rglob("*.*")) for root in (prepared, both)]
+    assert files[0] == files[1]
     one, two = (load_file(root / "models/base/model.safetensors") for root in (prepared, both))
     assert max(np.abs(one[key] - two[key]).max() for key in one) < 1e-3
+
+
+def test_all_weights_are_finetuned_in_shards_as_in_one_process(alone: Path, sharded: Path) -> None:
+    losses = []
+    for root, env in ((alone, {"LLM_PROCESSES": "1"}), (sharded, {"LLM_PROCESSES": "2", "LLM_SHARDING": "fsdp"})):
+        copied = Path(
+            shutil.copytree(root, root.with_name(f"{root.name}-full"), ignore=shutil.ignore_patterns(".state"))
+        )
+        settings = yaml.safe_load((copied / "params.yaml").read_text())
+        settings["finetune"] |= {"method": "full", "optimizer": "muon"}
+        (copied / "params.yaml").write_text(yaml.safe_dump(settings))
+        shutil.copytree(alone / "models/base", copied / "models/base", dirs_exist_ok=True)
+        command(copied, "python", "-m", "stages.finetune", **env)
+        losses.append(json.loads((copied / "metrics/finetune.json").read_text())["val_loss_by_task"])
+        assert (
+            load_file(copied / "models/finetuned/model.safetensors").keys()
+            == load_file(copied / "models/base/model.safetensors").keys()
+        )
+    assert losses[1] == pytest.approx(losses[0], abs=0.02)  # nats; Muon rounds to bfloat16
 
 
 def test_processes_started_by_torchrun_start_no_others(prepared: Path, tmp_path: Path) -> None:
@@ -97,14 +136,18 @@ def test_processes_started_by_torchrun_start_no_others(prepared: Path, tmp_path:
     assert (root / "models/base/model.safetensors").exists()
 
 
-def test_a_process_that_is_killed_is_started_again_from_the_last_state(both: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_a_process_that_is_killed_is_started_again_from_the_last_state(
+    both: Path, sharded: Path, tmp_path: Path, sharding: str
+) -> None:
     root = tmp_path / "killed"
+    both = both if sharding == "ddp" else sharded
     shutil.copytree(both, root, ignore=shutil.ignore_patterns("models", ".state"))
     env = {**environment(root), "PYTHONPATH": str(ROOT), "DVC_ROOT": str(root), "LLM_DEVICE": "cpu"}
     process = subprocess.Popen(
         [sys.executable, "-m", "stages.pretrain"],
         cwd=root,
-        env={**env, "LLM_PROCESSES": "2", "LLM_STATE_SECONDS": "0"},
+        env={**env, "LLM_PROCESSES": "2", "LLM_STATE_SECONDS": "0", "LLM_SHARDING": sharding},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
