@@ -103,7 +103,7 @@ def loader(gate: Gate, shape: Shape, tokens: Path, folder: Path) -> dict[str, fl
         ids = batch_ids(run.seed, step, run.batch_size, run.train_set.num_rows)
         run.train_set.label_counts(ids)
         for first in range(0, len(ids), run.micro):
-            run._tensors(run.train_set, ids[first : first + run.micro])
+            run._host_tensors(run.train_set, ids[first : first + run.micro])
         reading.append(time.perf_counter() - began)
         began = time.perf_counter()
         run._step(step)
