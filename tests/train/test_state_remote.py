@@ -44,7 +44,8 @@ class Server:
 @pytest.fixture(scope="module")
 def s3() -> Iterator[Server]:
     pytest.importorskip("moto")
-    pytest.importorskip("s3fs")
+    s3fs = pytest.importorskip("s3fs")
+    s3fs.S3FileSystem.clear_instance_cache()  # one that was made before these keys would be given again
     with pytest.MonkeyPatch.context() as patch:
         for key, value in KEYS.items():
             patch.setenv(key, value)
@@ -52,6 +53,7 @@ def s3() -> Iterator[Server]:
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
         fsspec.filesystem("s3").mkdir("bucket")
         yield server
+        s3fs.S3FileSystem.clear_instance_cache()
         server.stop()
 
 
