@@ -197,7 +197,9 @@ def run_trial(tuning: Tuning, trial: Any, name: str, values: dict[str, Any]) -> 
         command += ["--set-param", f"{key}={'true' if value is True else 'false' if value is False else value}"]
     log = root() / ".state" / "tuning" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "LLM_STUDY": tuning.study, "LLM_TRIAL": str(trial.number)}
+    # DVC and the stages of the environment that this runs in, whether or not a shell has activated it.
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    environment = {**os.environ, "PATH": path, "LLM_STUDY": tuning.study, "LLM_TRIAL": str(trial.number)}
     for _ in range(TRIES):
         with open(log, "w", encoding="utf-8") as file:
             process = subprocess.Popen(

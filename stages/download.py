@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import glob
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from llm import params
 from llm.data import known
+from llm.data.finished import finished_work, forget_others
 from llm.data.sources import datasets_of, fingerprint, write_raw
 from llm.errors import NO_SPACE, no_space, run_stage
 from llm.io import link, read_json, whole_directory
@@ -49,29 +45,6 @@ def main() -> None:
         shutil.rmtree(state)
         timing["bytes"] = sum(manifest["bytes"] for manifest in manifests.values())
     print_table(manifests)
-
-
-@contextmanager
-def finished_work() -> Iterator[Path]:
-    """The place of finished data sets, held by one process at a time."""
-    root = Path(os.environ.get("DVC_ROOT", ".")) / ".state"
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / "download.lock", "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("download: waiting for another download of this repository to end", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield root / "download"
-
-
-def forget_others(directory: Path) -> None:
-    """Remove what broke off of the data set under other params, code or files: nothing will go on with it."""
-    name = directory.name[:-16]  # without the fingerprint
-    for other in directory.parent.glob(f"{glob.escape(name)}{'[0-9a-f]' * 16}"):
-        if other != directory and not (other / "manifest.json").exists():
-            shutil.rmtree(other)
-            other.with_name(f"{other.name}.part.json").unlink(missing_ok=True)
 
 
 def print_table(manifests: dict[str, dict[str, Any]]) -> None:

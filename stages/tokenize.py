@@ -5,17 +5,16 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 from llm import params
 from llm.data import cluster, corpus_sample, parallel
 from llm.data.chunks import digest, find_chunks
 from llm.data.clean import plan as clean
-from llm.data.corpus import code_version, describe, encode_corpus, worker_count
+from llm.data.corpus import decided_by, describe, encode_corpus, worker_count
 from llm.data.encoder import choose
 from llm.data.source_counts import mixture, save_validation
 from llm.errors import run_stage
-from llm.io import link, read_json, sha256, whole_directory, write_json
+from llm.io import link, read_json, whole_directory, write_json
 from llm.tasks.held_out import test_texts
 from llm.timing import stage_timing
 from llm.unfinished import unfinished
@@ -31,25 +30,12 @@ def make_plan(p: params.Params, kept: Path) -> clean.Plan:
     return clean.prepare(p.tokenize.clean, RAW, kept, examples, p.tokenize.workers or parallel.cores())
 
 
-def read_by(p: params.Params) -> dict[str, Any]:
-    """Digests of all that decides what is written; after a change of it, unfinished work is begun anew."""
-    t = p.tokenize
-    inputs: dict[str, Any] = {"tokenize": t.model_dump(exclude={"workers", "encoder", "engine"})}
-    inputs["raw"] = sha256(RAW / "manifest.json")
-    if t.tokenizer == "pretrained":
-        inputs["source"] = sha256(Path(t.origin) / "tokenizer.json")
-    if t.clean.decontaminate:
-        inputs["examples"] = {name: sha256(RAW.parent / name / "manifest.json") for name in p.mix.tasks}
-        inputs["split"] = [p.mix.val_fraction, p.mix.test_fraction]
-    return inputs | code_version()
-
-
 def main() -> None:
     p = params.load()
     t = p.tokenize
     weights = mixture(read_json(RAW / "manifest.json"))
     found, groups = find_chunks(RAW.absolute()), find_chunks(RAW, size=1)
-    inputs = read_by(p) | {"parts": digest(found)}
+    inputs = decided_by(p, RAW) | {"parts": digest(found)}
     count = worker_count(found, t.workers) if t.engine == "local" else 1
     with (
         stage_timing("tokenize") as timing,

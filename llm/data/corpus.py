@@ -32,7 +32,8 @@ from llm.data.shard_writer import ShardWriter
 from llm.data.shards import is_validation
 from llm.data.tokenizer import Tokenizer, valid_unicode
 from llm.errors import UserError
-from llm.io import read_json, write_json
+from llm.io import read_json, sha256, write_json
+from llm.params import Params
 from llm.progress import Progress
 
 SYNC_SECONDS = 10.0  # between two records of how far it got
@@ -243,3 +244,19 @@ def code_version() -> dict[str, str]:
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return {"code": digest.hexdigest(), **{name: version(name) for name in ("tiktoken", "tokenizers", "pyarrow")}}
+
+
+def decided_by(p: Params, raw: Path) -> dict[str, Any]:
+    """Digests of all that decides what is written; after a change of it, unfinished work is begun anew.
+
+    raw: the text to tokenize, beside which lie the tasks' records.
+    """
+    t = p.tokenize
+    found: dict[str, Any] = {"tokenize": t.model_dump(exclude={"workers", "encoder", "engine"})}
+    found["raw"] = sha256(raw / "manifest.json")
+    if t.tokenizer == "pretrained":
+        found["source"] = sha256(Path(t.origin) / "tokenizer.json")
+    if t.clean.decontaminate:
+        found["examples"] = {name: sha256(raw.parent / name / "manifest.json") for name in p.mix.tasks}
+        found["split"] = [p.mix.val_fraction, p.mix.test_fraction]
+    return found | code_version()

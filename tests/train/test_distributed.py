@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,6 @@ from tests.train.workers import BATCH, MICRO, ROWS, Workers
 STEPS, HALF = 200, 100
 RATE = 0.01  # peak, of tests.train.test_loop.settings
 WEIGHTS = 131_104
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
-    found = Workers()
-    yield found
-    found.close()
 
 
 @pytest.fixture(scope="module")

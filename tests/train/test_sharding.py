@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,6 @@ STEPS, HALF, RATE, WEIGHTS = 200, 100, 0.01, 111_904
 SHORT = 24
 
 Run = tuple[Path, list[dict[str, Any]]]
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
-    found = Workers()
-    yield found
-    found.close()
 
 
 @pytest.fixture(scope="module")
