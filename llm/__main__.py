@@ -63,7 +63,7 @@ def main() -> None:
 
         start()
     elif arguments.command == "plan":
-        from llm.plan import show_plan
+        from llm.plan.show import show_plan
 
         show_plan(arguments.json, arguments.preset, arguments.gpu, arguments.gpus, arguments.price)
     elif arguments.command == "preset":

@@ -13,7 +13,7 @@ import psutil
 from tqdm import tqdm
 
 from llm import executions
-from llm.plan import duration, size
+from llm.units import duration, size
 
 SILENT = 60.0  # seconds without a sign of life after which a living process is said to be frozen
 KEEP = 86400.0  # seconds that a stage which ended badly is shown

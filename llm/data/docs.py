@@ -37,7 +37,7 @@ def records(kind: str, packages: list[str] | None = None) -> tuple[Iterator[dict
     """Raw records of a kind, ordered by id, and a dict that is complete once the iterator is exhausted.
 
     Args:
-        kind: one of `KINDS`; the fields of a record are those of `data/raw` (see `llm.data.sources`).
+        kind: one of `KINDS`; the fields of a record are those of `data/raw` (see `llm.data.raw`).
         packages: import names, "python" for the whole standard library; None for `PACKAGES`.
 
     Raises:

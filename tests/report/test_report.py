@@ -118,7 +118,7 @@ def test_the_tokenizer_is_compared_with_gpt2s_where_that_is_at_hand(
     monkeypatch.chdir(tmp_path)
     texts = [f"Document {i} returns the {i}th value of the array, in order." for i in range(60)]
     ours, other = Tokenizer.train(texts, 330), Tokenizer({bytes([i]): i for i in range(256)}, GPT2_PATTERN)
-    monkeypatch.setattr("llm.report.corpus.gpt2_is_here", lambda: here)
+    monkeypatch.setattr("llm.data.gpt2_files.are_here", lambda: here)
     monkeypatch.setattr(Tokenizer, "gpt2", classmethod(lambda cls: other))
     with raw.Writer(tmp_path / "raw", "pretrain") as writer:
         for text in texts:
