@@ -9,6 +9,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1", NO_COLOR="1"
 )
 
+import dvc  # noqa: F401  its log goes to the sys.stdout of its first import, which may not be one test's own
 import pytest
 
 ROOT = Path(__file__).parent.parent

@@ -152,6 +152,7 @@ def test_a_client_that_goes_away_frees_its_place(server: Running, how: str) -> N
     clients = [httpx.Client(base_url=server.url, timeout=60) for _ in range(places)]
     with ThreadPoolExecutor(places) as threads, server.stalled() as allow:
         waiting = [threads.submit(client.post, "/v1/completions", json=body) for client in clients]
+        until(lambda: sum(server.load()) == places)
         allow(ROWS - 1)  # a prompt is read before each step
         until(lambda: server.load() == (ROWS, QUEUE))
         for client in clients:
