@@ -49,8 +49,8 @@ def main() -> None:
         quick = val_sets[""].head(s.eval_tokens)
         trainer = Trainer(model, train_set, val_sets[""], quick, s, steps, seed, state, run)
         result = trainer.run()
-        by_task = {task: trainer.evaluate(data) for task, data in sorted(val_sets.items()) if task}
-        trainer.gather()
+        by_task = {task: trainer.engine.evaluate(data) for task, data in sorted(val_sets.items()) if task}
+        trainer.engine.gather()
         if not distributed.first():
             return  # the first process writes
         timing |= result.timing

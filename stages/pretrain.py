@@ -51,8 +51,8 @@ def main() -> None:
         quick = TokenWindows(val, length, across, tokens=p.pretrain.eval_tokens, partial=True)
         trainer = Trainer(model, train_set, val_set, quick, p.pretrain, p.pretrain.steps, seed, state, run)
         result = trainer.run()
-        by_source = source_losses(trainer, val_set, TOKENS)
-        trainer.gather()
+        by_source = source_losses(trainer.engine, val_set, TOKENS)
+        trainer.engine.gather()
         if not distributed.first():
             return  # the first process writes
         timing |= result.timing
