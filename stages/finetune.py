@@ -39,9 +39,8 @@ def main() -> None:
         "finetune": s.model_dump(mode="json"),
         "base": base | {"tokenizer.json": sha256(Path(s.base) / "tokenizer.json")},
         "data/mix": {name: sha256(MIX / f"{name}.parquet") for name in ("train", "val")},
-        **code_version(),
-        **methods.versions(s),
     }
+    inputs |= code_version() | methods.versions(s)
     state = State("finetune", inputs)
     with training_stage(p, state) as (run, timing):
         if distributed.first():
