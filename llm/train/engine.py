@@ -119,7 +119,7 @@ class Engine:
                 part = next(coming)
                 tensors = self.to_device(part.tensors)
             assert part.step == step
-            torch.manual_seed((self.seed * 1_000_003 + step) * 1_000_003 + part.number)  # dropout
+            torch.manual_seed(((self.seed * 1_000_003 + step) * 1_000_003 + part.number) % 2**63)  # dropout
             last = i == rounds - 1
             # A sharded model has no room for whole gradients: it adds up the processes' after each micro-batch.
             with (
