@@ -53,7 +53,7 @@ def read() -> list[Running]:
             continue
         process = _process(facts)
         here = facts["host"] == socket.gethostname()
-        if here and process is None and time.time() - facts["updated"] > KEEP:
+        if process is None and time.time() - facts["updated"] > KEEP:
             path.unlink(missing_ok=True)
             continue
         found.append(_running(facts, process, here))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -11,9 +9,7 @@ from torch import Tensor, nn
 from llm.errors import UserError
 from llm.model.transformer import Transformer
 from llm.train import hardware
-
-if TYPE_CHECKING:
-    from llm.train.loop import Dataset
+from llm.train.loader import Dataset
 
 OPTIMIZER_BYTES = 8  # a trained parameter: AdamW's two float32 moments, the most that any of the optimizers keeps
 
