@@ -36,7 +36,7 @@ def alone(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def begun(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The first steps in four processes, stopped. Few: on two cores a step of theirs takes as long as fifteen of one."""
+    """The first steps in four processes, stopped. Few: on two cores a step of theirs takes as long as ten of one."""
     root = tmp_path_factory.mktemp("begun")
     return root, workers.run(4, root, steps=STEPS, stop=PART, sharded=True)
 
