@@ -150,9 +150,9 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
     try:
         with distributed.processes(), state.locked():
             trainer = Stoppable(model, Recording(), held_out, held_out, training, job["steps"], 1, state, Silent())
+            answer["held"] = sum(local(p).numel() for p in model.parameters())
             result = trainer.run()
             answer |= {"history": result.history, "val_loss": result.val_loss, "timing": result.timing}
-            answer["held"] = sum(local(p).numel() for p in model.parameters())
             if trainer.engine.sharded:
                 unshard(model, keep=True)
     except (UserError, SystemExit) as error:
