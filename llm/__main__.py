@@ -8,7 +8,8 @@ from importlib import import_module
 from llm.errors import run_stage
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
     parser = argparse.ArgumentParser(prog="python -m llm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("ui", help="open MLflow's pages on this repository's runs")
@@ -56,8 +57,11 @@ def main() -> None:
     tune = commands.add_parser("tune", help="let Optuna choose params by running DVC experiments (docs/EXPERIMENTS.md)")
     tune.add_argument("file", nargs="?", default="tuning.yaml", help="what to search (default: %(default)s)")
     commands.add_parser("dvc-plots", help="make `dvc plots` draw without a network (`make` does it once)")
-    arguments = parser.parse_args()
+    return parser
 
+
+def main() -> None:
+    arguments = parser().parse_args()
     if arguments.command == "ui":
         from llm.ui import start
 

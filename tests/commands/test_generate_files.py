@@ -12,12 +12,6 @@ import pytest
 
 from llm.commands import generate
 from llm.errors import UserError
-from tests.server.conftest import model_directories
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return model_directories(tmp_path_factory.mktemp("models"))
 
 
 def run(*options: str | Path) -> None:
