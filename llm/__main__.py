@@ -41,11 +41,11 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--adapter", help="a PEFT directory to merge into the model")
     export.add_argument("--dtype", default="f16", choices=["f32", "f16", "q8_0"], help="of gguf (default: %(default)s)")
     export.add_argument("--out", help="directory (default: exports/<the model's name>-<form>)")
-    compare = commands.add_parser("compare", help="which scores of two experiments or revisions differ, and how surely")
-    compare.add_argument("a", help="an experiment of DVC, a git revision, or `workspace`")
-    compare.add_argument("b")
+    compare = commands.add_parser("compare", help="which scores of experiments differ, and how surely; as a page too")
+    compare.add_argument("revisions", nargs="+", help="experiments, git revisions or `workspace`; the first is A")
     compare.add_argument("--models", nargs=2, default=("finetuned", "finetuned"), metavar=("OF_A", "OF_B"))
-    compare.add_argument("--plot", default="compare.svg", help="where the figure goes (default: %(default)s)")
+    compare.add_argument("--html", metavar="FILE", help="params, scores, curves and answers as one HTML file")
+    compare.add_argument("--plot", default="compare.svg", help="where the figure of two goes (default: %(default)s)")
     compare.add_argument("--json", action="store_true", help="the same as JSON")
     seeds = commands.add_parser(
         "seeds", help="mean and spread of the scores over experiments that differ in seeds only"
@@ -89,7 +89,7 @@ def main() -> None:
     elif arguments.command == "compare":
         from llm.compare import show
 
-        show(arguments.a, arguments.b, tuple(arguments.models), arguments.plot, arguments.json)
+        show(arguments.revisions, tuple(arguments.models), arguments.plot, arguments.json, arguments.html)
     elif arguments.command == "seeds":
         from llm.seeds import show_seeds
 

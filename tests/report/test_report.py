@@ -167,7 +167,12 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest
 
     first, second = files(tmp_path / "a"), files(tmp_path / "b")
     assert first == second
-    assert len(first) == 14
+    numbers = {path.name: path.read_bytes() for path in Path("metrics").glob("*.json")}
+    assert len(numbers) == 7
+    assert {name: first[f"numbers/{name}"] for name in numbers} == numbers, (
+        "a remote has the metrics through the report alone"
+    )
+    assert len(first) == 14 + len(numbers)
     assert not any(str(tmp_path).encode() in content for content in first.values()), "no absolute paths"
 
 

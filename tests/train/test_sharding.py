@@ -21,6 +21,8 @@ from llm.data.order import batch_ids
 from tests.model.conftest import random_model
 from tests.train.workers import BATCH, ROWS, Workers
 
+pytestmark = pytest.mark.xdist_group("workers")
+
 STEPS, PART, RATE, WEIGHTS = 200, 20, 0.01, 111_904
 SHORT = 24
 
@@ -36,7 +38,7 @@ def alone(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def begun(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The first steps in four processes, stopped. Few: on two cores a step of theirs takes as long as fifteen of one."""
+    """The first steps in four processes, stopped. Few: on two cores a step of theirs takes as long as ten of one."""
     root = tmp_path_factory.mktemp("begun")
     return root, workers.run(4, root, steps=STEPS, stop=PART, sharded=True)
 
