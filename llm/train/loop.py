@@ -30,7 +30,7 @@ from llm.progress import Progress
 from llm.train import distributed, dry, hardware, sharding
 from llm.train.determinism import deterministic, difference, place, verdict
 from llm.train.divergence import LossWatch
-from llm.train.loader import Dataset, MicroBatch, host_tensors, micro_batches, one_ahead
+from llm.train.loader import Dataset, MicroBatch, announced, host_tensors, micro_batches, one_ahead
 from llm.train.meter import Meter
 from llm.train.optimizer import Optimizers
 from llm.train.schedule import learning_rate
@@ -134,7 +134,8 @@ class Trainer:
         """Train to the last step, or raise where it cannot go on.
 
         Raises:
-            UserError: a loss or gradient that is not finite (before the update; names step and rows).
+            UserError: a loss or gradient that is not finite (before the update; names step and rows), or rows that
+                cannot be read; the state is kept.
             SystemExit: after SIGTERM or SIGINT; the state is kept.
         """
         start = self._resume()
@@ -229,7 +230,7 @@ class Trainer:
         ids = [every[number * self.micro : (number + 1) * self.micro] for number in mine]
         with (
             deterministic(self.settings.deterministic, self.compiled),
-            closing(one_ahead(self._host_tensors(data, part) for part in ids)) as coming,
+            closing(one_ahead(self._host_tensors(data, p) for p in announced(data, iter(ids), lambda p: p))) as coming,
         ):
             for part, tensors in zip(ids, coming, strict=True):
                 count += int(data.label_counts(part).sum())
@@ -246,10 +247,14 @@ class Trainer:
         s = self.settings
         rounds = len(distributed.dealt(self.batch_size, self.micro, self.rank, self.world_size))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
+        unread: UserError | None = None
         for i in range(rounds):
-            with self.meter.waiting("loader"):
-                part = next(self.coming)
-                tensors = self._to_device(part.tensors)
+            try:
+                with self.meter.waiting("loader"):
+                    part = next(self.coming) if unread is None else self._nothing(step)
+            except UserError as error:  # the others learn of it with the sums, and must not wait for them in vain
+                unread, part = error, self._nothing(step)
+            tensors = self._to_device(part.tensors)
             assert part.step == step
             torch.manual_seed((self.seed * 1_000_003 + step) * 1_000_003 + part.number)  # dropout
             last = i == rounds - 1
@@ -265,8 +270,14 @@ class Trainer:
             total += loss.detach()
         wants_stop = self.stop.signal is not None
         due = self.rank == 0 and self._due()
-        summed, stopping, saving = distributed.sums([float(total), float(wants_stop), float(due)], self.device)
+        flags = [float(wants_stop), float(due), float(unread is not None)]
+        summed, stopping, saving, lacking = distributed.sums([float(total), *flags], self.device)
         self.stopping, self.saving = stopping > 0, saving > 0
+        if lacking:
+            if step > 0:
+                self._save(step, wait=True)
+            told = [text for text in distributed.everyone(str(unread) if unread else None) if text]
+            self._end(UserError(told[0]))
         mean = summed / part.labels
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         total_norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
@@ -301,6 +312,11 @@ class Trainer:
 
     def _host_tensors(self, data: Dataset, ids: np.ndarray) -> dict[str, Tensor]:
         return host_tensors(data, ids, self.micro, pin=self.device.type == "cuda")
+
+    def _nothing(self, step: int) -> MicroBatch:
+        """What a process computes on that cannot read its rows, to keep the others company."""
+        none = np.zeros(0, dtype=np.int64)
+        return MicroBatch(step, 0, none, 1, self._host_tensors(self.train_set, none))
 
     def _to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: value.to(self.device, non_blocking=True) for key, value in tensors.items()}
