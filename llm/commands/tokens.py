@@ -65,7 +65,7 @@ def push(directory: Path, url: str, block: int = BLOCK) -> str:
         raise
     except Exception as error:  # whatever the remote's package raises
         raise UserError(f"tokens push: {url} cannot be written ({type(error).__name__}: {error}).") from None
-    print(f"tokens: {len(entries)} shards, {total:,} bytes → {root}; set LLM_TOKENS_URL={url} where they are read")
+    print(f"tokens: {len(entries)} shards, {total:,} bytes → {url}/{posixpath.basename(root)}")
     return root
 
 
