@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import io
 import json
 import os
 import select
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,9 +88,9 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
     """One job in one process.
 
     steps, optimizer: of the run. copy: a root whose state is continued. stop: the last process is told to stop in this
-    step. broken: in this process the rows of a later step cannot be read. lora: dropout of an adapter. inputs: what the
-    run depends on, by process. sharded: the model is, made on the meta device. hang: this
-    process sleeps in the third step. timeout: seconds that the others wait. precision: of the activations.
+    step. broken: in this process nothing can be read from a later step on. unread: in this one, no rows. lora: dropout
+    of an adapter. inputs: what the run depends on, by process. sharded: the model is, made on the meta device. hang:
+    this process sleeps in the third step. timeout: seconds that the others wait. precision: of the activations.
     """
     from llm.errors import UserError
     from llm.model.dtensor import unshard
@@ -114,7 +116,7 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
 
         def rows(self, ids: np.ndarray) -> Any:
             calls.append(ids.tolist())
-            if rank == job.get("broken") and len(calls) > 4:
+            if (rank == job.get("broken") or (rank == job.get("unread") and len(ids))) and len(calls) > 4:
                 raise UserError("data/tokens/train-00000.npy cannot be read")
             return super().rows(ids)
 
@@ -147,8 +149,9 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
     inputs = job["inputs"][rank] if "inputs" in job else {"run": "one"}
     state, held_out = State("pretrain", inputs), Sequences()
     answer: dict[str, Any] = {}
+    told = io.StringIO()
     try:
-        with distributed.processes(), state.locked():
+        with redirect_stderr(told), distributed.processes(), state.locked():
             trainer = Stoppable(model, Recording(), held_out, held_out, training, job["steps"], 1, state, Silent())
             result = trainer.run()
             answer |= {"history": result.history, "val_loss": result.val_loss, "timing": result.timing}
@@ -156,7 +159,7 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
             if trainer.sharded:
                 unshard(model, keep=True)
     except (UserError, SystemExit) as error:
-        answer["error"] = str(error)
+        answer |= {"error": str(error), "told": told.getvalue()}
     weights = {name: local(value.detach()).numpy() for name, value in model.state_dict().items()}
     digest = hashlib.sha256(b"".join(weights[name].tobytes() for name in sorted(weights))).hexdigest()
     if rank == 0:
