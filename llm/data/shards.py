@@ -61,8 +61,10 @@ class TokenStream:
             ) from None
         self.shards: list[Any] = []  # each with a length, and sliced
         self.rows_ahead = 0  # worth telling `ahead` before they are read
+        missing = {path for path, _ in files if not path.exists()}
+        remote = remote_tokens.from_environment(directory) if missing else None
         for path, tokens in files:
-            if not path.exists() and (remote := remote_tokens.from_environment(directory)):
+            if remote and path in missing:
                 self.shards.append(remote.shard(path.name, tokens, self.dtype))
                 self.rows_ahead = remote.rows_ahead
                 continue

@@ -100,6 +100,9 @@ class Trainer:
         quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
         self.compiled = not quantized and hardware.compiles(settings.compile, self.device, self.flops)
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
+        rows = state.stage, model, train_set, self.length, self.batch_size
+        if self.sharded:  # before layers are compiled, of which a copy would be the original's
+            fits = dry.sharded_micro_batch(*rows, self.compiled)
         if self.compiled:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((state.directory.parents[1] / "compiled").absolute()))
             model.compile_parts()
@@ -113,10 +116,8 @@ class Trainer:
         self.parallel: Any = None  # of several processes: the loss as DistributedDataParallel, or sharded
         if self.sharded:
             self.parallel = sharding.shard(model, self.device, model.compute_dtype, self.compiled)
-            # No dry batch: where one process ran out of memory in it, the others would wait for it.
-            fits = hardware.micro_batch(model.config, self.length, self.batch_size, self.device)
         else:
-            fits = dry.micro_batch(state.stage, model, train_set, self.length, self.batch_size)
+            fits = dry.micro_batch(*rows)
         self.micro = distributed.balanced(min(distributed.everyone(fits)), self.batch_size, self.world_size)
         self.optimizers = Optimizers(
             model, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.betas
@@ -247,13 +248,13 @@ class Trainer:
         s = self.settings
         rounds = len(distributed.dealt(self.batch_size, self.micro, self.rank, self.world_size))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        unread: UserError | None = None
+        unread: str | None = None
         for i in range(rounds):
             try:
                 with self.meter.waiting("loader"):
                     part = next(self.coming) if unread is None else self._nothing(step)
             except UserError as error:  # the others learn of it with the sums, and must not wait for them in vain
-                unread, part = error, self._nothing(step)
+                unread, part = str(error), self._nothing(step)
             tensors = self._to_device(part.tensors)
             assert part.step == step
             torch.manual_seed((self.seed * 1_000_003 + step) * 1_000_003 + part.number)  # dropout
@@ -276,8 +277,7 @@ class Trainer:
         if lacking:
             if step > 0:
                 self._save(step, wait=True)
-            told = [text for text in distributed.everyone(str(unread) if unread else None) if text]
-            self._end(UserError(told[0]))
+            self._end(UserError(next(text for text in distributed.everyone(unread) if text)))
         mean = summed / part.labels
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         total_norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))

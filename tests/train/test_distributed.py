@@ -136,8 +136,8 @@ def test_rows_that_one_process_cannot_read_end_all_and_the_next_run_goes_on(work
     whole = workers.run(2, tmp_path / "whole", steps=8)
     cut = workers.run(2, tmp_path / "cut", steps=8, unread=1)
     assert [answer["error"] for answer in cut] == ["1", "1"]
-    assert cut[0]["told"] == "\nerror: data/tokens/train-00000.npy cannot be read\n"
-    assert cut[1]["told"] == ""
+    assert cut[0]["said"].count("error: data/tokens/train-00000.npy cannot be read\n") == 1
+    assert "cannot be read" not in cut[1]["said"]
     assert list((tmp_path / "cut").glob(".state/pretrain/*/step-0000000[1-7]"))
     resumed = workers.run(2, tmp_path / "resumed", steps=8, copy=str(tmp_path / "cut"))
     assert [answer["digest"] for answer in resumed] == [answer["digest"] for answer in whole]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
-import io
 import json
 import os
 import select
@@ -20,9 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 
@@ -90,7 +91,8 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
     steps, optimizer: of the run. copy: a root whose state is continued. stop: the last process is told to stop in this
     step. broken: in this process nothing can be read from a later step on. unread: in this one, no rows. lora: dropout
     of an adapter. inputs: what the run depends on, by process. sharded: the model is, made on the meta device. hang:
-    this process sleeps in the third step. timeout: seconds that the others wait. precision: of the activations.
+    this process sleeps in the third step. timeout: seconds that the others wait. precision: of the activations; by
+    process where they differ. cards: by process, the kind of its card and the largest micro-batch that fits it.
     """
     from llm.errors import UserError
     from llm.model.dtensor import unshard
@@ -144,14 +146,15 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
     if job.get("sharded") and world > 1:
         model = to_shard(model)
     model.train()
-    changes = {"optimizer": job.get("optimizer", "adamw"), "precision": job.get("precision", "fp32")}
+    precision = job.get("precision", "fp32")
+    precision = precision if isinstance(precision, str) else precision[rank]
+    changes = {"optimizer": job.get("optimizer", "adamw"), "precision": precision}
     training = settings(batch_tokens=BATCH * LENGTH, eval_every=50, **changes)
     inputs = job["inputs"][rank] if "inputs" in job else {"run": "one"}
     state, held_out = State("pretrain", inputs), Sequences()
     answer: dict[str, Any] = {}
-    told = io.StringIO()
     try:
-        with redirect_stderr(told), distributed.processes(), state.locked():
+        with distributed.processes(), state.locked(), card(*job["cards"][rank]) if "cards" in job else nullcontext():
             trainer = Stoppable(model, Recording(), held_out, held_out, training, job["steps"], 1, state, Silent())
             result = trainer.run()
             answer |= {"history": result.history, "val_loss": result.val_loss, "timing": result.timing}
@@ -159,12 +162,39 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
             if trainer.sharded:
                 unshard(model, keep=True)
     except (UserError, SystemExit) as error:
-        answer |= {"error": str(error), "told": told.getvalue()}
-    weights = {name: local(value.detach()).numpy() for name, value in model.state_dict().items()}
+        answer["error"] = str(error)
+    values = {name: local(value.detach()) for name, value in model.state_dict().items()}
+    weights = {name: value.numpy() for name, value in values.items() if not value.is_meta}  # it failed before it began
     digest = hashlib.sha256(b"".join(weights[name].tobytes() for name in sorted(weights))).hexdigest()
     if rank == 0:
         np.savez(root / "weights.npz", **weights)
     return answer | {"calls": calls, "digest": digest, "micro": trainer.micro if "history" in answer else None}
+
+
+@contextlib.contextmanager
+def card(kind: str, most: int) -> Iterator[None]:
+    """As if this process had such a card, whose memory holds so many rows; a dry batch of four finds it."""
+    import torch
+
+    from llm.model.transformer import Transformer
+    from llm.train import dry, hardware
+
+    loss = Transformer.loss
+
+    def short_of_memory(self: Transformer, **tensors: Tensor) -> Tensor:
+        if len(tensors["input_ids"]) > most:
+            raise torch.OutOfMemoryError("no room")
+        return loss(self, **tensors)
+
+    def tried(stage: str, model: Transformer, data: Any, *_: Any) -> int:
+        return dry.fitting_in_shards(stage, model, data, 4, torch.device("cpu"), compiled=False)
+
+    with (
+        mock.patch.object(Transformer, "loss", short_of_memory),
+        mock.patch.object(dry, "sharded_micro_batch", tried),
+        mock.patch.object(hardware, "name", return_value=kind),
+    ):
+        yield
 
 
 def started(job: dict[str, Any], sharded: bool) -> Transformer:
