@@ -27,7 +27,7 @@ repro: $(VENV)/.run
 	@echo "Report: metrics/report/report.html     Compare runs: make ui"
 
 test: $(VENV)/.dev
-	@python -m pytest
+	@OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 torture: $(VENV)/.dev
 	@LLM_KILLS=$(N) python -m pytest tests/pipeline/test_kill.py --timeout 36000
@@ -60,7 +60,7 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	@python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev,peers,qlora,export,fast,scale,tune]'
+	@python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev,peers,qlora,export,fast,scale,s3,postgres,tune]'
 	@touch $@
 
 clean:

@@ -259,29 +259,30 @@ def train(folder: str, steps: str, limit: str) -> None:
     state = State("bench", {})
     state.directory.mkdir(parents=True, exist_ok=True)
     run = Trainer(model, sets[0], sets[1], sets[1], settings, int(steps), 1, state, Untracked())
-    numbers = range(run.batch_size // run.micro)
-    run.coming = one_ahead(micro_batches(sets[0], 1, range(int(steps)), run.batch_size, run.micro, numbers, False))
+    batch, micro = run.engine.batch_size, run.engine.micro
+    numbers = range(batch // micro)
+    run.coming = one_ahead(micro_batches(sets[0], 1, range(int(steps)), batch, micro, numbers, False))
     files = [os.open(path, os.O_RDONLY) for path in Path(folder, "tokens").glob("*.npy")]
     for step in range(int(steps)):
         # Once in any case: pages that the parent read before are counted as the parent's, not as this process's.
         for file in files if evict or (int(limit) and step == 0) else ():
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         if step == WARM:
-            run.meter.waited["loader"] = 0.0
-        with run.meter.step():
+            run.engine.meter.waited["loader"] = 0.0
+        with run.engine.meter.step():
             run._step(step)
     reading = []
     for step in range(10_000, 10_020):  # the rows of a step, read by themselves
         began = time.perf_counter()
         for file in files if evict else ():
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-        sets[0].rows(np.random.default_rng(step).integers(0, sets[0].num_rows, size=run.batch_size))
+        sets[0].rows(np.random.default_rng(step).integers(0, sets[0].num_rows, size=batch))
         reading.append(time.perf_counter() - began)
     figures = {
         "how": how,
         "group": str(group) if group else None,
-        "step": results.median(run.meter.steps),
-        "share": run.meter.waited["loader"] / sum(run.meter.steps[WARM:]),
+        "step": results.median(run.engine.meter.steps),
+        "share": run.engine.meter.waited["loader"] / sum(run.engine.meter.steps[WARM:]),
         "read": results.median(reading),
         "faults": _major_faults(),
     }

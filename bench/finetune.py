@@ -92,11 +92,11 @@ def ours(gate: Gate, folder: Path, vocab: int, precision: str, compiled: bool) -
     state = State("bench", {"vocab": vocab, "precision": precision})
     state.directory.mkdir(parents=True, exist_ok=True)
     run = Trainer(model.train(), data, data, data, settings, steps, SEED, state, Untracked())
-    run.coming = run._batches(0)
+    run.coming = run.engine.batches(0)
     gate.begin()
     for step in range(steps):
         loss, _, _ = run._step(step)
-        rows = batch_ids(SEED, step, run.batch_size, data.num_rows)
+        rows = batch_ids(SEED, step, run.engine.batch_size, data.num_rows)
         gate.step_done((time.perf_counter() - gate.began, sum(len(data.packed[row]) for row in rows), loss))
 
 

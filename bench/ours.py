@@ -88,7 +88,7 @@ def trainer(
     state = State("bench", {"shape": shape.name, "seed": seed, "steps": steps, **settings})
     state.directory.mkdir(parents=True, exist_ok=True)
     run = Trainer(model, train_set, val_set, val_set, pretrain, steps, seed, state, NoTracker())
-    run.coming = run._batches(0)
+    run.coming = run.engine.batches(0)
     return run
 
 
@@ -110,11 +110,11 @@ def train_to_end(gate: Gate, shape: Shape, tokens: Path, folder: Path, steps: in
         run._step(step)
         gate.step_done(last=step == steps - 1)
     return {
-        "val_loss": run.evaluate(run.val_set),
+        "val_loss": run.engine.evaluate(run.val_set),
         "val_tokens": run.val_set.num_rows * shape.block,
-        "parameters": run.model.config.parameters(),
-        "compiled": run.compiled,
-        "dtype": str(run.model.compute_dtype).removeprefix("torch."),
+        "parameters": run.engine.model.config.parameters(),
+        "compiled": run.engine.compiled,
+        "dtype": str(run.engine.model.compute_dtype).removeprefix("torch."),
     }
 
 

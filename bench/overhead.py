@@ -50,7 +50,7 @@ def checkpoints(gate: Gate, shape: Shape, tokens: Path, folder: Path, rounds: in
             busy.append(time.perf_counter() - first)
             step += 1
         writing.append(ended[0] - began)
-    tensors = {**run._trainable(), **run.optimizers.tensors()}
+    tensors = {**run.engine.trainable(), **run.engine.optimizers.tensors()}
     slower = results.median(busy) / results.median(quiet) - 1
     lost = results.median(copying) + max(0.0, slower) * results.median(writing)
     return {
@@ -95,15 +95,16 @@ def loader(gate: Gate, shape: Shape, tokens: Path, folder: Path) -> dict[str, fl
     from llm.data.order import batch_ids
 
     run = ours.trainer(shape, tokens, folder, 100_000)
+    engine = run.engine
     for step in range(3):
         run._step(step)
     reading, steps = [], []
     for step in range(3, 13):
         began = time.perf_counter()
-        ids = batch_ids(run.seed, step, run.batch_size, run.train_set.num_rows)
-        run.train_set.label_counts(ids)
-        for first in range(0, len(ids), run.micro):
-            run._host_tensors(run.train_set, ids[first : first + run.micro])
+        ids = batch_ids(engine.seed, step, engine.batch_size, engine.train_set.num_rows)
+        engine.train_set.label_counts(ids)
+        for first in range(0, len(ids), engine.micro):
+            engine.host_tensors(engine.train_set, ids[first : first + engine.micro])
         reading.append(time.perf_counter() - began)
         began = time.perf_counter()
         run._step(step)

@@ -45,8 +45,7 @@ def work(name: str, shape: Shape, tokens: Path, folder: Path, steps: int) -> Non
     with distributed.processes():
         settings: dict[str, Any] = {"optimizer": "adamw", "compile": False}
         run = ours.trainer(shape, tokens, folder, 10 * steps, to_shard=name.startswith("fsdp"), **settings)
-        if run.world_size > 1 and not run.sharded:
-            run._open_exchange()
+        run.engine.open_exchange()
         for step in range(2):  # what is allocated once
             run._step(step)
         distributed.wait()
@@ -60,12 +59,12 @@ def work(name: str, shape: Shape, tokens: Path, folder: Path, steps: int) -> Non
         memory = distributed.everyone(peak_memory_bytes())
         if distributed.first():
             quick = sorted(seconds)[int(QUICK * len(seconds))]
-            parameters = run.model.config.parameters()
-            embeddings = run.model.model.embed_tokens.weight.numel()  # tied
-            rounds = len(distributed.dealt(run.batch_size, run.micro, 0, run.world_size))
-            found = {"step_seconds": quick, "memory": max(memory), "sent": sent / steps / run.world_size}
+            parameters = run.engine.model.config.parameters()
+            embeddings = run.engine.model.model.embed_tokens.weight.numel()  # tied
+            rounds = len(distributed.dealt(run.engine.batch_size, run.engine.micro, 0, run.engine.world_size))
+            found = {"step_seconds": quick, "memory": max(memory), "sent": sent / steps / run.engine.world_size}
             found |= {"parameters": parameters, "embeddings": embeddings, "rounds": rounds}
-            found["width"] = run.model.compute_dtype.itemsize
+            found["width"] = run.engine.model.compute_dtype.itemsize
             print(json.dumps(found), flush=True)
 
 

@@ -8,7 +8,8 @@ from importlib import import_module
 from llm.errors import run_stage
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
     parser = argparse.ArgumentParser(prog="python -m llm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("ui", help="open MLflow's pages on this repository's runs")
@@ -41,11 +42,11 @@ def main() -> None:
     export.add_argument("--adapter", help="a PEFT directory to merge into the model")
     export.add_argument("--dtype", default="f16", choices=["f32", "f16", "q8_0"], help="of gguf (default: %(default)s)")
     export.add_argument("--out", help="directory (default: exports/<the model's name>-<form>)")
-    compare = commands.add_parser("compare", help="which scores of two experiments or revisions differ, and how surely")
-    compare.add_argument("a", help="an experiment of DVC, a git revision, or `workspace`")
-    compare.add_argument("b")
+    compare = commands.add_parser("compare", help="which scores of experiments differ, and how surely; as a page too")
+    compare.add_argument("revisions", nargs="+", help="experiments, git revisions or `workspace`; the first is A")
     compare.add_argument("--models", nargs=2, default=("finetuned", "finetuned"), metavar=("OF_A", "OF_B"))
-    compare.add_argument("--plot", default="compare.svg", help="where the figure goes (default: %(default)s)")
+    compare.add_argument("--html", metavar="FILE", help="params, scores, curves and answers as one HTML file")
+    compare.add_argument("--plot", default="compare.svg", help="where the figure of two goes (default: %(default)s)")
     compare.add_argument("--json", action="store_true", help="the same as JSON")
     seeds = commands.add_parser(
         "seeds", help="mean and spread of the scores over experiments that differ in seeds only"
@@ -57,14 +58,17 @@ def main() -> None:
     tune = commands.add_parser("tune", help="let Optuna choose params by running DVC experiments (docs/EXPERIMENTS.md)")
     tune.add_argument("file", nargs="?", default="tuning.yaml", help="what to search (default: %(default)s)")
     commands.add_parser("dvc-plots", help="make `dvc plots` draw without a network (`make` does it once)")
-    arguments = parser.parse_args()
+    return parser
 
+
+def main() -> None:
+    arguments = parser().parse_args()
     if arguments.command == "ui":
         from llm.ui import start
 
         start()
     elif arguments.command == "plan":
-        from llm.plan import show_plan
+        from llm.plan.show import show_plan
 
         show_plan(arguments.json, arguments.preset, arguments.gpu, arguments.gpus, arguments.price)
     elif arguments.command == "preset":
@@ -86,7 +90,7 @@ def main() -> None:
     elif arguments.command == "compare":
         from llm.compare import show
 
-        show(arguments.a, arguments.b, tuple(arguments.models), arguments.plot, arguments.json)
+        show(arguments.revisions, tuple(arguments.models), arguments.plot, arguments.json, arguments.html)
     elif arguments.command == "seeds":
         from llm.seeds import show_seeds
 

@@ -50,6 +50,7 @@ class Beacon:
         self.longest = 0.0  # seconds between two signs of progress
         self.moved = self.paused = False
         self._stop = threading.Event()
+        self._file = threading.Lock()  # two threads write it
         self._thread = threading.Thread(target=self._write_on, name="beacon", daemon=True)
 
     def tell(self, **figures: Any) -> None:
@@ -96,7 +97,7 @@ class Beacon:
         now = time.time()
         facts = {**self.facts, "updated": now, "progressed": now - (time.monotonic() - self.progressed)}
         text = json.dumps({**facts, **self.figures, "health": self.health(), **more})
-        with contextlib.suppress(OSError):  # a full disk
+        with self._file, contextlib.suppress(OSError):  # a full disk
             self.path.write_text(text, encoding="utf-8")
 
     def _write_on(self) -> None:

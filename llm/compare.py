@@ -1,7 +1,7 @@
-"""`python -m llm compare A B`: which scores of two experiments differ by more than chance.
+"""`python -m llm compare A B …`: which scores of experiments differ by more than chance; `--html`: all of it in a page.
 
-Both sides are experiments of DVC, git revisions or `workspace`; their predictions, which the evaluate stage keeps, are
-paired by example and tested with `llm.evaluate.paired`.
+Each is an experiment of DVC, a git revision or `workspace`; their predictions, which the evaluate stage keeps, are
+paired by example and tested with `llm.evaluate.paired`. Of more than two, each is compared with the first.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -141,22 +143,65 @@ def _place(difference: Difference) -> tuple[int, str]:
 # -- for people ------------------------------------------------------------------------------------------------------
 
 
-def show(a: str, b: str, models: tuple[str, str], plot: str | None, as_json: bool) -> None:
-    """Compare two revisions and print the table; the plot goes to a file."""
-    with Revision(a) as one, Revision(b) as two:
-        found = compare(one, two, models)
+def show(
+    names: Sequence[str],
+    models: tuple[str, str],
+    plot: str | None = None,
+    as_json: bool = False,
+    html: str | None = None,
+) -> None:
+    """Compare revisions with the first of them: print tables or JSON, or write a page; draw two of them to a file.
+
+    Raises:
+        UserError: fewer than two are named, or one cannot be compared.
+    """
+    if len(names) < 2:
+        raise UserError("compare: two or more experiments are needed, e.g. `python -m llm compare main exp-abc`.")
+    with ExitStack() as stack:
+        first, *others = [stack.enter_context(Revision(name)) for name in names]
+        if html:
+            _page(first, others, models, Path(html))
+            return
+        found = [compare(first, other, models) for other in others]
+    titles = [(f"{names[0]}, {models[0]}", f"{name}, {models[1]}") for name in names[1:]]
     if as_json:
-        rows = [{"task": r.task, **asdict(r.difference), "better": r.better or None} for r in found.rows]
-        print(json.dumps({"a": [a, models[0]], "b": [b, models[1]], "rows": rows, "notes": found.notes}, indent=2))
+        told = [_to_json(names[0], name, models, each) for name, each in zip(names[1:], found, strict=True)]
+        print(json.dumps(told[0] if len(told) == 1 else told, indent=2))
     else:
-        print(text(found, (f"{a}, {models[0]}", f"{b}, {models[1]}")))
-    if plot:
+        print("\n\n".join(text(each, pair) for each, pair in zip(found, titles, strict=True)))
+    if plot and len(found) == 1:
         from llm.report.differences import draw
         from llm.report.figures import for_file
 
-        drawn = [(row.task, row.difference, row.better) for row in found.rows]
-        write_bytes(plot, for_file(draw(drawn, f"{b} − {a}")).encode())
+        write_bytes(plot, for_file(draw(_drawn(found[0]), f"{names[1]} − {names[0]}")).encode())
         print(f"plot: {plot}", file=sys.stderr)
+
+
+def _to_json(a: str, b: str, models: tuple[str, str], found: Comparison) -> dict[str, Any]:
+    rows = [{"task": r.task, **asdict(r.difference), "better": r.better or None} for r in found.rows]
+    return {"a": [a, models[0]], "b": [b, models[1]], "rows": rows, "notes": found.notes}
+
+
+def _drawn(found: Comparison) -> list[tuple[str, Difference, str]]:
+    return [(row.task, row.difference, row.better) for row in found.rows]
+
+
+def _page(first: Revision, others: Sequence[Revision], models: tuple[str, str], path: Path) -> None:
+    """Write the page; what is missing for a paired comparison becomes a note on it."""
+    from llm.report import comparison
+
+    experiments = [comparison.read(revision) for revision in (first, *others)]
+    for number, (revision, experiment) in enumerate(zip((first, *others), experiments, strict=True)):
+        try:
+            experiment.answers = _predictions(revision, models[bool(number)])
+            if number:
+                found = compare(first, revision, models)
+                experiment.differences = _drawn(found)
+                experiment.notes += [f"{revision.name}: {note}" for note in found.notes]
+        except UserError as error:
+            experiment.notes.append(str(error))
+    comparison.write(experiments, path, models)
+    print(f"{path}: {path.stat().st_size / 1000:,.0f} kB, one file that needs nothing beside it")
 
 
 def text(found: Comparison, names: tuple[str, str]) -> str:

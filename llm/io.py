@@ -73,7 +73,12 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: dict
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON with a stable layout; floats keep all their digits; NaN and infinity are refused."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_bytes(path, utf8(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"))
+
+
+def utf8(text: str) -> bytes:
+    """JSON text as UTF-8, which has no halves of surrogate pairs: they become `\\udXXX`, as JSON writes them."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def read_json(path: str | Path) -> Any:

@@ -205,8 +205,9 @@ def shape_of(p: Params, vocabulary: int, depth: int, length: int) -> tuple[int, 
 def announce(ladder: list[Rung]) -> None:
     """Say what the ladder takes before it takes it."""
     from llm.machines import this_machine
-    from llm.plan import UTILISATION, duration
+    from llm.plan import UTILISATION
     from llm.train import hardware
+    from llm.units import duration
 
     machine = this_machine(ladder[0].params.pretrain.precision)
     total = sum(rung.flops for rung in ladder)

@@ -65,15 +65,19 @@ def fit(parameters: Array, tokens: Array, losses: Array) -> Law:
 
 
 def bootstrap(parameters: Array, tokens: Array, losses: Array, resamples: int, seed: int) -> list[Law]:
-    """Laws of the runs drawn anew with replacement; draws in which a law is arbitrary are drawn again."""
+    """Laws of the runs drawn anew with replacement; draws in which a law is arbitrary are drawn again.
+
+    Of `FEW` runs one may be missing in a draw, or all draws would be the same.
+    """
     _check(parameters, tokens, losses)
     _, starts = _best(parameters, tokens, losses, _grid(losses))
     draw = np.random.default_rng(seed)
+    enough = min(FEW, len(losses) - 1)
     laws: list[Law] = []
     while len(laws) < resamples:
         chosen = draw.integers(0, len(losses), len(losses))
         n, d = parameters[chosen], tokens[chosen]
-        if len(set(n)) > 1 and len(set(d)) > 1 and len(set(chosen)) >= FEW:
+        if len(set(n)) > 1 and len(set(d)) > 1 and len(set(chosen)) >= enough:
             laws.append(_best(n, d, losses[chosen], starts, around=(parameters, tokens))[0])
     return laws
 

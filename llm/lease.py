@@ -15,10 +15,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
 import psutil
+
+from llm.errors import UserError
 
 POLL = 1.0  # seconds between two looks for a free GPU
 TAKEN = "LLM_LEASED"  # in the environment of a process whose parent has the lease
@@ -41,11 +44,15 @@ def take(processes: int | None = None) -> int | None:
 
     Returns:
         The cores that OMP_NUM_THREADS was set to, for the process and its children together; None where it was not.
+
+    Raises:
+        UserError: CUDA_VISIBLE_DEVICES names GPUs, and none of them is here.
     """
     if TAKEN in os.environ or "WORLD_SIZE" in os.environ:
         return None
     os.environ[TAKEN] = str(os.getpid())
-    names, device = gpus(), os.environ.get("LLM_DEVICE") or "cuda"
+    device = os.environ.get("LLM_DEVICE") or "cuda"
+    names = gpus() if device.startswith("cuda") else []
     if device.startswith("cuda:") and device[5:].isdecimal() and int(device[5:]) < len(names):
         lease_gpus([names[int(device[5:])]], 1)  # and CUDA's numbering stays, by which it was chosen
     elif names and device == "cuda":
@@ -65,18 +72,35 @@ def take(processes: int | None = None) -> int | None:
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    CUDA leaves out a GPU that is gone (an error of the bus, a driver that lost it, a name of another machine), and all
+    that are named after it. Of several that is said; a run that was to use GPUs does not go to the CPU unasked.
+
+    Raises:
+        UserError: none of those that are named is here.
+    """
     count = cuda_devices()
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [name.strip() for name in given.split(",")] if given is not None else [str(i) for i in range(count)]
+    if given is None or count is None:
+        return [str(i) for i in range(count or 0)]
+    names = list(takewhile(lambda name: name not in ("", "-1"), (name.strip() for name in given.split(","))))
+    if count < len(names):
+        gone = f"CUDA_VISIBLE_DEVICES={given}: CUDA does not find GPU {names[count]}"
+        if count == 0:
+            raise UserError(
+                f"{gone}. `nvidia-smi -L` lists those that are here; name one of them, unset CUDA_VISIBLE_DEVICES for "
+                "all of them, or set LLM_DEVICE=cpu. A run that has begun goes on from its state."
+            )
+        print(f"warning: {gone}, and leaves it out with all after it; {count} of {len(names)} are used", flush=True)
     return names[:count]
 
 
-def cuda_devices() -> int:
-    """How many CUDA shows; asked in a way that does not initialise it."""
+def cuda_devices() -> int | None:
+    """How many CUDA shows, asked in a way that does not initialise it; None where this PyTorch is one for CPUs."""
     import torch
 
-    return torch.cuda.device_count()
+    return torch.cuda.device_count() if torch.backends.cuda.is_built() else None
 
 
 def lease_gpus(names: list[str], wanted: int | None) -> list[str]:

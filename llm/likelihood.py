@@ -1,8 +1,7 @@
-"""The likelihood of given text."""
+"""The likelihood of a text that is longer than the context."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,49 +12,6 @@ from llm.model.transformer import Transformer
 
 if TYPE_CHECKING:
     from llm.data.shards import TokenStream
-
-
-def _batches(lengths: list[int], size: int) -> list[list[int]]:
-    """Indices of neighbours in length, so that little is padded; ties by index, so that the split is deterministic."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    return [order[i : i + size] for i in range(0, len(order), size)]
-
-
-@torch.inference_mode()
-def log_likelihoods(
-    model: Transformer,
-    prompts: list[list[int]],
-    continuations: list[list[int]],
-    batch_size: int = 32,
-    on_progress: Callable[[int], object] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probability of each continuation after its prompt.
-
-    Returns:
-        Sums over the continuation's tokens (nats, float64), and whether greedy decoding would have produced it.
-        A pair longer than the context loses tokens of the prompt's beginning.
-    """
-    device = next(model.parameters()).device
-    limit = model.config.max_position_embeddings
-    pairs = [(p + c)[-limit:] for p, c in zip(prompts, continuations, strict=True)]
-    sums, greedy = np.zeros(len(pairs)), np.zeros(len(pairs), dtype=bool)
-    for rows in _batches([len(pair) for pair in pairs], batch_size):
-        longest = max(len(pairs[i]) for i in rows)
-        ids = torch.zeros(len(rows), longest, dtype=torch.long)
-        for j, i in enumerate(rows):
-            ids[j, : len(pairs[i])] = torch.tensor(pairs[i])  # padding on the right is never looked at
-        hidden = model.hidden_states(ids.to(device))
-        for j, i in enumerate(rows):
-            count = min(len(continuations[i]), len(pairs[i]) - 1)
-            end = len(pairs[i])
-            logits = model.lm_head(hidden[j, end - 1 - count : end - 1]).double()
-            wanted = ids[j, end - count : end].to(device)
-            picked = logits.log_softmax(-1).gather(-1, wanted[:, None])
-            sums[i] = float(picked.sum())
-            greedy[i] = bool((logits.argmax(-1) == wanted).all())
-        if on_progress:
-            on_progress(len(rows))
-    return sums, greedy
 
 
 @torch.inference_mode()

@@ -43,6 +43,11 @@ class Revision:
         if self._files is not None:
             self._files.close()
 
+    @property
+    def commit(self) -> str | None:
+        """The revision's commit, 40 digits; None of what lies in the workspace."""
+        return None if self._files is None else str(self._files.repo.get_rev())
+
     def list(self, directory: str) -> list[str]:
         """Paths of the files in a directory; none where it is not there."""
         if self._files is None:

@@ -16,6 +16,9 @@ PARAMS = {"max_new_tokens": 64, "temperature": 0.0, "top_p": 1.0, "seed": 0}
 class FinetunedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
     """Answers to prompts, in the chat format that the model was finetuned on."""
 
+    # From type hints MLflow would make a schema that refuses plain lists; without them it warns, unless told so.
+    _skip_type_hint_validation = True
+
     def load_context(self, context):  # type: ignore[no-untyped-def]
         """Read the model directory that was logged as the artifact `model`."""
         from llm.data.tokenizer import Tokenizer
@@ -28,7 +31,6 @@ class FinetunedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         self.tokenizer = Tokenizer.load(directory)
         self.stop_ids = stop_ids(directory, self.tokenizer)
 
-    # Without type hints, which MLflow would turn into a schema that refuses plain lists.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Answer prompts, a list of strings or a table of one column, with a list of strings.
 

@@ -13,7 +13,7 @@ import psutil
 from tqdm import tqdm
 
 from llm import executions
-from llm.plan import duration, size
+from llm.units import duration, size
 
 SILENT = 60.0  # seconds without a sign of life after which a living process is said to be frozen
 KEEP = 86400.0  # seconds that a stage which ended badly is shown
@@ -53,7 +53,7 @@ def read() -> list[Running]:
             continue
         process = _process(facts)
         here = facts["host"] == socket.gethostname()
-        if here and process is None and time.time() - facts["updated"] > KEEP:
+        if process is None and time.time() - facts["updated"] > KEEP:
             path.unlink(missing_ok=True)
             continue
         found.append(_running(facts, process, here))

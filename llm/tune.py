@@ -9,6 +9,8 @@ again, from its training state.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import signal
 import subprocess
@@ -117,7 +119,7 @@ def tune(path: Path) -> None:
     while (
         done := len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
     ) < tuning.trials:
-        trial = study.ask(_distributions(tuning))
+        trial = _ask(study, tuning)
         name = f"{tuning.study}-{trial.number}"
         values = {key: trial.params[key] for key in tuning.space}
         print(f"tune: {name} ({done + 1} of {tuning.trials}): {_shown(values)}", flush=True)
@@ -144,7 +146,11 @@ def tune(path: Path) -> None:
 
 
 def open_study(tuning: Tuning) -> Any:
-    """The study of this name, new or as it was left. Raises UserError where Optuna is not installed."""
+    """The study of this name, new or as it was left.
+
+    Raises:
+        UserError: Optuna is not installed, or the study's trials are of another search.
+    """
     try:
         import optuna
     except ModuleNotFoundError:
@@ -162,6 +168,15 @@ def open_study(tuning: Tuning) -> Any:
         pruner=pruner,
         load_if_exists=True,
     )
+    asked = tuning.model_dump(mode="json", include={"metric", "direction", "targets"})
+    for key, value in asked.items():
+        begun = study.user_attrs.get(key, value)
+        if begun != value:
+            raise UserError(
+                f"tune: the study {tuning.study!r} was begun with {key} {json.dumps(begun)}, and now it is "
+                f"{json.dumps(value)}: its trials cannot be compared with new ones. Give the study another name."
+            )
+        study.set_user_attr(key, value)
     # A study that goes on must not draw again what it drew at its beginning.
     study.sampler = optuna.samplers.TPESampler(seed=tuning.seed + len(study.get_trials(deepcopy=False)))
     return study
@@ -174,6 +189,16 @@ def _run_again(study: Any) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params)
+
+
+def _ask(study: Any, tuning: Tuning) -> Any:
+    """The next trial. Raises UserError where the space is not one that the study's trials are points of."""
+    try:
+        return study.ask(_distributions(tuning))
+    except ValueError as error:  # other choices than before, or another scale
+        raise UserError(
+            f"tune: the study {tuning.study!r} was begun with another space ({error}). Give the study another name."
+        ) from None
 
 
 def _distributions(tuning: Tuning) -> dict[str, Any]:
@@ -255,7 +280,7 @@ def _metric(metric: str, experiment: str) -> float:
     """The value at `file.json:dotted.path` of an experiment.
 
     Raises:
-        UserError: the experiment has no such file or path.
+        UserError: the experiment has no such file or path, or no number there.
     """
     path, _, keys = metric.partition(":")
     with Revision(experiment) as revision:
@@ -265,6 +290,8 @@ def _metric(metric: str, experiment: str) -> float:
             known = ", ".join(value) if isinstance(value, dict) else type(value).__name__
             raise UserError(f"metric {metric}: {path} of {experiment} has no {key!r} there; it has {known}.")
         value = value[key]
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"metric {metric}: expected a finite number, found {json.dumps(value)[:80]} in {experiment}.")
     return float(value)
 
 

@@ -73,4 +73,7 @@ def _locks(folder: Path) -> Iterator[dict[str, Any]]:
         path = folder / "rwlock"
         locks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         yield locks
-        path.write_text(json.dumps(locks), encoding="utf-8")
+        # By rename: half a file, which a kill could leave, would stop every later `dvc`.
+        new = folder / "rwlock.new"
+        new.write_text(json.dumps(locks), encoding="utf-8")
+        os.replace(new, path)

@@ -39,9 +39,8 @@ def main() -> None:
         "finetune": s.model_dump(mode="json"),
         "base": base | {"tokenizer.json": sha256(Path(s.base) / "tokenizer.json")},
         "data/mix": {name: sha256(MIX / f"{name}.parquet") for name in ("train", "val")},
-        **code_version(),
-        **methods.versions(s),
     }
+    inputs |= code_version() | methods.versions(s)
     state = State("finetune", inputs)
     with training_stage(p, state) as (run, timing):
         if distributed.first():
@@ -49,8 +48,8 @@ def main() -> None:
         quick = val_sets[""].head(s.eval_tokens)
         trainer = Trainer(model, train_set, val_sets[""], quick, s, steps, seed, state, run)
         result = trainer.run()
-        by_task = {task: trainer.evaluate(data) for task, data in sorted(val_sets.items()) if task}
-        trainer.gather()
+        by_task = {task: trainer.engine.evaluate(data) for task, data in sorted(val_sets.items()) if task}
+        trainer.engine.gather()
         if not distributed.first():
             return  # the first process writes
         timing |= result.timing

@@ -29,20 +29,17 @@ def main() -> None:
     from llm.train.windows import TokenWindows
 
     length, across = p.pretrain.sequence_length, p.pretrain.attend_across_documents
-    init = Path(p.pretrain.init)
+    init, seed = Path(p.pretrain.init), p.seed_of("pretrain")
     tokenizer = Tokenizer.load(init)
-    train, val = TokenStream(TOKENS, "train"), TokenStream(TOKENS, "val")
-    train_set = TokenWindows(train, length, across)
-    seed = p.seed_of("pretrain")
+    train_set, val = TokenWindows(TokenStream(TOKENS, "train"), length, across), TokenStream(TOKENS, "val")
     model, init_digests = initial_model(p, tokenizer, TOKENS)
     inputs = {
         "seed": seed,
         "model": p.model.model_dump(mode="json"),
         "pretrain": p.pretrain.model_dump(mode="json"),
         "data/tokens": sha256(TOKENS / "meta.json"),  # which holds every shard's digest
-        **init_digests,
-        **code_version(),
     }
+    inputs |= init_digests | code_version()
     state = State("pretrain", inputs)
     with training_stage(p, state) as (run, timing):
         if distributed.first():
@@ -51,8 +48,8 @@ def main() -> None:
         quick = TokenWindows(val, length, across, tokens=p.pretrain.eval_tokens, partial=True)
         trainer = Trainer(model, train_set, val_set, quick, p.pretrain, p.pretrain.steps, seed, state, run)
         result = trainer.run()
-        by_source = source_losses(trainer, val_set, TOKENS)
-        trainer.gather()
+        by_source = source_losses(trainer.engine, val_set, TOKENS)
+        trainer.engine.gather()
         if not distributed.first():
             return  # the first process writes
         timing |= result.timing
@@ -75,10 +72,7 @@ def main() -> None:
         write_history("metrics/pretrain_history.csv", result.history)
         write_json("metrics/pretrain.json", metrics | by_source)
         run.log_metrics(metrics, step=result.steps)
-    print(
-        f"pretrain: validation loss {metrics['val_loss']:.4f} · {metrics['val_bits_per_byte']:.4f} bits per byte · "
-        f"perplexity {metrics['val_perplexity']:.2f} → {BASE}"
-    )
+    print(f"pretrain: validation loss {result.val_loss:.4f} · perplexity {metrics['val_perplexity']:.2f} → {BASE}")
 
 
 if __name__ == "__main__":

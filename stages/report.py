@@ -11,7 +11,7 @@ from llm.timing import stage_timing
 
 
 def main() -> None:
-    """Params read: all (they are shown). Outputs: metrics/report/{report.html, report.md, figures/, tables/}."""
+    """Params read: all (they are shown). Outputs: metrics/report/{report.html, report.md, figures, numbers, tables}."""
     p = params.load()
     with stage_timing("report"):
         with tracking.stage(p, "report") as run, whole_directory("metrics/report") as directory:

@@ -9,6 +9,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1", NO_COLOR="1"
 )
 
+import dvc  # noqa: F401  its log goes to the sys.stdout of its first import, which may not be one test's own
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -29,3 +30,10 @@ def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("DVC_ROOT", str(tmp_path_factory.mktemp("root")))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With pytest-xdist a file's tests go to one process, and those of files that share what takes long to make."""
+    for item in items:
+        if not any(item.iter_markers("xdist_group")):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))

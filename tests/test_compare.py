@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from llm.evaluate.language import Windows
 from llm.evaluate.scorebook import ScoreBook
 from llm.io import write_json
 from llm.report.figures import for_file
+from llm.report.page import number
 from llm.revisions import Revision, experiments
 from llm.seeds import collect, spreads
 from tests.conftest import ROOT
@@ -46,6 +48,9 @@ def evaluated(directory: Path, quality: float, seed: int | None = None) -> None:
     nats = tokens * (4 - quality + 0.3 * rng.random(40))
     book.windows("finetuned", Windows(nats, tokens, 4 * tokens, np.zeros(0), ""))
     write_json(directory / "metrics" / "evaluate.json", {**book.results, "contamination": {}})
+    write_json(directory / "metrics" / "pretrain.json", {"val_loss": 4 - round(quality)})
+    curve = "".join(f"{i},{100 * i},{4 - round(quality) * i / 50}\n" for i in range(1, 50))
+    (directory / "metrics" / "pretrain_history.csv").write_text(f"step,tokens,loss\n{curve}", encoding="utf-8")
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["finetune"]["seed"] = seed
     (directory / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
@@ -109,15 +114,44 @@ def test_the_command_prints_and_draws(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(repository)
-    compare.show("main", "exp-abc", BOTH, str(tmp_path / "plot.svg"), as_json=False)
+    compare.show(["main", "exp-abc"], BOTH, str(tmp_path / "plot.svg"))
     assert "B is better" in capsys.readouterr().out
     drawn = (tmp_path / "plot.svg").read_text(encoding="utf-8")
     assert drawn.startswith("<?xml")
     assert for_file(drawn).count("question answering") == 2
-    compare.show("main", "exp-abc", BOTH, None, as_json=True)
+    compare.show(["main", "exp-abc"], BOTH, as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert told["a"] == ["main", "finetuned"]
     assert {"task", "metric", "a", "b", "difference", "low", "high", "p_value", "n", "better"} == set(told["rows"][0])
+
+
+def test_several_experiments_make_one_page_that_loads_nothing(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(repository)
+    compare.show(["main", "exp-abc", "exp-def"], BOTH, html=str(tmp_path / "page.html"))
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert not re.search(r"<(script|link|img|iframe)|url\((?!#)|@import|href=\"(?!#)", page)
+    for name in ("main", "exp-abc", "exp-def"):
+        with Revision(name, repository) as revision:
+            commit, scores = revision.commit, revision.json("metrics/evaluate.json")["finetuned"]
+        assert f"<b>{name}</b> <code>{commit[:10]}</code>" in page
+        assert number(scores["classification"]["accuracy"]["value"]) in page
+    assert re.findall(r"<code>(finetune\.\w+)</code>.*?<td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>", page) == [
+        ("finetune.seed", "null", "1", "2")
+    ], "the one param that differs"
+    rows = re.split("<tr>", page)
+    (accuracy,) = [row for row in rows if "Classification · Accuracy<" in row][:1]
+    assert accuracy.count(" better</small>") == 2, "both beat the weak one, and are told so"
+    assert re.search(r"<dt>exp-def</dt><dd[^>]*>", page), "answers side by side"
+    assert ">exp-abc, exp-def</text>" in page, "equal curves are drawn once"
+    assert ">main</text>" in page
+    assert "<li>exp-abc has no metrics/finetune.json here" in page, "what is missing is said"
+
+
+def test_one_experiment_is_nothing_to_compare(repository: Path) -> None:
+    with pytest.raises(UserError, match="two or more experiments"):
+        compare.show(["main"], BOTH)
 
 
 def test_examples_that_differ_are_left_out_and_said(repository: Path, tmp_path: Path) -> None:

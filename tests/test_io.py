@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.io import whole_directory
+from llm.io import read_json, whole_directory, write_json
 
 WRITER = """
 import sys
@@ -46,6 +46,12 @@ def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not
         pass
     assert not dead.exists()
     assert living.exists()
+
+
+def test_json_takes_every_string_that_python_has_and_gives_it_back(tmp_path: Path) -> None:
+    value = {"é": "\ud801 𐐷 \\ud801 \u2028"}  # such as the id of a record that was refused
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
 
 
 def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:

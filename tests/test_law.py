@@ -58,3 +58,11 @@ def test_runs_that_do_not_determine_a_law_are_refused() -> None:
     for chosen in (slice(0, 5), SIZES[0] == SIZES, TOKENS[0] == TOKENS):
         with pytest.raises(UserError, match=r"do not determine a law.*scaling\.depths"):
             law.fit(SIZES[chosen], TOKENS[chosen], np.asarray(TRUE.loss(SIZES, TOKENS))[chosen])
+
+
+def test_the_fewest_runs_that_determine_a_law_have_intervals_too() -> None:
+    chosen = [0, 1, 8, 15, 22, 35]
+    losses = np.asarray(TRUE.loss(SIZES[chosen], TOKENS[chosen])) * np.exp([0.01, -0.01, 0.01, 0.0, -0.01, 0.01])
+    laws = law.bootstrap(SIZES[chosen], TOKENS[chosen], losses, 8, 0)
+    low, high = law.interval([float(found.loss(1e11, 1e13)) for found in laws])
+    assert high - low > 1e-3

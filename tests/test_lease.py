@@ -42,6 +42,7 @@ class Runs:
             env=kept,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
         self.started.append(run)
@@ -107,6 +108,21 @@ def test_queued_runs_on_the_cpu_share_the_cores_and_the_dead_do_not_count(runs: 
 def test_a_run_in_the_workspace_has_its_threads_from_the_machine_whatever_else_runs(runs: Runs) -> None:
     assert runs.got(runs.start(0, DVC_ROOT="/somewhere")) == "None 8"
     assert runs.got(runs.start(0, DVC_ROOT=str(runs.folder))) == "None None"
+
+
+def test_a_gpu_that_is_gone_is_named_and_the_run_does_not_go_to_the_cpu_unasked(runs: Runs) -> None:
+    some = runs.start(2, CUDA_VISIBLE_DEVICES="0,GPU-5a,GPU-77,3")
+    assert runs.got(some) == (
+        "warning: CUDA_VISIBLE_DEVICES=0,GPU-5a,GPU-77,3: CUDA does not find GPU GPU-77, and leaves it out with all "
+        "after it; 2 of 4 are used"
+    )
+    assert runs.got(some) == "0,GPU-5a None"
+    none = runs.start(0, CUDA_VISIBLE_DEVICES="7")
+    assert runs.got(none) == ""
+    assert none.wait(60) == 1
+    assert "CUDA_VISIBLE_DEVICES=7: CUDA does not find GPU 7. `nvidia-smi -L` lists" in none.stderr.read()
+    for chosen in ({"CUDA_VISIBLE_DEVICES": "7", "LLM_DEVICE": "cpu"}, {"CUDA_VISIBLE_DEVICES": ""}):
+        assert runs.got(runs.start(0, **chosen)).endswith("None")
 
 
 def test_a_named_device_is_leased_and_keeps_its_number(runs: Runs) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from llm import params, plan
+from llm import params, plan, units
 from llm.errors import UserError
 from llm.io import write_json
 from llm.model.config import Config
 from llm.model.transformer import Transformer
+from llm.plan.show import show_plan
 from llm.train import hardware
 
 ROOT = Path(__file__).parent.parent
@@ -104,12 +105,12 @@ def test_a_run_that_cannot_fit_the_disk_is_refused(
 
 
 def test_the_command_prints_both_stages_aligned_and_as_json(p: params.Params, capsys: pytest.CaptureFixture) -> None:
-    plan.show_plan()
+    show_plan()
     text = capsys.readouterr().out
     for expected in ("pretrain", "finetune", "compute-optimal", "micro-batches of", "activations", "not known before"):
         assert expected in text
     assert max(map(len, text.splitlines())) < 200
-    plan.show_plan(as_json=True)
+    show_plan(as_json=True)
     values: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert values["pretrain"]["memory"]["peak"] < values["pretrain"]["memory_total"]
     assert values["finetune"]["steps"] > 0
@@ -128,11 +129,11 @@ def test_the_memory_of_a_container_counts(monkeypatch: pytest.MonkeyPatch, tmp_p
     ("number", "shown"), [(999, "1 kB"), (2.5e6, "2.5 MB"), (1.44e9, "1.4 GB"), (24e9, "24 GB"), (3e12, "3.0 TB")]
 )
 def test_sizes_read_well(number: float, shown: str) -> None:
-    assert plan.size(number) == shown
+    assert units.size(number) == shown
 
 
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(45, "45 s"), (192, "3.2 min"), (5.1 * 3600, "5.1 h"), (12 * 86400, "12.0 days")]
 )
 def test_durations_read_well(seconds: float, shown: str) -> None:
-    assert plan.duration(seconds) == shown
+    assert units.duration(seconds) == shown

@@ -11,7 +11,8 @@ import yaml
 
 from llm import params, plan, preset
 from llm.errors import UserError
-from llm.machines import GPUS
+from llm.machines import GPUS, gpus
+from llm.plan.show import show_plan
 from llm.train import hardware
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +55,7 @@ def test_every_preset_has_a_plan_without_data_and_leaves_params_as_they_are(
 ) -> None:
     before = (workspace / "params.yaml").read_bytes()
     gpu, count = ON_GPUS.get(name, (None, 1))
-    plan.show_plan(name=name, gpu=gpu, count=count, price=2.0)  # which also checks that it fits
+    show_plan(name=name, gpu=gpu, count=count, price=2.0)  # which also checks that it fits
     text = capsys.readouterr().out
     assert (workspace / "params.yaml").read_bytes() == before
     assert re.search(r"cost +about [\d,]+\.\d\d, [\d,]+\.\d GPU hours at 2\n", text)
@@ -71,7 +72,7 @@ def test_what_presets_fetch_is_pinned_to_whole_commits() -> None:
 def test_the_sizes_are_those_that_the_names_say(workspace: Path) -> None:
     def parameters(name: str, gpu: str) -> int:
         p = preset.params_with(name)
-        machine = plan.gpus(gpu, 1, "auto")
+        machine = gpus(gpu, 1, "auto")
         return (plan.finetune_plan if name == "lora-7b" else plan.pretrain_plan)(p, machine=machine).parameters
 
     assert parameters("gpt2-small", "l4") == pytest.approx(124e6, rel=0.01)
@@ -81,15 +82,15 @@ def test_the_sizes_are_those_that_the_names_say(workspace: Path) -> None:
 
 def test_more_gpus_share_the_work_and_a_smaller_one_is_refused(workspace: Path) -> None:
     p = preset.params_with("1b-8gpu")
-    one, eight = (plan.pretrain_plan(p, machine=plan.gpus("h100", n, "auto")) for n in (1, 8))
+    one, eight = (plan.pretrain_plan(p, machine=gpus("h100", n, "auto")) for n in (1, 8))
     assert eight.seconds == pytest.approx(one.seconds / 8, rel=0.01)
     assert eight.memory == one.memory
     with pytest.raises(UserError, match=r"lora|memory"):
         plan.finetune_plan(
-            params.parse(_full(workspace)), machine=plan.gpus("l4", 1, "auto")
+            params.parse(_full(workspace)), machine=gpus("l4", 1, "auto")
         ).check()  # 7B in float32 with AdamW
     with pytest.raises(UserError, match="a100-40gb"):
-        plan.gpus("v100", 1, "auto")
+        gpus("v100", 1, "auto")
     assert all(rate > 1e14 and memory >= 24 for _, rate, memory in GPUS.values())
 
 
@@ -103,7 +104,7 @@ def _full(workspace: Path) -> dict:
 def test_a_base_that_is_not_here_names_the_way_to_fetch_it(workspace: Path) -> None:
     (workspace / "presets" / "shapes" / "llama-2-7b.json").unlink()
     with pytest.raises(UserError, match="dvc repro checkpoint@llama-2-7b"):
-        plan.show_plan(name="lora-7b", gpu="h100")
+        show_plan(name="lora-7b", gpu="h100")
 
 
 def test_an_unknown_preset_names_the_known_ones(workspace: Path) -> None:

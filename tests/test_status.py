@@ -82,6 +82,9 @@ def test_a_stage_that_failed_says_why_and_one_that_was_killed_is_told_from_it(wo
     path.write_text(json.dumps(old))
     assert "wiry-pika" not in [item.experiment for item in status.read()]
     assert not path.exists()
+    path.write_text(json.dumps(old | {"host": "a machine that is no more"}))
+    assert [item.stage for item in status.read()] == ["mix"]
+    assert not path.exists()
 
 
 def test_no_progress_is_a_stall_only_when_it_lasts_longer_than_this_stage_ever_waits(

@@ -97,6 +97,28 @@ def test_a_bad_trial_is_stopped_early_and_a_killed_one_is_run_again(
     assert "0.02" in page
 
 
+def test_a_study_goes_on_with_the_metric_and_the_choices_that_it_was_begun_with(here: Path) -> None:
+    choices = FILE.replace("{low: 0.001, high: 0.1, log: true}", "[0.001, 0.1]")
+    tuning = described(here, choices)
+    tune._ask(tune.open_study(tuning), tuning)
+    tune._ask(tune.open_study(tuning), tuning)
+    with pytest.raises(UserError, match=r'begun with metric "out.json:finetuned.loss", and now it is "out.json:f1"'):
+        tune.open_study(described(here, choices.replace("finetuned.loss", "f1")))
+    with pytest.raises(UserError, match='begun with direction "minimize"'):
+        tune.open_study(described(here, choices + "direction: maximize"))
+    other = described(here, choices.replace("0.001", "0.002"))
+    with pytest.raises(UserError, match="begun with another space"):
+        tune._ask(tune.open_study(other), other)
+
+
+def test_a_metric_that_is_no_number_is_named(here: Path) -> None:
+    (here / "a.json").write_text('{"f1": {"value": 0.5, "signature": "words", "none": null}}')
+    assert tune._metric("a.json:f1.value", "workspace") == 0.5
+    for key in ("signature", "none"):
+        with pytest.raises(UserError, match=f"metric a.json:f1.{key}: expected a finite number"):
+            tune._metric(f"a.json:f1.{key}", "workspace")
+
+
 def test_importances_tell_what_mattered(tmp_path: Path) -> None:
     import optuna
 

@@ -49,10 +49,10 @@ def run(arguments: argparse.Namespace) -> None:
     settings = decoding(arguments)
     rows = [row for named in _answerers(arguments) for row in answer(named, records, settings, arguments)]
     if arguments.output:
-        from llm.io import write_bytes
+        from llm.io import utf8, write_bytes
 
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_bytes(arguments.output, lines.encode())
+        write_bytes(arguments.output, utf8(lines))
         print(f"generate: {len(rows)} answers → {arguments.output}")
         return
     for row in rows:
@@ -70,7 +70,8 @@ def read(path: Path) -> list[dict[str, Any]]:
     if path.suffix not in (".txt", ".jsonl"):
         raise UserError(f"{path}: expected a .txt file with a prompt on each line, or a .jsonl file.")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines() if path.suffix == ".txt" else _split(path)
+        # Not splitlines(), which takes a form feed or U+2028 within a prompt, or a JSON string, for a line's end.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); expected UTF-8 text.") from None
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -79,11 +80,6 @@ def read(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".txt":
         return [{"prompt": line} for _, line in numbered]
     return [_record(line, f"{path}, line {number}") for number, line in numbered]
-
-
-def _split(path: Path) -> list[str]:
-    """Lines of JSON, in which other line ends than this may stand within a string."""
-    return path.read_text(encoding="utf-8-sig").split("\n")
 
 
 def _record(line: str, where: str) -> dict[str, Any]:

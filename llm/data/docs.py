@@ -12,6 +12,7 @@ import platform
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from llm.data import docs_tasks
@@ -23,10 +24,12 @@ from llm.data.docs_dedup import (
     drop_repeated_paragraphs,
 )
 from llm.data.docs_scan import DISTRIBUTIONS, PACKAGES, PYTHON, Corpus, Entry, module_entries, source_files, topics
+from llm.data.parallel import Workers, cores
 from llm.errors import UserError
 
 MIN_DOCUMENT_CHARACTERS = 100
 DOCUMENT_CHARACTERS = 3000  # a module's documentation is cut into documents of about this length
+FILES_AT_A_TIME = 50  # parsed by one process
 KINDS = ("pretrain", "summarization", "question_answering", "classification")
 
 
@@ -34,7 +37,7 @@ def records(kind: str, packages: list[str] | None = None) -> tuple[Iterator[dict
     """Raw records of a kind, ordered by id, and a dict that is complete once the iterator is exhausted.
 
     Args:
-        kind: one of `KINDS`; the fields of a record are those of `data/raw` (see `llm.data.sources`).
+        kind: one of `KINDS`; the fields of a record are those of `data/raw` (see `llm.data.raw`).
         packages: import names, "python" for the whole standard library; None for `PACKAGES`.
 
     Raises:
@@ -112,15 +115,28 @@ def corpus(packages: tuple[str, ...]) -> Corpus:
     """Read, parse and de-duplicate; cached, so that the four kinds share one scan."""
     found = Corpus()
     entries: list[Entry] = []
-    for package in packages:
-        for module, path in source_files(package, found.dropped):
-            found.modules += 1
-            entries += module_entries(package, module, path, found.dropped)
+    files = [(package, *file) for package in packages for file in source_files(package, found.dropped)]
+    found.modules = len(files)
+    parts = [files[first : first + FILES_AT_A_TIME] for first in range(0, len(files), FILES_AT_A_TIME)]
+    with Workers(min(cores(), len(parts))) as workers:
+        for some, dropped in workers.ordered(_scanner, parts):
+            entries += some
+            found.dropped += dropped
     entries = drop_repeated_paragraphs(entries, found.dropped)
     found.entries = drop_near_duplicates(entries, found.dropped)
     if PYTHON in packages:
         found.topics = drop_near_duplicates(topics(found.dropped), found.dropped)
     return found
+
+
+def _scanner() -> Callable[[list[tuple[str, str, Path]]], tuple[list[Entry], Counter[str]]]:
+    return _scan
+
+
+def _scan(files: list[tuple[str, str, Path]]) -> tuple[list[Entry], Counter[str]]:
+    """The entries of some files, and what was left out of them."""
+    dropped: Counter[str] = Counter()
+    return [entry for file in files for entry in module_entries(*file, dropped)], dropped
 
 
 # -- provenance -------------------------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 
 from llm.data.inputs import Input
+from llm.data.manifest import NOT_STATED
 from llm.data.readers import Row
-from llm.data.sources import NOT_STATED
 from llm.errors import UserError
 from llm.io import sha256
 from llm.params import HubSource

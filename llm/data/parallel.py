@@ -75,7 +75,7 @@ class Workers:
         except BrokenProcessPool:
             raise UserError(
                 f"one of {self.count} worker processes ended before its work was done, most likely killed for want of "
-                "memory. Set tokenize.workers to fewer and rerun: it continues where it was."
+                "memory. Rerun with fewer (tokenize.workers; for the source docs `taskset -c 0`): what is done is kept."
             ) from None
 
     def _give(self, make: Callable[[], Any] | None) -> None:

@@ -74,7 +74,6 @@ class PretrainedTokenizer(Tokenizer):
         self.eos_id = eos_id
         self.vocab_size = max(self._plain.get_vocab(with_added_tokens=True).values()) + 1
         self.template = _template(files, config)
-        self.has_template = self.template is not None
         if self.template is None:
             self.template = PLAIN_TEMPLATE
             self._files["tokenizer_config.json"] = _json({**config, "chat_template": PLAIN_TEMPLATE})

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Gate(Protocol):
-    """The part of `llm.data.sources.Gate` that this module needs."""
+    """The part of `llm.data.gate.Gate` that this module needs."""
 
     writer: Writer
 

@@ -6,18 +6,17 @@ Ids: the 256 bytes, the merges in order, then the special tokens.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
-import tempfile
-import urllib.request
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm.data import gpt2_files
+from llm.data.tokenizer_json import byte_chars, pre_tokenizer, tokenizer_json
 from llm.errors import UserError
-from llm.io import read_json, sha256, write_bytes
+from llm.io import read_json, write_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,7 +132,7 @@ class Tokenizer:
         from tokenizers import models, pre_tokenizers, trainers
 
         tokenizer = tokenizers.Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = _pre_tokenizer(PATTERN)
+        tokenizer.pre_tokenizer = pre_tokenizer(PATTERN)
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - len(SPECIAL),
             min_frequency=2,  # a pair seen once is no pattern
@@ -143,7 +142,7 @@ class Tokenizer:
         )
         tokenizer.train_from_iterator((valid_unicode(text) for text in texts), trainer)
         merges = json.loads(tokenizer.to_str())["model"]["merges"]
-        to_byte = {char: byte for byte, char in enumerate(_byte_chars())}
+        to_byte = {char: byte for byte, char in enumerate(byte_chars())}
         ranks = {bytes([byte]): byte for byte in range(256)}
         for left, right in merges:
             token = bytes(to_byte[char] for char in left + right)
@@ -157,20 +156,7 @@ class Tokenizer:
         Raises:
             UserError: its files are not on this machine and cannot be fetched.
         """
-        from tiktoken.load import data_gym_to_mergeable_bpe_ranks
-
-        folder = _gpt2_files()
-        before = os.environ.get("TIKTOKEN_CACHE_DIR")
-        os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)  # read the files that were just checked, and no others
-        try:
-            vocabulary, encoder = ((_GPT2_BASE + name, digest) for name, digest in _GPT2_SHA256.items())
-            ranks = data_gym_to_mergeable_bpe_ranks(vocabulary[0], encoder[0], vocabulary[1], encoder[1])
-        finally:
-            if before is None:
-                del os.environ["TIKTOKEN_CACHE_DIR"]
-            else:
-                os.environ["TIKTOKEN_CACHE_DIR"] = before
-        return cls(ranks, GPT2_PATTERN)
+        return cls(gpt2_files.ranks(), GPT2_PATTERN)
 
     # -- files --------------------------------------------------------------------------------------------------------
 
@@ -199,7 +185,9 @@ class Tokenizer:
         return {
             "ranks.tiktoken": self.ranks_file(),
             # Without indentation, for which Python's json would write token by token: 0.7 s at GPT-2's vocabulary.
-            "tokenizer.json": json.dumps(self._hugging_face(), ensure_ascii=False).encode(),
+            "tokenizer.json": json.dumps(
+                tokenizer_json(self.ranks, self.special, self.pattern), ensure_ascii=False
+            ).encode(),
             "tokenizer_config.json": _json(config),
         }
 
@@ -249,105 +237,6 @@ class Tokenizer:
         tokenizer.prefix = soft_prompt_ids(Path(directory))
         return tokenizer
 
-    def _hugging_face(self) -> dict[str, Any]:
-        """The content of `tokenizer.json`."""
-        chars = dict(enumerate(_byte_chars()))
-
-        text = {token: token.decode("latin-1").translate(chars) for token in self.ranks}
-        merges = [[text[left], text[right]] for token in self.ranks for left, right in _splits(token, self.ranks)]
-        vocabulary = {text[token]: rank for token, rank in self.ranks.items()}
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [
-                {
-                    "id": number,
-                    "content": token,
-                    "single_word": False,
-                    "lstrip": False,
-                    "rstrip": False,
-                    "normalized": False,
-                    "special": True,
-                }
-                for token, number in self.special.items()
-            ],
-            "normalizer": None,
-            "pre_tokenizer": {
-                "type": "Sequence",
-                "pretokenizers": [
-                    {"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated", "invert": False},
-                    {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-                ],
-            },
-            "post_processor": None,
-            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": False,
-                "vocab": vocabulary,
-                "merges": merges,
-            },
-        }
-
-
-_GPT2_BASE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-_GPT2_SHA256 = {  # as in tiktoken_ext.openai_public
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-}
-_GPT2_TIMEOUT = 15.0  # seconds without an answer; tiktoken's own download waits for ever
-
-
-def gpt2_is_here() -> bool:
-    """Whether GPT-2's two files are on this machine; nothing is fetched."""
-    return all(path.is_file() for path in _gpt2_paths()[1].values())
-
-
-def _gpt2_paths() -> tuple[Path, dict[str, Path]]:
-    """tiktoken's cache folder, and where in it each of the two files is."""
-    given = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    folder = Path(given) if given else Path(tempfile.gettempdir()) / "data-gym-cache"
-    names = {name: hashlib.sha1((_GPT2_BASE + name).encode()).hexdigest() for name in _GPT2_SHA256}  # noqa: S324
-    return folder, {name: folder / cached for name, cached in names.items()}
-
-
-def _gpt2_files() -> Path:
-    """tiktoken's cache folder, holding GPT-2's two files: checked, and downloaded if they are missing.
-
-    Raises:
-        UserError: they cannot be downloaded, or are not the published ones.
-    """
-    folder, paths = _gpt2_paths()
-    remedy = "Copy the two files from a machine with a network:" + "".join(
-        f"\n  {_GPT2_BASE}{name}\n    to {path}" for name, path in paths.items()
-    )
-    remedy += "\n(TIKTOKEN_CACHE_DIR chooses another folder), or set tokenize.tokenizer to bpe."
-    for name, path in paths.items():
-        if path.is_file():
-            if sha256(path) != _GPT2_SHA256[name]:
-                raise UserError(f"{path} is not GPT-2's {name}: its SHA-256 is another. {remedy}")
-            continue
-        if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-            raise UserError(f"GPT-2's {name} is not on this machine, and HF_HUB_OFFLINE is set. {remedy}")
-        try:
-            with urllib.request.urlopen(_GPT2_BASE + name, timeout=_GPT2_TIMEOUT) as answer:
-                content = answer.read()
-        except OSError as error:  # urllib's errors and time-outs are OSErrors
-            raise UserError(
-                f"GPT-2's {name} is not on this machine and cannot be downloaded ({error}). {remedy}"
-            ) from None
-        if hashlib.sha256(content).hexdigest() != _GPT2_SHA256[name]:
-            raise UserError(f"{_GPT2_BASE}{name} answered with other bytes than GPT-2's. {remedy}")
-        write_bytes(path, content)
-    return folder
-
 
 def soft_prompt_ids(directory: Path) -> tuple[int, ...]:
     """Ids of the virtual tokens of a model directory's soft prompt (llm/model/prompt.py), behind the vocabulary."""
@@ -375,32 +264,3 @@ def valid_unicode(text: str) -> str:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _pre_tokenizer(pattern: str) -> Any:
-    from tokenizers import Regex, pre_tokenizers
-
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def _byte_chars() -> list[str]:
-    """GPT-2's printable stand-in for each byte."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    chars = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-    return [chars[byte] for byte in range(256)]
-
-
-def _splits(token: bytes, ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """Every pair of tokens that makes a token, lowest ranks first.
-
-    tiktoken merges any two neighbours whose union is a token, whichever pair training had merged, so all of them belong
-    into `tokenizer.json` (as in transformers' own conversion of tiktoken files) for the ids to be the same.
-    """
-    pairs = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
-    return sorted(pairs, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))

@@ -10,31 +10,11 @@ from llm.evaluate.metrics import COUNTS
 
 Results = dict[str, dict[str, dict[str, dict[str, Any]]]]  # model -> task -> metric -> score
 
+# Scores of one scale, from 0 to 1 (Matthews correlation: from -1): one bar chart.
+UNIT = ("exact_match", "f1", "accuracy", "mcc", "f1_macro", "rouge1", "rouge2", "rougeLsum")
 # The scores that are shown; those of a task's own come behind them.
-MAIN = (
-    "exact_match",
-    "f1",
-    "accuracy",
-    "mcc",
-    "f1_macro",
-    "rouge1",
-    "rouge2",
-    "rougeLsum",
-    "bleu",
-    "bits_per_byte",
-    "perplexity",
-)
+MAIN = (*UNIT, "bleu", "bits_per_byte", "perplexity")
 OTHER = ("rougeL", "accuracy_normalised", "mean_length", "loss")
-UNIT = (
-    "exact_match",
-    "f1",
-    "accuracy",
-    "mcc",
-    "f1_macro",
-    "rouge1",
-    "rouge2",
-    "rougeLsum",
-)  # of one scale: one bar chart
 
 
 def order(model: str) -> tuple[int, str]:

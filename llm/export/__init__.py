@@ -9,8 +9,6 @@ from llm.errors import UserError
 from llm.export.card import write_card
 from llm.io import whole_directory
 
-FORMS = ("hf", "gguf", "pt")
-
 
 def export(to: str, model: Path, out: Path, dtype: str = "f16", adapter: Path | None = None) -> Path:
     """Write `model` (with `adapter` merged) into the directory `out`; returns it.

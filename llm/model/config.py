@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from llm.errors import UserError
+from llm.model.rope_config import read_rope
 
 MODEL_TYPES = {
     "LlamaForCausalLM": "llama",
@@ -66,7 +67,7 @@ class Config:
     qkv_bias: bool = False  # of q_proj, k_proj and v_proj (Qwen2)
     attention_bias: bool = False  # of these and o_proj (Llama, Qwen3)
     mlp_bias: bool = False
-    rope_scaling: dict[str, Any] | None = None  # `rope_type` and its fields: llm/model/rope.py
+    rope_scaling: dict[str, Any] | None = None  # `rope_type` and its fields: llm/model/rope_config.py
     stock_class: str | None = None  # the checkpoint's own class, where the rule of `architecture` says another
 
     @property
@@ -141,8 +142,6 @@ class Config:
             UserError: another architecture, a missing field, or a field whose value would change the function or of
                 which nothing is known.
         """
-        from llm.model.rope import read_rope
-
         architecture = (data.get("architectures") or ["(none)"])[0]
         if architecture not in MODEL_TYPES:
             raise UserError(

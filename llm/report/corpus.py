@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from llm.data import gpt2_files
 from llm.data.shards import TokenStream
-from llm.data.tokenizer import Tokenizer, gpt2_is_here
+from llm.data.tokenizer import Tokenizer
 from llm.evaluate.compression import documents
 from llm.io import read_json
 
@@ -54,7 +55,7 @@ def compared() -> dict[str, Any] | None:
     if not (TOKENS / "meta.json").is_file() or not (TOKENIZER / "tokenizer.json").is_file():
         return None
     tokenizer = Tokenizer.load(TOKENIZER)
-    gpt2 = Tokenizer.gpt2() if gpt2_is_here() else None
+    gpt2 = Tokenizer.gpt2() if gpt2_files.are_here() else None
     size = ours = theirs = count = 0
     for text, tokens in documents(TokenStream(TOKENS, "val"), tokenizer):
         count, ours, size = count + 1, ours + tokens - 1, size + len(text.encode())

@@ -12,8 +12,8 @@ POINTS = 100.0  # scores between 0 and 1 are drawn in points of a hundred, as BL
 LEFT_OUT = ("perplexity",)  # says what bits per byte say, on a scale of its own
 
 
-def draw(rows: list[tuple[str, Difference, str]], title: str) -> str:
-    """An SVG in stand-in colours: (task, difference, which side is better) a line, better to the right."""
+def draw(rows: list[tuple[str, Difference, str]], title: str, b: str = "B") -> str:
+    """An SVG in stand-in colours: (task, difference, which side is better) a line, side B, called `b`, to the right."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -28,15 +28,15 @@ def draw(rows: list[tuple[str, Difference, str]], title: str) -> str:
     with matplotlib.rc_context(STYLE):
         heights = [len(group) + 1.5 for _, group in panels]
         figure, all_axes = plt.subplots(
-            len(panels), figsize=(6.4, 0.6 + 0.24 * sum(heights)), height_ratios=heights, squeeze=False
+            len(panels), figsize=(6.4, 0.9 + 0.24 * sum(heights)), height_ratios=heights, squeeze=False
         )
         for axes, (unit, group) in zip(all_axes[:, 0], panels, strict=True):
-            _panel(axes, group, unit)
+            _panel(axes, group, unit, b)
         all_axes[0, 0].set_title(title)
         return _svg(figure)
 
 
-def _panel(axes: Any, group: list[tuple[str, Difference, str]], unit: str) -> None:
+def _panel(axes: Any, group: list[tuple[str, Difference, str]], unit: str, b: str) -> None:
     for line, (_, d, better) in enumerate(reversed(group)):
         scale = -1.0 if d.metric in scores.LOWER_IS_BETTER else 1.0 if d.metric == "bleu" else POINTS
         colour = {"B": BLUE, "A": ORANGE}.get(better, MUTED)
@@ -48,4 +48,4 @@ def _panel(axes: Any, group: list[tuple[str, Difference, str]], unit: str) -> No
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(-0.7, len(group) - 0.3)
     axes.grid(False, axis="y")
-    axes.set_xlabel(f"{unit}; to the right, B is better; grey: no difference shown")
+    axes.set_xlabel(f"{unit}\nto the right, {b} is better; grey: no difference shown")

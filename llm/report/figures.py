@@ -19,8 +19,12 @@ COLOURS = {
     "#050505": ("var(--orange)", "#d55e00"),
     "#060606": ("var(--green)", "#009e73"),
     "#070707": ("var(--paper)", "#ffffff"),
+    "#080808": ("var(--pink)", "#b0568c"),
+    "#090909": ("var(--sky)", "#4a9fd4"),
+    "#0a0a0a": ("var(--gold)", "#b8860b"),
 }
-INK, RULE, MUTED, BLUE, ORANGE, GREEN, PAPER = COLOURS
+INK, RULE, MUTED, BLUE, ORANGE, GREEN, PAPER, PINK, SKY, GOLD = COLOURS
+LINES = (BLUE, ORANGE, GREEN, PINK, SKY, GOLD)  # of several runs in one figure; the seventh is dashed in the first's
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "llm",  # ids would be random
     "svg.fonttype": "none",  # text stays text: it takes the page's font, and can be searched
@@ -110,6 +114,40 @@ def _power(size: int) -> str:
     return f"{size >> 20}M" if size >= 1 << 20 else f"{size >> 10}k" if size >= 1 << 10 else str(size)
 
 
+def overlaid(curves: dict[str, Rows], title: str) -> str:
+    """Losses of several runs over the tokens that each has seen: lines smoothed, validation losses as dots."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(4.5, 3.0))
+        low, high = [], []
+        for number, (name, rows) in enumerate(curves.items()):
+            colour, dashes = LINES[number % len(LINES)], "-" if number < len(LINES) else "--"
+            smooth = _smooth([row["loss"] for row in rows if "loss" in row])
+            axes.plot([row["tokens"] for row in rows if "loss" in row], smooth, dashes, color=colour, alpha=0.55)
+            validation = [(row["tokens"], row["val_loss"]) for row in rows if "val_loss" in row]
+            x, y = zip(*validation, strict=True) if validation else ((), ())
+            axes.plot(x, y, dashes, color=colour, marker="o", markersize=3, linewidth=0.8)
+            axes.plot([], [], dashes, color=colour, marker="o", markersize=3, label=name)
+            low.append(min((*smooth, *y)))
+            high.append(_start(smooth))
+        if max(high) > min(low):
+            margin = 0.06 * (max(high) - min(low))
+            axes.set_ylim(min(low) - margin, max(high) + margin)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g}M" if value >= 1e5 else f"{value:,.0f}")
+        axes.set(title=title, xlabel="tokens", ylabel="nats per token")
+        axes.legend()
+        return _svg(figure)
+
+
+def _start(smooth: list[float]) -> float:
+    """The highest loss that a figure shows: the first steps would flatten the rest."""
+    return smooth[min(len(smooth) - 1, len(smooth) // 40)]
+
+
 def _loss(rows: Rows) -> str:
     from matplotlib import pyplot as plt
 
@@ -124,7 +162,7 @@ def _loss(rows: Rows) -> str:
         x, y = zip(*validation, strict=True)
         axes.plot(x, y, color=ORANGE, marker="o", markersize=3, label="validation")
     low = min(min(smooth), *(y for _, y in validation)) if validation else min(smooth)
-    high = smooth[min(len(smooth) - 1, len(smooth) // 40)]  # the first steps would flatten the rest
+    high = _start(smooth)
     axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low)) if high > low else None
     axes.set(title="Loss", xlabel="step", ylabel="nats per token")
     axes.legend()

@@ -23,10 +23,13 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def read_history(path: str | Path) -> list[dict[str, float]]:
     """Rows of a `*_history.csv`; empty cells are left out. Raises UserError for a cell that is no number."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    return parse_history(Path(path).read_text(encoding="utf-8"), path)
+
+
+def parse_history(text: str, path: str | Path) -> list[dict[str, float]]:
+    """Rows of a history's text, as `read_history`; `path` is where it is from."""
     try:
-        return [{key: float(value) for key, value in row.items() if value} for row in rows]
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(text.splitlines())]
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: expected numbers only ({error}). Delete it and run `dvc repro`.") from None
 
@@ -39,6 +42,11 @@ def curves() -> dict[str, list[dict[str, float]]]:
 def metrics() -> dict[str, Any]:
     """Stage → content of metrics/<stage>.json."""
     return {path.stem: read_json(path) for path in _sorted("*.json")}
+
+
+def files() -> dict[str, bytes]:
+    """Name → content of every metrics/*.json, to the byte."""
+    return {path.name: path.read_bytes() for path in _sorted("*.json")}
 
 
 def timings(since: float = 0.0) -> dict[str, dict[str, Any]]:

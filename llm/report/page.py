@@ -5,19 +5,31 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm.io import write_bytes
 from llm.params import Params
-from llm.report import figures, prediction_figures, remarks, scaling_figure, scores, techniques
+from llm.report import figures, history, prediction_figures, remarks, scaling_figure, scores, techniques
 from llm.report.collect import collect
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 HERE = Path(__file__).parent
 
 
 def write_report(params: Params, directory: Path, run: dict[str, str] | None = None) -> dict[str, Any]:
-    """Write report.html, report.md and figures/*.svg into an existing directory; return what `collect` found."""
+    """Write report.html, report.md, figures/*.svg and numbers/*.json into an existing directory.
+
+    The numbers are the files `metrics/*.json` as the stages wrote them. Git has them too, but a remote of DVC has only
+    what an output holds, and without them the run cache there would not know any stage that has metrics.
+
+    Returns:
+        What `collect` found.
+    """
     data = collect(params, run)
+    for name, content in history.files().items():
+        write_bytes(directory / "numbers" / name, content)
     drawn = figures.draw(data["curves"], data["evaluate"], data["corpus"])
     drawn |= prediction_figures.draw(data["predictions"]) | techniques.draw(data["techniques"])
     if data["scaling"]:
@@ -31,19 +43,53 @@ def write_report(params: Params, directory: Path, run: dict[str, str] | None = N
 
 def render(template: str, data: dict[str, Any], drawn: dict[str, str]) -> str:
     """Fill a template. In HTML every value is escaped; in Markdown the filters `cell` and `fence` do it."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
+    inline = {name: Markup(figures.for_page(name, svg)) for name, svg in drawn.items()}
+    counts: dict[str, int] = {}
+
+    def caption(kind: str) -> str:
+        counts[kind] = counts.get(kind, 0) + 1
+        return f"{kind} {counts[kind]}."
+
+    return (
+        environment(".html" in template)
+        .get_template(template)
+        .render(
+            **data,
+            figures=inline,
+            style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
+            caption=caption,
+            interval=interval,
+            summary=summary(data),
+            tiles=tiles(data),
+            tables=score_tables(data["evaluate"], data["contamination"], data["contamination_by_text"]),
+            apart=contamination_apart,
+            signatures=signatures(data["evaluate"]),
+            source_of=source_of,
+            licences=licences(data["manifests"]),
+            lower=scores.LOWER_IS_BETTER,
+            remarks=remarks.remarks(data["evaluate"], data["comparison"], percent, number),
+            by_source=remarks.by_source(data["evaluate"]),
+        )
+    )
+
+
+def environment(autoescape: bool) -> Environment:
+    """Jinja's, for the templates of this folder, with the filters that they use."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
         loader=FileSystemLoader(HERE),
-        autoescape=".html" in template,
+        autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(
+    made.filters.update(
         number=number,
+        signed=signed,
         size=size,
         duration=duration,
         percent=percent,
@@ -54,30 +100,7 @@ def render(template: str, data: dict[str, Any], drawn: dict[str, str]) -> str:
         model_label=scores.model_label,
         setting=setting,
     )
-    inline = {name: Markup(figures.for_page(name, svg)) for name, svg in drawn.items()}
-    counts: dict[str, int] = {}
-
-    def caption(kind: str) -> str:
-        counts[kind] = counts.get(kind, 0) + 1
-        return f"{kind} {counts[kind]}."
-
-    return environment.get_template(template).render(
-        **data,
-        figures=inline,
-        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
-        caption=caption,
-        interval=interval,
-        summary=summary(data),
-        tiles=tiles(data),
-        tables=score_tables(data["evaluate"], data["contamination"], data["contamination_by_text"]),
-        apart=contamination_apart,
-        signatures=signatures(data["evaluate"]),
-        source_of=source_of,
-        licences=licences(data["manifests"]),
-        lower=scores.LOWER_IS_BETTER,
-        remarks=remarks.remarks(data["evaluate"], data["comparison"], percent, number),
-        by_source=remarks.by_source(data["evaluate"]),
-    )
+    return made
 
 
 def interval(score: dict[str, float]) -> str:
@@ -280,6 +303,11 @@ def number(value: Any) -> str:
         return f"{mantissa} × 10{power}".replace("-", "−")
     digits = next((digits for limit, digits in ((1000, 0), (100, 1), (10, 2)) if magnitude >= limit), 3)
     return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """A difference: a number with its sign."""
+    return number(value) if value < 0 else f"+{number(value)}"
 
 
 def setting(value: Any) -> str:

@@ -32,7 +32,10 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
+        self.status, self.code, self.headers = status, code, headers
+        # They may quote the request, whose JSON can spell halves of surrogate pairs, which no answer can.
+        self.message = message.encode("utf-8", "replace").decode()
+        self.param = param and param.encode("utf-8", "replace").decode()
 
     def body(self) -> dict[str, Any]:
         """`{"error": {"message", "type", "param", "code"}}`."""

@@ -52,9 +52,10 @@ def measure(p: params.Params, name: str, steps: int) -> dict[str, Any]:
         VAL_BATCHES * s.batch_tokens
     )
     trainer = Trainer(model, data, val, val, s, steps, seed, State("techniques", {"name": name}), Untracked())
-    trainer.micro = distributed.balanced(technique.rows or trainer.batch_size, trainer.batch_size, 1)
-    trainer.coming = trainer._batches(0)
-    before = trainer.evaluate(val)
+    engine = trainer.engine
+    engine.micro = distributed.balanced(technique.rows or engine.batch_size, engine.batch_size, 1)
+    trainer.coming = engine.batches(0)
+    before = engine.evaluate(val)
     seconds = []
     for step in range(steps):
         began = time.perf_counter()
@@ -62,14 +63,14 @@ def measure(p: params.Params, name: str, steps: int) -> dict[str, Any]:
         seconds.append(time.perf_counter() - began)
     process = peak_memory_bytes()
     trainer.coming.close()  # type: ignore[attr-defined]  # a generator
-    loss = trainer.evaluate(val)
-    row = trainer._to_device(trainer._host_tensors(data, data_rows(trainer.micro, data.num_rows)))
+    loss = engine.evaluate(val)
+    row = engine.to_device(engine.host_tensors(data, data_rows(engine.micro, data.num_rows)))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     memory = {
         "weights": tensor_bytes([*model.parameters(), *model.buffers()]) + scale_bytes(model),
         "gradients": tensor_bytes(trainable),  # of their parameters' type
-        "optimizer": tensor_bytes(trainer.optimizers.tensors().values()),
-        "activations": passing_bytes(lambda: model.loss(**row).backward(), trainable, trainer.device),
+        "optimizer": tensor_bytes(engine.optimizers.tensors().values()),
+        "activations": passing_bytes(lambda: model.loss(**row).backward(), trainable, engine.device),
     }
     return {
         "name": name,
@@ -85,8 +86,8 @@ def measure(p: params.Params, name: str, steps: int) -> dict[str, Any]:
         "learning_rate": s.learning_rate,
         "parameters": model.config.parameters(),
         "trainable_parameters": sum(parameter.numel() for parameter in trainable),
-        "rows": trainer.micro,
-        "batch_rows": trainer.batch_size,
+        "rows": engine.micro,
+        "batch_rows": engine.batch_size,
         "activation_type": str(model.compute_dtype).removeprefix("torch."),
         "checkpointing": technique.checkpointing,
         "method": technique.method,

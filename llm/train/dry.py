@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,9 +15,7 @@ from llm.errors import UserError
 from llm.model.dtensor import is_sharded
 from llm.model.transformer import Transformer
 from llm.train import hardware, sharding
-
-if TYPE_CHECKING:
-    from llm.train.loop import Dataset
+from llm.train.loader import Dataset
 
 OPTIMIZER_BYTES = 8  # a trained parameter: AdamW's two float32 moments, the most that any of the optimizers keeps
 

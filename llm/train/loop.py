@@ -1,38 +1,29 @@
-"""The training loop of pretrain and finetune.
-
-What a step computes depends on (weights, optimizer state, seed, step) alone: the data order is a stateless permutation,
-dropout is seeded by step and micro-batch, and the loss is normalised over the global batch, however it is split into
-micro-batches and over processes.
-"""
+"""The training loop of pretrain and finetune: all steps of an engine, and what happens between them."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from llm import beacon
 from llm.errors import UserError
-from llm.model.dtensor import unshard, whole
-from llm.model.quantized import QuantizedLinear
 from llm.model.transformer import Transformer
 from llm.params import Training
 from llm.progress import Progress
-from llm.train import distributed, dry, hardware, sharding
-from llm.train.determinism import deterministic, difference, place, verdict
+from llm.train import distributed
+from llm.train.determinism import deterministic, difference, verdict
 from llm.train.divergence import LossWatch
-from llm.train.loader import Dataset, MicroBatch, announced, host_tensors, micro_batches, one_ahead
-from llm.train.meter import Meter
-from llm.train.optimizer import Optimizers
+from llm.train.engine import Engine
+from llm.train.loader import Dataset, MicroBatch
 from llm.train.schedule import learning_rate
 from llm.train.signals import StopRequest
 from llm.train.state import State
@@ -84,52 +75,18 @@ class Trainer:
         tracker: Tracker,
     ) -> None:
         """`quick_val_set` is scored every `eval_every` steps, `val_set` once at the end."""
-        self.device = hardware.device()
-        self.model, self.sharded = model, model.fill is not None
-        if not self.sharded:
-            model.to(self.device)
-        self.train_set, self.val_set, self.quick_val_set = train_set, val_set, quick_val_set
-        self.settings, self.steps, self.seed = settings, steps, seed
-        self.state, self.tracker = state, tracker
-        self.length = settings.sequence_length
-        self.batch_size = settings.batch_tokens // self.length
-        self.flops = model.config.flops_per_token(self.length) * settings.batch_tokens * steps
-        model.compute_dtype = hardware.precision(settings.precision, self.device)
-        model.grad_checkpointing = settings.grad_checkpointing
-        # Unpacking 4-bit weights is the library's own kernel, at which the compiler would stop in every layer.
-        quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
-        self.compiled = not quantized and hardware.compiles(settings.compile, self.device, self.flops)
-        self.rank, self.world_size = distributed.rank(), distributed.world_size()
-        rows = state.stage, model, train_set, self.length, self.batch_size
-        if self.sharded:  # before layers are compiled, of which a copy would be the original's
-            fits = dry.sharded_micro_batch(*rows, self.compiled)
-        if self.compiled:
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((state.directory.parents[1] / "compiled").absolute()))
-            model.compile_parts()
-        if self.world_size > 1:
-            chosen = {
-                "sharding": "fsdp" if self.sharded else "ddp",
-                "type": model.compute_dtype,
-                "compiled": self.compiled,
-            }
-            distributed.refuse_disagreement(chosen, state.stage)
-        self.parallel: Any = None  # of several processes: the loss as DistributedDataParallel, or sharded
-        if self.sharded:
-            self.parallel = sharding.shard(model, self.device, model.compute_dtype, self.compiled)
-        else:
-            fits = dry.micro_batch(*rows)
-        self.micro = distributed.balanced(min(distributed.everyone(fits)), self.batch_size, self.world_size)
-        self.optimizers = Optimizers(
-            model, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.betas
+        self.engine = Engine(
+            model, train_set, settings, steps, seed, state.stage, cache=state.directory.parents[1] / "compiled"
         )
+        self.val_set, self.quick_val_set = val_set, quick_val_set
+        self.settings, self.steps, self.state, self.tracker = settings, steps, state, tracker
         self.stop = StopRequest()
         self.stopping = self.saving = False  # at the end of this step, as all processes know
         self.saved = time.monotonic()
         self.coming: Iterator[MicroBatch] = iter(())
         self.history: list[dict[str, float | int | None]] = []
         self.watch = LossWatch()
-        self.places = [place(self.device, model.compute_dtype, self.compiled, settings.deterministic, self.sharded)]
-        self.meter = Meter(self.device, model.compute_dtype, self.flops / steps, settings.batch_tokens)
+        self.places = [self.engine.place]
 
     def run(self) -> Result:
         """Train to the last step, or raise where it cannot go on.
@@ -142,7 +99,7 @@ class Trainer:
         start = self._resume()
         self._announce(start)
         if start < self.steps:
-            with self.stop, deterministic(self.settings.deterministic, self.compiled):
+            with self.stop, deterministic(self.settings.deterministic, self.engine.compiled):
                 self._train(start)
         last = self.history[-1]
         assert last["val_loss"] is not None
@@ -153,7 +110,7 @@ class Trainer:
             train_loss=float(np.mean(recent)),
             steps=self.steps,
             tokens=self.steps * self.settings.batch_tokens,
-            flops=self.flops,
+            flops=self.engine.flops,
             timing=self._timing(),
         )
 
@@ -161,17 +118,17 @@ class Trainer:
         """All steps from `start` on, and what happens between them."""
         s = self.settings
         every = max(1, -(-self.steps // HISTORY_ROWS))
-        if self.world_size > 1 and not self.sharded:
-            self._open_exchange()
+        several = self.engine.world_size > 1
+        self.engine.open_exchange()
         tokens = self.steps * s.batch_tokens, start * s.batch_tokens
         self.saved = time.monotonic()
         val: float | None = None
         with (
-            closing(self._batches(start)) as self.coming,
-            Progress(self.state.stage, tokens[0], "tok", tokens[1], scale=True, quiet=self.rank > 0) as progress,
+            closing(self.engine.batches(start)) as self.coming,
+            Progress(self.state.stage, tokens[0], "tok", tokens[1], scale=True, quiet=self.engine.rank > 0) as progress,
         ):
             for step in range(start, self.steps):
-                with self.meter.step():
+                with self.engine.meter.step():
                     loss, norm, rate = self._step(step)
                 done = step + 1
                 row: dict[str, float | int | None] = {
@@ -185,7 +142,7 @@ class Trainer:
                 if done % s.eval_every == 0 or done == self.steps:
                     with progress.pause():
                         rows = self.val_set if done == self.steps else self.quick_val_set
-                        row["val_loss"] = val = self.evaluate(rows)
+                        row["val_loss"] = val = self.engine.evaluate(rows)
                 if done % every == 0 or row["val_loss"] is not None:
                     self.history.append(row)
                     self._track(row)
@@ -196,7 +153,7 @@ class Trainer:
                     if row["val_loss"] is not None:
                         shown_as.tell(val_step=done, val_loss=row["val_loss"])
                         shown_as.write()  # at once: a tuner may want to stop the run for it
-                if figures := self.meter.due():
+                if figures := self.engine.meter.due():
                     self.tracker.log_metrics(figures, step=done)
                     if shown_as:
                         shown_as.tell(**figures)
@@ -204,89 +161,35 @@ class Trainer:
                 progress.update(s.batch_tokens, **shown)
                 if done == self.steps:
                     break
-                if self.stopping if self.world_size > 1 else self.stop.signal is not None:
+                if self.stopping if several else self.stop.signal is not None:
                     self._save(done, wait=True)
                     self._end(
                         SystemExit(f"{self.state.stage}: stopped after step {done}; `dvc repro` continues from there")
                     )
-                if self.saving if self.world_size > 1 else self._due():
+                if self.saving if several else self._due():
                     self._save(done)
                     self.saved = time.monotonic()
             self._save(self.steps, wait=True)
 
-    def _batches(self, start: int) -> Generator[MicroBatch]:
-        """What `_step` takes from `coming`: this process's micro-batches of all steps from `start` on."""
-        mine = distributed.dealt(self.batch_size, self.micro, self.rank, self.world_size)
-        steps, pin = range(start, self.steps), self.device.type == "cuda"
-        return one_ahead(micro_batches(self.train_set, self.seed, steps, self.batch_size, self.micro, mine, pin))
-
-    @torch.no_grad()
-    def evaluate(self, data: Dataset) -> float:
-        """Mean loss (nats per predicted token) over all rows in order, with fixed shapes; processes share the rows."""
-        self.model.eval()
-        total, count = 0.0, 0
-        # Equally many for each process, since those of a sharded model compute together; the last may be empty.
-        mine = distributed.dealt(data.num_rows, self.micro, self.rank, self.world_size)
-        every = np.arange(data.num_rows)
-        ids = [every[number * self.micro : (number + 1) * self.micro] for number in mine]
-        with (
-            deterministic(self.settings.deterministic, self.compiled),
-            closing(one_ahead(self._host_tensors(data, p) for p in announced(data, iter(ids), lambda p: p))) as coming,
-        ):
-            for part, tensors in zip(ids, coming, strict=True):
-                count += int(data.label_counts(part).sum())
-                on_device = self._to_device(tensors)
-                total += float(self.parallel(on_device) if self.sharded else self.model.loss(**on_device))
-        if self.sharded:
-            self.parallel.reshard()
-        self.model.train()
-        all_total, all_count = distributed.sums([total, float(count)], self.device)
-        return all_total / all_count
-
     def _step(self, step: int) -> tuple[float, float, float]:
         """One update on the global batch; returns loss (nats per label), gradient norm before clipping, and rate."""
         s = self.settings
-        rounds = len(distributed.dealt(self.batch_size, self.micro, self.rank, self.world_size))
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        unread: str | None = None
-        for i in range(rounds):
-            try:
-                with self.meter.waiting("loader"):
-                    part = next(self.coming) if unread is None else self._nothing(step)
-            except UserError as error:  # the others learn of it with the sums, and must not wait for them in vain
-                unread, part = str(error), self._nothing(step)
-            tensors = self._to_device(part.tensors)
-            assert part.step == step
-            torch.manual_seed((self.seed * 1_000_003 + step) * 1_000_003 + part.number)  # dropout
-            last = i == rounds - 1
-            # A sharded model has no room for whole gradients: it adds up the processes' after each micro-batch.
-            with (
-                self.parallel.no_sync()
-                if isinstance(self.parallel, DistributedDataParallel) and not last
-                else nullcontext()
-            ):
-                loss = self.parallel(tensors) if self.parallel else self.model.loss(**tensors)
-                # Summed over the processes, of which DistributedDataParallel takes the mean, and divided by all labels.
-                (loss / (part.labels / self.world_size)).backward()
-            total += loss.detach()
+        loss, batch, unread = self.engine.backward(step, self.coming)
         wants_stop = self.stop.signal is not None
-        due = self.rank == 0 and self._due()
+        due = self.engine.rank == 0 and self._due()
         flags = [float(wants_stop), float(due), float(unread is not None)]
-        summed, stopping, saving, lacking = distributed.sums([float(total), *flags], self.device)
+        summed, stopping, saving, lacking = distributed.sums([loss, *flags], self.engine.device)
         self.stopping, self.saving = stopping > 0, saving > 0
         if lacking:
             if step > 0:
                 self._save(step, wait=True)
             self._end(UserError(next(text for text in distributed.everyone(unread) if text)))
-        mean = summed / part.labels
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        total_norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        torch.nn.utils.clip_grads_with_norm_(parameters, s.grad_clip, total_norm)
-        norm = float(total_norm)
+        mean = summed / batch.labels
+        norm = self.engine.clip(s.grad_clip)
         if not (math.isfinite(mean) and math.isfinite(norm)):
             if step > 0:
                 self._save(step, wait=True)
-            rows = ", ".join(map(str, part.ids[:16])) + (" …" if len(part.ids) > 16 else "")
+            rows = ", ".join(map(str, batch.ids[:16])) + (" …" if len(batch.ids) > 16 else "")
             self._end(
                 UserError(
                     f"{self.state.stage}: the {'loss' if not math.isfinite(mean) else 'gradient'} is not finite at "
@@ -297,52 +200,16 @@ class Trainer:
         rate = learning_rate(
             step, self.steps, s.learning_rate, s.schedule, s.warmup_fraction, s.decay_fraction, s.min_lr_fraction
         )
-        self.optimizers.step(rate)
+        self.engine.optimizers.step(rate)
         return mean, norm, rate
-
-    def gather(self) -> None:
-        """Bring the model, of a sharded one all parts, to the first process's host memory, to be written.
-
-        It ends training.
-        """
-        if self.sharded:
-            unshard(self.model, keep=self.rank == 0)
-        else:
-            self.model.to("cpu")
-
-    def _host_tensors(self, data: Dataset, ids: np.ndarray) -> dict[str, Tensor]:
-        return host_tensors(data, ids, self.micro, pin=self.device.type == "cuda")
-
-    def _nothing(self, step: int) -> MicroBatch:
-        """What a process computes on that cannot read its rows, to keep the others company."""
-        none = np.zeros(0, dtype=np.int64)
-        return MicroBatch(step, 0, none, 1, self._host_tensors(self.train_set, none))
-
-    def _to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {key: value.to(self.device, non_blocking=True) for key, value in tensors.items()}
-
-    def _open_exchange(self) -> None:
-        """Wrap the loss, and run it once on rows without a label.
-
-        DistributedDataParallel lays out its buckets anew after the first backward pass, and the layout decides the
-        order in which three processes or more add up. Once this is done before the first step, every step of a resumed
-        run adds up as in a run that was never stopped.
-        """
-        self.parallel = distributed.parallel_loss(self.model)
-        empty = self._host_tensors(self.train_set, np.zeros(0, dtype=np.int64))
-        self.parallel(self._to_device(empty)).backward()
-        self.model.zero_grad(set_to_none=True)
 
     def _end(self, error: UserError | SystemExit) -> NoReturn:
         """Raise what every process found at the same step; of several, the first one says it."""
-        if self.world_size == 1:
+        if self.engine.world_size == 1:
             raise error
         distributed.end_together(f"\nerror: {error}" if isinstance(error, UserError) else str(error))
 
     # -- state --------------------------------------------------------------------------------------------------------
-
-    def _trainable(self) -> dict[str, Tensor]:
-        return {name: p.data for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _due(self) -> bool:
         return time.monotonic() - self.saved >= float(os.environ.get("LLM_STATE_SECONDS", STATE_SECONDS))
@@ -352,14 +219,19 @@ class Trainer:
 
         With `wait`, all wait for it.
         """
-        if self.rank == 0 or self.sharded:
-            with self.meter.waiting("checkpoint"):
-                tensors = {f"model.{k}": v for k, v in self._trainable().items()}
-                tensors |= {f"optimizer.{k}": v for k, v in self.optimizers.tensors().items()}
+        if self.engine.rank == 0 or self.engine.sharded:
+            with self.engine.meter.waiting("checkpoint"):
+                tensors = {f"model.{k}": v for k, v in self.engine.trainable().items()}
+                tensors |= {f"optimizer.{k}": v for k, v in self.engine.optimizers.tensors().items()}
                 # A copy of the history: it is written while training goes on, and must not hold what comes then.
-                meta = {"step": step, "micro_batch": self.micro, "history": list(self.history), "places": self.places}
+                meta = {
+                    "step": step,
+                    "micro_batch": self.engine.micro,
+                    "history": list(self.history),
+                    "places": self.places,
+                }
                 self.state.save(step, tensors, meta, wait)
-            self.meter.checkpoints += 1
+            self.engine.meter.checkpoints += 1
         if wait:
             distributed.wait()
 
@@ -369,52 +241,40 @@ class Trainer:
         Raises:
             UserError: the processes found states of different steps.
         """
-        loaded = self.state.load(self._empty if self.sharded else None)
+        loaded = self.state.load(self._empty if self.engine.sharded else None)
         step = int(loaded[1]["step"]) if loaded else 0
         distributed.refuse_disagreement({"the newest state's step": step}, self.state.stage)
         if loaded is None:
             return 0
         tensors, meta = loaded
-        for name, parameter in self._trainable().items():
+        for name, parameter in self.engine.trainable().items():
             parameter.copy_(tensors[f"model.{name}"])
         prefix = "optimizer."
-        self.optimizers.load({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        self.engine.optimizers.load({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
         self.history = meta["history"]
         here, before = self.places[0], meta["places"]
         if here["processes"] == before[-1]["processes"]:
-            self.micro = meta["micro_batch"]
+            self.engine.micro = meta["micro_batch"]
         self.places = before if before[-1] == here or step == self.steps else [*before, here]
         return step
 
     def _empty(self, name: str, shape: torch.Size) -> Tensor:
         """Where a tensor of a state is read to: shards like those of the parameter that it belongs to."""
         kind, _, rest = name.partition(".")
-        parameter = self._trainable()[rest if kind == "model" else rest.rpartition(".")[0]]
+        parameter = self.engine.trainable()[rest if kind == "model" else rest.rpartition(".")[0]]
         return torch.zeros_like(parameter) if shape == parameter.shape else torch.zeros(shape)
 
     # -- what a person sees -------------------------------------------------------------------------------------------
 
     def _announce(self, start: int) -> None:
-        if self.rank == 0:
+        if self.engine.rank == 0:
             for line in self._plan(start):
                 print(line, flush=True)
 
     def _plan(self, start: int) -> Iterator[str]:
-        config, s, stage = self.model.config, self.settings, self.state.stage
-        trainable = sum(p.numel() for p in self._trainable().values())
-        epochs = self.steps * self.batch_size / self.train_set.num_rows
-        yield (
-            f"{stage}: {config.parameters():,} parameters"
-            + (f", {trainable:,} of them trained" if trainable < config.parameters() else "")
-            + f" · {self.steps:,} steps of {s.batch_tokens:,} tokens ({epochs:.2f} epochs) · {self.flops:.2e} FLOPs"
-        )
-        kind = str(self.model.compute_dtype).removeprefix("torch.")
-        yield (
-            f"{stage}: {hardware.name(self.device)} · {kind} · "
-            f"{'compiled (the first step takes longer)' if self.compiled else 'not compiled'} · "
-            + (f"{self.world_size} processes{', sharded' if self.sharded else ''} · " if self.world_size > 1 else "")
-            + f"micro-batch {self.micro} × {self.length} tokens"
-        )
+        stage = self.state.stage
+        for line in self.engine.describe():
+            yield f"{stage}: {line}"
         if start:
             yield f"{stage}: continues after step {start:,} of {self.steps:,}"
         if len(self.places) > 1:
@@ -427,14 +287,5 @@ class Trainer:
 
     def _timing(self) -> dict[str, Any]:
         identical, why = verdict(self.places)
-        return {
-            "device": hardware.name(self.device),
-            "dtype": str(self.model.compute_dtype).removeprefix("torch."),
-            "compiled": self.compiled,
-            "processes": self.world_size,
-            "sharded": self.sharded,
-            "micro_batch": self.micro,
-            "deterministic": identical,
-            "identical_bytes": why,
-            **self.meter.summary(),
-        }
+        meter = self.engine.meter.summary()
+        return {**self.engine.conditions(), "deterministic": identical, "identical_bytes": why, **meter}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from llm.train.state import root
@@ -25,16 +27,19 @@ def _states() -> list[tuple[str, Path, int, float]]:
     return sorted(found, key=lambda item: (item[0], -item[3]))
 
 
-def _in_use(directory: Path) -> bool:
-    """Whether a process trains with this state."""
-    try:
-        with open(directory / "lock", "rb") as file:
+@contextmanager
+def _unused(directory: Path) -> Iterator[bool]:
+    """Whether no process trains with this state; where it is so, none begins to within the block."""
+    with ExitStack() as stack:
+        unused = True
+        try:
+            file = stack.enter_context(open(directory / "lock", "rb"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+        except FileNotFoundError:
+            pass  # half-deleted
+        except BlockingIOError:
+            unused = False
+        yield unused
 
 
 def list_states() -> None:
@@ -43,7 +48,8 @@ def list_states() -> None:
     for stage, directory, size, modified in states:
         step = max((int(path.name.removeprefix("step-")) for path in directory.glob("step-????????")), default=0)
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(modified))
-        used = "  in use" if _in_use(directory) else ""
+        with _unused(directory) as unused:
+            used = "" if unused else "  in use"
         print(f"{stage:10} {directory.name}  step {step:>8,}  {size / 1e6:8.1f} MB  {when}{used}")
     print(f"{len(states)} states in {root() / '.state'}")
 
@@ -53,8 +59,10 @@ def prune_states() -> None:
     seen: set[str] = set()
     freed = 0
     for stage, directory, size, _ in _states():
-        if stage in seen and not _in_use(directory):
-            shutil.rmtree(directory)
-            freed += size
+        if stage in seen:
+            with _unused(directory) as unused:
+                if unused:
+                    shutil.rmtree(directory)
+                    freed += size
         seen.add(stage)
     print(f"freed {freed / 1e6:.1f} MB; kept the newest state of {', '.join(sorted(seen)) or 'no stage'}")

@@ -12,7 +12,7 @@ from llm.data.source_counts import validation_sources
 from llm.train.windows import Rows, TokenWindows
 
 if TYPE_CHECKING:
-    from llm.train.loop import Trainer
+    from llm.train.engine import Engine
 
 
 class SourceLabels(NamedTuple):
@@ -68,7 +68,7 @@ class SourceWindows:
         return self.labels.sources[np.minimum(documents, len(self.labels.sources) - 1)] == self.source
 
 
-def source_losses(trainer: Trainer, windows: TokenWindows, directory: Path) -> dict[str, dict[str, float]]:
+def source_losses(engine: Engine, windows: TokenWindows, directory: Path) -> dict[str, dict[str, float]]:
     """`val_loss_by_source` and `val_bits_per_byte_by_source` of metrics/pretrain.json; nothing without a mixture.
 
     Args:
@@ -83,6 +83,6 @@ def source_losses(trainer: Trainer, windows: TokenWindows, directory: Path) -> d
     for place, name in enumerate(names):
         data = SourceWindows(windows, labels, place)
         if data.num_rows:
-            losses[name] = trainer.evaluate(data)
+            losses[name] = engine.evaluate(data)
             bits[name] = losses[name] * data.predicted / math.log(2) / sizes[place]
     return {"val_loss_by_source": losses, "val_bits_per_byte_by_source": bits}

@@ -13,7 +13,6 @@ param can never continue an old run.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -28,11 +27,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llm.held import held
 from llm.io import save_tensors, sha256, write_bytes
 from llm.model.dtensor import is_sharded
 from llm.train import distributed, state_shards
 from llm.train.state_remote import remote
 
+# Of llm/data, what training uses of it; the rest comes to it as files, whose digests are inputs.
+DATA = ("order.py", "packing.py", "pretrained_tokenizer.py", "shards.py", "source_counts.py", "tokenizer.py")
 KEEP = 2  # checkpoints: the newest, and one to fall back to
 
 
@@ -45,10 +47,9 @@ def code_version() -> dict[str, str]:
     """Digest of the source that decides what is computed, and the versions that do."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for folder in ("model", "train", "data"):
-        for path in sorted((package / folder).glob("*.py")):
-            if folder != "data" or path.name in ("order.py", "packing.py", "shards.py"):
-                digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    paths = [path for folder in ("model", "train") for path in sorted((package / folder).glob("*.py"))]
+    for path in (*paths, *(package / "data" / name for name in DATA)):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return {"code": digest.hexdigest(), "torch": torch.__version__}
 
 
@@ -81,22 +82,10 @@ class State:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        fresh = not self.directory.exists()
-        if fresh:
+        if not self.directory.exists():
             self._say_what_changed()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_bytes(self.directory / "inputs.json", json.dumps(self.inputs, indent=2, sort_keys=True).encode())
-        with open(self.directory / "lock", "a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                print(f"{self.stage}: process {file.read().strip()} trains the same run; waiting for it", flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            file.truncate()
-            file.write(str(os.getpid()))
-            file.flush()
+        with held(self.directory / "lock", self.stage, "trains the same run"):
+            write_bytes(self.directory / "inputs.json", json.dumps(self.inputs, indent=2, sort_keys=True).encode())
             if self.remote is not None and (name := self.remote.pull(self.directory)):
                 print(f"{self.stage}: {name} fetched from {self.remote.url}", flush=True)
             yield

@@ -18,19 +18,6 @@ from llm.decoding.request import Request
 from llm.errors import UserError
 from llm.generate import complete
 from llm.models import Named, Shelf
-from tests.server.conftest import model_directories
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return model_directories(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def shelf(models: dict[str, Path]) -> Shelf:
-    import torch
-
-    return Shelf(models, torch.device("cpu"), torch.float32)
 
 
 def talk(lines: list[str], models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, *options: str) -> None:

@@ -12,12 +12,6 @@ import pytest
 
 from llm.commands import generate
 from llm.errors import UserError
-from tests.server.conftest import model_directories
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return model_directories(tmp_path_factory.mktemp("models"))
 
 
 def run(*options: str | Path) -> None:
@@ -34,28 +28,27 @@ def answers(*options: str | Path, tmp_path: Path) -> list[dict[str, Any]]:
 def test_each_line_gets_the_answer_that_it_gets_alone(
     models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prompts = ["the cat", "the mat and the dog", "é\u2028x"]
-    (tmp_path / "prompts.jsonl").write_text(
-        "\n\n".join(json.dumps({"prompt": p, "id": i}, ensure_ascii=False) for i, p in enumerate(prompts)), "utf-8"
-    )
+    prompts = ["the cat", "the mat and the dog", "é\u2028x", "\ud800"]
+    lines = [json.dumps({"prompt": p, "id": i}, ensure_ascii=i == 3) for i, p in enumerate(prompts)]
+    (tmp_path / "prompts.jsonl").write_text("\n\n".join(lines), "utf-8")
     rows = answers("--model", models["base"], "--input", tmp_path / "prompts.jsonl", tmp_path=tmp_path)
     assert [(row["id"], row["prompt"], row["model"]) for row in rows] == [
         (i, prompt, str(models["base"])) for i, prompt in enumerate(prompts)
     ]
     assert {row["finish_reason"] for row in rows} <= {"length", "stop"}
     capsys.readouterr()
-    for prompt, row in zip(prompts, rows, strict=True):
+    for prompt, row in zip(prompts[:3], rows[:3], strict=True):
         run(prompt, "--model", models["base"], "--max-new-tokens", "9")
         assert capsys.readouterr().out == prompt + row["answer"] + "\n"
 
 
 def test_a_line_of_text_is_a_prompt_and_a_conversation_is_one_too(models: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("the cat\n\nthe dog\n")
+    (tmp_path / "prompts.txt").write_bytes("the\u2028cat\r\n\r\nthe dog\n".encode())
     plain = answers("--chat", "--model", models["base"], "--input", tmp_path / "prompts.txt", tmp_path=tmp_path)
-    lines = [{"messages": [{"role": "user", "content": prompt}]} for prompt in ("the cat", "the dog")]
+    lines = [{"messages": [{"role": "user", "content": prompt}]} for prompt in ("the\u2028cat", "the dog")]
     (tmp_path / "talks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     talks = answers("--model", models["base"], "--input", tmp_path / "talks.jsonl", tmp_path=tmp_path)
-    assert [row["prompt"] for row in plain] == ["the cat", "the dog"]
+    assert [row["prompt"] for row in plain] == ["the\u2028cat", "the dog"]
     assert [row["answer"] for row in plain] == [row["answer"] for row in talks]
 
 

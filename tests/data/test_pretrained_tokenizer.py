@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from llm.data.pretrained_tokenizer import PretrainedTokenizer
+from llm.data.pretrained_tokenizer import PLAIN_TEMPLATE, PretrainedTokenizer
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
 
@@ -154,7 +154,7 @@ def test_a_base_model_without_a_template_gets_one_that_transformers_renders_alik
     (tmp_path / "a").mkdir()
     ours = Tokenizer.load(write(tmp_path / "a", "llama-2", chat_template=None))
     assert isinstance(ours, PretrainedTokenizer)
-    assert not ours.has_template
+    assert ours.template == PLAIN_TEMPLATE
     ours.save(tmp_path / "b")
     again = Tokenizer.load(tmp_path / "b")
     peer = transformers.AutoTokenizer.from_pretrained(tmp_path / "b")

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.data.tokenizer import GPT2_PATTERN, PATTERN, SPECIAL, Tokenizer, gpt2_is_here
+from llm.data import gpt2_files
+from llm.data.tokenizer import GPT2_PATTERN, PATTERN, SPECIAL, Tokenizer
 from llm.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -153,8 +154,6 @@ def test_a_million_equal_characters_are_encoded_and_come_back(run: str, tokenize
 
 @pytest.mark.parametrize("pattern", [PATTERN, GPT2_PATTERN])
 def test_both_engines_split_around_every_code_point_alike(pattern: str, tokenizer: Tokenizer) -> None:
-    import json
-
     import tokenizers
 
     # Planes 4 to 13 and 15 on hold no character. A merge of "a", "1", " " or "." with any first byte shows in the ids
@@ -164,7 +163,7 @@ def test_both_engines_split_around_every_code_point_alike(pattern: str, tokenize
     for before in b"a1 .":
         ranks |= {bytes([before, first]): len(ranks) + i for i, first in enumerate(range(256))}
     ours = Tokenizer(ranks, pattern)
-    theirs = tokenizers.Tokenizer.from_str(json.dumps(ours._hugging_face()))
+    theirs = tokenizers.Tokenizer.from_str(ours.files()["tokenizer.json"].decode())
     for start in range(0, len(codes), 4096):
         text = "".join(f"a{c}1{c}.{c} {c}" for c in map(chr, codes[start : start + 4096]))
         assert ours.encode(text) == theirs.encode(text).ids, hex(codes[start])
@@ -191,9 +190,9 @@ def test_gpt2s_merges_lead_to_the_published_tokens(
 
     ours = gpt2(data_dir, tmp_path, monkeypatch)
     published = json.loads((data_dir / "gpt2_bpe" / "encoder.json").read_text())
-    content = ours._hugging_face()
-    assert content["model"]["vocab"] | {"<|endoftext|>": 50256} == published
-    peer = tokenizers.Tokenizer.from_str(json.dumps(content))
+    content = ours.files()["tokenizer.json"].decode()
+    assert json.loads(content)["model"]["vocab"] | {"<|endoftext|>": 50256} == published
+    peer = tokenizers.Tokenizer.from_str(content)
     text = "\n".join(TEXTS) + "  \u00e9\u4e2d\U0001f600 don't   'some 12345\n\n\n"
     assert peer.encode(text).ids == ours.encode(text)
 
@@ -202,9 +201,9 @@ def test_whether_gpt2s_files_are_here_is_told_without_fetching_them(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "elsewhere"))
-    assert not gpt2_is_here()
+    assert not gpt2_files.are_here()
     gpt2(data_dir, tmp_path, monkeypatch)
-    assert gpt2_is_here()
+    assert gpt2_files.are_here()
 
 
 def test_gpt2_with_a_damaged_file_names_it(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,8 +222,8 @@ def test_gpt2_without_an_answer_from_the_network_ends_with_the_remedy(
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
-        monkeypatch.setattr("llm.data.tokenizer._GPT2_BASE", address)
-        monkeypatch.setattr("llm.data.tokenizer._GPT2_TIMEOUT", 0.5)
+        monkeypatch.setattr("llm.data.gpt2_files.BASE", address)
+        monkeypatch.setattr("llm.data.gpt2_files.TIMEOUT", 0.5)
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)

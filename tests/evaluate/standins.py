@@ -1,8 +1,11 @@
-"""A byte tokenizer and a stream in memory, with the interfaces of `llm.data.tokenizer` and `llm.data.shards`."""
+"""Stand-ins with the interfaces of `llm.data.tokenizer` and `llm.data.shards`, and a likelihood computed plainly."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
+
+from llm.model.transformer import Transformer
 
 
 class Bytes:
@@ -35,3 +38,10 @@ class Stream:
 
     def read(self, start: int, length: int) -> np.ndarray:
         return self._tokens[start : start + length]
+
+
+@torch.no_grad()
+def log_likelihood(model: Transformer, prompt: list[int], continuation: list[int]) -> float:
+    """Log-probability (nats) of a continuation after its prompt, computed plainly."""
+    logits = model(torch.tensor([prompt + continuation])).double()[0].log_softmax(-1)
+    return sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(continuation))

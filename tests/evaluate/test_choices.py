@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llm.evaluate.choices import choice_log_likelihoods
-from llm.likelihood import log_likelihoods
+from tests.evaluate.standins import log_likelihood
 from tests.model.conftest import KINDS, random_model
 
 
@@ -20,7 +20,7 @@ def test_shared_prompts_give_the_likelihoods_of_separate_ones(kind: str) -> None
     for batch_tokens in (1, 10_000):
         sums = choice_log_likelihoods(model, prompts, choices, batch_tokens=batch_tokens)
         for prompt, texts, values in zip(prompts, choices, sums, strict=True):
-            expected, _ = log_likelihoods(model, [prompt] * len(texts), texts)
+            expected = [log_likelihood(model, prompt, text) for text in texts]
             np.testing.assert_allclose(values, expected, atol=2e-4)
 
 

@@ -16,7 +16,7 @@ from llm.evaluate.heldout import text_baselines_and_contamination
 from llm.evaluate.prompts import prompt_ids, room_for
 from llm.evaluate.run import Asking
 from llm.evaluate.scorebook import ScoreBook
-from tests.evaluate.standins import Bytes, Stream
+from tests.evaluate.standins import Bytes, Stream, log_likelihood
 from tests.model.conftest import random_model
 
 COMMON = {"prompt": "Say it.", "references": ["Return the sum."], "truncated": False}
@@ -52,13 +52,11 @@ def test_every_kind_of_task_is_answered_and_scored(kind: str, chat: bool) -> Non
 
 
 def test_a_classification_is_the_choice_of_the_highest_likelihood() -> None:
-    from llm.likelihood import log_likelihoods
-
     model, test, tokenizer = random_model(), held_out("classification", 1), Bytes()
     answers = run.answer(model, tokenizer, test, Asking(True))
     choices = ROWS["classification"]["choices"]
-    prompts = [tokenizer.chat_ids("Say it.")] * 3
-    sums, _ = log_likelihoods(model, prompts, [[*tokenizer.encode(c), tokenizer.eos_id] for c in choices])
+    prompt = tokenizer.chat_ids("Say it.")
+    sums = np.array([log_likelihood(model, prompt, [*tokenizer.encode(c), tokenizer.eos_id]) for c in choices])
     assert answers.columns["log_likelihoods"][0] == pytest.approx(sums.tolist(), abs=1e-4)
     assert answers.texts == [choices[int(np.argmax(sums))]]
     right = choices[int(np.argmax(sums / [1, 2, 2]))] == test.rows[0]["label"]

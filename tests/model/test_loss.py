@@ -32,20 +32,24 @@ def reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, 
     return value.detach(), h.grad, w.grad
 
 
-@pytest.mark.parametrize("labelled", [1.0, 0.3, 0.0])
-@pytest.mark.parametrize("tokens", [64, 600])  # one chunk that is not full, and several
-def test_float32_agrees_with_float64_to_1e_5(monkeypatch: pytest.MonkeyPatch, tokens: int, labelled: float) -> None:
-    monkeypatch.setattr(loss, "MIN_CHUNK", 128)
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", 128 * VOCAB)
-    hidden, weight, targets = inputs(tokens, labelled)
+def agree_with_float64(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: loss.ChunkLoss = chunk_loss) -> None:
+    """The loss to 1e-6, its gradients to 1e-5."""
     expected = reference(hidden, weight, targets)
-    value = cross_entropy(hidden, weight, targets)
+    value = cross_entropy(hidden, weight, targets, chunk)
     (value / 7).backward()
     assert hidden.grad is not None
     assert weight.grad is not None
     assert float(value.detach()) == pytest.approx(float(expected[0]), rel=1e-6)
     torch.testing.assert_close(hidden.grad.double(), expected[1], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(weight.grad.double(), expected[2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("labelled", [1.0, 0.3, 0.0])
+@pytest.mark.parametrize("tokens", [64, 600])  # one chunk that is not full, and several
+def test_float32_agrees_with_float64_to_1e_5(monkeypatch: pytest.MonkeyPatch, tokens: int, labelled: float) -> None:
+    monkeypatch.setattr(loss, "MIN_CHUNK", 128)
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 128 * VOCAB)
+    agree_with_float64(*inputs(tokens, labelled))
 
 
 def test_bfloat16_gradients_are_within_its_rounding() -> None:
@@ -61,15 +65,7 @@ def test_bfloat16_gradients_are_within_its_rounding() -> None:
 
 
 def test_the_same_compiled() -> None:
-    hidden, weight, targets = inputs(600, 0.5)
-    expected = reference(hidden, weight, targets)
-    value = cross_entropy(hidden, weight, targets, torch.compile(chunk_loss, dynamic=False))
-    (value / 7).backward()
-    assert hidden.grad is not None
-    assert weight.grad is not None
-    assert float(value.detach()) == pytest.approx(float(expected[0]), rel=1e-6)
-    torch.testing.assert_close(hidden.grad.double(), expected[1], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(weight.grad.double(), expected[2], rtol=1e-5, atol=1e-5)
+    agree_with_float64(*inputs(600, 0.5), torch.compile(chunk_loss, dynamic=False))
 
 
 def test_only_what_is_asked_for_is_computed() -> None:

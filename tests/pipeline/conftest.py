@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -17,6 +18,22 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = checkout(tmp_path_factory.mktemp("prepared") / "checkout")
     run(root, "dvc", "repro", "mix", timeout=300)
     return root
+
+
+@pytest.fixture(scope="package")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout in which the whole pipeline has run; its results are committed."""
+    root = checkout(tmp_path_factory.mktemp("dag") / "first")
+    run(root, "dvc", "repro", timeout=500)
+    run(root, "git", "add", "-A")
+    run(root, "git", "commit", "-qm", "first run")
+    return root
+
+
+@pytest.fixture(scope="package")
+def small_rank(first: Path) -> CompletedProcess[str]:
+    """The experiment `small-rank` of `first`, and what it printed; its results lie in the workspace."""
+    return run(first, "dvc", "exp", "run", "-S", "finetune.lora.r=2", "-n", "small-rank", timeout=500)
 
 
 @pytest.fixture(scope="package")

@@ -6,6 +6,7 @@ import csv
 import json
 import sqlite3
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,20 +15,15 @@ import yaml
 
 from tests.pipeline.workspace import checkout, run
 
+pytestmark = pytest.mark.xdist_group("dag")
+
 NOT_REPRODUCED = {"metrics/report"}  # states times and the MLflow run
 
 
-@pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = checkout(tmp_path_factory.mktemp("dag") / "first")
-    run(root, "dvc", "repro", timeout=500)
-    run(root, "git", "add", "-A")
-    run(root, "git", "commit", "-qm", "first run")
-    return root
-
-
-def hashes(root: Path) -> dict[str, str]:
-    lock = yaml.safe_load((root / "dvc.lock").read_text())
+def hashes(root: Path, commit: str | None = None) -> dict[str, str]:
+    """Of the outputs in dvc.lock, as it lies there or as a commit has it."""
+    text = run(root, "git", "show", f"{commit}:dvc.lock").stdout if commit else (root / "dvc.lock").read_text()
+    lock = yaml.safe_load(text)
     return {
         out["path"]: out["md5"]
         for stage in lock["stages"].values()
@@ -152,10 +148,11 @@ def runs(root: Path) -> dict[str, set[str]]:
     return found
 
 
-def test_an_experiment_reruns_three_stages_and_has_a_complete_run(first: Path) -> None:
-    before = hashes(first)
-    out = run(first, "dvc", "exp", "run", "-S", "finetune.lora.r=2", "-n", "small-rank", timeout=500)
-    log = out.stdout + out.stderr
+def test_an_experiment_reruns_three_stages_and_has_a_complete_run(
+    first: Path, small_rank: CompletedProcess[str]
+) -> None:
+    before = hashes(first, "HEAD")
+    log = small_rank.stdout + small_rank.stderr
     ran = [line.split("'")[1] for line in log.splitlines() if line.startswith("Running stage")]
     assert ran == ["finetune", "evaluate", "report"]
     after = hashes(first)

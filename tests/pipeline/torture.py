@@ -88,28 +88,29 @@ class Victims:
 def moments(trace: list[list[Any]], choose: random.Random) -> Iterator[dict[str, Any]]:
     """Kills without end: each kind of moment in turn, and after each fourth one at any time.
 
-    Among the calls of a kind every function has its turn, whether it makes one of them or a hundred.
+    Among the calls of a kind every function has its turn, whether it makes one of them or a hundred. A call is named by
+    its function and its number among that function's: the order of calls of two threads is another one in each run.
     `trace`: [point, function, seconds] of each call of an unkilled run.
     """
-    left: dict[tuple[str, str], list[int]] = defaultdict(list)
+    left: dict[tuple[str, str], list[tuple[str, int]]] = defaultdict(list)
     while True:
         for i, (point, when) in enumerate(MOMENTS):
             if not left[point, when]:
                 left[point, when] = turns([function for p, function, _ in trace if p == point], choose)
-            yield {"point": point, "when": when, "nth": left[point, when].pop()}
+            function, nth = left[point, when].pop()
+            yield {"point": point, "when": when, "function": function, "nth": nth}
             if i % 4 == 3:
                 yield at_any_time(trace, choose)
 
 
-def turns(functions: list[str], choose: random.Random) -> list[int]:
-    """Numbers from 1 of the calls that these functions made, so that the last ones are of different functions."""
-    calls: dict[str, list[int]] = defaultdict(list)
-    for number, function in enumerate(functions, 1):
-        calls[function].append(number)
-    for numbers in calls.values():
+def turns(functions: list[str], choose: random.Random) -> list[tuple[str, int]]:
+    """The calls of these functions, each with its number from 1; the last ones are of different functions."""
+    rounds = []
+    for function, count in Counter(functions).items():
+        numbers = list(range(1, count + 1))
         choose.shuffle(numbers)
-    rounds = [(-turn, choose.random(), number) for numbers in calls.values() for turn, number in enumerate(numbers)]
-    return [number for _, _, number in sorted(rounds)]
+        rounds += [(-turn, choose.random(), (function, number)) for turn, number in enumerate(numbers)]
+    return [call for _, _, call in sorted(rounds)]
 
 
 def at_any_time(trace: list[list[Any]], choose: random.Random) -> dict[str, Any]:
@@ -150,7 +151,8 @@ def torture(stage: str, victims: Victims, kills: int, seed: int = 0) -> tuple[li
             if "seconds" in kill:
                 kill = at_any_time(whole["trace"], choose)
             else:
-                kill["nth"] = choose.randint(1, sum(point == kill["point"] for point, _, _ in whole["trace"]))
+                same = [(kill["point"], kill["function"]) == (point, function) for point, function, _ in whole["trace"]]
+                kill["nth"] = choose.randint(1, sum(same))
         else:
             raise AssertionError(f"no kill at {kill} hit in {ATTEMPTS} attempts")
         # At one of the calls that every resumption makes; those at the end have one checkpoint less to write.

@@ -4,13 +4,14 @@ It imports the heavy libraries once, so that a kill and its resumption cost a se
 JSON on standard input, the answer a line on standard output:
 
     job     {"stage", "cwd", "kill", "full"}
-    kill    null | {"point", "nth", "when": "before" | "within" | "after", "signal"} | {"seconds"}
+    kill    null | {"point", "function", "nth", "when": "before" | "within" | "after", "signal"} | {"seconds"}
     full    null | {"path", "first", "calls"} | {"limit": bytes}
     answer  {"killed": null | what hit, "status": exit status, "trace": [[point, function, seconds], ...], "began"}
 
 A point is a call that a checkpoint or an output is made of: see `POINTS`. `nth` counts the project's own calls of that
-point. "within" leaves half of the data behind. `full` lets every write under a path that contains `path` fail as on a
-full disk, from the `first` on and `calls` times; `limit` sets the largest file that the kernel allows (`ulimit -f`).
+point, of `function` alone where one is given. "within" leaves half of the data behind. `full` lets every write under a
+path that contains `path` fail as on a full disk, from the `first` on and `calls` times; `limit` sets the largest file
+that the kernel allows (`ulimit -f`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ import tempfile
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -74,7 +74,7 @@ class Harm:
 
     def __init__(self, kill: dict[str, Any] | None, full: dict[str, Any] | None, record: int) -> None:
         self.kill, self.full, self.record = kill or {}, full or {}, record
-        self.began, self.calls, self.refused, self.lock = time.monotonic(), Counter[str](), 0, threading.Lock()
+        self.began, self.calls, self.refused, self.lock = time.monotonic(), 0, 0, threading.Lock()
 
     def note(self, **what: Any) -> None:
         os.write(self.record, (json.dumps(what) + "\n").encode())
@@ -98,8 +98,9 @@ class Harm:
             if not function:
                 return real(*args, **kwargs)
             with self.lock:
-                self.calls[point] += 1
-                here = point == self.kill.get("point") and self.calls[point] == self.kill["nth"]
+                counts = point == self.kill.get("point") and self.kill.get("function", function) == function
+                self.calls += counts
+                here = counts and self.calls == self.kill["nth"]
                 self.note(call=[point, function, time.monotonic() - self.began])
                 full = self.refuses(point, path(*args))
             if here and self.kill["when"] == "before":

@@ -118,7 +118,7 @@ def test_the_tokenizer_is_compared_with_gpt2s_where_that_is_at_hand(
     monkeypatch.chdir(tmp_path)
     texts = [f"Document {i} returns the {i}th value of the array, in order." for i in range(60)]
     ours, other = Tokenizer.train(texts, 330), Tokenizer({bytes([i]): i for i in range(256)}, GPT2_PATTERN)
-    monkeypatch.setattr("llm.report.corpus.gpt2_is_here", lambda: here)
+    monkeypatch.setattr("llm.data.gpt2_files.are_here", lambda: here)
     monkeypatch.setattr(Tokenizer, "gpt2", classmethod(lambda cls: other))
     with raw.Writer(tmp_path / "raw", "pretrain") as writer:
         for text in texts:
@@ -167,7 +167,12 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest
 
     first, second = files(tmp_path / "a"), files(tmp_path / "b")
     assert first == second
-    assert len(first) == 14
+    numbers = {path.name: path.read_bytes() for path in Path("metrics").glob("*.json")}
+    assert len(numbers) == 7
+    assert {name: first[f"numbers/{name}"] for name in numbers} == numbers, (
+        "a remote has the metrics through the report alone"
+    )
+    assert len(first) == 14 + len(numbers)
     assert not any(str(tmp_path).encode() in content for content in first.values()), "no absolute paths"
 
 

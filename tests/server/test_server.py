@@ -104,6 +104,11 @@ def test_bad_json_is_said_to_be_that(server: Running, body: bytes, message: str)
     assert response.json()["error"]["code"] == "invalid_json"
 
 
+def test_half_of_a_surrogate_pair_is_answered_whatever_it_stands_in(server: Running) -> None:
+    for body, status in ((b'{"model": "base", "\\ud800": 1}', 400), (b'{"model": "base", "prompt": "\\ud800"}', 200)):
+        assert server.client.post("/v1/completions", content=body).status_code == status
+
+
 def test_what_comes_from_elsewhere_or_is_huge_is_not_answered(server: Running) -> None:
     def post(**headers: str) -> httpx.Response:
         return server.client.post("/v1/completions", json={**LONG, "max_tokens": 1}, headers=headers)
@@ -152,6 +157,7 @@ def test_a_client_that_goes_away_frees_its_place(server: Running, how: str) -> N
     clients = [httpx.Client(base_url=server.url, timeout=60) for _ in range(places)]
     with ThreadPoolExecutor(places) as threads, server.stalled() as allow:
         waiting = [threads.submit(client.post, "/v1/completions", json=body) for client in clients]
+        until(lambda: sum(server.load()) == places)
         allow(ROWS - 1)  # a prompt is read before each step
         until(lambda: server.load() == (ROWS, QUEUE))
         for client in clients:

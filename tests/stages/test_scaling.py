@@ -45,7 +45,9 @@ def test_a_killed_ladder_keeps_its_finished_runs_and_ends_with_the_same_bytes(
     def counted(trainer: loop.Trainer) -> loop.Result:
         if len(trained) == 3 and not kept:
             raise KeyboardInterrupt  # killed in the fourth run
-        trained.append(f"{trainer.model.config.num_hidden_layers} {trainer.steps * trainer.settings.batch_tokens}")
+        trained.append(
+            f"{trainer.engine.model.config.num_hidden_layers} {trainer.steps * trainer.settings.batch_tokens}"
+        )
         return run(trainer)
 
     kept: list[str] = []

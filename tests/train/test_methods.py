@@ -92,7 +92,9 @@ def test_a_stopped_run_continues_to_the_same_bytes_and_learns(
     whole, tokenizer, loss = train(s, examples, "whole")
     fresh = methods.prepare(s, tokenizer, seed=1)
     data = packed_examples(examples, tokenizer, s.sequence_length, 1)[""]
-    before = Trainer(fresh, data, data, data, s, 12, 1, State("finetune", {"run": "none"}), Untracked()).evaluate(data)
+    before = Trainer(
+        fresh, data, data, data, s, 12, 1, State("finetune", {"run": "none"}), Untracked()
+    ).engine.evaluate(data)
     assert loss < before - 0.1
     step = Trainer._step
 

@@ -21,7 +21,9 @@ from llm.data.order import batch_ids
 from tests.model.conftest import random_model
 from tests.train.workers import BATCH, ROWS, Workers
 
-STEPS, HALF, RATE, WEIGHTS = 200, 100, 0.01, 111_904
+pytestmark = pytest.mark.xdist_group("workers")
+
+STEPS, PART, RATE, WEIGHTS = 200, 20, 0.01, 111_904
 SHORT = 24
 
 Run = tuple[Path, list[dict[str, Any]]]
@@ -35,19 +37,26 @@ def alone(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def half(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The first half in four processes, stopped."""
-    root = tmp_path_factory.mktemp("half")
-    return root, workers.run(4, root, steps=STEPS, stop=HALF, sharded=True)
+def begun(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The first steps in four processes, stopped. Few: on two cores a step of theirs takes as long as ten of one."""
+    root = tmp_path_factory.mktemp("begun")
+    return root, workers.run(4, root, steps=STEPS, stop=PART, sharded=True)
 
 
 @pytest.fixture(scope="module")
-def wholes(workers: Workers, half: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """The second half by others: sharded, replicated, alone."""
+def continued(workers: Workers, begun: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """As many again in four other processes."""
+    root = tmp_path_factory.mktemp("continued") / "root"
+    return root, workers.run(4, root, steps=STEPS, stop=2 * PART, copy=str(begun[0]), sharded=True)
+
+
+@pytest.fixture(scope="module")
+def wholes(workers: Workers, continued: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """All others by fewer processes: sharded, replicated, alone."""
     found = {}
-    for name, world, sharded in (("fsdp 4", 4, True), ("fsdp 2", 2, True), ("ddp 2", 2, False), ("one", 1, False)):
+    for name, world, sharded in (("fsdp 2", 2, True), ("ddp 2", 2, False), ("one", 1, False)):
         root = tmp_path_factory.mktemp("whole") / "root"
-        found[name] = root, workers.run(world, root, steps=STEPS, copy=str(half[0]), sharded=sharded)
+        found[name] = root, workers.run(world, root, steps=STEPS, copy=str(continued[0]), sharded=sharded)
     return found
 
 
@@ -60,21 +69,22 @@ def rows_of_steps(answers: list[dict[str, Any]], steps: int, opening: int = 0) -
     ]
 
 
-def test_sharded_runs_consume_the_same_batches(half: Run, wholes: dict[str, Run]) -> None:
+def test_sharded_runs_consume_the_same_batches(begun: Run, continued: Run, wholes: dict[str, Run]) -> None:
     expected = [batch_ids(1, step, BATCH, ROWS).tolist() for step in range(STEPS)]
-    assert rows_of_steps(half[1], HALF) == expected[:HALF]
+    assert rows_of_steps(begun[1], PART) == expected[:PART]
+    assert rows_of_steps(continued[1], PART) == expected[PART : 2 * PART]
     for name, (_, answers) in wholes.items():
-        assert rows_of_steps(answers, HALF, opening=int(name == "ddp 2")) == expected[HALF:]
+        assert rows_of_steps(answers, STEPS - 2 * PART, opening=int(name == "ddp 2")) == expected[2 * PART :]
 
 
 def test_a_checkpoint_of_four_shards_is_continued_by_any_number_within_the_bound(
-    alone: Run, half: Run, wholes: dict[str, Run]
+    alone: Run, begun: Run, wholes: dict[str, Run]
 ) -> None:
     (first,), weights = alone[1], dict(np.load(alone[0] / "weights.npz"))
     history = first["history"]
     bound = STEPS * RATE * 2 * 4 * 2**-24 * math.sqrt(5 * WEIGHTS) * max(row["grad_norm"] for row in history)
     assert bound < 3e-3  # nats
-    folder = max(half[0].glob(".state/pretrain/*/step-*"))
+    folder = max(begun[0].glob(".state/pretrain/*/step-*"))
     assert len(list(folder.glob("shard-*.safetensors"))) == 4
     for name, (root, answers) in wholes.items():
         assert [row["step"] for row in answers[0]["history"]] == list(range(1, STEPS + 1))
@@ -86,11 +96,11 @@ def test_a_checkpoint_of_four_shards_is_continued_by_any_number_within_the_bound
             assert np.abs(value - weights[key]).max() < 1e-3, (name, key)
 
 
-def test_each_process_holds_its_share_of_the_weights_only(wholes: dict[str, Run]) -> None:
-    for name, world in (("fsdp 4", 4), ("fsdp 2", 2)):
-        held = [answer["held"] for answer in wholes[name][1]]
+def test_each_process_holds_its_share_of_the_weights_only(begun: Run, wholes: dict[str, Run]) -> None:
+    for answers in (begun[1], wholes["fsdp 2"][1]):
+        held = [answer["held"] for answer in answers]
         assert sum(held) == WEIGHTS
-        assert max(held) < 1.05 * WEIGHTS / world
+        assert max(held) < 1.05 * WEIGHTS / len(answers)
     assert wholes["fsdp 2"][1][0]["timing"]["sharded"] is True
     assert "processes 4, then 2" in wholes["fsdp 2"][1][0]["timing"]["identical_bytes"]
     assert "sharded True, then False" in wholes["ddp 2"][1][0]["timing"]["identical_bytes"]
@@ -154,12 +164,12 @@ def test_cards_that_compute_in_different_types_are_refused(workers: Workers, tmp
 
 @pytest.mark.parametrize("damage", ["missing", "extra", "flipped"])
 def test_a_checkpoint_with_a_broken_shard_is_named_and_the_one_before_it_used(
-    workers: Workers, half: Run, tmp_path: Path, damage: str
+    workers: Workers, begun: Run, tmp_path: Path, damage: str
 ) -> None:
     source = tmp_path / "source"
-    shutil.copytree(half[0], source)
+    shutil.copytree(begun[0], source)
     good = max(source.glob(".state/pretrain/*/step-*"))
-    bad = Path(shutil.copytree(good, good.with_name(f"step-{HALF + 20:08d}")))
+    bad = Path(shutil.copytree(good, good.with_name(f"step-{PART + 20:08d}")))
     shard = sorted(bad.glob("shard-*"))[2]
     if damage == "missing":
         shard.unlink()
@@ -169,7 +179,7 @@ def test_a_checkpoint_with_a_broken_shard_is_named_and_the_one_before_it_used(
         data = bytearray(shard.read_bytes())
         data[-5] ^= 1
         shard.write_bytes(data)
-    answers = workers.run(2, tmp_path / "root", steps=HALF + 2, copy=str(source), sharded=True)
+    answers = workers.run(2, tmp_path / "root", steps=PART + 2, copy=str(source), sharded=True)
     assert len(answers[0]["calls"]) >= 2 * 2  # two steps were left
     said = answers[0]["said"]
     assert str(shard.parent.name) in said
@@ -180,8 +190,8 @@ def test_a_checkpoint_with_a_broken_shard_is_named_and_the_one_before_it_used(
     }
     assert expected[damage] in said
     assert said.count("trying an older one") == 1
-    (last,) = (tmp_path / "root").glob(f".state/pretrain/*/step-{HALF + 2:08d}")
-    assert json.loads((last / "meta.json").read_text())["step"] == HALF + 2
+    (last,) = (tmp_path / "root").glob(f".state/pretrain/*/step-{PART + 2:08d}")
+    assert json.loads((last / "meta.json").read_text())["step"] == PART + 2
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -36,6 +38,27 @@ def test_a_checkpoint_comes_back_exactly() -> None:
 
 def test_two_checkpoints_are_kept() -> None:
     assert [p.name for p in sorted(saved(5).directory.glob("step-*"))] == ["step-00000004", "step-00000005"]
+
+
+def test_a_twin_whose_folder_was_deleted_while_it_waited_makes_it_anew(capsys: pytest.CaptureFixture) -> None:
+    first, second = State("pretrain", {"seed": 3}), State("pretrain", {"seed": 3})
+
+    def work() -> None:
+        with second.locked():
+            second.save(1, TENSORS, {"step": 1}, wait=True)
+
+    twin = threading.Thread(target=work)
+    with first.locked():
+        twin.start()
+        said = ""
+        while "waiting for it" not in said:
+            said += capsys.readouterr().out
+            time.sleep(0.01)
+        shutil.rmtree(first.directory)
+    twin.join()
+    loaded = second.load()
+    assert loaded is not None
+    assert loaded[1]["step"] == 1
 
 
 def test_training_may_change_tensors_while_they_are_written() -> None:

@@ -15,42 +15,19 @@ import torch
 from llm import remote
 from llm.errors import UserError
 from llm.train.state import State
-
-KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-
-
-class Server:
-    """An S3-compatible server that can be stopped and started again; it forgets nothing while this process lives."""
-
-    def __init__(self) -> None:
-        from moto.server import DomainDispatcherApplication, create_backend_app
-
-        self.application = DomainDispatcherApplication(create_backend_app)
-        self.port = 0
-        self.start()
-
-    def start(self) -> None:
-        from werkzeug.serving import make_server
-
-        self.server = make_server("127.0.0.1", self.port, self.application, threaded=True)
-        self.port = self.server.server_port
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+from tests.servers import S3
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[Server]:
+def s3() -> Iterator[S3]:
     pytest.importorskip("moto")
     s3fs = pytest.importorskip("s3fs")
     s3fs.S3FileSystem.clear_instance_cache()  # one that was made before these keys would be given again
     with pytest.MonkeyPatch.context() as patch:
-        for key, value in KEYS.items():
+        for key, value in S3.KEYS.items():
             patch.setenv(key, value)
-        server = Server()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
+        server = S3()
+        patch.setenv("AWS_ENDPOINT_URL", server.url)
         fsspec.filesystem("s3").mkdir("bucket")
         yield server
         s3fs.S3FileSystem.clear_instance_cache()
@@ -127,7 +104,7 @@ def test_a_copy_that_was_cut_off_is_not_taken(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_loss_of_the_remote_is_survived_and_nobody_waits_for_it(
-    s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A minute is too long for a test: two seconds."""
     monkeypatch.setattr(remote, "MOST", 0.5)

@@ -156,10 +156,10 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
     try:
         with distributed.processes(), state.locked(), card(*job["cards"][rank]) if "cards" in job else nullcontext():
             trainer = Stoppable(model, Recording(), held_out, held_out, training, job["steps"], 1, state, Silent())
+            answer["held"] = sum(local(p).numel() for p in model.parameters())
             result = trainer.run()
             answer |= {"history": result.history, "val_loss": result.val_loss, "timing": result.timing}
-            answer["held"] = sum(local(p).numel() for p in model.parameters())
-            if trainer.sharded:
+            if trainer.engine.sharded:
                 unshard(model, keep=True)
     except (UserError, SystemExit) as error:
         answer["error"] = str(error)
@@ -168,7 +168,7 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
     digest = hashlib.sha256(b"".join(weights[name].tobytes() for name in sorted(weights))).hexdigest()
     if rank == 0:
         np.savez(root / "weights.npz", **weights)
-    return answer | {"calls": calls, "digest": digest, "micro": trainer.micro if "history" in answer else None}
+    return answer | {"calls": calls, "digest": digest, "micro": trainer.engine.micro if "history" in answer else None}
 
 
 @contextlib.contextmanager

@@ -1,0 +1,88 @@
+"""The Hugging Face file of a byte-level BPE, `tokenizer.json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def tokenizer_json(ranks: dict[bytes, int], special: dict[str, int], pattern: str) -> dict[str, Any]:
+    """The content of `tokenizer.json`.
+
+    Args:
+        ranks: token bytes to id.
+        special: special tokens to id.
+        pattern: the expression that cuts a text before pairs are merged.
+    """
+    chars = dict(enumerate(byte_chars()))
+    text = {token: token.decode("latin-1").translate(chars) for token in ranks}
+    merges = [[text[left], text[right]] for token in ranks for left, right in splits(token, ranks)]
+    vocabulary = {text[token]: rank for token, rank in ranks.items()}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": number,
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for token, number in special.items()
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+            ],
+        },
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocabulary,
+            "merges": merges,
+        },
+    }
+
+
+def pre_tokenizer(pattern: str) -> Any:
+    """What cuts a text before pairs are merged, as `tokenizers` calls it."""
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def byte_chars() -> list[str]:
+    """GPT-2's printable stand-in for each byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    chars = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return [chars[byte] for byte in range(256)]
+
+
+def splits(token: bytes, ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """Every pair of tokens that makes a token, lowest ranks first.
+
+    tiktoken merges any two neighbours whose union is a token, whichever pair training had merged, so all of them belong
+    into `tokenizer.json` (as in transformers' own conversion of tiktoken files) for the ids to be the same.
+    """
+    pairs = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
+    return sorted(pairs, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))

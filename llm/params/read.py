@@ -1,0 +1,88 @@
+"""Reading `params.yaml`, and saying what is wrong in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from llm import scaling
+from llm.errors import UserError
+from llm.params.download import DocsSource, FilesSource, HubSource, MixtureSource
+from llm.params.section import nearest
+from llm.params.whole import Params
+
+TAGS: dict[str, type[BaseModel]] = {
+    "docs": DocsSource,
+    "files": FilesSource,
+    "hub": HubSource,
+    "mixture": MixtureSource,
+}
+
+
+def load(path: str | Path = "params.yaml") -> Params:
+    """Read and check params.
+
+    Raises:
+        UserError: the file is missing or not YAML, or a key is unknown, missing or out of range; the message lists
+            every such key with what was expected.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. Run from the repository's root, or restore it with git.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected sections such as `model:` and `pretrain:`, found {type(data).__name__}.")
+    return parse(data, str(path))
+
+
+def parse(data: dict[str, Any], where: str = "params") -> Params:
+    """Check params that are already read, `auto` replaced by what model.depth gives. Raises UserError like `load`."""
+    data = scaling.resolve(data, where)
+    try:
+        return Params.model_validate(data)
+    except ValidationError as error:
+        raise UserError(_explain(error, data, where)) from None
+
+
+def _explain(error: ValidationError, data: dict[str, Any], where: str) -> str:
+    lines = []
+    for item in error.errors():
+        loc = [str(part) for part in item["loc"] if part not in TAGS] or ["params"]
+        key, kind = ".".join(loc), item["type"]
+        if kind == "extra_forbidden":
+            lines.append(f"  {key}: unknown key{nearest(loc[-1], _names_at(item['loc'], data))}")
+        elif kind == "missing":
+            lines.append(f"  {key}: missing")
+        elif kind == "value_error":
+            prefix = "" if loc == ["params"] else f"{key}: "
+            lines.append(f"  {prefix}{item['ctx']['error']}")
+        elif kind == "union_tag_invalid":
+            given = item["ctx"]["tag"]
+            lines.append(f"  {key}.source: {given!r} is unknown; expected docs, files, hub or mixture")
+        elif kind == "union_tag_not_found":
+            lines.append(f"  {key}.source: missing; expected docs, files, hub or mixture")
+        else:
+            lines.append(f"  {key}: {item['msg']}, found {item['input']!r}")
+    return f"{where} has {len(lines)} impossible value{'s' * (len(lines) > 1)}:\n" + "\n".join(lines)
+
+
+def _names_at(loc: tuple[Any, ...], data: dict[str, Any]) -> list[str]:
+    """Valid names where an unknown key was found, for the suggestion."""
+    if loc and loc[0] == "download" and len(loc) > 2:
+        tag = data["download"][loc[1]].get("source")
+        if tag == "mixture" and len(loc) > 5:  # download, name, mixture, sources, its name, …
+            tag = data["download"][loc[1]]["sources"][loc[4]].get("source")
+        return list(TAGS[tag].model_fields) if tag in TAGS else []
+    node: Any = Params
+    for part in loc[:-1]:
+        field = node.model_fields.get(part) if isinstance(node, type) and issubclass(node, BaseModel) else None
+        if field is None:
+            return []
+        node = field.annotation
+    return list(node.model_fields) if isinstance(node, type) and issubclass(node, BaseModel) else []
