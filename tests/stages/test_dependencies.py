@@ -19,6 +19,7 @@ AROUND = {
     *("beacon", "errors", "executions", "held", "io", "lease", "machines", "mlflow_store", "orphan", "params", "plan"),
     *("preset", "progress", "revisions", "scaling", "serving", "stage", "timing", "tracking", "unfinished", "units"),
     *("workspace", "commands", "models", "data/gpt2_files.py"),
+    *("remote", "data/remote_tokens.py", "data/block_cache.py"),  # where bytes are read that a digest decides
 }
 # And of single stages.
 APART = {
