@@ -59,12 +59,6 @@ class Engine:
         quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
         self.compiled = not quantized and hardware.compiles(settings.compile, self.device, self.flops)
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
-        rows = stage, model, train_set, self.length, self.batch_size
-        if self.sharded:  # before layers are compiled, of which a copy would be the original's
-            fits = dry.sharded_micro_batch(*rows, self.compiled)
-        if self.compiled:
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))
-            model.compile_parts()
         if self.world_size > 1:
             chosen = {
                 "sharding": "fsdp" if self.sharded else "ddp",
@@ -72,6 +66,12 @@ class Engine:
                 "compiled": self.compiled,
             }
             distributed.refuse_disagreement(chosen, stage)
+        rows = stage, model, train_set, self.length, self.batch_size
+        if self.sharded:  # before layers are compiled: those of a copy would be the original's
+            fits = dry.sharded_micro_batch(*rows, self.compiled)
+        if self.compiled:
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))
+            model.compile_parts()
         self.parallel: Any = None  # of several processes: the loss as DistributedDataParallel, or sharded
         if self.sharded:
             self.parallel = sharding.shard(model, self.device, model.compute_dtype, self.compiled)
@@ -113,18 +113,18 @@ class Engine:
 
         Returns:
             This process's part of the summed loss (nats), the last of its micro-batches, and why its rows could not be
-            read, if so: then it computes on without them, since the others must not wait for it in vain.
+            read: then the step must not be taken, in any process.
         """
+        unread: str | None = None
         rounds = len(distributed.dealt(self.batch_size, self.micro, self.rank, self.world_size))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        unread: str | None = None
         for i in range(rounds):
-            try:
-                with self.meter.waiting("loader"):
+            with self.meter.waiting("loader"):
+                try:
                     part = next(coming) if unread is None else self._nothing(step)
-            except UserError as error:
-                unread, part = str(error), self._nothing(step)
-            tensors = self.to_device(part.tensors)
+                except UserError as error:  # the others must not wait in vain for this process's gradients
+                    unread, part = str(error), self._nothing(step)
+                tensors = self.to_device(part.tensors)
             assert part.step == step
             torch.manual_seed(((self.seed * 1_000_003 + step) * 1_000_003 + part.number) % 2**63)  # dropout
             last = i == rounds - 1
@@ -139,6 +139,11 @@ class Engine:
                 (loss / (part.labels / self.world_size)).backward()
             total += loss.detach()
         return float(total), part, unread
+
+    def _nothing(self, step: int) -> MicroBatch:
+        """A micro-batch without a label, which takes part in the exchange and adds nothing."""
+        none = np.zeros(0, dtype=np.int64)
+        return MicroBatch(step, 0, none, 1, self.host_tensors(self.train_set, none))
 
     def clip(self, limit: float) -> float:
         """Scale the gradients down to the norm `limit`; returns the norm that they had, over all processes' parts."""
@@ -183,11 +188,6 @@ class Engine:
     def host_tensors(self, data: Dataset, ids: np.ndarray) -> dict[str, Tensor]:
         """Rows as one micro-batch on the host: arguments of Transformer.loss, each (micro-batch, length)."""
         return host_tensors(data, ids, self.micro, pin=self.device.type == "cuda")
-
-    def _nothing(self, step: int) -> MicroBatch:
-        """What a process computes on that cannot read its rows, to keep the others company."""
-        none = np.zeros(0, dtype=np.int64)
-        return MicroBatch(step, 0, none, 1, self.host_tensors(self.train_set, none))
 
     def to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The same on the device."""

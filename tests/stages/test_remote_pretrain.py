@@ -15,15 +15,16 @@ from llm.errors import UserError
 from llm.train.loop import Trainer
 from stages import pretrain, tokenize
 from tests.pipeline.workspace import TINY
+from tests.servers import S3
 from tests.stages.test_tokenize import documents, workspace
-from tests.train.test_state_remote import Server, s3  # noqa: F401  (a fixture)
+from tests.train.test_state_remote import s3  # noqa: F401  (a fixture)
 
 BLOCK, LIMIT = 2048, 40 * 1024  # bytes; the corpus has twice as many
 MODEL = Path("models/base/model.safetensors")
 
 
 def test_a_model_has_the_same_bytes_though_its_tokens_are_afar_and_the_server_is_away_twice(
-    s3: Server,  # noqa: F811
+    s3: S3,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llm.commands.tokens import push
 from tests.conftest import ROOT
 from tests.pipeline.workspace import environment
 from tests.stages.test_processes import prepared  # noqa: F401  (a fixture)
@@ -32,10 +33,8 @@ echo "$@" >> "$DVC_ROOT/dvc.txt"
 """
 
 
-@pytest.fixture
-def checkout(prepared: Path, tmp_path: Path) -> Path:  # noqa: F811
+def checkout(prepared: Path, root: Path) -> Path:  # noqa: F811
     """A checkout with tokens, whose environment has the commands of a cluster."""
-    root = tmp_path / "checkout"
     shutil.copytree(prepared, root, ignore=shutil.ignore_patterns("models", ".state"))
     programs = root / ".venv/bin"
     programs.mkdir(parents=True)
@@ -59,31 +58,42 @@ def check(root: Path, printed: str, commands: list[str]) -> None:
     assert (root / "dvc.txt").read_text().splitlines() == commands
 
 
-def test_the_slurm_script_trains_one_model_on_two_machines(checkout: Path) -> None:
+@pytest.fixture(scope="module")
+def under_slurm(prepared: Path) -> Path:  # noqa: F811
+    """A checkout in which docs/slurm.sh has been run."""
+    root = checkout(prepared, prepared.with_name("slurm"))
     slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "PROCESSES": "1"}
-    done = subprocess.run(
-        ["bash", ROOT / "docs/slurm.sh"],
-        cwd=checkout,
-        env=variables(checkout, **slurm),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    script = ["bash", str(ROOT / "docs/slurm.sh")]
+    done = subprocess.run(script, cwd=root, env=variables(root, **slurm), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    check(checkout, done.stdout, ["repro tokenize", "commit --force pretrain"])
+    (root / "printed.txt").write_text(done.stdout)
+    return root
 
 
-def test_the_skypilot_task_trains_one_model_on_two_machines(checkout: Path) -> None:
+def test_the_slurm_script_trains_one_model_on_two_machines(under_slurm: Path) -> None:
+    check(under_slurm, (under_slurm / "printed.txt").read_text(), ["repro tokenize", "commit --force pretrain"])
+
+
+def test_the_skypilot_task_trains_the_same_model_on_two_machines_with_tokens_from_afar(
+    under_slurm: Path,
+    prepared: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    root, url = checkout(prepared, tmp_path / "sky"), f"file://{tmp_path}/remote"
+    push(root / "data/tokens", url, 4096)
+    for shard in root.glob("data/tokens/*-?????.npy"):
+        shard.unlink()
     task = yaml.safe_load((ROOT / "docs/sky.yaml").read_text(encoding="utf-8"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     sky = {"SKYPILOT_NODE_IPS": "localhost\nother", "SKYPILOT_NUM_NODES": str(task["num_nodes"]), "PORT": port}
-    sky |= {"SKYPILOT_NUM_GPUS_PER_NODE": "1", "SKYPILOT_TASK_ID": "one", "CHECKOUT": str(checkout)}
+    sky |= {"SKYPILOT_NUM_GPUS_PER_NODE": "1", "SKYPILOT_TASK_ID": "one", "CHECKOUT": str(root)}
+    sky |= {"LLM_TOKENS_URL": url, "LLM_TOKENS_CACHE": str(tmp_path / "cache")}
     machines = [
         subprocess.Popen(
             ["bash", "-euc", task["run"]],
-            env=variables(checkout, SKYPILOT_NODE_RANK=str(number), **sky),
+            env=variables(root, SKYPILOT_NODE_RANK=str(number), **sky),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -92,4 +102,7 @@ def test_the_skypilot_task_trains_one_model_on_two_machines(checkout: Path) -> N
     ]
     printed = [machine.communicate(timeout=300)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], printed
-    check(checkout, "".join(printed), ["commit --force pretrain"])
+    check(root, "".join(printed), ["commit --force pretrain"])
+    assert list((tmp_path / "cache").glob("*/*"))
+    model = "models/base/model.safetensors"
+    assert (root / model).read_bytes() == (under_slurm / model).read_bytes()
