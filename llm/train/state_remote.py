@@ -11,32 +11,20 @@ from __future__ import annotations
 import os
 import posixpath
 import shutil
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from llm.errors import UserError
-
-T = TypeVar("T")
-PATIENCE = 300.0  # seconds for which a remote that does not answer is asked again
-PAUSE = 1.0  # before it is asked the first time, then twice as long, at most MOST
-MOST = 20.0
+from llm.remote import Address
 
 
-class Remote:
+class Remote(Address):
     """The remote copy of one run's checkpoints."""
 
     def __init__(self, url: str, stage: str, fingerprint: str) -> None:
         """Raises UserError where no installed package knows the address."""
-        import fsspec
-
-        try:
-            self.fs, root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"LLM_STATE_URL={url}: {error}. s3:// needs `pip install s3fs`, gs:// gcsfs.") from None
-        self.url, self.root = url, posixpath.join(root, stage, fingerprint)
+        super().__init__(url, "LLM_STATE_URL")
+        self.root = posixpath.join(self.root, stage, fingerprint)
 
     def push(self, checkpoint: Path) -> None:
         """Copy a checkpoint there, and then delete what came before it.
@@ -55,7 +43,7 @@ class Remote:
                 if old != checkpoint.name:
                     self.fs.rm(posixpath.join(self.root, old), recursive=True)
 
-        self._patiently(copy)
+        self.patiently(copy)
 
     def pull(self, directory: Path) -> str | None:
         """Fetch the newest checkpoint into a state's directory, where that has none so new; its name.
@@ -64,7 +52,7 @@ class Remote:
             UserError: the remote does not answer.
         """
         try:
-            return self._patiently(lambda: self._pull(directory))
+            return self.patiently(lambda: self._pull(directory))
         except Exception as error:  # whatever the remote's package raises
             raise UserError(
                 f"LLM_STATE_URL={self.url} cannot be read ({type(error).__name__}: {error}). A state may lie there, so "
@@ -92,21 +80,6 @@ class Remote:
         self.fs.invalidate_cache()
         names = [posixpath.basename(path.rstrip("/")) for path in self.fs.ls(self.root, detail=False)]
         return [name for name in names if name.startswith("step-")]
-
-    def _patiently(self, action: Callable[[], T]) -> T:
-        """Do it again where it fails, until PATIENCE is over; each action may be done twice."""
-        deadline, pause, told = time.monotonic() + PATIENCE, PAUSE, False
-        while True:
-            try:
-                return action()
-            except Exception as error:  # packages translate a lost connection into errors of many kinds
-                if time.monotonic() + pause > deadline:
-                    raise
-                if not told:
-                    print(f"warning: {self.url}: {error}; trying again", file=sys.stderr, flush=True)
-                told = True
-            time.sleep(pause)
-            pause = min(2 * pause, MOST)
 
 
 def remote(stage: str, fingerprint: str) -> Remote | None:
