@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from llm.errors import UserError
 from llm.remote import Address
+
+NAME = re.compile(r"step-\d{8}")  # of a checkpoint: what the pointer says becomes a path here
 
 
 class Remote(Address):
@@ -49,32 +52,42 @@ class Remote(Address):
         """Fetch the newest checkpoint into a state's directory, where that has none so new; its name.
 
         Raises:
-            UserError: the remote does not answer.
+            UserError: the remote does not answer, or its pointer names no checkpoint.
         """
         try:
-            return self.patiently(lambda: self._pull(directory))
+            name = self.patiently(self._newest)
+            if name is None:
+                return None
+            if not NAME.fullmatch(name):
+                raise UserError(
+                    f"LLM_STATE_URL={self.url}: {self.root}/latest says {name[:80]!r}; expected the name of a "
+                    "checkpoint, as step-00000120. Correct it, or delete it to start anew."
+                )
+            if max((path.name for path in directory.glob("step-????????")), default="") >= name:
+                return None
+            self.patiently(lambda: self._fetch(name, directory))
+            return name
+        except UserError:
+            raise
         except Exception as error:  # whatever the remote's package raises
             raise UserError(
                 f"LLM_STATE_URL={self.url} cannot be read ({type(error).__name__}: {error}). A state may lie there, so "
                 "nothing starts anew; mend the connection, or unset LLM_STATE_URL to do without."
             ) from None
 
-    def _pull(self, directory: Path) -> str | None:
+    def _newest(self) -> str | None:
+        """What the pointer says; None where there is none."""
         self.fs.invalidate_cache()
         pointer = posixpath.join(self.root, "latest")
-        if not self.fs.exists(pointer):
-            return None
-        name = self.fs.cat_file(pointer).decode()
-        here = [path.name for path in directory.glob("step-????????")]
-        if max(here, default="") >= name:
-            return None
+        return self.fs.cat_file(pointer).decode(errors="replace") if self.fs.exists(pointer) else None
+
+    def _fetch(self, name: str, directory: Path) -> None:
         temporary = directory / f"{name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for path in self.fs.ls(posixpath.join(self.root, name), detail=False):
             self.fs.get_file(path, str(temporary / posixpath.basename(path)))
         os.rename(temporary, directory / name)
-        return name
 
     def _names(self) -> list[str]:
         self.fs.invalidate_cache()

@@ -103,6 +103,23 @@ def test_a_copy_that_was_cut_off_is_not_taken(tmp_path: Path, monkeypatch: pytes
     assert loaded[1]["step"] == 10
 
 
+def test_a_pointer_that_names_no_checkpoint_is_refused_and_leads_to_no_other_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file://{tmp_path}/remote"
+    state = state_of(tmp_path / "first", monkeypatch, url)
+    with state.locked():
+        state.save(10, tensors(10), {"step": 10}, wait=True)
+    (pointer,) = (tmp_path / "remote").rglob("latest")
+    pointer.write_text("../../../../mine")
+    mine = tmp_path / "mine.tmp"
+    mine.mkdir()
+    second = state_of(tmp_path / "second", monkeypatch, url)
+    with pytest.raises(UserError, match=r"latest says .*expected the name of a checkpoint"), second.locked():
+        pass
+    assert mine.is_dir()
+
+
 def test_the_loss_of_the_remote_is_survived_and_nobody_waits_for_it(
     s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
