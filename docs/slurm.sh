@@ -12,7 +12,8 @@
 set -euo pipefail
 
 export PATH="$PWD/.venv/bin:$PATH" DVC_ROOT="$PWD"
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${hosts%%$'\n'*}
 port=$((20000 + SLURM_JOB_ID % 20000))
 
 dvc repro tokenize

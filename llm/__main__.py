@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
         ("generate", "continue or answer prompts, one or a file of them"),
         ("chat", "talk to the models in the terminal"),
         ("serve", "OpenAI's HTTP interface, and a page to talk to two models side by side"),
+        ("tokens", "put the token shards where other machines read them (docs/SCALE.md)"),
     ):
         import_module(f"llm.commands.{name}").add_arguments(
             commands.add_parser(name, help=purpose, description=purpose)
@@ -104,7 +105,7 @@ def main() -> None:
         from llm.dvc_plots import use_offline_page
 
         use_offline_page()
-    elif arguments.command in ("generate", "chat", "serve"):
+    elif arguments.command in ("generate", "chat", "serve", "tokens"):
         import_module(f"llm.commands.{arguments.command}").run(arguments)
     elif arguments.command == "export":
         _export(arguments)

@@ -177,7 +177,10 @@ def _try(path: Path) -> IO[str] | None:
 
 @contextmanager
 def _guard() -> Iterator[None]:
-    folder().mkdir(parents=True, exist_ok=True)
-    with open(folder() / "guard", "a", encoding="utf-8") as file:
+    place = folder()
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if place.stat().st_uid != os.getuid():
+        raise UserError(f"{place} belongs to another user; have it removed, or set TMPDIR to a folder of your own.")
+    with open(place / "guard", "a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""No stage works on for a DVC that is dead."""
+"""No stage works on for a DVC that is dead, and no process of several for a launcher that is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 import psutil
 
@@ -34,13 +35,25 @@ def running_dvc() -> psutil.Process | None:
 
 
 def end_with_dvc(dvc: psutil.Process) -> None:
-    """Send this process SIGTERM as soon as the DVC that runs it ends."""
+    """Send this process SIGTERM as soon as the DVC that runs it ends; its lock on the workspace is given back."""
+    end_with(dvc, lambda: workspace.release(dvc.pid))
 
-    def watch(dvc: psutil.Process) -> None:
-        # Not dvc.wait(), which goes on waiting until somebody collects the zombie; in a container nobody may.
-        while dvc.is_running() and dvc.status() != psutil.STATUS_ZOMBIE:
+
+def end_with(other: psutil.Process, first: Callable[[], None] = lambda: None) -> None:
+    """Send this process SIGTERM as soon as another one ends; do `first` before."""
+
+    def watch() -> None:
+        # Not other.wait(), which goes on waiting until somebody collects the zombie; in a container nobody may.
+        while _lives(other):
             time.sleep(SECONDS)
-        workspace.release(dvc.pid)
+        first()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, args=(dvc,), name="end-with-dvc", daemon=True).start()
+    threading.Thread(target=watch, name=f"end-with-{other.pid}", daemon=True).start()
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it ended between the two questions
+        return False

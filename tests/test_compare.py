@@ -19,7 +19,7 @@ from llm.evaluate.language import Windows
 from llm.evaluate.scorebook import ScoreBook
 from llm.io import write_json
 from llm.report.figures import for_file
-from llm.report.page import number
+from llm.report.words import number
 from llm.revisions import Revision, experiments
 from llm.seeds import collect, spreads
 from tests.conftest import ROOT

@@ -42,6 +42,20 @@ def test_params_that_are_set_on_a_page_are_in_the_file() -> None:
             node = node[part]
 
 
+def test_the_readme_states_the_defaults_of_the_file() -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    rows = re.findall(r"^\| (`[\w.`, ]+`) \| ([\d., ]+) \|", PAGES[0].read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) >= 7
+    for cell, values in rows:
+        first, *others = re.findall(r"`([\w.]+)`", cell)
+        names = [first, *(f"{first.rpartition('.')[0]}.{other}" for other in others)]
+        for name, value in zip(names, values.split(", "), strict=True):
+            node: Any = params
+            for part in name.split("."):
+                node = node[part]
+            assert float(value.replace(",", "")) == node, name
+
+
 def test_files_that_are_named_on_a_page_are_there() -> None:
     named = found(rf"(?<![\w./-])({PLACES}/[\w./-]*\w)(?![\w<*…])", 100)
     assert [(page, path) for page, path in named if "NAME" not in path and not (ROOT / path).exists()] == []

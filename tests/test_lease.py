@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llm import lease
+from llm.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 # Takes a lease as a stage does, says what it got, and holds it until its input is closed.
@@ -139,3 +140,12 @@ def test_who_was_started_by_a_holder_or_by_torchrun_takes_nothing(
         lease.take()
         monkeypatch.delenv(name)
     assert not (tmp_path / "leases").exists()
+
+
+def test_a_folder_of_another_user_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "folder", lambda: tmp_path)
+    own = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: own + 1)
+    with pytest.raises(UserError, match="belongs to another user"):
+        lease.lease_cores()
+    assert list(tmp_path.iterdir()) == []

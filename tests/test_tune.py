@@ -12,6 +12,7 @@ import pytest
 from llm import tune
 from llm.errors import UserError
 from llm.report import tuning as report
+from llm.tuning_file import Tuning, load
 from tests.pipeline.workspace import ROOT, run
 
 pytest.importorskip("optuna")
@@ -41,9 +42,9 @@ prune: {stage: pretrain, startup_trials: 1}
 """
 
 
-def described(tmp_path: Path, text: str) -> tune.Tuning:
+def described(tmp_path: Path, text: str) -> Tuning:
     (tmp_path / "tuning.yaml").write_text(text)
-    return tune.load(tmp_path / "tuning.yaml")
+    return load(tmp_path / "tuning.yaml")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llm.data import docs_tasks
+from llm.data import docs_questions, docs_split, docs_tasks
 from llm.data.docs_dedup import (
     JACCARD,
     PERMUTATIONS,
@@ -53,7 +53,7 @@ def records(kind: str, packages: list[str] | None = None) -> tuple[Iterator[dict
         "revision": ", ".join([f"Python {platform.python_version()}", *versions(chosen)]),
         "notes": "Docstrings of the installed packages, read with ast, never imported. "
         f"Near duplicates: MinHash-LSH, {SHINGLE_WORDS}-word shingles, {PERMUTATIONS} permutations, Jaccard {JACCARD}; "
-        f"between modules of a task {docs_tasks.NEAR}.",
+        f"between modules of a task {docs_split.NEAR}.",
     }
     return _records(kind, chosen, info), info
 
@@ -64,7 +64,7 @@ def _records(kind: str, packages: tuple[str, ...], info: dict[str, Any]) -> Iter
     build: Callable[[Corpus, Counter[str], dict[str, Any]], list[dict[str, Any]]] = {
         "pretrain": pretrain,
         "summarization": docs_tasks.summarization,
-        "question_answering": docs_tasks.question_answering,
+        "question_answering": docs_questions.question_answering,
         "classification": docs_tasks.classification,
     }[kind]
     info["kept"] |= {"modules": found.modules, "docstrings": len(found.entries)}
@@ -85,7 +85,7 @@ def pretrain(found: Corpus, dropped: Counter[str], kept: dict[str, Any]) -> list
     for entry in [*found.entries, *found.topics]:
         modules.setdefault(entry.module, []).append(entry)
     for module, entries in modules.items():
-        if docs_tasks.split_of(module) == "test":
+        if docs_split.split_of(module) == "test":
             dropped["docstring: of a module that the tasks are tested on"] += len(entries)
             continue
         documents: list[list[str]] = [[]]
@@ -102,7 +102,7 @@ def pretrain(found: Corpus, dropped: Counter[str], kept: dict[str, Any]) -> list
                 continue
             package = entries[0].package
             characters[package] += len(text)
-            rows.append({"id": docs_tasks.stamp(f"{module}#{number}"), "text": text, "source": package})
+            rows.append({"id": docs_split.stamp(f"{module}#{number}"), "text": text, "source": package})
     kept["characters"] = dict(characters)
     return sorted(rows, key=lambda row: row["id"])
 

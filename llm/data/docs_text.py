@@ -272,3 +272,18 @@ def prose(lines: list[str], dropped: Counter[str]) -> list[str]:
         if text.strip("- "):
             kept.append(text)
     return kept
+
+
+def first_characters(parts: list[str], limit: int) -> str:
+    """Whole paragraphs, then whole sentences, up to `limit` characters, one paragraph a line."""
+    text = ""
+    for part in parts:
+        if len(text) + 1 + len(part) <= limit:
+            text = f"{text}\n{part}".strip()
+            continue
+        for sentence in sentences(part):
+            if len(text) + 1 + len(sentence) > limit or not sentence.endswith((".", "!", "?")):
+                break
+            text += ("\n" if sentence is part or part.startswith(sentence) else " ") + sentence
+        break
+    return text.strip()

@@ -7,7 +7,8 @@ import json
 from collections import Counter
 from typing import Any
 
-from llm.data import readers, streams
+from llm.data import streams
+from llm.data.inputs import Row
 from llm.data.raw import Writer, read
 from llm.data.shapes import MissingColumns, Rejected, Shaper
 from llm.errors import UserError
@@ -30,9 +31,7 @@ class Gate:
         self.foreign = b""  # the beginnings of records that are not UTF-8
         self._ids: set[int] = set()  # 8-byte digests; pretraining ids are places and unique by themselves
 
-    def add(
-        self, row: readers.Row, file: str, label: str, split: str, class_names: dict[str, list[str]] | None = None
-    ) -> None:
+    def add(self, row: Row, file: str, label: str, split: str, class_names: dict[str, list[str]] | None = None) -> None:
         """Write a row's record, or count why not.
 
         Args:

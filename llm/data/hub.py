@@ -18,9 +18,8 @@ from typing import Any
 
 import yaml
 
-from llm.data.inputs import Input
+from llm.data.inputs import Input, Row
 from llm.data.manifest import NOT_STATED
-from llm.data.readers import Row
 from llm.errors import UserError
 from llm.io import sha256
 from llm.params import HubSource

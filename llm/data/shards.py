@@ -1,6 +1,6 @@
 """Token shards: 1-D `.npy` files that are memory-mapped, every document followed by the end token.
 
-`llm.data.corpus` writes them.
+`llm.data.corpus` writes them. Those that are not here may lie at `LLM_TOKENS_URL` (`llm.data.remote_tokens`).
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from llm.data import remote_tokens
 from llm.errors import UserError
 from llm.io import read_json, sha256
 
@@ -38,12 +40,12 @@ def check_tokenizer(tokens: Path, model: Path, stage: str) -> None:
 
 
 class TokenStream:
-    """The shards of one split as one memory-mapped sequence of token ids."""
+    """The shards of one split as one sequence of token ids, memory-mapped or read from afar."""
 
     def __init__(self, directory: str | Path, split: str) -> None:
         """
         Raises:
-            UserError: a file is missing, truncated or of another type than meta.json says.
+            UserError: a file is missing here and at the address, truncated or of another type than meta.json says.
         """
         directory = Path(directory)
         again = "Run `dvc repro -f tokenize` to write it again."
@@ -57,12 +59,21 @@ class TokenStream:
             raise UserError(
                 f"{directory / 'meta.json'} does not describe {split} shards ({type(error).__name__}: {error}). {again}"
             ) from None
-        self.shards = []
+        self.shards: list[Any] = []  # each with a length, and sliced
+        self.rows_ahead = 0  # worth telling `ahead` before they are read
+        missing = {path for path, _ in files if not path.exists()}
+        remote = remote_tokens.from_environment(directory) if missing else None
         for path, tokens in files:
+            if remote and path in missing:
+                self.shards.append(remote.shard(path.name, tokens, self.dtype))
+                self.rows_ahead = remote.rows_ahead
+                continue
             try:
                 array = np.load(path, mmap_mode="r", allow_pickle=False)
             except FileNotFoundError:
-                raise UserError(f"{path}: no such file. {again}") from None
+                raise UserError(
+                    f"{path}: no such file. {again} Or set LLM_TOKENS_URL where the shards were pushed to."
+                ) from None
             except (ValueError, OSError, EOFError) as error:
                 raise UserError(f"{path} cannot be read ({error}). {again}") from None
             if array.dtype != self.dtype or array.shape != (tokens,):
@@ -79,14 +90,23 @@ class TokenStream:
         """Token ids start … start+length, across shard borders; IndexError where the stream is shorter."""
         if start < 0 or length < 0 or start + length > len(self):
             raise IndexError(f"tokens {start} … {start + length} of {len(self)}")
-        parts = []
+        parts = [self.shards[shard][first:last] for shard, first, last in self._places(start, length)]
+        return np.asarray(parts[0]) if len(parts) == 1 else np.concatenate([np.empty(0, self.dtype), *parts])
+
+    def ahead(self, start: int, length: int) -> None:
+        """Say that these tokens will be read soon; what lies afar is fetched in the background."""
+        for shard, first, last in self._places(start, length):
+            if isinstance(self.shards[shard], remote_tokens.RemoteShard):
+                self.shards[shard].ahead(first, last)
+
+    def _places(self, start: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """Shard, first and last offset in it, of tokens start … start+length."""
         shard = int(np.searchsorted(self.ends, start, side="right"))
         while length > 0:
-            offset = start - (int(self.ends[shard - 1]) if shard else 0)
-            part = self.shards[shard][offset : offset + length]
-            parts.append(part)
-            start, length, shard = start + len(part), length - len(part), shard + 1
-        return np.asarray(parts[0]) if len(parts) == 1 else np.concatenate([np.empty(0, self.dtype), *parts])
+            before = int(self.ends[shard - 1]) if shard else 0
+            last = min(start + length, int(self.ends[shard]))
+            yield shard, start - before, last - before
+            start, length, shard = last, length - (last - start), shard + 1
 
     def documents_ids(self, chunk: int = 1 << 20) -> Iterator[np.ndarray]:
         """Each document's ids, without the end token; the boundaries come from the shards alone."""

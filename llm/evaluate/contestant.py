@@ -47,8 +47,12 @@ def answer_tests(
     Args:
         examples: training examples of each task, for few-shot prompts.
         book: None in the other processes.
+
+    Raises:
+        UserError: a param names no task of these, or the model cannot answer.
     """
     e = p.evaluate
+    run.check_limits(e.max_new_tokens, tests)
     variants = e.variants if c.name == "finetuned" else {}
     for label, decoding, test in run.rounds(c.name, tests, e.decoding, variants, e.variant_examples):
         shots = Shots(e.shots, examples[test.name], p.seed)

@@ -16,6 +16,7 @@ from llm.evaluate.files import TestSet
 from llm.evaluate.metrics import Measure
 from llm.evaluate.prompts import BETWEEN, NONE, Prompts, Shots, prompts, room_for
 from llm.params import Decoding
+from llm.params.section import nearest
 from llm.tasks.base import key
 
 if TYPE_CHECKING:
@@ -103,6 +104,15 @@ def answer(
     if closed:
         return _choose(model, test.rows, asked, encoded, asking, on_progress)
     return _generate(model, tokenizer, test.rows, asked, new, asking, on_progress)
+
+
+def check_limits(max_new_tokens: Mapping[str, int], tests: Sequence[TestSet]) -> None:
+    """Raises UserError for a limit of what is neither a task nor a kind of task."""
+    known = {*tasks.kinds(), *(test.name for test in tests)}
+    for name in sorted(max_new_tokens.keys() - known):
+        raise UserError(
+            f"evaluate.max_new_tokens.{name}: neither a task nor a kind of task{nearest(name, sorted(known))}"
+        )
 
 
 def answer_limit(test: TestSet, max_new_tokens: Mapping[str, int]) -> int:

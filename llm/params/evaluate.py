@@ -49,7 +49,7 @@ class Evaluate(Section):
     shots: Annotated[int, Field(ge=0)] = 0
     max_new_tokens: dict[str, Positive]
     decoding: Decoding = Decoding()
-    variants: dict[str, Decoding] = {}
+    variants: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Decoding] = {}  # by a name that files get
     variant_examples: Positive | None = 60
     perplexity_tokens: Positive | None
     bootstrap: Annotated[int, Field(ge=100)]

@@ -53,9 +53,12 @@ def deterministic(on: bool, compiled: bool = False) -> Iterator[None]:
 def place(
     device: torch.device, dtype: torch.dtype, compiled: bool, deterministic: bool, sharded: bool = False
 ) -> dict[str, Any]:
-    """What the bytes of a run depend on beside its inputs; a state records each place that its steps ran at."""
+    """What the bytes of a run depend on beside its inputs; a state records each place that its steps ran at.
+
+    Called in every process: they may have devices of several kinds.
+    """
     return {
-        "device": f"{device.type.upper()} {hardware.name(device)}",
+        "device": f"{device.type.upper()} {' + '.join(sorted(set(distributed.everyone(hardware.name(device)))))}",
         "processes": distributed.world_size(),
         "sharded": sharded,
         "threads": torch.get_num_threads() if device.type == "cpu" else None,

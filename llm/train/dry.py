@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+from collections.abc import Callable
+
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from llm.errors import UserError
+from llm.model.dtensor import is_sharded
 from llm.model.transformer import Transformer
-from llm.train import hardware
+from llm.train import hardware, sharding
 from llm.train.loader import Dataset
 
 OPTIMIZER_BYTES = 8  # a trained parameter: AdamW's two float32 moments, the most that any of the optimizers keeps
@@ -19,6 +25,15 @@ def micro_batch(stage: str, model: Transformer, data: Dataset, length: int, batc
     device = next(model.parameters()).device
     size = hardware.micro_batch(model.config, length, batch_size, device)
     return fitting_micro_batch(stage, model, data, size) if device.type == "cuda" else size
+
+
+def sharded_micro_batch(
+    stage: str, model: Transformer, data: Dataset, length: int, batch_size: int, compiled: bool
+) -> int:
+    """As `micro_batch`, for a model on the meta device that is to be sharded; called in every process."""
+    device = hardware.device()
+    size = hardware.micro_batch(model.config, length, batch_size, device)
+    return fitting_in_shards(stage, model, data, size, device, compiled) if device.type == "cuda" else size
 
 
 def fitting_micro_batch(stage: str, model: Transformer, data: Dataset, micro: int) -> int:
@@ -34,11 +49,58 @@ def fitting_micro_batch(stage: str, model: Transformer, data: Dataset, micro: in
         UserError: one sequence does not fit.
     """
     device = next(model.parameters()).device
+    return _largest(stage, model, data, micro, device, lambda rows: _fits(model, rows))
+
+
+def fitting_in_shards(
+    stage: str, model: Transformer, data: Dataset, micro: int, device: torch.device, compiled: bool
+) -> int:
+    """As `fitting_micro_batch`, for a model on the meta device that is to be sharded over all processes.
+
+    Where one process runs out of memory, the others would wait for its part in vain. So each tries alone, on a copy of
+    the model whose group exchanges nothing: PyTorch's fake one, which gives every buffer its size, and leaves in it
+    what the memory holds. Layers are not compiled for it, which takes no less memory. The processes may find different
+    sizes, and take the smallest.
+    """
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.testing._internal.distributed import fake_pg  # noqa: F401  (makes the backend known)
+
+    mesh = DeviceMesh.from_group(dist.new_group(backend="fake"), device.type)
+
+    def fits(rows: dict[str, Tensor]) -> bool:
+        copied = copy.deepcopy(model)  # of the meta device: without memory
+        copied.fill = lambda: None
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                loss = sharding.shard(copied, device, model.compute_dtype, compiled, mesh)
+                _forward_backward(loss, rows, list(copied.parameters()))
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    def fits_and_leaves_nothing(rows: dict[str, Tensor]) -> bool:
+        found = fits(rows)
+        gc.collect()  # hooks and parameters hold one another
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return found
+
+    return _largest(stage, model, data, micro, device, fits_and_leaves_nothing)
+
+
+def _largest(
+    stage: str,
+    model: Transformer,
+    data: Dataset,
+    micro: int,
+    device: torch.device,
+    fits: Callable[[dict[str, Tensor]], bool],
+) -> int:
     tokens, _, segments, positions = data.rows(np.arange(1))
     labels = np.minimum(tokens, model.config.vocab_size - 1)  # nothing predicts a soft prompt
     row = {"input_ids": tokens, "targets": labels, "segments": segments, "positions": positions}
     tensors = {key: torch.from_numpy(value).to(device) for key, value in row.items() if value is not None}
-    while not _fits(model, {key: value.repeat(micro, 1) for key, value in tensors.items()}):
+    while not fits({key: value.repeat(micro, 1) for key, value in tensors.items()}):
         if micro == 1:
             raise UserError(
                 f"{stage}: one sequence of {tokens.shape[1]} tokens does not fit the memory of {device}. Lower "
@@ -55,7 +117,7 @@ def _fits(model: Transformer, rows: dict[str, Tensor]) -> bool:
     device = parameters[0].device
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            _forward_backward(model, rows, parameters)
+            _forward_backward(lambda tensors: model.loss(**tensors), rows, parameters)
         fits = True
     except torch.OutOfMemoryError:
         fits = False
@@ -66,11 +128,14 @@ def _fits(model: Transformer, rows: dict[str, Tensor]) -> bool:
     return fits
 
 
-def _forward_backward(model: Transformer, rows: dict[str, Tensor], parameters: list[nn.Parameter]) -> None:
+def _forward_backward(
+    loss: Callable[[dict[str, Tensor]], Tensor], rows: dict[str, Tensor], parameters: list[nn.Parameter]
+) -> None:
     for parameter in parameters:
         parameter.grad = None
-    reserve = OPTIMIZER_BYTES * sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    here = [p.to_local() if is_sharded(p) else p for p in parameters if p.requires_grad]  # type: ignore[attr-defined]
+    reserve = OPTIMIZER_BYTES * sum(part.numel() for part in here)
     held = torch.empty(reserve, dtype=torch.uint8, device=parameters[0].device)
     for _ in range(2):  # the second pass meets the gradients of the first, as in accumulation
-        model.loss(**rows).backward()
+        loss(rows).backward()
     float(held[0])  # waits for the device; the optimizer's share was taken all the while

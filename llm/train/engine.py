@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from llm.errors import UserError
 from llm.model.dtensor import unshard, whole
 from llm.model.quantized import QuantizedLinear
 from llm.model.transformer import Transformer
 from llm.params import Training
 from llm.train import distributed, dry, hardware, sharding
 from llm.train.determinism import deterministic, place
-from llm.train.loader import Dataset, MicroBatch, host_tensors, micro_batches, one_ahead
+from llm.train.loader import Dataset, MicroBatch, announced, host_tensors, micro_batches, one_ahead
 from llm.train.meter import Meter
 from llm.train.optimizer import Optimizers
 
@@ -58,9 +59,6 @@ class Engine:
         quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
         self.compiled = not quantized and hardware.compiles(settings.compile, self.device, self.flops)
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
-        if self.compiled:
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))
-            model.compile_parts()
         if self.world_size > 1:
             chosen = {
                 "sharding": "fsdp" if self.sharded else "ddp",
@@ -68,13 +66,17 @@ class Engine:
                 "compiled": self.compiled,
             }
             distributed.refuse_disagreement(chosen, stage)
+        rows = stage, model, train_set, self.length, self.batch_size
+        if self.sharded:  # before layers are compiled: those of a copy would be the original's
+            fits = dry.sharded_micro_batch(*rows, self.compiled)
+        if self.compiled:
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))
+            model.compile_parts()
         self.parallel: Any = None  # of several processes: the loss as DistributedDataParallel, or sharded
         if self.sharded:
             self.parallel = sharding.shard(model, self.device, model.compute_dtype, self.compiled)
-            # No dry batch: where one process ran out of memory in it, the others would wait for it.
-            fits = hardware.micro_batch(model.config, self.length, self.batch_size, self.device)
         else:
-            fits = dry.micro_batch(stage, model, train_set, self.length, self.batch_size)
+            fits = dry.micro_batch(*rows)
         self.micro = distributed.balanced(min(distributed.everyone(fits)), self.batch_size, self.world_size)
         self.optimizers = Optimizers(
             model, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.betas
@@ -106,17 +108,22 @@ class Engine:
         self.parallel(self.to_device(empty)).backward()
         self.model.zero_grad(set_to_none=True)
 
-    def backward(self, step: int, coming: Iterator[MicroBatch]) -> tuple[float, MicroBatch]:
+    def backward(self, step: int, coming: Iterator[MicroBatch]) -> tuple[float, MicroBatch, str | None]:
         """The gradients of a step's global batch, of the mean over its labels.
 
         Returns:
-            This process's part of the summed loss (nats), and the last of its micro-batches.
+            This process's part of the summed loss (nats), the last of its micro-batches, and why its rows could not be
+            read: then the step must not be taken, in any process.
         """
+        unread: str | None = None
         rounds = len(distributed.dealt(self.batch_size, self.micro, self.rank, self.world_size))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for i in range(rounds):
             with self.meter.waiting("loader"):
-                part = next(coming)
+                try:
+                    part = next(coming) if unread is None else self._nothing(step)
+                except UserError as error:  # the others must not wait in vain for this process's gradients
+                    unread, part = str(error), self._nothing(step)
                 tensors = self.to_device(part.tensors)
             assert part.step == step
             torch.manual_seed(((self.seed * 1_000_003 + step) * 1_000_003 + part.number) % 2**63)  # dropout
@@ -131,7 +138,12 @@ class Engine:
                 # Summed over the processes, of which DistributedDataParallel takes the mean, and divided by all labels.
                 (loss / (part.labels / self.world_size)).backward()
             total += loss.detach()
-        return float(total), part
+        return float(total), part, unread
+
+    def _nothing(self, step: int) -> MicroBatch:
+        """A micro-batch without a label, which takes part in the exchange and adds nothing."""
+        none = np.zeros(0, dtype=np.int64)
+        return MicroBatch(step, 0, none, 1, self.host_tensors(self.train_set, none))
 
     def clip(self, limit: float) -> float:
         """Scale the gradients down to the norm `limit`; returns the norm that they had, over all processes' parts."""
@@ -151,7 +163,7 @@ class Engine:
         ids = [every[number * self.micro : (number + 1) * self.micro] for number in mine]
         with (
             deterministic(self.settings.deterministic, self.compiled),
-            closing(one_ahead(self.host_tensors(data, part) for part in ids)) as coming,
+            closing(one_ahead(self.host_tensors(data, p) for p in announced(data, iter(ids), lambda p: p))) as coming,
         ):
             for part, tensors in zip(ids, coming, strict=True):
                 count += int(data.label_counts(part).sum())

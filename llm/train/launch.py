@@ -9,8 +9,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 
+import psutil
+
 from llm import lease
 from llm.errors import UserError
+from llm.orphan import end_with
 
 RESTARTS = 3  # after processes that a signal ended, such as the kernel's when memory runs out
 
@@ -41,6 +44,8 @@ def on_all_devices(main: Callable[[], None], module: str) -> Callable[[], None]:
     """
 
     def run() -> None:
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # one of several, of this launcher's or of torchrun
+            end_with(psutil.Process(os.getppid()))
         cores = lease.take()
         if "WORLD_SIZE" in os.environ or (count := processes()) == 1:
             main()

@@ -1,10 +1,14 @@
-"""Rows on their way to the device: the next micro-batch is prepared while the present one computes."""
+"""Rows on their way to the device: the next micro-batch is prepared while the present one computes.
+
+Rows that come from afar are told to the data set some hundreds before their turn (`announced`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +29,16 @@ class Dataset(Protocol):
 
     def label_counts(self, ids: np.ndarray) -> np.ndarray:
         """Predicted tokens of each row."""
+
+
+@runtime_checkable
+class Distant(Protocol):
+    """A data set whose rows take time to come."""
+
+    rows_ahead: int  # before whose turn it wants to know of a row; 0: it lies here
+
+    def ahead(self, ids: np.ndarray) -> None:
+        """The rows `ids` will be asked for soon. Returns at once."""
 
 
 class MicroBatch(NamedTuple):
@@ -50,6 +64,23 @@ def one_ahead(items: Iterator[T]) -> Generator[T, None, None]:
             yield item  # type: ignore[misc]
 
 
+def announced(data: Dataset, items: Iterator[T], rows_of: Callable[[T], np.ndarray]) -> Iterator[T]:
+    """The items in their order; a distant data set is told the rows of each `rows_ahead` rows before its turn."""
+    if not isinstance(data, Distant) or not data.rows_ahead:
+        yield from items
+        return
+    waiting: deque[T] = deque()
+    rows = 0
+    for item in items:
+        data.ahead(rows_of(item))
+        waiting.append(item)
+        rows += len(rows_of(item))
+        while rows > data.rows_ahead:
+            rows -= len(rows_of(waiting[0]))
+            yield waiting.popleft()
+    yield from waiting
+
+
 def host_tensors(data: Dataset, ids: np.ndarray, size: int, pin: bool) -> dict[str, Tensor]:
     """The rows `ids` as arguments of Transformer.loss, filled up to `size` with rows that have no label.
 
@@ -73,9 +104,13 @@ def micro_batches(
     data: Dataset, seed: int, steps: range, batch_size: int, micro: int, numbers: range, pin: bool
 ) -> Iterator[MicroBatch]:
     """Those of `numbers` of each step's global batch; the order is that of `llm.data.order`."""
-    for step in steps:
-        ids = batch_ids(seed, step, batch_size, data.num_rows)
-        labels = int(data.label_counts(ids).sum())
-        for number in numbers:
-            tensors = host_tensors(data, ids[number * micro : (number + 1) * micro], micro, pin)
-            yield MicroBatch(step, number, ids, labels, tensors)
+
+    def parts() -> Iterator[tuple[int, int, np.ndarray, int, np.ndarray]]:
+        for step in steps:
+            ids = batch_ids(seed, step, batch_size, data.num_rows)
+            labels = int(data.label_counts(ids).sum())
+            for number in numbers:
+                yield step, number, ids, labels, ids[number * micro : (number + 1) * micro]
+
+    for step, number, ids, labels, mine in announced(data, parts(), lambda part: part[-1]):
+        yield MicroBatch(step, number, ids, labels, host_tensors(data, mine, micro, pin))

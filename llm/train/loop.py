@@ -92,7 +92,8 @@ class Trainer:
         """Train to the last step, or raise where it cannot go on.
 
         Raises:
-            UserError: a loss or gradient that is not finite (before the update; names step and rows).
+            UserError: a loss or gradient that is not finite (before the update; names step and rows), or rows that
+                cannot be read; the state is kept.
             SystemExit: after SIGTERM or SIGINT; the state is kept.
         """
         start = self._resume()
@@ -173,11 +174,16 @@ class Trainer:
     def _step(self, step: int) -> tuple[float, float, float]:
         """One update on the global batch; returns loss (nats per label), gradient norm before clipping, and rate."""
         s = self.settings
-        loss, batch = self.engine.backward(step, self.coming)
+        loss, batch, unread = self.engine.backward(step, self.coming)
         wants_stop = self.stop.signal is not None
         due = self.engine.rank == 0 and self._due()
-        summed, stopping, saving = distributed.sums([loss, float(wants_stop), float(due)], self.engine.device)
+        flags = [float(wants_stop), float(due), float(unread is not None)]
+        summed, stopping, saving, lacking = distributed.sums([loss, *flags], self.engine.device)
         self.stopping, self.saving = stopping > 0, saving > 0
+        if lacking:
+            if step > 0:
+                self._save(step, wait=True)
+            self._end(UserError(next(text for text in distributed.everyone(unread) if text)))
         mean = summed / batch.labels
         norm = self.engine.clip(s.grad_clip)
         if not (math.isfinite(mean) and math.isfinite(norm)):

@@ -23,6 +23,7 @@ from llm.train import distributed, hardware
 from llm.train.memory import training_memory
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
 MODES = ("ddp", "fsdp")
@@ -69,7 +70,9 @@ def sharing(where: torch.device) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if where.type == "cpu" else 1
 
 
-def shard(model: Transformer, device: torch.device, dtype: torch.dtype, compiled: bool) -> distributed.Loss:
+def shard(
+    model: Transformer, device: torch.device, dtype: torch.dtype, compiled: bool, mesh: DeviceMesh | None = None
+) -> distributed.Loss:
     """Shard a model that is on the meta device, give each process memory for its part, and fill it (`model.fill`).
 
     Returns the loss, which gathers what it needs. Under `no_grad` the outermost group stays gathered until `reshard`.
@@ -77,11 +80,14 @@ def shard(model: Transformer, device: torch.device, dtype: torch.dtype, compiled
     A layer's matrices travel in `dtype`, in which they are used; gradients are added up in float32. Norms and
     embeddings, whose float32 values matter, travel as they are, with the outermost group. A compiled layer is one graph
     that the matrices' own hooks would cut up, so all of it travels in float32 there, and is cast inside.
+
+    Args:
+        mesh: the processes that share it; None: all.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(device.type, (distributed.world_size(),))
+    mesh = mesh or init_device_mesh(device.type, (distributed.world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in model.model.layers:
         if compiled:

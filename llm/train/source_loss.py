@@ -39,7 +39,7 @@ class SourceWindows:
         counts = [self._mine(i).sum() for i in range(windows.num_rows)]
         self.ids = np.flatnonzero(counts)
         self.counts = np.array(counts, dtype=np.int64)[self.ids]
-        self.num_rows, self.length = len(self.ids), windows.length
+        self.num_rows, self.length, self.rows_ahead = len(self.ids), windows.length, windows.rows_ahead
         self.predicted = int(self.counts.sum())
 
     def rows(self, ids: np.ndarray) -> Rows:
@@ -51,6 +51,10 @@ class SourceWindows:
             targets[row, : len(mine)][~mine] = -100
             targets[row, len(mine) :] = -100
         return rows._replace(targets=targets)
+
+    def ahead(self, ids: np.ndarray) -> None:
+        """Say that the windows `ids` will be read soon."""
+        self.windows.ahead(self.ids[ids])
 
     def label_counts(self, ids: np.ndarray) -> np.ndarray:
         """Predicted tokens in each of the windows."""

@@ -10,33 +10,24 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 import shutil
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from llm.errors import UserError
+from llm.remote import Address
 
-T = TypeVar("T")
-PATIENCE = 300.0  # seconds for which a remote that does not answer is asked again
-PAUSE = 1.0  # before it is asked the first time, then twice as long, at most MOST
-MOST = 20.0
+NAME = re.compile(r"step-\d{8}")  # of a checkpoint: what the pointer says becomes a path here
 
 
-class Remote:
+class Remote(Address):
     """The remote copy of one run's checkpoints."""
 
     def __init__(self, url: str, stage: str, fingerprint: str) -> None:
         """Raises UserError where no installed package knows the address."""
-        import fsspec
-
-        try:
-            self.fs, root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"LLM_STATE_URL={url}: {error}. s3:// needs `pip install s3fs`, gs:// gcsfs.") from None
-        self.url, self.root = url, posixpath.join(root, stage, fingerprint)
+        super().__init__(url, "LLM_STATE_URL")
+        self.root = posixpath.join(self.root, stage, fingerprint)
 
     def push(self, checkpoint: Path) -> None:
         """Copy a checkpoint there, and then delete what came before it.
@@ -55,58 +46,53 @@ class Remote:
                 if old != checkpoint.name:
                     self.fs.rm(posixpath.join(self.root, old), recursive=True)
 
-        self._patiently(copy)
+        self.patiently(copy)
 
     def pull(self, directory: Path) -> str | None:
         """Fetch the newest checkpoint into a state's directory, where that has none so new; its name.
 
         Raises:
-            UserError: the remote does not answer.
+            UserError: the remote does not answer, or its pointer names no checkpoint.
         """
         try:
-            return self._patiently(lambda: self._pull(directory))
+            name = self.patiently(self._newest)
+            if name is None:
+                return None
+            if not NAME.fullmatch(name):
+                raise UserError(
+                    f"LLM_STATE_URL={self.url}: {self.root}/latest says {name[:80]!r}; expected the name of a "
+                    "checkpoint, as step-00000120. Correct it, or delete it to start anew."
+                )
+            if max((path.name for path in directory.glob("step-????????")), default="") >= name:
+                return None
+            self.patiently(lambda: self._fetch(name, directory))
+            return name
+        except UserError:
+            raise
         except Exception as error:  # whatever the remote's package raises
             raise UserError(
                 f"LLM_STATE_URL={self.url} cannot be read ({type(error).__name__}: {error}). A state may lie there, so "
                 "nothing starts anew; mend the connection, or unset LLM_STATE_URL to do without."
             ) from None
 
-    def _pull(self, directory: Path) -> str | None:
+    def _newest(self) -> str | None:
+        """What the pointer says; None where there is none."""
         self.fs.invalidate_cache()
         pointer = posixpath.join(self.root, "latest")
-        if not self.fs.exists(pointer):
-            return None
-        name = self.fs.cat_file(pointer).decode()
-        here = [path.name for path in directory.glob("step-????????")]
-        if max(here, default="") >= name:
-            return None
+        return self.fs.cat_file(pointer).decode(errors="replace") if self.fs.exists(pointer) else None
+
+    def _fetch(self, name: str, directory: Path) -> None:
         temporary = directory / f"{name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for path in self.fs.ls(posixpath.join(self.root, name), detail=False):
             self.fs.get_file(path, str(temporary / posixpath.basename(path)))
         os.rename(temporary, directory / name)
-        return name
 
     def _names(self) -> list[str]:
         self.fs.invalidate_cache()
         names = [posixpath.basename(path.rstrip("/")) for path in self.fs.ls(self.root, detail=False)]
         return [name for name in names if name.startswith("step-")]
-
-    def _patiently(self, action: Callable[[], T]) -> T:
-        """Do it again where it fails, until PATIENCE is over; each action may be done twice."""
-        deadline, pause, told = time.monotonic() + PATIENCE, PAUSE, False
-        while True:
-            try:
-                return action()
-            except Exception as error:  # packages translate a lost connection into errors of many kinds
-                if time.monotonic() + pause > deadline:
-                    raise
-                if not told:
-                    print(f"warning: {self.url}: {error}; trying again", file=sys.stderr, flush=True)
-                told = True
-            time.sleep(pause)
-            pause = min(2 * pause, MOST)
 
 
 def remote(stage: str, fingerprint: str) -> Remote | None:

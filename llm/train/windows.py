@@ -29,6 +29,7 @@ class TokenWindows:
         self, stream: TokenStream, length: int, across_documents: bool, tokens: int | None = None, partial: bool = False
     ) -> None:
         self.stream, self.length, self.across_documents = stream, length, across_documents
+        self.rows_ahead = stream.rows_ahead
         self.predicted = min(len(stream), tokens + 1 if tokens else len(stream)) - 1
         self.num_rows = -(-self.predicted // length) if partial else self.predicted // length
         if self.num_rows < 1:
@@ -55,6 +56,12 @@ class TokenWindows:
         first[:, 1:] = ends[:, :-1]
         positions = index - np.maximum.accumulate(np.where(first, index, 0), axis=1)
         return Rows(tokens, targets, segments, positions)
+
+    def ahead(self, ids: np.ndarray) -> None:
+        """Say that the windows `ids` will be read soon."""
+        for i in ids:
+            start = int(i) * self.length
+            self.stream.ahead(start, min(self.length, self.predicted - start) + 1)
 
     def label_counts(self, ids: np.ndarray) -> np.ndarray:
         """Predicted tokens in each of the windows."""

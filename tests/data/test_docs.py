@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.data import docs, docs_scan, docs_tasks
+from llm.data import docs, docs_questions, docs_scan, docs_tasks
 from llm.data.docs_dedup import near_duplicates
 from llm.data.docs_parse import Field, parse
 from llm.data.docs_text import english, inline, sentences
@@ -331,7 +331,7 @@ def test_docs_questions_cannot_be_answered_from_the_name_alone(found):
 
 def test_docs_closed_book_f1_sees_a_name_that_determines_its_answer():
     rows = [{"answers": ["The axis to work along"], "group": f"module{i}"} for i in range(60)]
-    assert docs_tasks.closed_book_f1(rows, [("Parameters", "axis")] * 60) == 1.0
+    assert docs_questions.closed_book_f1(rows, [("Parameters", "axis")] * 60) == 1.0
 
 
 def test_docs_library_names_are_masked_where_the_library_is_asked_for(found):

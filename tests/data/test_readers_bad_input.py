@@ -234,9 +234,9 @@ def test_columns_and_labels_that_cannot_be_are_refused_by_name(tmp_path: Path) -
 def test_a_line_longer_than_any_record_is_set_aside_or_stops_the_reader_but_never_fills_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llm.data import json_files, readers
+    from llm.data import json_files, table_files, text_files
 
-    for module in (json_files, readers):
+    for module in (json_files, table_files, text_files):
         monkeypatch.setattr(module, "MAX_RECORD", 1 << 20)
     long = b"x" * (3 << 20)
     fails(put(tmp_path, "a.jsonl", b'{"text": "' + long + b'"}'), r"a.jsonl:1: a line of more than 1 MB")
@@ -251,9 +251,9 @@ def test_a_line_longer_than_any_record_is_set_aside_or_stops_the_reader_but_neve
 
 
 def test_the_records_around_one_that_is_too_long_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llm.data import json_files, readers
+    from llm.data import json_files, table_files, text_files
 
-    for module in (json_files, readers):
+    for module in (json_files, table_files, text_files):
         monkeypatch.setattr(module, "MAX_RECORD", 1 << 20)
     monkeypatch.setattr(json_files, "CHUNK", 1 << 16)
     long = b"long\n" * 500_000

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm import params
-from llm.data import hub, json_files, readers
+from llm.data import hub, json_files, text_files
 from llm.data.inputs import find
 from llm.data.raw import FIELDS, Writer, read, schema
 from llm.data.sources import write_raw
@@ -176,12 +176,12 @@ DOCUMENT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="
 @given(documents=st.lists(DOCUMENT.filter(str.strip), min_size=1, max_size=6), chunk=st.integers(1, 40))
 def test_documents_are_the_same_wherever_the_chunks_of_a_text_file_end(documents: list[str], chunk: int) -> None:
     data = "\n<|endoftext|>\n".join(documents).encode()
-    sizes = readers.HEAD, readers.CHUNK
-    readers.HEAD = readers.CHUNK = chunk
+    sizes = text_files.HEAD, text_files.CHUNK
+    text_files.HEAD = text_files.CHUNK = chunk
     try:
-        rows = list(readers.text(io.BytesIO(data), "x", []))
+        rows = list(text_files.text(io.BytesIO(data), "x", []))
     finally:
-        readers.HEAD, readers.CHUNK = sizes
+        text_files.HEAD, text_files.CHUNK = sizes
     assert [row.record["text"] for row in rows if row.record] == documents
     lines = data.decode().split("\n")
     for row in rows:

@@ -51,6 +51,13 @@ def test_every_kind_of_task_is_answered_and_scored(kind: str, chat: bool) -> Non
     assert found["truncated"].value() == 0.0
 
 
+def test_a_limit_of_a_task_that_is_not_there_is_refused() -> None:
+    tests = [held_out("summarization", 1)]
+    run.check_limits({tests[0].name: 3, "instructions": 3}, tests)
+    with pytest.raises(UserError, match=r"max_new_tokens\.sumarization: neither .* did you mean summarization\?"):
+        run.check_limits({"sumarization": 3}, tests)
+
+
 def test_a_classification_is_the_choice_of_the_highest_likelihood() -> None:
     model, test, tokenizer = random_model(), held_out("classification", 1), Bytes()
     answers = run.answer(model, tokenizer, test, Asking(True))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.report import predictions, remarks
-from llm.report.page import number, percent
+from llm.report.words import number, percent
 from tests.report import workspace
 
 WORDS = st.lists(st.sampled_from(["The", "the", "cat", "dog.", "sat,", "(n)", "on", "é"]), max_size=9).map(" ".join)

@@ -12,7 +12,7 @@ import pytest
 from llm import params
 from llm.data.clean.plan import Plan
 from llm.params import Clean
-from llm.report import history, page, scores
+from llm.report import history, page, scores, words
 from llm.report.collect import collect
 from llm.report.corpus import compared
 from llm.report.page import write_report
@@ -200,8 +200,8 @@ def test_data_is_text_and_never_markup(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_code_fence_is_longer_than_any_in_its_text() -> None:
-    assert page.fence("a ```` b").splitlines()[0] == "`````text"
-    assert page.fence("plain") == "```text\nplain\n```"
+    assert words.fence("a ```` b").splitlines()[0] == "`````text"
+    assert words.fence("plain") == "```text\nplain\n```"
 
 
 def test_best_is_lowest_for_perplexity_and_highest_for_the_rest_and_lengths_have_none() -> None:
@@ -252,7 +252,7 @@ def test_timings_older_than_the_run_are_not_its_own(tmp_path: Path, monkeypatch:
     ],
 )
 def test_numbers_have_the_digits_that_mean_something(value: float | None, shown: str) -> None:
-    assert page.number(value) == shown
+    assert words.number(value) == shown
 
 
 def _empty() -> dict:

@@ -19,6 +19,7 @@ AROUND = {
     *("beacon", "errors", "executions", "held", "io", "lease", "machines", "mlflow_store", "orphan", "params", "plan"),
     *("preset", "progress", "revisions", "scaling", "serving", "stage", "timing", "tracking", "unfinished", "units"),
     *("workspace", "commands", "models", "data/gpt2_files.py"),
+    *("remote", "data/block_cache.py", "data/remote_tokens.py"),  # where tokens are read: their digests say which
 }
 # And of single stages.
 APART = {

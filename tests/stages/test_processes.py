@@ -127,15 +127,6 @@ def test_all_weights_are_finetuned_in_shards_as_in_one_process(alone: Path, shar
     assert losses[1] == pytest.approx(losses[0], abs=0.02)  # nats; Muon rounds to bfloat16
 
 
-def test_processes_started_by_torchrun_start_no_others(prepared: Path, tmp_path: Path) -> None:
-    root = tmp_path / "torchrun"
-    shutil.copytree(prepared, root, ignore=shutil.ignore_patterns("models", ".state"))
-    started = ["torchrun", "--standalone", "--nproc-per-node", "2", "-m", "stages.pretrain"]
-    done = command(root, *started, LLM_PROCESSES="4")
-    assert "2 processes" in done.stdout
-    assert (root / "models/base/model.safetensors").exists()
-
-
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_a_process_that_is_killed_is_started_again_from_the_last_state(
     both: Path, sharded: Path, tmp_path: Path, sharding: str

@@ -132,6 +132,19 @@ def test_one_process_that_fails_ends_all_and_each_says_why(workers: Workers, tmp
     assert "process 0 ends, since another one did" in answers[0]["error"]
 
 
+def test_rows_that_one_process_cannot_read_end_all_and_the_next_run_goes_on(workers: Workers, tmp_path: Path) -> None:
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    whole = workers.run(2, tmp_path / "whole", steps=8)
+    cut = workers.run(2, tmp_path / "cut", steps=8, unread=1)
+    assert [answer["error"] for answer in cut] == ["1", "1"]
+    assert cut[0]["said"].count("error: data/tokens/train-00000.npy cannot be read\n") == 1
+    assert "cannot be read" not in cut[1]["said"]
+    assert list((tmp_path / "cut").glob(".state/pretrain/*/step-0000000[1-7]"))
+    resumed = workers.run(2, tmp_path / "resumed", steps=8, copy=str(tmp_path / "cut"))
+    assert [answer["digest"] for answer in resumed] == [answer["digest"] for answer in whole]
+
+
 def test_processes_that_disagree_are_refused_by_process_and_key(workers: Workers, tmp_path: Path) -> None:
     inputs = [{"pretrain": {"learning_rate": rate}, "seed": 1} for rate in (0.01, 0.02)]
     answers = workers.run(2, tmp_path, steps=STEPS, inputs=inputs)

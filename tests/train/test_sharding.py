@@ -145,6 +145,23 @@ def test_a_sharded_adapter_trains_like_one_that_is_whole(workers: Workers, tmp_p
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
+def test_cards_of_different_kinds_share_the_micro_batch_that_fits_all_of_them(workers: Workers, tmp_path: Path) -> None:
+    """The dry batch of one process fails, and the other does not wait for it."""
+    answers = workers.run(2, tmp_path, steps=3, sharded=True, cards=[("large", 4), ("small", 1)])
+    assert [answer["micro"] for answer in answers] == [1, 1]
+    assert answers[0]["timing"]["identical_bytes"].startswith("yes, with the same device and counts (CPU large + small")
+    assert answers[1]["calls"].count([0]) >= 1
+    none = workers.run(2, tmp_path / "none", steps=3, sharded=True, cards=[("large", 4), ("small", 0)])
+    assert "one sequence of" in none[1]["error"]
+    assert "process 0 ends, since another one did" in none[0]["error"]
+
+
+def test_cards_that_compute_in_different_types_are_refused(workers: Workers, tmp_path: Path) -> None:
+    answers = workers.run(2, tmp_path, steps=3, sharded=True, precision=["bf16", "fp32"])
+    for answer in answers:
+        assert "type is torch.float32 in process 1 and torch.bfloat16 in process 0" in answer["error"]
+
+
 @pytest.mark.parametrize("damage", ["missing", "extra", "flipped"])
 def test_a_checkpoint_with_a_broken_shard_is_named_and_the_one_before_it_used(
     workers: Workers, begun: Run, tmp_path: Path, damage: str

@@ -12,8 +12,8 @@ import fsspec
 import pytest
 import torch
 
+from llm import remote
 from llm.errors import UserError
-from llm.train import state_remote
 from llm.train.state import State
 from tests.servers import S3
 
@@ -103,11 +103,28 @@ def test_a_copy_that_was_cut_off_is_not_taken(tmp_path: Path, monkeypatch: pytes
     assert loaded[1]["step"] == 10
 
 
+def test_a_pointer_that_names_no_checkpoint_is_refused_and_leads_to_no_other_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file://{tmp_path}/remote"
+    state = state_of(tmp_path / "first", monkeypatch, url)
+    with state.locked():
+        state.save(10, tensors(10), {"step": 10}, wait=True)
+    (pointer,) = (tmp_path / "remote").rglob("latest")
+    pointer.write_text("../../../../mine")
+    mine = tmp_path / "mine.tmp"
+    mine.mkdir()
+    second = state_of(tmp_path / "second", monkeypatch, url)
+    with pytest.raises(UserError, match=r"latest says .*expected the name of a checkpoint"), second.locked():
+        pass
+    assert mine.is_dir()
+
+
 def test_the_loss_of_the_remote_is_survived_and_nobody_waits_for_it(
     s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A minute is too long for a test: two seconds."""
-    monkeypatch.setattr(state_remote, "MOST", 0.5)
+    monkeypatch.setattr(remote, "MOST", 0.5)
     url = f"s3://bucket/{tmp_path.name}"
     state = state_of(tmp_path / "first", monkeypatch, url)
     with state.locked():
@@ -130,9 +147,9 @@ def test_the_loss_of_the_remote_is_survived_and_nobody_waits_for_it(
 def test_a_remote_that_fails_is_asked_again_and_one_that_goes_on_failing_does_not_stop_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(state_remote, "PATIENCE", 2.0)
-    monkeypatch.setattr(state_remote, "PAUSE", 0.01)
-    monkeypatch.setattr(state_remote, "MOST", 0.02)
+    monkeypatch.setattr(remote, "PATIENCE", 2.0)
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    monkeypatch.setattr(remote, "MOST", 0.02)
     state = state_of(tmp_path / "first", monkeypatch, f"memory://{tmp_path.name}")
     assert state.remote is not None
     write, failures = state.remote.fs.pipe_file, [ConnectionError("reset by peer")] * 3
@@ -147,7 +164,7 @@ def test_a_remote_that_fails_is_asked_again_and_one_that_goes_on_failing_does_no
         state.save(10, tensors(10), {"step": 10}, wait=True)
         assert capsys.readouterr().err.count("reset by peer; trying again") == 1
         assert state.remote._names() == ["step-00000010"]
-        monkeypatch.setattr(state_remote, "PATIENCE", 0.1)
+        monkeypatch.setattr(remote, "PATIENCE", 0.1)
         failures += [ConnectionError("gone")] * 1000
         state.save(20, tensors(20), {"step": 20}, wait=True)
     assert "step-00000020 was not copied to memory://" in capsys.readouterr().err
@@ -159,8 +176,8 @@ def test_a_remote_that_fails_is_asked_again_and_one_that_goes_on_failing_does_no
 def test_a_remote_that_stays_away_is_told_before_anything_starts_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state_remote, "PATIENCE", 0.5)
-    monkeypatch.setattr(state_remote, "PAUSE", 0.1)
+    monkeypatch.setattr(remote, "PATIENCE", 0.5)
+    monkeypatch.setattr(remote, "PAUSE", 0.1)
     state = state_of(tmp_path / "first", monkeypatch, "memory://away")
     assert state.remote is not None
 

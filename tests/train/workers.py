@@ -19,8 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 
@@ -86,9 +89,10 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
     """One job in one process.
 
     steps, optimizer: of the run. copy: a root whose state is continued. stop: the last process is told to stop in this
-    step. broken: in this process the rows of a later step cannot be read. lora: dropout of an adapter. inputs: what the
-    run depends on, by process. sharded: the model is, made on the meta device. hang: this
-    process sleeps in the third step. timeout: seconds that the others wait. precision: of the activations.
+    step. broken: in this process nothing can be read from a later step on. unread: in this one, no rows. lora: dropout
+    of an adapter. inputs: what the run depends on, by process. sharded: the model is, made on the meta device. hang:
+    this process sleeps in the third step. timeout: seconds that the others wait. precision: of the activations; by
+    process where they differ. cards: by process, the kind of its card and the largest micro-batch that fits it.
     """
     from llm.errors import UserError
     from llm.model.dtensor import unshard
@@ -114,7 +118,7 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
 
         def rows(self, ids: np.ndarray) -> Any:
             calls.append(ids.tolist())
-            if rank == job.get("broken") and len(calls) > 4:
+            if (rank == job.get("broken") or (rank == job.get("unread") and len(ids))) and len(calls) > 4:
                 raise UserError("data/tokens/train-00000.npy cannot be read")
             return super().rows(ids)
 
@@ -142,13 +146,15 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
     if job.get("sharded") and world > 1:
         model = to_shard(model)
     model.train()
-    changes = {"optimizer": job.get("optimizer", "adamw"), "precision": job.get("precision", "fp32")}
+    precision = job.get("precision", "fp32")
+    precision = precision if isinstance(precision, str) else precision[rank]
+    changes = {"optimizer": job.get("optimizer", "adamw"), "precision": precision}
     training = settings(batch_tokens=BATCH * LENGTH, eval_every=50, **changes)
     inputs = job["inputs"][rank] if "inputs" in job else {"run": "one"}
     state, held_out = State("pretrain", inputs), Sequences()
     answer: dict[str, Any] = {}
     try:
-        with distributed.processes(), state.locked():
+        with distributed.processes(), state.locked(), card(*job["cards"][rank]) if "cards" in job else nullcontext():
             trainer = Stoppable(model, Recording(), held_out, held_out, training, job["steps"], 1, state, Silent())
             answer["held"] = sum(local(p).numel() for p in model.parameters())
             result = trainer.run()
@@ -157,11 +163,38 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
                 unshard(model, keep=True)
     except (UserError, SystemExit) as error:
         answer["error"] = str(error)
-    weights = {name: local(value.detach()).numpy() for name, value in model.state_dict().items()}
+    values = {name: local(value.detach()) for name, value in model.state_dict().items()}
+    weights = {name: value.numpy() for name, value in values.items() if not value.is_meta}  # it failed before it began
     digest = hashlib.sha256(b"".join(weights[name].tobytes() for name in sorted(weights))).hexdigest()
     if rank == 0:
         np.savez(root / "weights.npz", **weights)
     return answer | {"calls": calls, "digest": digest, "micro": trainer.engine.micro if "history" in answer else None}
+
+
+@contextlib.contextmanager
+def card(kind: str, most: int) -> Iterator[None]:
+    """As if this process had such a card, whose memory holds so many rows; a dry batch of four finds it."""
+    import torch
+
+    from llm.model.transformer import Transformer
+    from llm.train import dry, hardware
+
+    loss = Transformer.loss
+
+    def short_of_memory(self: Transformer, **tensors: Tensor) -> Tensor:
+        if len(tensors["input_ids"]) > most:
+            raise torch.OutOfMemoryError("no room")
+        return loss(self, **tensors)
+
+    def tried(stage: str, model: Transformer, data: Any, *_: Any) -> int:
+        return dry.fitting_in_shards(stage, model, data, 4, torch.device("cpu"), compiled=False)
+
+    with (
+        mock.patch.object(Transformer, "loss", short_of_memory),
+        mock.patch.object(dry, "sharded_micro_batch", tried),
+        mock.patch.object(hardware, "name", return_value=kind),
+    ):
+        yield
 
 
 def started(job: dict[str, Any], sharded: bool) -> Transformer:

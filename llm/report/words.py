@@ -1,0 +1,97 @@
+"""Values as the report writes them: the filters of its templates."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+
+def number(value: Any) -> str:
+    """An integer with thousands separators, a float with as many digits as mean something."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or (value.is_integer() and 1000 <= abs(value) < 1e9):
+        return f"{int(value):,}"
+    if not math.isfinite(value):
+        return "not finite"
+    magnitude = abs(value)
+    if magnitude >= 1e9 or 0 < magnitude < 5e-4:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        return f"{mantissa} × 10{power}".replace("-", "−")
+    digits = next((digits for limit, digits in ((1000, 0), (100, 1), (10, 2)) if magnitude >= limit), 3)
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """A difference of scores, with its sign; +0.000 where it is too small to mean something."""
+    return f"{value:+.{3 if abs(value) < 10 else 1}f}".replace("-", "−")
+
+
+def setting(value: Any) -> str:
+    """A param as params.yaml writes it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def compact(value: float) -> str:
+    """A count in three digits: 5.5 M, 1.2 k."""
+    for limit, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if value >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return str(value)
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units up to megabytes, as files are, and in GB above."""
+    if value is None:
+        return "–"
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= limit:
+            return f"{value / limit:.1f} {unit}"
+    return f"{value:.0f} B"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction in percent, with a digit more where it is small."""
+    if fraction is None:
+        return "–"
+    return f"{100 * fraction:.{0 if fraction == 0 else 1 if fraction >= 0.01 else 2}f} %"
+
+
+def title(name: str) -> str:
+    """`question_answering` → Question answering."""
+    words = str(name).replace("_", " ")
+    return words[:1].upper() + words[1:]
+
+
+def cell(text: Any) -> str:
+    """Text for a Markdown table: one line, nothing that Markdown or HTML would take for markup."""
+    flat = " ".join(str(text).split())
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+
+
+def fence(text: str) -> str:
+    """Text as a Markdown code block whose fence is longer than any in the text."""
+    marks = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
+    return f"{marks}text\n{text}\n{marks}"
+
+
+def interval(score: dict[str, float]) -> str:
+    """A value with its interval, four digits each."""
+    return "{value:.4g} [{low:.4g}, {high:.4g}]".format(**score)

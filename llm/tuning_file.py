@@ -1,0 +1,84 @@
+"""tuning.yaml: what `python -m llm tune` searches, checked before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from llm import params
+from llm.errors import UserError
+from llm.params import Section
+
+NAME = "^[A-Za-z0-9][A-Za-z0-9_-]*$"
+
+
+class Range(Section):
+    """From `low` to `high`, both included; whole numbers where both are."""
+
+    low: float | int
+    high: float | int
+    log: bool = False
+    step: Annotated[float, Field(gt=0)] | Annotated[int, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"expected low < high, and low > 0 with log; found {self.low} to {self.high}")
+        if self.log and self.step:
+            raise ValueError("log and step do not go together")
+        return self
+
+
+class Prune(Section):
+    """Stop a trial whose validation loss in `stage` is above the median of the others at that step."""
+
+    stage: Literal["pretrain", "finetune"]
+    startup_trials: Annotated[int, Field(ge=1)] = 4  # that are never stopped, so that there is a median
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+
+
+class Tuning(Section):
+    """The file."""
+
+    study: Annotated[str, Field(pattern=NAME)]
+    metric: Annotated[str, Field(pattern=r"^[^:]+\.json:[^:]+$")]
+    direction: Literal["minimize", "maximize"] = "minimize"
+    trials: Annotated[int, Field(gt=0)]
+    targets: Annotated[list[str], Field(default_factory=list)]
+    seed: int = 0
+    space: Annotated[dict[str, Range | list[str | bool | int | float]], Field(min_length=1)]
+    prune: Prune | None = None
+
+
+def load(path: Path) -> Tuning:
+    """Read and check the file, and that params take both ends of every range.
+
+    Raises:
+        UserError: it is missing, or something in it is unknown or impossible; named by key.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tuning = Tuning.model_validate(data)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; docs/EXPERIMENTS.md has one to begin with.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise UserError(f"{path}:\n" + "\n".join(dict.fromkeys(lines))) from None
+    current = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    for key, values in tuning.space.items():
+        for value in [values.low, values.high] if isinstance(values, Range) else values:
+            params.parse(_with(current, key, value, f"{path}: space.{key}"), f"{path}: space.{key} = {value}: params")
+    return tuning
+
+
+def _with(data: dict[str, Any], key: str, value: Any, where: str) -> dict[str, Any]:
+    """A copy of nested params with the value at a dotted path. Raises UserError where there is no such path."""
+    first, _, rest = key.partition(".")
+    if first not in data or (rest and not isinstance(data[first], dict)):
+        raise UserError(f"{where}: params.yaml has no {first!r} there; it has {', '.join(data)}.")
+    return {**data, first: _with(data[first], rest, value, where) if rest else value}
