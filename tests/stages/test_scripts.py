@@ -76,8 +76,8 @@ def test_the_slurm_script_trains_one_model_on_two_machines(under_slurm: Path) ->
 
 def test_the_skypilot_task_trains_the_same_model_on_two_machines_with_tokens_from_afar(
     under_slurm: Path,
-    prepared: Path,
-    tmp_path: Path,  # noqa: F811
+    prepared: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     root, url = checkout(prepared, tmp_path / "sky"), f"file://{tmp_path}/remote"
     push(root / "data/tokens", url, 4096)
