@@ -27,8 +27,8 @@ def number(value: Any) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference: a number with its sign."""
-    return number(value) if value < 0 else f"+{number(value)}"
+    """A difference of scores, with its sign; +0.000 where it is too small to mean something."""
+    return f"{value:+.{3 if abs(value) < 10 else 1}f}".replace("-", "−")
 
 
 def setting(value: Any) -> str:
