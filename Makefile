@@ -27,7 +27,7 @@ repro: $(VENV)/.run
 	@echo "Report: metrics/report/report.html     Compare runs: make ui"
 
 test: $(VENV)/.dev
-	@OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 torture: $(VENV)/.dev
 	@LLM_KILLS=$(N) python -m pytest tests/pipeline/test_kill.py --timeout 36000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.update(
     HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1", NO_COLOR="1"
@@ -32,8 +33,27 @@ def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.delenv("DVC_EXP_NAME", raising=False)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist a file's tests go to one process, and those of files that share what takes long to make."""
-    for item in items:
-        if not any(item.iter_markers("xdist_group")):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+# Files whose tests share what takes long to make.
+TOGETHER = {
+    "tests/pipeline/test_sharing.py": "tests/pipeline/test_dag.py",
+    "tests/pipeline/test_checkpoint.py": "tests/pipeline/test_kill.py",
+    "tests/pipeline/test_disk_full.py": "tests/pipeline/test_kill.py",
+    "tests/pipeline/test_kill_dvc.py": "tests/pipeline/test_kill.py",
+    "tests/train/test_sharding.py": "tests/train/test_distributed.py",
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With pytest-xdist the tests of a file, or of several files that belong together, go to one process.
+
+    `--dist loadgroup` would say it in the files, but pytest 9.2 does not let it rename tests, so it does nothing.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return TOGETHER.get(file, file)
+
+    return Together(config, log)

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.request import urlopen
 
 import pytest
 
@@ -20,7 +21,7 @@ from llm.ui import environment, free_port
 
 
 class S3:
-    """An S3-compatible server that can be stopped and started again; it forgets nothing while this process lives."""
+    """An S3-compatible server, empty, that can be stopped and started again and then forgets nothing."""
 
     KEYS: ClassVar = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -30,6 +31,7 @@ class S3:
         self.application = DomainDispatcherApplication(create_backend_app)
         self.port = 0
         self.start()
+        urlopen(f"{self.url}/moto-api/reset", data=b"").close()  # what another server of this process was given
 
     @property
     def url(self) -> str:

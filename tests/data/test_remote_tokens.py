@@ -57,8 +57,15 @@ def pushed(tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_span_is_read_as_it_is_here(directory: Path, away: Path) -> None:
+def test_every_span_is_read_as_it_is_here(
+    directory: Path, away: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
     here, there = TokenStream(directory, "train"), TokenStream(away, "train")
+    assert (
+        capsys.readouterr().out
+        == f"tokens: 0.00 GB at file://{tmp_path}/remote, up to 20 GB of them in {tmp_path}/cache\n"
+    )
     assert len(here) == len(there) == TOKENS
     rng = np.random.default_rng(2)
     for start in [0, 447, 448, 449, 999, TOKENS - 1, *rng.integers(0, TOKENS, 60)]:

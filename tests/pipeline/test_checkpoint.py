@@ -18,8 +18,6 @@ from llm.model.transformer import Transformer
 from tests.data.test_pretrained_tokenizer import CHATML
 from tests.pipeline.workspace import copy, run
 
-pytestmark = pytest.mark.xdist_group("prepared")
-
 THEIRS = "models/theirs"
 
 

@@ -15,8 +15,6 @@ import yaml
 
 from tests.pipeline.workspace import checkout, run
 
-pytestmark = pytest.mark.xdist_group("dag")
-
 NOT_REPRODUCED = {"metrics/report"}  # states times and the MLflow run
 
 

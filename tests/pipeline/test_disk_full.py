@@ -11,10 +11,7 @@ import pytest
 
 from tests.pipeline.torture import OUTPUTS, Victims
 
-pytestmark = [
-    pytest.mark.xdist_group("prepared"),
-    pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc"),
-]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
 
 EVER = 10**9
 STEPS = 16  # of either stage, in the tests' configuration

@@ -18,10 +18,7 @@ KILLS = int(os.environ.get("LLM_KILLS", "50"))  # that hit; half of them in pret
 SEED = int(os.environ.get("LLM_KILLS_SEED", "0"))  # other moments
 OUTPUT = {"pretrain": "stages.pretrain.main", "finetune": "llm.train.methods.write"}  # what makes the outputs whole
 
-pytestmark = [
-    pytest.mark.xdist_group("prepared"),
-    pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc"),
-]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
 
 
 def test_stages_killed_anywhere_end_with_the_same_bytes(

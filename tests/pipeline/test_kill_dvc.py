@@ -27,7 +27,7 @@ import yaml
 
 from tests.pipeline.workspace import copy, environment, run
 
-pytestmark = [pytest.mark.xdist_group("prepared"), pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 STEPS = 80  # time to kill, to stop and to kill again
 LONGER = {"pretrain": {"tokens": STEPS * 1024, "eval_every": 50}}

@@ -12,8 +12,6 @@ import pytest
 from tests.pipeline.workspace import run
 from tests.servers import S3
 
-pytestmark = pytest.mark.xdist_group("dag")
-
 METRICS = ("tokenize", "pretrain", "mix", "finetune", "evaluate", "contamination")
 
 

@@ -111,10 +111,11 @@ class Harm:
                 self.die(point, function)
             if full:
                 raise refusal(point, path(*args))
-            result = real(*args, **kwargs)
-            if here and self.kill["when"] == "after":
-                self.die(point, function)
-            return result
+            try:
+                return real(*args, **kwargs)
+            finally:  # also where it failed, as a mkdir of what exists
+                if here and self.kill["when"] == "after":
+                    self.die(point, function)
 
         return counted
 

@@ -23,8 +23,6 @@ from llm.errors import UserError
 from llm.train import distributed
 from tests.train.workers import BATCH, MICRO, ROWS, Workers
 
-pytestmark = pytest.mark.xdist_group("workers")
-
 STEPS, HALF = 200, 100
 RATE = 0.01  # peak, of tests.train.test_loop.settings
 WEIGHTS = 131_104

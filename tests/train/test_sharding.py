@@ -21,8 +21,6 @@ from llm.data.order import batch_ids
 from tests.model.conftest import random_model
 from tests.train.workers import BATCH, ROWS, Workers
 
-pytestmark = pytest.mark.xdist_group("workers")
-
 STEPS, PART, RATE, WEIGHTS = 200, 20, 0.01, 111_904
 SHORT = 24
 
