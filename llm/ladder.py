@@ -71,6 +71,7 @@ def _rung(p: Params, vocabulary: int, depth: int, tokens: int, held_back: bool) 
     data["pretrain"] |= dict.fromkeys(scaling.TRAINING, scaling.AUTO)
     # No circuit that is put in by hand, since small models have no room for it; no validation but the last.
     data["pretrain"] |= {"tokens": tokens, "init": params.SCRATCH, "induction_init": False, "eval_every": 2**31}
+    data["pretrain"]["batch_tokens"] = scaling.fine_batch_tokens(scaling.resolve(data))
     own = params.parse(data, f"scaling, depth {depth}")
     config = Config(vocab_size=vocabulary, **own.model.dimensions())
     trained = own.pretrain.steps * own.pretrain.batch_tokens

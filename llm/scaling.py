@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 from llm.errors import UserError
@@ -114,16 +115,24 @@ def _shape(depth: int, stated: dict[str, int], where: str) -> dict[str, int]:
     }
 
 
-def _training(data: dict[str, Any]) -> dict[str, int | float]:
-    """Budget, batch, rate and decay for a shape; a stated one of them counts where the next is derived from it."""
+def fine_batch_tokens(data: dict[str, Any]) -> int:
+    """`pretrain.batch_tokens` by the rule to the nearest sequence, for resolved data.
+
+    In a ladder of sizes and tokens a power of two would change at some rungs and not at others, and the losses jump.
+    """
+    _, _, compute, length = _budget(data, lambda key, rule: data["pretrain"].get(key, rule))
+    return length * max(1, round(_sequences(compute, length)))
+
+
+def _sequences(compute: float, length: int) -> float:
+    """Of a batch, by the rule, unrounded."""
+    return 0.2920 * compute**0.3271 / length
+
+
+def _budget(data: dict[str, Any], stated: Callable[[str, float], float]) -> tuple[float, float, float, int]:
+    """Parameters, training tokens, FLOPs without embeddings, and sequence length of a shape."""
     model, pretrain, tokenize = data["model"], data["pretrain"], data.get("tokenize")
     tokenize = tokenize if isinstance(tokenize, dict) else {}
-
-    def stated(key: str, rule: float) -> float:
-        value = pretrain.get(key)
-        good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-        return value if good else rule
-
     shape = {key: _count(model[key]) or 1 for key in SHAPE}
     asked = GPT2_VOCABULARY if tokenize.get("tokenizer") == "gpt2" else tokenize.get("vocab_size")
     vocabulary, length = (_count(asked) or 1, _count(pretrain.get("sequence_length")) or 1)
@@ -131,9 +140,19 @@ def _training(data: dict[str, Any]) -> dict[str, int | float]:
     parameters = layers + vocabulary * shape["hidden_size"] * (1 if model.get("tie_word_embeddings") else 2)
     tokens = stated("tokens", TOKENS_PER_PARAMETER * parameters)
     per_token = 6 * layers + 12 * shape["num_hidden_layers"] * shape["hidden_size"] * length
-    compute = per_token * tokens
-    sequences = 0.2920 * compute**0.3271 / length
-    batch = stated("batch_tokens", length * 2 ** max(0, round(math.log2(sequences))))
+    return parameters, tokens, per_token * tokens, length
+
+
+def _training(data: dict[str, Any]) -> dict[str, int | float]:
+    """Budget, batch, rate and decay for a shape; a stated one of them counts where the next is derived from it."""
+
+    def stated(key: str, rule: float) -> float:
+        value = data["pretrain"].get(key)
+        good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+        return value if good else rule
+
+    parameters, tokens, compute, length = _budget(data, stated)
+    batch = stated("batch_tokens", length * 2 ** max(0, round(math.log2(_sequences(compute, length)))))
     rate = stated("learning_rate", _short(0.3118 * compute**-0.1250))
     timescale = 1.084 * (tokens / parameters) ** -0.527
     steps = max(1, math.ceil(tokens / batch))
