@@ -28,7 +28,7 @@ def s3() -> Iterator[S3]:
             patch.setenv(key, value)
         server = S3()
         patch.setenv("AWS_ENDPOINT_URL", server.url)
-        fsspec.filesystem("s3").mkdir("bucket")
+        fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)  # as another module may have left it
         yield server
         s3fs.S3FileSystem.clear_instance_cache()
         server.stop()
