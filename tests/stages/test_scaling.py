@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,16 @@ def test_each_run_has_the_budget_and_the_rates_of_its_own_size_and_length(prepar
     assert small.pretrain.learning_rate > large.pretrain.learning_rate
     assert small.pretrain.tokens == 512
     assert not small.pretrain.induction_init
+
+
+def test_batches_grow_with_the_tokens_of_a_size_and_do_not_jump() -> None:
+    p = params.load(ROOT / "params.yaml")
+    rungs = ladder.rungs(p, p.tokenize.vocab_size)[:-1]
+    for depth in p.scaling.depths:
+        own = sorted((rung.params.pretrain for rung in rungs if rung.depth == depth), key=lambda own: own.tokens)
+        for few, many in pairwise(own):
+            expected = few.batch_tokens * (many.tokens / few.tokens) ** 0.3271
+            assert abs(many.batch_tokens - expected) < 1.2 * p.pretrain.sequence_length  # both are whole sequences
 
 
 def test_the_default_ladder_takes_less_than_half_an_hour_on_two_cores() -> None:
