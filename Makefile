@@ -17,7 +17,7 @@ export DO_NOT_TRACK := 1
 N ?= 200
 
 # Columns of `dvc exp show` that `make runs` leaves out: intervals, counts, other models, all but the headline scores.
-HIDDEN := Created|base\.|baseline|variant|contamination|trainable|val_loss_by|.*(\.low|\.high|\.n|\.signature)$$|.*(mean_length|truncated|unfinished|empty|rouge1|rouge2|rougeL\.|bleu|mcc|f1_macro|exact_match|accuracy_normalised|perplexity|/)
+HIDDEN := Created|Executor|base\.|baseline|variant|contamination|trainable|val_loss_by|.*(\.low|\.high|\.n|\.signature)$$|.*(mean_length|truncated|unfinished|empty|rouge1|rouge2|rougeL\.|bleu|mcc|f1_macro|exact_match|accuracy_normalised|perplexity|language_modeling\.loss|/)
 
 .PHONY: repro test torture techniques lint runs ui setup clean
 
@@ -42,7 +42,7 @@ lint: $(VENV)/.dev
 	@mypy
 
 runs: $(VENV)/.run
-	@dvc exp show --no-pager --only-changed --drop '$(HIDDEN)'
+	@dvc exp show --only-changed --drop '$(HIDDEN)'
 
 ui: $(VENV)/.run
 	@python -m llm ui
