@@ -153,10 +153,12 @@ def show(
     """Compare revisions with the first of them: print tables or JSON, or write a page; draw two of them to a file.
 
     Raises:
-        UserError: fewer than two are named, or one cannot be compared.
+        UserError: fewer than two are named, more than two for a plot, or one cannot be compared.
     """
     if len(names) < 2:
         raise UserError("compare: two or more experiments are needed, e.g. `python -m llm compare main exp-abc`.")
+    if plot and (html or len(names) > 2):
+        raise UserError("compare: --plot draws two experiments; --html has the plots of any number.")
     with ExitStack() as stack:
         first, *others = [stack.enter_context(Revision(name)) for name in names]
         if html:
@@ -169,7 +171,7 @@ def show(
         print(json.dumps(told[0] if len(told) == 1 else told, indent=2))
     else:
         print("\n\n".join(text(each, pair) for each, pair in zip(found, titles, strict=True)))
-    if plot and len(found) == 1:
+    if plot:
         from llm.report.differences import draw
         from llm.report.figures import for_file
 

@@ -16,6 +16,8 @@ from llm import workspace
 from llm.orphan import end_with_dvc, running_dvc
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's quota, the limit of `ulimit -f`
+# The place is wrong or not ours: a file where a folder should be, somebody else's folder, a disk that is only read.
+WRONG_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 SILENCE = 3.0  # seconds in which the first of several processes, if it has the same to say, says it and all are ended
 
@@ -56,6 +58,9 @@ def run_stage(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno in NO_SPACE:
             _end(no_space(error.filename, error))
+        if error.errno in WRONG_PLACE and error.filename is not None:
+            place = f"{error.filename}: {error.strerror}"
+            _end(UserError(f"{place}. Name another place, or give this user the right to it, and run it again."))
         raise
 
 

@@ -154,6 +154,12 @@ def test_one_experiment_is_nothing_to_compare(repository: Path) -> None:
         compare.show(["main"], BOTH)
 
 
+def test_a_plot_is_of_two_experiments() -> None:
+    for names, html in ((["main", "exp-abc", "exp-def"], None), (["main", "exp-abc"], "page.html")):
+        with pytest.raises(UserError, match="--plot draws two experiments"):
+            compare.show(names, BOTH, plot="plot.svg", html=html)
+
+
 def test_examples_that_differ_are_left_out_and_said(repository: Path, tmp_path: Path) -> None:
     evaluated(tmp_path, 0.5)
     path = tmp_path / "metrics/predictions/finetuned-question_answering.parquet"

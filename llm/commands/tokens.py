@@ -17,6 +17,7 @@ from llm.progress import Progress
 from llm.remote import Address
 
 TOKENS = Path("data/tokens")
+SPLITS = ("train", "val")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,12 +40,20 @@ def push(directory: Path, url: str, block: int = BLOCK) -> str:
         The folder, which is named by the digest of meta.json.
 
     Raises:
-        UserError: a shard is not what meta.json says, or the address cannot be written.
+        UserError: there are no tokens, a shard is not what meta.json says, or the address cannot be written.
     """
-    address = Address(url, "tokens push")
+    meta = directory / "meta.json"
+    if not meta.exists():
+        raise UserError(f"{meta}: no such file. `dvc checkout` or `dvc repro tokenize` brings it.")
+    address = Address(url, "URL")
     fs, root = address.fs, place(address, directory)
-    manifest = read_json(directory / "meta.json")
-    listed = [shard for split in ("train", "val") for shard in manifest[split]["shards"]]
+    manifest = read_json(meta)
+    try:
+        listed = [{key: shard[key] for key in ("file", "sha256")} for s in SPLITS for shard in manifest[s]["shards"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{meta} does not describe shards ({type(error).__name__}: {error}). Run `dvc repro -f tokenize`."
+        ) from None
     missing = [shard["file"] for shard in listed if not (directory / shard["file"]).exists()]
     if missing:
         raise UserError(f"{directory / missing[0]}: no such file. `dvc checkout` or `dvc repro tokenize` brings it.")
@@ -59,7 +68,7 @@ def push(directory: Path, url: str, block: int = BLOCK) -> str:
                 entries.append(entry)
                 progress.update(entry["bytes"])
         index = json.dumps({"block": block, "shards": entries}).encode()
-        address.patiently(lambda: fs.put_file(str(directory / "meta.json"), posixpath.join(root, "meta.json")))
+        address.patiently(lambda: fs.put_file(str(meta), posixpath.join(root, "meta.json")))
         address.patiently(lambda: fs.pipe_file(posixpath.join(root, INDEX), index))
     except UserError:
         raise

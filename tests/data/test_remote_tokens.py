@@ -188,6 +188,14 @@ def test_a_push_goes_on_where_it_was_cut_off_and_refuses_changed_shards(
         push(directory, url, BLOCK)
 
 
+def test_a_push_without_tokens_says_what_brings_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"meta\.json: no such file\. `dvc checkout`"):
+        push(tmp_path, f"file://{tmp_path}/remote", BLOCK)
+    (tmp_path / "meta.json").write_text('{"train": {"shards": [{}]}}')
+    with pytest.raises(UserError, match=r"meta\.json does not describe shards \(KeyError: 'file'\)"):
+        push(tmp_path, f"file://{tmp_path}/remote", BLOCK)
+
+
 @pytest.mark.parametrize("given", ["0", "-3", "many", "nan"])
 def test_an_impossible_limit_is_refused(given: str, away: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_TOKENS_CACHE_GB", given)

@@ -84,6 +84,13 @@ def test_another_error_while_a_directory_is_written_stays_what_it_is(tmp_path: P
         (tmp_path / "missing").read_text()
 
 
+def test_a_place_that_cannot_be_written_is_one_message_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as caught:
+        run_stage(lambda: write_bytes(tmp_path / "file" / "out.html", b""))
+    assert str(caught.value).startswith(f"\nerror: {tmp_path / 'file'}: File exists. Name another place")
+
+
 def test_a_stage_on_a_full_disk_ends_in_one_message_with_path_and_remedy(tmp_path: Path) -> None:
     with no_room(), pytest.raises(SystemExit) as caught:
         run_stage(lambda: write_bytes(tmp_path / "metrics" / "pretrain.json", bytes(2 * LIMIT)))
