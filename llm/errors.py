@@ -44,7 +44,7 @@ def run_stage(main: Callable[[], None]) -> None:
     It ends as well, by SIGTERM, when the DVC that runs it does, and keeps others from its workspace until then.
     """
     # Else Python looks for garbage among a million objects of torch and MLflow again and again while they are imported,
-    # and once more when it ends: 2.5 s of a tiny stage's 7 (docs/LOG.md).
+    # and once more when it ends: 2.3 s of a tiny stage's 7 (docs/LOG.md).
     gc.set_threshold(100_000, 10, 10)
     atexit.register(gc.freeze)
     dvc = running_dvc()
