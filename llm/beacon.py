@@ -61,6 +61,11 @@ class Beacon:
         self.progressed, self.moved = now, True
         self.figures |= figures
 
+    def validated(self, tokens: int, loss: float) -> None:
+        """A validation loss, shown at once and beside those before it: a tuner may want to stop the run for it."""
+        self.tell(validations=[*self.figures.get("validations", []), [tokens, loss]])
+        self.write()
+
     def stalled(self) -> float | None:
         """Seconds since the last progress, where that is too long; else None."""
         waited = time.monotonic() - self.progressed

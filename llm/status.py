@@ -134,13 +134,12 @@ def _place(directory: str) -> str:
 
 
 def validation(experiment: str, stage: str) -> list[tuple[int, float]]:
-    """(step, validation loss) that a running stage of an experiment told last; empty where there is none yet."""
-    found = []
+    """(tokens, validation loss) of a running stage of an experiment, as far as it has come since it was started."""
     for path in (executions.root() / ".state" / "running").glob(f"{stage}-*.json"):
         facts = _facts(path)
-        if facts and facts["experiment"] == experiment and facts.get("val_step") is not None:
-            found.append((int(facts["val_step"]), float(facts["val_loss"])))
-    return found
+        if facts and facts["experiment"] == experiment:
+            return [(int(tokens), float(loss)) for tokens, loss in facts.get("validations", [])]
+    return []
 
 
 def waiting() -> list[str]:

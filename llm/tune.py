@@ -2,7 +2,7 @@
 
 A trial is an experiment of DVC, `<study>-<number>`, run in a temporary directory: it has a pedigree, a cache, and a run
 in MLflow like any other. While it trains, its validation losses are read from what the stage tells of itself
-(`llm.beacon`); a trial that is worse than the median of the others at the same step is stopped. The study lies in
+(`llm.beacon`); a trial that is worse than the median of the others after as many tokens is stopped. The study lies in
 `.state/tuning.db`; the same command goes on with it, and a trial that was running when the tuner was killed is run
 again, from its training state.
 """
@@ -87,7 +87,7 @@ def open_study(tuning: Tuning) -> Any:
     database.parent.mkdir(parents=True, exist_ok=True)
     pruner: Any = optuna.pruners.NopPruner()
     if tuning.prune:
-        pruner = optuna.pruners.MedianPruner(tuning.prune.startup_trials, tuning.prune.warmup_steps)
+        pruner = optuna.pruners.MedianPruner(tuning.prune.startup_trials, tuning.prune.warmup_tokens)
     study = optuna.create_study(
         storage=f"sqlite:///{database}",
         study_name=tuning.study,
@@ -181,11 +181,11 @@ def _watch(process: subprocess.Popen, tuning: Tuning, trial: Any, name: str) -> 
         time.sleep(POLL)
         if tuning.prune is None:
             continue
-        for step, loss in status.validation(name, tuning.prune.stage):
-            if step > seen:
-                seen = step
+        for tokens, loss in status.validation(name, tuning.prune.stage):
+            if tokens > seen:
+                seen = tokens
                 # Optuna takes intermediate values in the study's direction; a loss is always to be small.
-                trial.report(loss if tuning.direction == "minimize" else -loss, step)
+                trial.report(loss if tuning.direction == "minimize" else -loss, tokens)
                 if trial.should_prune():
                     _stop(process)
                     return True
@@ -229,6 +229,6 @@ def _shown(values: dict[str, Any]) -> str:
 
 
 def _write_page(study: Any, tuning: Tuning) -> Path:
-    from llm.report.tuning import write
+    from llm.report.tuning import describe, write
 
-    return write(study, tuning.study, tuning.metric, Path("metrics/tuning"))
+    return write(describe(study, tuning.study, tuning.metric))

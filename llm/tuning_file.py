@@ -33,11 +33,11 @@ class Range(Section):
 
 
 class Prune(Section):
-    """Stop a trial whose validation loss in `stage` is above the median of the others at that step."""
+    """Stop a trial whose validation loss in `stage` is above the median of the others after as many tokens."""
 
     stage: Literal["pretrain", "finetune"]
     startup_trials: Annotated[int, Field(ge=1)] = 4  # that are never stopped, so that there is a median
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_tokens: Annotated[int, Field(ge=0)] = 0  # before which none is stopped
 
 
 class Tuning(Section):

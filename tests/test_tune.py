@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
-from llm import tune
+from llm import params, tune
 from llm.errors import UserError
+from llm.io import read_json
 from llm.report import tuning as report
+from llm.report.page import write_report
 from llm.tuning_file import Tuning, load
 from tests.pipeline.workspace import ROOT, run
+from tests.report import workspace
 
 pytest.importorskip("optuna")
 
@@ -26,10 +29,9 @@ from llm.timing import stage_timing
 def main():
     rate = params.load().pretrain.learning_rate
     with stage_timing("pretrain"):
-        for step in range(1, 5 if rate < 0.01 else 200):
-            beacon.current().tell(val_step=step, val_loss=5 - 0.1 * step + 10 * rate)
-            beacon.current().write()
-            time.sleep(0.3)
+        for step in range(1, 7 if rate < 0.01 else 200):
+            beacon.current().validated(step, 5 - 0.1 * step + 10 * rate)
+            time.sleep(0.1 if step % 3 else 1)
         write_json("out.json", {"finetuned": {"loss": 10 * rate}, "study": os.environ["LLM_STUDY"]})
 run_stage(main)
 """
@@ -94,7 +96,7 @@ def test_a_bad_trial_is_stopped_early_and_a_killed_one_is_run_again(
     assert f"`dvc exp apply rates-{study.best_trial.number}` takes it over" in told
     assert study.best_value == pytest.approx(0.02)
     page = (here / "metrics/tuning/rates.html").read_text()
-    assert "pruned" in page
+    assert "stopped early after" in page
     assert "0.02" in page
 
 
@@ -120,19 +122,62 @@ def test_a_metric_that_is_no_number_is_named(here: Path) -> None:
             tune._metric(f"a.json:f1.{key}", "workspace")
 
 
-def test_importances_tell_what_mattered(tmp_path: Path) -> None:
+def studied() -> Any:
+    """A study of 24 trials in which the rate matters and the width does not; two were stopped, one failed."""
     import optuna
+    from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    study.optimize(lambda t: (t.suggest_float("rate", 0, 1) - 0.5) ** 2 + 0 * t.suggest_int("width", 1, 9), n_trials=24)
-    found = report.importances(study)
-    assert found["rate"] > 0.8
-    path = report.write(study, "a<b", "m", tmp_path)
-    text = path.read_text()
-    assert "<svg" in text
-    assert "a&lt;b" in text
-    assert "http" not in text.split("<main>")[1].replace("http://www.w3.org", "")
+
+    def value(trial: Any) -> float:
+        rate = trial.suggest_float("rate", 0.01, 1, log=True)
+        trial.suggest_int("width", 1, 9)
+        trial.suggest_categorical("schedule", ["wsd", "cosine"])
+        if trial.number in (5, 6):
+            trial.report(9.0, 30)
+            raise optuna.TrialPruned
+        return float((rate - 0.5) ** 2)
+
+    study.optimize(value, n_trials=24)
+    study.tell(study.ask(), state=TrialState.FAIL)
+    return study
+
+
+def test_importances_tell_what_mattered() -> None:
+    found = report.importances(studied())
+    assert found["rate"] > 0.7
+
+
+def test_a_study_is_a_page_and_a_section_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace.minimal(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    page = report.write(report.describe(studied(), "a-study", "m.json:x.loss")).read_text()
+    assert page.count("<svg") == 2
+    assert "http" not in page.split("<main>")[1].replace("http://www.w3.org", "")
+    write_report(params.load(), tmp_path / "out")
+    for text in (page, (tmp_path / "out/report.html").read_text()):
+        assert "25 trials by Optuna" in text
+        assert "minimizing <code>m.json:x.loss</code>" in text
+        assert "22 finished, 2 stopped early" in text
+        assert "stopped early after 30 tokens" in text
+    assert "| stopped early | – |" in (tmp_path / "out/report.md").read_text()
+    trials = read_json(tmp_path / "metrics/tuning/a-study.json")["trials"]
+    values = [trial["value"] for trial in trials]
+    assert values == [*sorted(values[:22]), None, None, None]
+    drawn = (tmp_path / "out/figures/tuning_0_params.svg").read_text()
+    assert all(name in drawn for name in ("rate", "width", "cosine"))
+    assert (tmp_path / "out/figures/tuning_0.svg").exists()
+
+
+def test_a_study_of_few_trials_has_no_importances(tmp_path: Path) -> None:
+    import optuna
+
+    study = optuna.create_study(direction="maximize")
+    study.optimize(lambda trial: trial.suggest_float("rate", 0, 1), n_trials=3)
+    found = report.describe(study, "few", "m.json:f1")
+    assert [trial["value"] for trial in found["trials"]] == sorted((t.value for t in study.trials), reverse=True)
+    assert "<svg" not in report.write(found, tmp_path).read_text()
 
 
 @pytest.mark.parametrize(

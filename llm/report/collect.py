@@ -13,7 +13,7 @@ from llm.errors import UserError
 from llm.io import read_json
 from llm.model.config import Config
 from llm.params import Params
-from llm.report import history, pedigree, predictions, scores, techniques
+from llm.report import history, pedigree, predictions, scores, techniques, tuning
 from llm.report.corpus import corpus
 
 CLIP = 1600  # characters of a shown text
@@ -46,6 +46,7 @@ def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]
         "samples": _samples(params.report.samples),
         "predictions": predictions.collect(clip_middle, evaluate),
         "scaling": read_json(SCALING) if SCALING.is_file() else None,
+        "studies": tuning.collect(),
         "comparison": metrics.get("comparison", {}),
         "examples": _examples(params.report.data_examples, list(metrics.get("mix", {}).get("tasks", {}))),
         "timing": {stage: timing.get(stage) for stage in STAGES if stage != "report"},

@@ -18,7 +18,7 @@ from llm.evaluate.paired import Difference
 from llm.io import write_bytes
 from llm.report import differences, figures, history, scores
 from llm.report.collect import clip, clip_middle
-from llm.report.page import HERE, environment
+from llm.report.page import fill
 from llm.revisions import Revision
 
 STAGES = {"pretrain": "Pretraining", "finetune": "Finetuning"}  # those with a curve and a validation loss
@@ -68,23 +68,17 @@ def read(revision: Revision) -> Experiment:
 
 def write(experiments: Sequence[Experiment], path: Path, models: tuple[str, str]) -> None:
     """Write the page; `models`: of the first experiment and of the others, the one whose scores are shown."""
-    from markupsafe import Markup
-
-    drawn = draw(experiments)
-    page = environment(autoescape=True).get_template("comparison.html.j2")
-    text = page.render(
-        experiments=experiments,
-        first=experiments[0],
-        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
-        figures={name: Markup(figures.for_page(name, svg)) for name, svg in drawn.items()},
-        params=differing(experiments),
-        headline=score_rows(experiments, models, headline_only=True),
-        all_scores=score_rows(experiments, models),
-        samples=samples(experiments),
-        stages=STAGES,
-        lower=scores.LOWER_IS_BETTER,
-    )
-    write_bytes(path, text.encode())
+    data = {
+        "experiments": experiments,
+        "first": experiments[0],
+        "params": differing(experiments),
+        "headline": score_rows(experiments, models, headline_only=True),
+        "all_scores": score_rows(experiments, models),
+        "samples": samples(experiments),
+        "stages": STAGES,
+        "lower": scores.LOWER_IS_BETTER,
+    }
+    write_bytes(path, fill("comparison.html.j2", data, draw(experiments)).encode())
 
 
 def differing(experiments: Sequence[Experiment]) -> dict[str, list[Any]]:

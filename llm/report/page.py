@@ -7,9 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 from llm.io import write_bytes
 from llm.params import Params
-from llm.report import figures, history, prediction_figures, remarks, scaling_figure, scores, techniques
+from llm.report import figures, history, prediction_figures, remarks, scaling_figure, scores, techniques, tuning
 from llm.report.collect import collect
-from llm.report.words import cell, compact, duration, fence, interval, number, percent, setting, signed, size, title
+from llm.report.words import (
+    cell,
+    compact,
+    duration,
+    fence,
+    interval,
+    number,
+    percent,
+    setting,
+    signed,
+    size,
+    title,
+    tuned,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -31,6 +44,7 @@ def write_report(params: Params, directory: Path, run: dict[str, str] | None = N
         write_bytes(directory / "numbers" / name, content)
     drawn = figures.draw(data["curves"], data["evaluate"], data["corpus"])
     drawn |= prediction_figures.draw(data["predictions"]) | techniques.draw(data["techniques"])
+    drawn |= tuning.draw(data["studies"])
     if data["scaling"]:
         drawn["scaling"] = scaling_figure.draw(data["scaling"])
     for name, svg in drawn.items():
@@ -42,6 +56,24 @@ def write_report(params: Params, directory: Path, run: dict[str, str] | None = N
 
 def render(template: str, data: dict[str, Any], drawn: dict[str, str]) -> str:
     """Fill a template. In HTML every value is escaped; in Markdown the filters `cell` and `fence` do it."""
+    made = {
+        "interval": interval,
+        "summary": summary(data),
+        "tiles": tiles(data),
+        "tables": score_tables(data["evaluate"], data["contamination"], data["contamination_by_text"]),
+        "apart": contamination_apart,
+        "signatures": signatures(data["evaluate"]),
+        "source_of": source_of,
+        "licences": licences(data["manifests"]),
+        "lower": scores.LOWER_IS_BETTER,
+        "remarks": remarks.remarks(data["evaluate"], data["comparison"], percent, number),
+        "by_source": remarks.by_source(data["evaluate"]),
+    }
+    return fill(template, data | made, drawn)
+
+
+def fill(template: str, data: dict[str, Any], drawn: dict[str, str]) -> str:
+    """A template of this folder with these values, the drawings, the style sheet and a counter for captions."""
     from markupsafe import Markup
 
     inline = {name: Markup(figures.for_page(name, svg)) for name, svg in drawn.items()}
@@ -51,27 +83,9 @@ def render(template: str, data: dict[str, Any], drawn: dict[str, str]) -> str:
         counts[kind] = counts.get(kind, 0) + 1
         return f"{kind} {counts[kind]}."
 
-    return (
-        environment(".html" in template)
-        .get_template(template)
-        .render(
-            **data,
-            figures=inline,
-            style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
-            caption=caption,
-            interval=interval,
-            summary=summary(data),
-            tiles=tiles(data),
-            tables=score_tables(data["evaluate"], data["contamination"], data["contamination_by_text"]),
-            apart=contamination_apart,
-            signatures=signatures(data["evaluate"]),
-            source_of=source_of,
-            licences=licences(data["manifests"]),
-            lower=scores.LOWER_IS_BETTER,
-            remarks=remarks.remarks(data["evaluate"], data["comparison"], percent, number),
-            by_source=remarks.by_source(data["evaluate"]),
-        )
-    )
+    style = Markup((HERE / "style.css").read_text(encoding="utf-8"))
+    page = environment(".html" in template).get_template(template)
+    return page.render(**data, figures=inline, style=style, caption=caption)
 
 
 def environment(autoescape: bool) -> Environment:
@@ -98,6 +112,7 @@ def environment(autoescape: bool) -> Environment:
         label=scores.label,
         model_label=scores.model_label,
         setting=setting,
+        tuned=tuned,
     )
     return made
 

@@ -1,71 +1,151 @@
-"""A study of `llm.tune` as one HTML page: which params mattered, how the best value fell, every trial."""
+"""A study of `llm.tune` for people: which params mattered, how the best value fell, every trial.
+
+The tuner leaves `metrics/tuning/<study>.json` and a page made of it; the report shows the same section for every study
+that lies there. It needs no Optuna: the importances are in the file.
+"""
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from llm.io import write_bytes
+from llm.io import read_json, write_bytes, write_json
 from llm.report import figures
 
+FOLDER = Path("metrics/tuning")
 ENOUGH = 4  # finished trials below which importances say nothing
+DRAWN = 6  # params with a panel of their own, the most important ones
+STATES = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "running"}
 
 
-def write(study: Any, name: str, metric: str, folder: Path) -> Path:
-    """Write `<folder>/<name>.html`; returns its path."""
-    style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
-    parts = [f"<h1>{escape(name)}</h1><p>{escape(metric)}, {study.direction.name.lower()}d by Optuna.</p>"]
-    values = importances(study)
-    if values:
-        parts.append(f"<h2>Importance</h2><figure>{figures.for_page('importance', _bars(values))}</figure>")
-        parts.append("<p>Share of the variance that each param explains (fANOVA, Hutter et al. 2014).</p>")
-    keys = sorted({key for trial in study.trials for key in trial.params})
-    head = "".join(f"<th>{escape(word)}</th>" for word in ("trial", "state", "value", *keys))
-    rows = []
-    for trial in sorted(study.trials, key=lambda t: (t.value is None, _signed(study, t), t.number)):
-        cells = [f"{name}-{trial.number}", trial.state.name.lower(), _text(trial.value)]
-        cells += [_text(trial.params.get(key)) for key in keys]
-        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    table = f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    parts.append(f"<h2>Trials</h2>{table}")
-    path = folder / f"{name}.html"
-    page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(name)}</title>'
-    write_bytes(path, f"{page}<style>{style}</style></head><body><main>{''.join(parts)}</main></body></html>".encode())
-    return path
+def describe(study: Any, name: str, metric: str) -> dict[str, Any]:
+    """The study as plain values, trials from the best to those without a value."""
+    trials = []
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.name not in STATES:
+            continue  # waits for its turn
+        seen = trial.intermediate_values
+        trials.append(
+            {
+                "name": f"{name}-{trial.number}",
+                "number": trial.number,
+                "state": STATES[trial.state.name],
+                "value": trial.value if trial.state.name == "COMPLETE" else None,  # Optuna's of a stopped one is a loss
+                "last_tokens": max(seen) if seen else None,
+                "params": trial.params,
+            }
+        )
+    minimized = study.direction.name == "MINIMIZE"
+    trials.sort(
+        key=lambda t: (t["value"] is None, (t["value"] or 0.0) * (1 if minimized else -1), t["number"]),
+    )
+    logarithmic = {
+        key
+        for trial in study.get_trials(deepcopy=False)
+        for key, distribution in trial.distributions.items()
+        if getattr(distribution, "log", False)
+    }
+    return {
+        "study": name,
+        "metric": metric,
+        "direction": study.direction.name.lower(),
+        "logarithmic": sorted(logarithmic),
+        "importances": importances(study),
+        "trials": trials,
+    }
 
 
 def importances(study: Any) -> dict[str, float]:
-    """Param → share of the variance among finished trials; empty where there are too few, or all are equal."""
+    """Param → share of the variance among finished trials; empty where there are too few, or all are equal.
+
+    fANOVA: Hutter et al. 2014, proceedings.mlr.press/v32/hutter14.html.
+    """
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
 
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(done) < ENOUGH or len({trial.value for trial in done}) < 2:
         return {}
-    return dict(get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0)))
+    shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    return {key: float(share) for key, share in shares.items()}
 
 
-def _signed(study: Any, trial: Any) -> float:
-    value = trial.value or 0.0
-    return float(value if study.direction.name == "MINIMIZE" else -value)
+def write(found: dict[str, Any], folder: Path = FOLDER) -> Path:
+    """Write what `describe` made as `<folder>/<study>.json`, and as a page; returns the page's path."""
+    from llm.report.page import fill
+
+    write_json(folder / f"{found['study']}.json", found)
+    path = folder / f"{found['study']}.html"
+    write_bytes(path, fill("tuning_page.html.j2", {"studies": [found]}, draw([found])).encode())
+    return path
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
+def collect() -> list[dict[str, Any]]:
+    """The studies that lie here, by name."""
+    return [read_json(path) for path in sorted(FOLDER.glob("*.json"))]
 
 
-def _bars(values: dict[str, float]) -> str:
+def draw(studies: list[dict[str, Any]]) -> dict[str, str]:
+    """`tuning_0`, `tuning_0_params`, … → SVG in stand-in colours, of studies with enough finished trials."""
     import matplotlib
 
     matplotlib.use("Agg")
+    found = {}
+    with matplotlib.rc_context(figures.STYLE):
+        for number, study in enumerate(studies):
+            done = [trial for trial in study["trials"] if trial["value"] is not None]
+            if study["importances"]:
+                found[f"tuning_{number}"] = _overview(study, done)
+                found[f"tuning_{number}_params"] = _slices(study, done)
+    return found
+
+
+def _overview(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
+    """Importances; each finished trial's value, and the best until then."""
     from matplotlib import pyplot as plt
 
-    with matplotlib.rc_context(figures.STYLE):
-        figure, axes = plt.subplots(figsize=(5.5, 0.8 + 0.3 * len(values)))
-        names = sorted(values, key=lambda key: values[key])
-        axes.barh(names, [values[key] for key in names], color=figures.BLUE, height=0.62)
-        axes.tick_params(axis="y", labelcolor=figures.INK)
-        axes.set_xlim(0, 1)
-        axes.grid(False, axis="y")
-        return figures._svg(figure)
+    shares = study["importances"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, max(2.2, 0.9 + 0.28 * len(shares))))
+    names = sorted(shares, key=lambda key: shares[key])
+    left.barh(names, [shares[key] for key in names], color=figures.BLUE, height=0.62)
+    left.tick_params(axis="y", labelcolor=figures.INK)
+    left.grid(False, axis="y")
+    left.set(title="Importance", xlabel="share of the variance", xlim=(0, 1))
+    order = sorted(done, key=lambda trial: trial["number"])
+    numbers, values = [trial["number"] for trial in order], [trial["value"] for trial in order]
+    better = min if study["direction"] == "minimize" else max
+    best = [better(values[: end + 1]) for end in range(len(values))]
+    right.plot(numbers, values, "o", color=figures.BLUE, markersize=4)
+    right.step(numbers, best, where="post", color=figures.ORANGE, linewidth=1.2, label="best so far")
+    right.xaxis.get_major_locator().set_params(integer=True)
+    right.set(title="Trials", xlabel="trial", ylabel=study["metric"].rsplit(".", 1)[-1].rsplit(":", 1)[-1])
+    right.legend()
+    return figures._svg(figure)
+
+
+def _slices(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
+    """Values over each of the most important params; the best trial stands out."""
+    from matplotlib import pyplot as plt
+
+    shares = study["importances"]
+    keys = sorted(shares, key=lambda key: -shares[key])[:DRAWN]
+    columns = min(3, len(keys))
+    rows = -(-len(keys) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(7.2, 0.3 + 1.9 * rows), sharey=True, squeeze=False)
+    for panel in grid.flat[len(keys) :]:
+        panel.set_axis_off()
+    for panel, key in zip(grid.flat, keys, strict=False):
+        known = [trial for trial in done if key in trial["params"]]
+        places = [trial["params"][key] for trial in known]
+        if any(isinstance(place, str | bool) for place in places):
+            places = [str(place) for place in places]
+        elif key in study["logarithmic"]:
+            panel.set_xscale("log")
+            panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            panel.xaxis.set_minor_formatter(lambda value, _: "")
+        panel.plot(places, [trial["value"] for trial in known], "o", color=figures.BLUE, markersize=4)
+        panel.plot(places[:1], [trial["value"] for trial in known[:1]], "D", color=figures.ORANGE, markersize=5)
+        panel.set(xlabel=key)
+    for panel in grid[:, 0]:
+        panel.set(ylabel=study["metric"].rsplit(".", 1)[-1].rsplit(":", 1)[-1])
+    return figures._svg(figure)

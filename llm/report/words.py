@@ -38,6 +38,11 @@ def setting(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
+def tuned(value: Any) -> str:
+    """A param that a search has chosen: four digits of a fraction, else as params.yaml writes it."""
+    return f"{value:.4g}" if isinstance(value, float) else setting(value)
+
+
 def compact(value: float) -> str:
     """A count in three digits: 5.5 M, 1.2 k."""
     for limit, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):

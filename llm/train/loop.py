@@ -151,8 +151,7 @@ class Trainer:
                 if shown_as:
                     shown_as.trouble = trouble
                     if row["val_loss"] is not None:
-                        shown_as.tell(val_step=done, val_loss=row["val_loss"])
-                        shown_as.write()  # at once: a tuner may want to stop the run for it
+                        shown_as.validated(done * s.batch_tokens, row["val_loss"])
                 if figures := self.engine.meter.due():
                     self.tracker.log_metrics(figures, step=done)
                     if shown_as:
