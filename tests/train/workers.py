@@ -271,8 +271,12 @@ def main() -> None:
                 answer = work(rank, json.loads(line))
             said.seek(0)
             answer["said"] = said.read()
-        gc.collect()  # closes the connections of a group that failed, as the end of the process would
+        gc.collect()  # what the job held: groups, threads
         print(json.dumps(answer), file=answers, flush=True)
+        if "error" in answer:  # a process that fails ends, and its connections with it: the others wait for that
+            os.dup2(answers.fileno(), 1)
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            os.execv(sys.executable, [sys.executable, "-m", "tests.train.workers", str(rank)])
 
 
 if __name__ == "__main__":
