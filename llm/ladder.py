@@ -27,6 +27,7 @@ from llm.train.loop import Tracker
 TOKENS = Path("data/tokens")
 OUT = Path("metrics/scaling.json")
 LARGER = (1, 10, 100, 1000)  # budgets for which the best size is told, in units of the held-back run's FLOPs
+DETERMINED = 0.01  # of the lowest loss: an E whose interval lies below it is none
 DEPTHS = range(1, 129)  # of models that are thought of for a budget
 
 
@@ -140,6 +141,7 @@ def conclude(p: Params, ladder: list[Rung], losses: list[float], vocabulary: int
         return {"value": value(found), "low": low, "high": high}
 
     last, observed = ladder[-1], losses[-1]
+    optimal = [_optimal(p, found, told, vocabulary, last.flops * factor) for factor in LARGER]
     predicted = told(lambda law: float(law.loss(last.parameters, last.tokens)))
     return {
         "runs": [
@@ -165,7 +167,8 @@ def conclude(p: Params, ladder: list[Rung], losses: list[float], vocabulary: int
             "error": observed - predicted["value"],
             "within": predicted["low"] <= observed <= predicted["high"],
         },
-        "optimal": [_optimal(p, found, told, vocabulary, last.flops * factor) for factor in LARGER],
+        "optimal": [best | {"beyond": _beyond(best, n, d)} for best in optimal],
+        "E_determined": told(lambda law: law.E)["high"] > DETERMINED * float(l.min()),
         "resamples": s.bootstrap,
         "confidence": confidence,
     }
@@ -191,6 +194,14 @@ def _optimal(p: Params, found: Law, told: Any, vocabulary: int, flops: float) ->
         "tokens": round(tokens),
         "loss": told(lambda law: float(law.loss(parameters, tokens))),
         "by_formula": told(lambda law: law.optimal(flops)[0]),
+    }
+
+
+def _beyond(best: dict[str, Any], parameters: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
+    """How many times more parameters and tokens a model takes than the ladder's largest; at least 1."""
+    return {
+        "parameters": max(1.0, best["parameters"] / float(parameters.max())),
+        "tokens": max(1.0, best["tokens"] / float(tokens.max())),
     }
 
 
@@ -233,6 +244,8 @@ def describe(found: dict[str, Any]) -> list[str]:
         return f"{score['value']:.{digits}g} [{score['low']:.{digits}g}, {score['high']:.{digits}g}]"
 
     best = found["optimal"][0]
+    far = [f"{best['beyond'][key]:.3g} times the ladder's {key}" for key in best["beyond"] if best["beyond"][key] > 1]
+    undetermined = "scaling: E, which no model can fall below, is not determined: the ladder's losses lie far above it"
     return [
         f"scaling: L = {shown(constants['E'])} + {constants['A']['value']:.4g} / N^{shown(constants['alpha'])} + "
         f"{constants['B']['value']:.4g} / D^{shown(constants['beta'])}, from {len(found['runs'])} runs",
@@ -240,5 +253,6 @@ def describe(found: dict[str, Any]) -> list[str]:
         f"{shown(held['predicted'], 4)}, and came to {held['observed']:.4f} "
         f"({'within' if held['within'] else 'outside'} the interval, {100 * held['error'] / held['observed']:+.1f} %)",
         f"scaling: for {best['flops']:.2g} FLOPs the best is depth {best['depth']}: {best['parameters']:,} parameters, "
-        f"{best['tokens']:,} tokens, loss {shown(best['loss'], 4)}",
+        f"{best['tokens']:,} tokens, loss {shown(best['loss'], 4)}" + (f"; {', '.join(far)}" if far else ""),
+        *([] if found["E_determined"] else [undetermined]),
     ]

@@ -336,13 +336,18 @@ def test_a_scaling_law_is_shown_where_there_is_one(tmp_path: Path, monkeypatch: 
     held = {"depth": 3, "parameters": 3 * 10**6, "tokens": 2000, "flops": 3e12, "observed": 3.6, "error": 0.1}
     law = {name: score for name in ("E", "A", "B", "alpha", "beta", "exponent")}
     best = {"flops": 3e12, "depth": 2, "parameters": 2 * 10**6, "tokens": 5000, "loss": score, "by_formula": score}
+    best["beyond"] = {"parameters": 1.0, "tokens": 2.5}
     found = {"runs": runs, "law": law, "held_back": held | {"predicted": score, "within": False}, "optimal": [best]}
-    workspace.dump(tmp_path / "metrics/scaling.json", found | {"resamples": 20, "confidence": 0.95})
+    workspace.dump(
+        tmp_path / "metrics/scaling.json", found | {"resamples": 20, "confidence": 0.95, "E_determined": False}
+    )
     monkeypatch.chdir(tmp_path)
     page.write_report(params.load(), tmp_path / "out")
     for name in ("report.html", "report.md"):
         text = (tmp_path / "out" / name).read_text()
         assert "1.25 [1.2, 1.3]" in text
         assert "outside the interval" in text
+        assert "2.5 × tokens" in text
+        assert "is not determined: the losses" in text
     assert "Scaling law" in (tmp_path / "out/report.html").read_text()
     assert (tmp_path / "out/figures/scaling.svg").exists()

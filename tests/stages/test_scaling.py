@@ -6,12 +6,14 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from llm import ladder, params
 from llm.errors import UserError
 from llm.io import read_json
+from llm.law import Law
 from llm.train import loop
 from stages import scaling, tokenize
 from tests.pipeline.workspace import TINY
@@ -81,6 +83,27 @@ def test_a_killed_ladder_keeps_its_finished_runs_and_ends_with_the_same_bytes(
     assert held["predicted"]["value"] == pytest.approx(expected)
     assert [best["flops"] / held["flops"] for best in found["optimal"]] == pytest.approx(list(ladder.LARGER))
     assert "<svg" in (prepared / "metrics/scaling.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("true", "determined"), [((2.0, 200.0, 400.0, 0.35, 0.4), True), ((0.0, 5, 25, 0.1, 0.15), False)]
+)
+def test_what_is_told_of_larger_budgets_says_how_far_it_is(true: tuple[float, ...], determined: bool) -> None:
+    data = yaml.safe_load((ROOT / "params.yaml").read_text())
+    data["scaling"] |= {"tokens": [400000, 4000000, 40000000, 400000000], "bootstrap": 20}
+    p = params.parse(data)
+    rungs = ladder.rungs(p, 8192)
+    noise = np.random.default_rng(0).normal(1, 1e-3, len(rungs))
+    losses = [float(Law(*true).loss(r.parameters, r.tokens)) * n for r, n in zip(rungs, noise, strict=True)]
+    found = ladder.conclude(p, rungs, losses, 8192)
+    assert found["E_determined"] == determined
+    largest = {key: max(run[key] for run in found["runs"]) for key in ("parameters", "tokens")}
+    for best in found["optimal"]:
+        assert best["beyond"] == {key: max(1, best[key] / largest[key]) for key in largest}
+    assert max(found["optimal"][-1]["beyond"].values()) > 1
+    told = ladder.describe(found)
+    assert any("E, which no model can fall below, is not determined" in line for line in told) != determined
+    assert ("times the ladder's" in told[2]) == (max(found["optimal"][0]["beyond"].values()) > 1)
 
 
 def test_each_run_has_the_budget_and_the_rates_of_its_own_size_and_length(prepared: Path) -> None:
