@@ -27,6 +27,7 @@ from llm.tuning_file import Range, Tuning, load
 
 POLL = 0.5  # seconds between two looks at a running trial
 BUSY = "Unable to acquire lock"  # what DVC says where another DVC is at work for a moment
+TAKEN = "conflicts with existing experiment"  # what it says where one has the name
 TRIES = 20  # for that lock, a second apart
 FAILURES = 3  # trials in a row that fail, after which something else is wrong
 
@@ -35,7 +36,8 @@ def tune(path: Path) -> None:
     """Run trials until the study has as many as the file says, and write what was found.
 
     Raises:
-        UserError: the file is wrong, Optuna is missing, or `FAILURES` trials in a row failed.
+        UserError: the file is wrong, Optuna is missing, `FAILURES` trials in a row failed, or an experiment has the
+            name of a trial.
     """
     tuning = load(path)
     study = open_study(tuning)
@@ -144,7 +146,7 @@ def _distributions(tuning: Tuning) -> dict[str, Any]:
 
 def run_trial(tuning: Tuning, trial: Any, name: str, values: dict[str, Any]) -> tuple[float | None, str]:
     """Run a trial as a DVC experiment; returns its metric, and `done`, `pruned` or `failed`."""
-    command = ["dvc", "exp", "run", "--temp", "--force", "--name", name]
+    command = ["dvc", "exp", "run", "--temp", "--name", name]  # not --force: it runs every stage anew
     for key, value in values.items():
         command += ["--set-param", f"{key}={'true' if value is True else 'false' if value is False else value}"]
     log = root() / ".state" / "tuning" / f"{name}.log"
@@ -167,6 +169,11 @@ def run_trial(tuning: Tuning, trial: Any, name: str, values: dict[str, Any]) -> 
         if process.returncode == 0:
             return _metric(tuning.metric, name), "done"
         text = log.read_text(encoding="utf-8", errors="replace")
+        if TAKEN in text:
+            raise UserError(
+                f"tune: there is an experiment {name} already, which is not of this study: give the study another name "
+                f"in its file, or remove the experiment (`dvc exp remove {name}`)."
+            )
         if BUSY not in text:
             break
         time.sleep(1)

@@ -58,11 +58,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_bad_trial_is_stopped_early_and_a_killed_one_is_run_again(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
+    log = tmp_path_factory.mktemp("log") / "log"
     (here / "stage.py").write_text(STAGE)
-    deps = "params: [pretrain.learning_rate], metrics: [out.json: {cache: false}]"
-    (here / "dvc.yaml").write_text(f"stages: {{pretrain: {{cmd: python stage.py, {deps}}}}}")
+    data = f"download: {{cmd: echo once | tee -a {log} > data, deps: [stage.py], outs: [data]}}"
+    deps = "deps: [data], params: [pretrain.learning_rate], metrics: [out.json: {cache: false}]"
+    (here / "dvc.yaml").write_text(f"stages: {{{data}, pretrain: {{cmd: python stage.py, {deps}}}}}")
     (here / ".gitignore").write_text("/.state/\n/metrics/\n/tuning.yaml\n")
     for words in (
         ("git", "init", "-q"),
@@ -95,9 +100,15 @@ def test_a_bad_trial_is_stopped_early_and_a_killed_one_is_run_again(
     assert "stopped: above the median of the others" in told
     assert f"`dvc exp apply rates-{study.best_trial.number}` takes it over" in told
     assert study.best_value == pytest.approx(0.02)
+    assert log.read_text().split() == ["once"]  # the stage before is the same for all
     page = (here / "metrics/tuning/rates.html").read_text()
     assert "stopped early after" in page
     assert "0.02" in page
+    run(here, "git", "add", "-A")
+    shutil.rmtree(here / ".state")
+    tune.open_study(described(here, FILE)).enqueue_trial({"pretrain.learning_rate": 0.002})
+    with pytest.raises(UserError, match="there is an experiment rates-1 already, which is not of this study"):
+        tune.tune(here / "tuning.yaml")
 
 
 def test_a_study_goes_on_with_the_metric_and_the_choices_that_it_was_begun_with(here: Path) -> None:

@@ -72,6 +72,10 @@ class Workers:
             ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
             assert ready, f"no answer to {line}"
             answers.append(json.loads(process.stdout.readline()))
+        if "broken" in job:
+            for process in self.processes[:world]:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "begun anew\n"
         return answers
 
     def close(self) -> None:
@@ -265,18 +269,25 @@ def main() -> None:
     rank = int(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    if sys.argv[2:] == ["anew"]:
+        import llm.train.loop  # noqa: F401  # the next job may have little patience
+
+        print("begun anew", file=answers, flush=True)
     for line in sys.stdin:
+        job = json.loads(line)
         with tempfile.TemporaryFile("w+") as said:
             with contextlib.redirect_stderr(said):
-                answer = work(rank, json.loads(line))
+                answer = work(rank, job)
             said.seek(0)
             answer["said"] = said.read()
         gc.collect()  # what the job held: groups, threads
         print(json.dumps(answer), file=answers, flush=True)
-        if "error" in answer:  # a process that fails ends, and its connections with it: the others wait for that
+        if "broken" in job:  # a process that fails ends, and its connections with it: the others wait for that
             os.dup2(answers.fileno(), 1)
-            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-            os.execv(sys.executable, [sys.executable, "-m", "tests.train.workers", str(rank)])
+            for descriptor in os.listdir("/proc/self/fd"):
+                with contextlib.suppress(OSError):  # that of the folder itself is closed by now
+                    os.set_inheritable(int(descriptor), int(descriptor) < 3)
+            os.execv(sys.executable, [sys.executable, "-m", "tests.train.workers", str(rank), "anew"])
 
 
 if __name__ == "__main__":
