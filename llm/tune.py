@@ -70,7 +70,8 @@ def tune(path: Path) -> None:
     best = study.best_trial
     print(
         f"tune: best is {tuning.study}-{best.number}, {best.value:.5g}: {_shown(best.params)}\n"
-        f"tune: `dvc exp apply {tuning.study}-{best.number}` takes it over; {_write_page(study, tuning)} has all trials"
+        f"tune: `dvc exp apply {tuning.study}-{best.number}` takes it over; {_write_page(study, tuning)} has all "
+        "trials, and `dvc repro -sf report` takes them into the report"
     )
 
 
