@@ -135,11 +135,11 @@ def _place(directory: str) -> str:
 
 def validation(experiment: str, stage: str) -> list[tuple[int, float]]:
     """(tokens, validation loss) of a running stage of an experiment, as far as it has come since it was started."""
-    for path in (executions.root() / ".state" / "running").glob(f"{stage}-*.json"):
-        facts = _facts(path)
-        if facts and facts["experiment"] == experiment:
-            return [(int(tokens), float(loss)) for tokens, loss in facts.get("validations", [])]
-    return []
+    paths = (executions.root() / ".state" / "running").glob(f"{stage}-*.json")
+    # One that was stopped leaves its file, and another may have had its name since.
+    own = [facts for path in paths if (facts := _facts(path)) and facts["experiment"] == experiment]
+    last = max(own, key=lambda facts: facts["started"], default={})
+    return [(int(tokens), float(loss)) for tokens, loss in last.get("validations", [])]
 
 
 def waiting() -> list[str]:

@@ -51,6 +51,27 @@ def test_a_stage_is_shown_while_it_runs_and_gone_when_it_is_done(workspace: Path
     assert beacon.current() is None
 
 
+def test_validation_losses_are_of_the_run_that_began_last_under_a_name(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(tokens: int, loss: float) -> None:
+        with stage_timing("pretrain"):
+            shown = beacon.current()
+            assert shown is not None
+            shown.validated(tokens, loss)
+            shown.validated(2 * tokens, loss - 1)
+            raise ValueError("stopped")
+
+    monkeypatch.setenv("DVC_EXP_NAME", "rates-4")
+    for number, (tokens, loss) in enumerate([(100, 9.0), (200, 5.0)]):
+        monkeypatch.setattr(os, "getpid", lambda number=number: 90 - number)
+        with pytest.raises(ValueError, match="stopped"):
+            stopped(tokens, loss)
+    assert len(list((workspace / ".state/running").iterdir())) == 2
+    assert status.validation("rates-4", "pretrain") == [(200, 5.0), (400, 4.0)]
+    assert status.validation("rates-4", "finetune") == status.validation("rates-5", "pretrain") == []
+
+
 def test_a_stage_that_failed_says_why_and_one_that_was_killed_is_told_from_it(workspace: Path) -> None:
     with pytest.raises(ValueError, match="boom"), stage_timing("mix"):
         raise ValueError("boom\nand more")

@@ -144,6 +144,7 @@ def studied() -> Any:
     def value(trial: Any) -> float:
         rate = trial.suggest_float("rate", 0.01, 1, log=True)
         trial.suggest_int("width", 1, 9)
+        trial.suggest_categorical("steps", [500])
         trial.suggest_categorical("schedule", ["wsd", "cosine"])
         if trial.number in (5, 6):
             trial.report(9.0, 30)
@@ -172,6 +173,7 @@ def test_a_study_is_a_page_and_a_section_of_the_report(tmp_path: Path, monkeypat
         assert "minimizing <code>m.json:x.loss</code>" in text
         assert "22 finished, 2 stopped early" in text
         assert "stopped early after 30 tokens" in text
+        assert ", with <code>steps</code> 500; 22 finished" in text
     assert "| stopped early | – |" in (tmp_path / "out/report.md").read_text()
     trials = read_json(tmp_path / "metrics/tuning/a-study.json")["trials"]
     values = [trial["value"] for trial in trials]

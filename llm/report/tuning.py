@@ -20,10 +20,11 @@ STATES = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed", "
 
 def describe(study: Any, name: str, metric: str) -> dict[str, Any]:
     """The study as plain values, trials from the best to those without a value."""
+    known = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in STATES]  # others wait
+    distributions = {key: each for trial in known for key, each in trial.distributions.items()}
+    fixed = {key for key, each in distributions.items() if each.single()}
     trials = []
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state.name not in STATES:
-            continue  # waits for its turn
+    for trial in known:
         seen = trial.intermediate_values
         trials.append(
             {
@@ -32,25 +33,20 @@ def describe(study: Any, name: str, metric: str) -> dict[str, Any]:
                 "state": STATES[trial.state.name],
                 "value": trial.value if trial.state.name == "COMPLETE" else None,  # Optuna's of a stopped one is a loss
                 "last_tokens": max(seen) if seen else None,
-                "params": trial.params,
+                "params": {key: value for key, value in trial.params.items() if key not in fixed},
             }
         )
     minimized = study.direction.name == "MINIMIZE"
     trials.sort(
         key=lambda t: (t["value"] is None, (t["value"] or 0.0) * (1 if minimized else -1), t["number"]),
     )
-    logarithmic = {
-        key
-        for trial in study.get_trials(deepcopy=False)
-        for key, distribution in trial.distributions.items()
-        if getattr(distribution, "log", False)
-    }
     return {
         "study": name,
         "metric": metric,
         "direction": study.direction.name.lower(),
-        "logarithmic": sorted(logarithmic),
-        "importances": importances(study),
+        "fixed": {key: value for trial in known[:1] for key, value in trial.params.items() if key in fixed},
+        "logarithmic": sorted(key for key, each in distributions.items() if getattr(each, "log", False)),
+        "importances": {key: share for key, share in importances(study).items() if key not in fixed},
         "trials": trials,
     }
 
@@ -129,7 +125,7 @@ def _slices(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
 
     shares = study["importances"]
     keys = sorted(shares, key=lambda key: -shares[key])[:DRAWN]
-    columns = min(3, len(keys))
+    columns = 2 if len(keys) == 4 else min(3, len(keys))
     rows = -(-len(keys) // columns)
     figure, grid = plt.subplots(rows, columns, figsize=(7.2, 0.3 + 1.9 * rows), sharey=True, squeeze=False)
     for panel in grid.flat[len(keys) :]:
@@ -142,7 +138,8 @@ def _slices(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
         elif key in study["logarithmic"]:
             panel.set_xscale("log")
             panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            panel.xaxis.set_minor_formatter(lambda value, _: "")
+            panel.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+            panel.tick_params(axis="x", which="minor", size=0)
         panel.plot(places, [trial["value"] for trial in known], "o", color=figures.BLUE, markersize=4)
         panel.plot(places[:1], [trial["value"] for trial in known[:1]], "D", color=figures.ORANGE, markersize=5)
         panel.set(xlabel=key)
