@@ -3,6 +3,9 @@
 # PYTHON       interpreter that makes the virtual environment (3.11 or later)
 # VENV         where the virtual environment is
 # CONSTRAINTS  pinned versions; `make repro CONSTRAINTS=/dev/null` takes what is installed (a GPU machine's own torch)
+#
+# `make clean` deletes the environment and .state: unfinished training, tuning studies, the finished runs of a scaling
+# ladder, and what an MLflow server that was down has not got yet. Data, models and mlflow.db stay.
 
 PYTHON      ?= python3
 VENV        ?= .venv

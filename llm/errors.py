@@ -34,7 +34,7 @@ def no_space(path: str | Path | None, error: OSError) -> UserError:
     return UserError(
         f"{path or 'an output'} could not be written ({error.strerror}). Free some space and rerun `dvc repro`: a "
         "stage that trains goes on from its last checkpoint. `python -m llm state --prune` deletes old checkpoints, "
-        "`dvc gc --workspace` old results."
+        "`dvc gc --all-commits --all-experiments` results that no commit and no experiment names."
     )
 
 

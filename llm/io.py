@@ -86,9 +86,11 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Run `dvc repro` to make it.") from None
+        raise UserError(f"{path}: no such file. Run `dvc repro` if a stage makes it.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Delete it and run `dvc repro`.") from None
+        raise UserError(
+            f"{path} is not valid JSON ({error}). Copy it again; if a stage makes it, delete it and run `dvc repro`."
+        ) from None
 
 
 def link(source: str, target: str) -> None:

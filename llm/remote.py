@@ -35,7 +35,9 @@ class Address:
         try:
             fs, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise UserError(f"{variable}={url}: {error}. s3:// needs `pip install s3fs`, gs:// gcsfs.") from None
+            raise UserError(
+                f"{variable}={url}: {error}. s3:// needs `pip install -c constraints.txt s3fs`, gs:// gcsfs."
+            ) from None
         self.fs: Any = fs
         self.root: str = root
         self.url, self.variable = url, variable

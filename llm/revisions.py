@@ -66,8 +66,13 @@ class Revision:
             with self._files.open(path, "rb") as file:
                 return bytes(file.read())
         except (OSError, FileNotFoundError) as error:
-            pull = "" if self._files is None else f" `dvc fetch --all-commits {path}` brings what a remote holds."
-            raise UserError(f"{self.name} has no {path} here ({error}).{pull}") from None
+            message = f"{self.name} has no {path} here ({error})."
+            if self._files is not None:  # DVC counts no experiment among all commits
+                message += (
+                    f" From a remote `dvc fetch --all-commits {path}` brings it where {self.name} is a commit, "
+                    f"`dvc exp pull origin {self.name}` where it is an experiment."
+                )
+            raise UserError(message) from None
 
     def json(self, path: str) -> Any:
         """Content of a JSON file. Raises UserError as `read`, and where it is not JSON."""

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         from llm.server.app import application
     except ImportError as error:
-        raise UserError(f"{error}: pip install -e '.[serve]'") from None
+        raise UserError(f"{error}: pip install -c constraints.txt -e '.[serve]'") from None
     from llm.server.engine import Engine
 
     place = _socket(arguments.port)  # before the models are read, which takes longer

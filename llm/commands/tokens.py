@@ -52,7 +52,7 @@ def push(directory: Path, url: str, block: int = BLOCK) -> str:
         listed = [{key: shard[key] for key in ("file", "sha256")} for s in SPLITS for shard in manifest[s]["shards"]]
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{meta} does not describe shards ({type(error).__name__}: {error}). Run `dvc repro -f tokenize`."
+            f"{meta} does not describe shards ({type(error).__name__}: {error}). Run `dvc repro -sf tokenize`."
         ) from None
     missing = [shard["file"] for shard in listed if not (directory / shard["file"]).exists()]
     if missing:
@@ -87,7 +87,7 @@ def described(path: Path, shard: dict[str, Any], block: int) -> dict[str, Any]:
             digests.append(digest(data))
         size = file.tell()
     if whole.hexdigest() != shard["sha256"]:
-        raise UserError(f"{path} is not what meta.json says. Run `dvc repro -f tokenize` to write it again.")
+        raise UserError(f"{path} is not what meta.json says. Run `dvc repro -sf tokenize` to write it again.")
     return {"file": shard["file"], "sha256": shard["sha256"], "bytes": size, "digests": "".join(digests)}
 
 

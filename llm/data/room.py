@@ -23,5 +23,5 @@ def refuse_what_cannot_fit(what: str, needed: float, place: Path, remedy: str) -
     if needed > (free := shutil.disk_usage(there).free):
         raise UserError(
             f"{what} will take about {needed / 1e9:.2f} GB, and {there.absolute()} has {free / 1e9:.2f} GB free. Free "
-            f"some (`python -m llm state --prune`, `dvc gc -w`), or {remedy}."
+            f"some (`python -m llm state --prune`, `dvc gc --all-commits --all-experiments`), or {remedy}."
         )

@@ -33,10 +33,10 @@ def check_tokenizer(tokens: Path, model: Path, stage: str) -> None:
     if not path.exists():
         raise UserError(f"{path}: no such file. Run `dvc repro` to make it, or copy the checkpoint's.")
     if read_json(tokens / "meta.json").get("tokenizer_sha256") != sha256(path):
-        raise UserError(
-            f"{stage}: {tokens} was not made with the tokenizer of {model}. Set tokenize.tokenizer=pretrained and "
-            f"tokenize.origin={model}, and run `dvc repro` again."
-        )
+        do = f"Set tokenize.tokenizer=pretrained and tokenize.origin={model}, and run `dvc repro` again."
+        if model.as_posix() in ("data/tokenizer", "models/base"):  # made with data/tokens, or from them
+            do = "Run `dvc repro`, which makes what is out of date of the two."
+        raise UserError(f"{stage}: {tokens} was not made with the tokenizer of {model}. {do}")
 
 
 class TokenStream:
@@ -48,7 +48,7 @@ class TokenStream:
             UserError: a file is missing here and at the address, truncated or of another type than meta.json says.
         """
         directory = Path(directory)
-        again = "Run `dvc repro -f tokenize` to write it again."
+        again = "Run `dvc repro -sf tokenize` to write it again."
         meta = read_json(directory / "meta.json")
         try:
             entry, self.dtype = meta[split], np.dtype(meta["dtype"])

@@ -62,10 +62,10 @@ def validation_sources(directory: Path, stream: TokenStream) -> tuple[list[str],
     try:
         places = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}). Run `dvc repro -f tokenize` to write it again.") from None
+        raise UserError(f"{path} cannot be read ({error}). Run `dvc repro -sf tokenize` to write it again.") from None
     if len(places) != stream.documents:
         raise UserError(
             f"{path} has {len(places):,} documents, but the shards have {stream.documents:,}. "
-            "Run `dvc repro -f tokenize` to write it again."
+            "Run `dvc repro -sf tokenize` to write it again."
         )
     return meta["sources"], places, meta["val_sources"]["bytes"]

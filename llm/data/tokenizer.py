@@ -206,6 +206,9 @@ class Tokenizer:
         from llm.data.pretrained_tokenizer import PretrainedTokenizer
 
         path, described = Path(directory) / "ranks.tiktoken", Path(directory) / "tokenizer.json"
+        again = "Run `dvc repro -sf tokenize` to write it again."
+        if Path(directory).as_posix() != "data/tokenizer":
+            again = "Copy the directory again; one that a stage wrote comes back by `dvc repro`."
         content = read_json(described)
         if not path.exists() and not _is_ours(content):
             return PretrainedTokenizer.load(directory)
@@ -217,7 +220,7 @@ class Tokenizer:
         if pattern is None or special != SPECIAL:
             raise UserError(
                 f"{described} is not a tokenizer of this pipeline: expected byte-level BPE with one splitting pattern "
-                f"and the special tokens {', '.join(SPECIAL)}. Run `dvc repro -f tokenize` to write it again."
+                f"and the special tokens {', '.join(SPECIAL)}. {again}"
             )
         try:
             ranks = {}
@@ -225,14 +228,11 @@ class Tokenizer:
                 token, rank = line.split()
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
         except FileNotFoundError:
-            raise UserError(f"{path}: no such file. Run `dvc repro tokenize` to make it.") from None
+            raise UserError(f"{path}: no such file. {again}") from None
         except ValueError as error:
-            raise UserError(f"{path} is broken ({error}). Run `dvc repro -f tokenize` to write it again.") from None
+            raise UserError(f"{path} is broken ({error}). {again}") from None
         if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < 256:
-            raise UserError(
-                f"{path} is broken ({len(ranks)} tokens, not numbered one after the other). "
-                "Run `dvc repro -f tokenize` to write it again."
-            )
+            raise UserError(f"{path} is broken ({len(ranks)} tokens, not numbered one after the other). {again}")
         tokenizer = cls(ranks, pattern)
         tokenizer.prefix = soft_prompt_ids(Path(directory))
         return tokenizer

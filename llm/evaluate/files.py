@@ -134,4 +134,4 @@ def _batches(path: Path, columns: list[str] | None) -> Iterator[list[dict[str, A
         raise UserError(f"{path}: no such file. Run `dvc repro mix`.") from None
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read ({reason}). Delete it and run `dvc repro mix`.") from None
+        raise UserError(f"{path} cannot be read ({reason}). Run `dvc repro -sf mix` to write it again.") from None

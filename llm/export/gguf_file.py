@@ -46,7 +46,7 @@ def write_gguf(model: Transformer, directory: Path, path: Path, dtype: str) -> N
             or a tensor is not the same when it is read back.
     """
     if importlib.util.find_spec("gguf") is None:
-        raise UserError("--to gguf needs the package gguf: pip install -e '.[export]'.")
+        raise UserError("--to gguf needs the package gguf: pip install -c constraints.txt -e '.[export]'.")
     import gguf
 
     config = model.config

@@ -62,8 +62,8 @@ class Plan:
         if self.disk_free is not None and self.disk - kept > self.disk_free:
             raise UserError(
                 f"{self.stage}: checkpoints and model need {size(self.disk)} of disk, and {root().absolute()} has "
-                f"{size(self.disk_free)} free. Free some (`python -m llm state --prune`, `dvc gc -w`), or lower the "
-                "model's size."
+                f"{size(self.disk_free)} free. Free some (`python -m llm state --prune`, "
+                "`dvc gc --all-commits --all-experiments`), or lower the model's size."
             )
 
     def summary(self) -> list[str]:

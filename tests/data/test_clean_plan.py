@@ -160,7 +160,7 @@ def test_a_plan_can_be_pickled_and_says_what_its_files_are(tmp_path: Path) -> No
     assert sorted(path.name for path in (tmp_path / "plan").iterdir()) == sorted(made.digests()["clean"])
     assert set(made.digests()["clean"]) == {"removed.npy", "paragraphs.npy", "paragraph_numbers.npy"}
     (tmp_path / "plan/removed.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(UserError, match=r"removed\.npy cannot be read.*-f tokenize"):
+    with pytest.raises(UserError, match=r"removed\.npy cannot be read.*-sf tokenize"):
         plan.Plan(Clean(exact_duplicates=True), tmp_path / "plan")(0, "x")
 
 

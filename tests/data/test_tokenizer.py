@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -238,12 +239,17 @@ def test_gpt2_without_its_files_says_where_to_put_them(tmp_path: Path, monkeypat
         Tokenizer.gpt2()
 
 
-def test_a_broken_file_is_named(directory: Path, tmp_path: Path) -> None:
-    for path in directory.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "ranks.tiktoken").write_bytes(b"!!! 1\n")
-    with pytest.raises(UserError, match=r"ranks\.tiktoken is broken"):
-        Tokenizer.load(tmp_path)
+@pytest.mark.parametrize(
+    ("place", "advice"), [("data/tokenizer", "dvc repro -sf tokenize"), ("models/theirs", "Copy the directory again")]
+)
+def test_a_broken_file_is_named_with_what_writes_it(
+    place: str, advice: str, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(directory, place)
+    Path(place, "ranks.tiktoken").write_bytes(b"!!! 1\n")
+    with pytest.raises(UserError, match=rf"ranks\.tiktoken is broken .*{advice}"):
+        Tokenizer.load(place)
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def copy(source: Path, root: Path, changes: dict[str, Any] | None = None) -> Pat
 def checkout(root: Path, changes: dict[str, Any] | None = None) -> Path:
     """Copy the project's files (not its outputs) to `root`, apply TINY and `changes`, commit."""
     root.mkdir(parents=True, exist_ok=True)
-    for name in ("llm", "stages"):
+    for name in ("llm", "stages", "scaling", "techniques"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "constraints.txt", ".gitignore", ".dvcignore", "pyproject.toml"):
         shutil.copyfile(ROOT / name, root / name)

@@ -138,6 +138,9 @@ def test_the_stage_is_outside_of_what_plain_repro_runs_and_names_all_code_that_i
     stage = yaml.safe_load((ROOT / "scaling" / "dvc.yaml").read_text())["stages"]["scaling"]
     assert "scaling" not in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert stage["wdir"] == ".."
+    # `dvc pull`, `dvc checkout` and `dvc exp apply` would end with an error where a cached output was never made.
+    assert stage["outs"]
+    assert all(options == {"cache": False} for out in stage["outs"] for options in out.values())
     assert all((ROOT / path).exists() for path in stage["deps"] if not path.startswith("data"))
 
 

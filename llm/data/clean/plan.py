@@ -107,7 +107,7 @@ class Plan:
             array: np.ndarray = np.load(self.directory / name, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(
-                f"{self.directory / name} cannot be read ({error}). Run `dvc repro -f tokenize` to write it again."
+                f"{self.directory / name} cannot be read ({error}). Run `dvc repro -sf tokenize` to write it again."
             ) from None
         return array
 
