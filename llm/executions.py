@@ -128,9 +128,15 @@ def spool(state: State, operations: list[Operation]) -> None:
     """Append operations to the execution's spool file, whose first line is the execution itself."""
     path = directory() / "spool" / f"{state['execution']}.jsonl"
     with lock(path.parent / ".lock"):
-        records = operations if path.exists() else [state, *operations]
-        with open(path, "a", encoding="utf-8") as file:
-            file.write("".join(f"{json.dumps(record)}\n" for record in records))
+        size = path.stat().st_size if path.exists() else 0
+        records = operations if size else [state, *operations]
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write("".join(f"{json.dumps(record)}\n" for record in records))
+        except OSError:  # of a full disk: half a line would make the next one unreadable too
+            if path.exists():
+                os.truncate(path, size)
+            raise
 
 
 def read_spool(path: Path) -> list[dict[str, Any]]:

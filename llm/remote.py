@@ -43,15 +43,18 @@ class Address:
         self.url, self.variable = url, variable
         self._told, self._lock = False, threading.Lock()
 
-    def patiently(self, action: Callable[[], T]) -> T:
+    def patiently(self, action: Callable[[], T], patience: float | None = None) -> T:
         """Do it again where it fails, until PATIENCE is over; an action may be done twice.
 
         That there is no such file, or no permission, is an answer, and raised at once; a UserError as well.
 
+        Args:
+            patience: seconds, where PATIENCE is too long.
+
         Raises:
             Exception: the last one of the file system's own package.
         """
-        deadline, pause = time.monotonic() + PATIENCE, PAUSE
+        deadline, pause = time.monotonic() + (PATIENCE if patience is None else patience), PAUSE
         while True:
             try:
                 result = action()

@@ -64,6 +64,7 @@ def test_the_default_is_valid() -> None:
         ("download.pretrain", {"source": "hub", "id": "a/b", "revision": "main"}, "revision"),
         ("download.../etc", {"source": "docs"}, "letters, digits"),
         ("evaluate.variants", {"beams/4": {"num_beams": 4}}, "evaluate.variants.beams/4"),
+        ("evaluate.perplexity_tokens", 1, "evaluate.perplexity_tokens"),
         ("seed", -1, "seed"),
         ("seed", None, "seed"),
     ],

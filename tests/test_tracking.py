@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -188,6 +189,25 @@ def test_a_dead_server_costs_one_warning_and_its_spool_is_replayed(
     assert curve(run.run_id or "", "pretrain/loss") == [(step, float(step)) for step in range(100)]
     assert curve(run.run_id or "", "finetune/loss") == [(1, 0.5)]
     assert not list((root / ".state" / "mlflow" / "spool").glob("*.jsonl"))
+
+
+def test_what_a_full_disk_cut_off_does_not_spoil_what_is_spooled_after_it(root: Path) -> None:
+    state = {"execution": "one", "store": "somewhere"}
+    operations = [{"op": "tags", "tags": {"a": "b" * 100}}, {"op": "inputs"}]
+    for before in ([], operations[:1]):
+        if before:
+            executions.spool(state, before)
+        [size] = [path.stat().st_size for path in (root / ".state").rglob("*.jsonl")] or [0]
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, limits[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                executions.spool(state, operations)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    executions.spool(state, operations[1:])
+    [path] = (root / ".state").rglob("*.jsonl")
+    assert executions.read_spool(path) == [state, *operations]
 
 
 def test_an_unreachable_uri_does_not_stop_the_stage(

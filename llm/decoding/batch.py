@@ -27,7 +27,8 @@ class Row:
         self.seen: torch.Tensor | None = None
         if request.decoding.repetition_penalty != 1:
             self.seen = torch.zeros(vocab, dtype=torch.bool)
-            self.seen[request.prompt] = True
+            # A soft prompt's tokens stand behind the vocabulary; nothing repeats them.
+            self.seen[[token for token in request.prompt if token < vocab]] = True
 
     @property
     def length(self) -> int:

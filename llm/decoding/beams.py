@@ -73,7 +73,7 @@ class Beams:
         seen = None
         if request.decoding.repetition_penalty != 1:
             seen = torch.zeros(self.beams, len(logits), dtype=torch.bool, device=self.device)
-            seen[:, request.prompt] = True
+            seen[:, [token for token in request.prompt if token < len(logits)]] = True  # the others: a soft prompt's
         most = min(request.max_new_tokens, self.model.config.max_position_embeddings - len(request.prompt) + 1)
         search = Search(key, request, most, [[] for _ in range(self.beams)], scores, seen)
         done, _ = self._advance(search, logits.expand(self.beams, -1))

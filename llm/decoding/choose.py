@@ -49,7 +49,8 @@ def choose(logits: Tensor, settings: Sequence[Decoding], seen: Tensor | None, at
     point = torch.tensor(at, dtype=torch.float64, device=logits.device)[:, None] * total
     point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
     drawn = torch.searchsorted(cumulative, point, right=True)[:, 0]
-    return torch.where(cold, best, drawn)
+    # A temperature or penalty beyond float32 leaves no distribution, and would draw a token behind the vocabulary.
+    return torch.where(cold | ~total[:, 0].isfinite(), best, drawn)
 
 
 def penalised(scores: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:

@@ -78,7 +78,8 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, chat: bool, room: int) -> tupl
     ids = tokenizer.chat_ids(prompt) if chat else tokenizer.encode(prompt + "\n")
     if len(ids) <= room:
         return ids, False
-    kept = [*ids[:1], *ids[len(ids) - room + 1 :]] if chat else ids[len(ids) - room :]  # <|user|> stays
+    first = len(tokenizer.prefix) + 1 if chat else 0  # a soft prompt and <|user|> stay
+    kept = [*ids[:first], *ids[len(ids) - room + first :]]
     return kept, True
 
 

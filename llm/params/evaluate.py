@@ -51,6 +51,6 @@ class Evaluate(Section):
     decoding: Decoding = Decoding()
     variants: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Decoding] = {}  # by a name that files get
     variant_examples: Positive | None = 60
-    perplexity_tokens: Positive | None
+    perplexity_tokens: Annotated[int, Field(ge=2)] | None  # the first one is predicted by nothing
     bootstrap: Annotated[int, Field(ge=100)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]

@@ -169,6 +169,11 @@ class Trainer:
                     self._save(done)
                     self.saved = time.monotonic()
             self._save(self.steps, wait=True)
+            # Asked for in the last step or its validation: the state is whole, what comes next is left to the rerun.
+            if distributed.sums([float(self.stop.signal is not None)], self.engine.device)[0]:
+                self._end(
+                    SystemExit(f"{self.state.stage}: stopped after step {done}; `dvc repro` continues from there")
+                )
 
     def _step(self, step: int) -> tuple[float, float, float]:
         """One update on the global batch; returns loss (nats per label), gradient norm before clipping, and rate."""
@@ -252,7 +257,7 @@ class Trainer:
         self.engine.optimizers.load({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
         self.history = meta["history"]
         here, before = self.places[0], meta["places"]
-        if here["processes"] == before[-1]["processes"]:
+        if here == before[-1]:  # another device may lack the memory for it
             self.engine.micro = meta["micro_batch"]
         self.places = before if before[-1] == here or step == self.steps else [*before, here]
         return step

@@ -65,6 +65,7 @@ class State:
         self.remote = remote(stage, self.fingerprint)
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._awaited = False  # the checkpoint in flight
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -97,6 +98,7 @@ class State:
         training: the last good checkpoint stays.
         """
         self.wait()
+        self._awaited = wait
         if any(is_sharded(tensor) for tensor in tensors.values()):
             self._save_shards(step, tensors, meta)
             if wait:
@@ -241,7 +243,7 @@ class State:
     def _copy(self, checkpoint: Path) -> None:
         assert self.remote is not None
         try:
-            self.remote.push(checkpoint)
+            self.remote.push(checkpoint, last=self._awaited)
         except Exception as error:  # whatever the remote's package raises; the checkpoint is safe here
             _warn(f"{self.stage}: {checkpoint.name} was not copied to {self.remote.url} ({error}). Training goes on.")
 

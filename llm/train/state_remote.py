@@ -18,6 +18,7 @@ from typing import Any
 from llm.errors import UserError
 from llm.remote import Address
 
+BETWEEN = 20.0  # seconds for which a copy that nobody waits for is tried again: the next checkpoint waits for its end
 NAME = re.compile(r"step-\d{8}")  # of a checkpoint: what the pointer says becomes a path here
 
 
@@ -29,11 +30,14 @@ class Remote(Address):
         super().__init__(url, "LLM_STATE_URL")
         self.root = posixpath.join(self.root, stage, fingerprint)
 
-    def push(self, checkpoint: Path) -> None:
+    def push(self, checkpoint: Path, last: bool = True) -> None:
         """Copy a checkpoint there, and then delete what came before it.
 
+        Args:
+            last: no other one will come soon, so there is time.
+
         Raises:
-            Exception: the remote's own, after PATIENCE.
+            Exception: the remote's own, after PATIENCE or BETWEEN.
         """
 
         def copy() -> None:
@@ -41,12 +45,16 @@ class Remote(Address):
             self.fs.makedirs(there, exist_ok=True)
             for path in sorted(checkpoint.iterdir()):
                 self.fs.put_file(str(path), posixpath.join(there, path.name))
+            self.fs.invalidate_cache()
+            for path in self.fs.ls(there, detail=False):  # of a copy of that name that was cut off, of other shards
+                if not (checkpoint / posixpath.basename(path)).exists():
+                    self.fs.rm(path)
             self.fs.pipe_file(posixpath.join(self.root, "latest"), checkpoint.name.encode())
             for old in self._names():
                 if old != checkpoint.name:
                     self.fs.rm(posixpath.join(self.root, old), recursive=True)
 
-        self.patiently(copy)
+        self.patiently(copy, None if last else BETWEEN)
 
     def pull(self, directory: Path) -> str | None:
         """Fetch the newest checkpoint into a state's directory, where that has none so new; its name.

@@ -66,3 +66,11 @@ def test_cold_rows_take_the_best_token_beside_rows_that_draw() -> None:
     logits = torch.tensor([[0.0, 5.0, 4.9]] * 2)
     tokens = choose(logits, [Decoding(), Decoding(temperature=1.0)], None, [0.999, 0.999])
     assert tokens.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("extreme", [{"temperature": 1e-40}, {"temperature": 1.0, "repetition_penalty": 1e-300}])
+def test_settings_beyond_float32_choose_a_token_of_the_vocabulary(extreme: dict[str, float]) -> None:
+    logits = torch.tensor([[0.5, 3.0, -1.0, 2.0]] * 2)
+    seen = torch.tensor([[False, True, False, False]] * 2)
+    tokens = choose(logits, [Decoding(**extreme), Decoding(temperature=1.0, top_k=1)], seen, [0.3, 0.99])
+    assert tokens.tolist() == [1, 1]

@@ -15,6 +15,7 @@ from llm.decoding.request import Request
 from llm.errors import UserError
 from llm.generate import complete, generate
 from llm.model.files import save_model
+from llm.model.prompt import add_prompt
 from llm.model.transformer import Transformer
 from llm.params import Decoding
 from tests.evaluate.standins import Bytes
@@ -219,3 +220,12 @@ def test_a_compiled_step_gives_the_same_tokens() -> None:
     model = random_model(num_hidden_layers=1)
     requests = [Request(prompt, 6) for prompt in ([5], [6, 7] * 4, [9])]
     assert complete(model, requests, END, batch_size=2, compiled=True) == complete(model, requests, END, batch_size=2)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_repetition_penalty_goes_with_a_soft_prompt(beams: int) -> None:
+    model = random_model()
+    virtual = add_prompt(model, 3, seed=0)
+    settings = Decoding(repetition_penalty=50.0, num_beams=beams)
+    (answer,) = generate(model, [[*virtual]], 8, model.config.vocab_size, settings)
+    assert len(set(answer)) == 8

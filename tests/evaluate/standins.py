@@ -12,6 +12,7 @@ class Bytes:
     """Token ids are UTF-8 bytes; 256 ends a text, 257 and 258 stand around a prompt."""
 
     vocab_size, eos_id = 300, 256
+    prefix: tuple[int, ...] = ()
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -20,7 +21,7 @@ class Bytes:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
     def chat_ids(self, prompt: str) -> list[int]:
-        return [257, *self.encode(prompt), 258]
+        return [*self.prefix, 257, *self.encode(prompt), 258]
 
 
 class Stream:

@@ -53,3 +53,10 @@ def test_a_plain_answer_after_shots_ends_where_the_next_example_would_begin() ->
     assert r"stops at '\n\n'" in with_shots.form
     assert "stops at" not in answer(random_model(), Bytes(), test, Asking(True, shots=Shots(1, [("p", "r")]))).form
     assert "stops at" not in answer(random_model(), Bytes(), test, Asking(False)).form
+
+
+def test_a_soft_prompt_and_the_turns_mark_stay_where_a_prompt_is_cut() -> None:
+    tokenizer = Bytes()
+    tokenizer.prefix = (297, 298, 299)
+    (ids,) = prompts(tokenizer, [row(1, "0123456789")], True, 8).ids
+    assert ids == [297, 298, 299, 257, *b"789", 258]

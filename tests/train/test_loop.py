@@ -18,6 +18,7 @@ from llm.model.lora import add_lora
 from llm.model.transformer import Transformer
 from llm.params import Training
 from llm.train import hardware
+from llm.train.engine import Engine
 from llm.train.loop import Result, Trainer
 from llm.train.state import State
 from llm.train.windows import Rows
@@ -150,6 +151,49 @@ def test_a_stopped_run_continues_to_the_same_bytes(
     assert same(weights(whole), weights(resumed))
     assert result.history == expected.history
     assert result.val_loss == expected.val_loss
+
+
+@pytest.mark.parametrize(("device", "expected"), [("large", 8), ("small", 2)])
+def test_a_run_continued_on_another_device_takes_the_micro_batches_that_fit_there(
+    device: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = State("pretrain", {"run": f"moved to {device}"})
+    step = Trainer._step
+
+    def interrupted(self: Trainer, number: int) -> tuple[float, float, float]:
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, number)
+
+    monkeypatch.setattr(hardware, "name", lambda _: "large")
+    monkeypatch.setattr(hardware, "micro_batch", lambda *_: 8)
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    with pytest.raises(SystemExit):
+        train(state=state)
+    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(hardware, "name", lambda _: device)
+    monkeypatch.setattr(hardware, "micro_batch", lambda *_: 2)
+    _, result = train(state=state)
+    assert result.timing["micro_batch"] == expected
+
+
+def test_a_stop_in_the_last_validation_is_honoured_and_nothing_is_trained_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state, evaluate = State("pretrain", {"run": "stopped at the end"}), Engine.evaluate
+
+    def interrupted(self: Engine, data: Sequences) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, data)
+
+    monkeypatch.setattr(Engine, "evaluate", interrupted)
+    with pytest.raises(SystemExit, match=f"stopped after step {STEPS};"):
+        train(state=state, eval_every=STEPS)
+    monkeypatch.setattr(Engine, "evaluate", evaluate)
+    data = Sequences()
+    _, result = train(state=state, data=data)
+    assert data.seen == []
+    assert result.history[-1]["step"] == STEPS
 
 
 def test_a_finished_run_is_not_trained_again() -> None:

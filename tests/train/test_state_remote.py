@@ -14,6 +14,7 @@ import torch
 
 from llm import remote
 from llm.errors import UserError
+from llm.train import state_remote
 from llm.train.state import State
 from tests.servers import S3
 
@@ -103,6 +104,24 @@ def test_a_copy_that_was_cut_off_is_not_taken(tmp_path: Path, monkeypatch: pytes
     assert loaded[1]["step"] == 10
 
 
+def test_what_a_cut_off_copy_left_does_not_spoil_the_next_one_of_that_name(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more processes, which had a shard each."""
+    first = state_of(tmp_path / "first", monkeypatch, url)
+    assert first.remote is not None
+    folder = f"{first.remote.root}/step-00000020"
+    first.remote.fs.makedirs(folder, exist_ok=True)
+    first.remote.fs.pipe_file(f"{folder}/shard-00002-model-00001-of-00001.safetensors", b"half")
+    with first.locked():
+        first.save(20, tensors(20), {"step": 20}, wait=True)
+    second = state_of(tmp_path / "second", monkeypatch, url)
+    with second.locked():
+        loaded = second.load()
+    assert loaded is not None
+    assert loaded[1]["step"] == 20
+
+
 def test_a_pointer_that_names_no_checkpoint_is_refused_and_leads_to_no_other_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +190,26 @@ def test_a_remote_that_fails_is_asked_again_and_one_that_goes_on_failing_does_no
     loaded = state.load()
     assert loaded is not None
     assert loaded[1]["step"] == 20
+
+
+def test_training_does_not_wait_for_a_remote_that_stays_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PATIENCE", 20.0)
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    monkeypatch.setattr(remote, "MOST", 0.02)
+    monkeypatch.setattr(state_remote, "BETWEEN", 0.1)
+    state = state_of(tmp_path / "first", monkeypatch, f"memory://{tmp_path.name}")
+    assert state.remote is not None
+
+    def away(*args, **more):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(state.remote.fs, "pipe_file", away)
+    with state.locked():
+        state.save(10, tensors(10), {"step": 10})
+        began = time.monotonic()
+        state.save(20, tensors(20), {"step": 20})
+        assert time.monotonic() - began < 10
+        state.wait()
 
 
 def test_a_remote_that_stays_away_is_told_before_anything_starts_anew(
