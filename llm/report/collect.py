@@ -45,7 +45,7 @@ def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]
         "contamination_by_text": metrics.get("contamination", {}),
         "samples": _samples(params.report.samples),
         "predictions": predictions.collect(clip_middle, evaluate),
-        "scaling": read_json(SCALING) if SCALING.is_file() else None,
+        "scaling": _scaling(),
         "studies": tuning.collect(),
         "comparison": metrics.get("comparison", {}),
         "examples": _examples(params.report.data_examples, list(metrics.get("mix", {}).get("tasks", {}))),
@@ -58,6 +58,19 @@ def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]
         "overall": scores.overall(evaluate),
         "confidence": params.evaluate.confidence,
     }
+
+
+def _scaling() -> dict[str, Any] | None:
+    """What the ladder left. Raises UserError where it lacks what the report says of it now."""
+    if not SCALING.is_file():
+        return None
+    found: dict[str, Any] = read_json(SCALING)
+    if "E_determined" not in found:
+        raise UserError(
+            f"{SCALING} is of an earlier version: `dvc repro scaling/dvc.yaml` makes it anew; delete it for a report "
+            "without it."
+        )
+    return found
 
 
 def _model(metrics: dict[str, Any], params: Params) -> dict[str, Any] | None:

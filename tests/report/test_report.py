@@ -11,6 +11,7 @@ import pytest
 
 from llm import params
 from llm.data.clean.plan import Plan
+from llm.errors import UserError
 from llm.params import Clean
 from llm.report import history, page, scores, words
 from llm.report.collect import collect
@@ -351,3 +352,6 @@ def test_a_scaling_law_is_shown_where_there_is_one(tmp_path: Path, monkeypatch: 
         assert "is not determined: the losses" in text
     assert "Scaling law" in (tmp_path / "out/report.html").read_text()
     assert (tmp_path / "out/figures/scaling.svg").exists()
+    workspace.dump(tmp_path / "metrics/scaling.json", {key: found[key] for key in ("runs", "law", "held_back")})
+    with pytest.raises(UserError, match=r"metrics/scaling.json is of an earlier version: `dvc repro scaling/dvc.yaml`"):
+        page.write_report(params.load(), tmp_path / "out")
