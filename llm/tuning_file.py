@@ -40,6 +40,9 @@ class Prune(Section):
     warmup_tokens: Annotated[int, Field(ge=0)] = 0  # before which none is stopped
 
 
+Choices = Annotated[list[str | bool | int | float], Field(min_length=1)]
+
+
 class Tuning(Section):
     """The file."""
 
@@ -49,7 +52,7 @@ class Tuning(Section):
     trials: Annotated[int, Field(gt=0)]
     targets: Annotated[list[str], Field(default_factory=list)]
     seed: int = 0
-    space: Annotated[dict[str, Range | list[str | bool | int | float]], Field(min_length=1)]
+    space: Annotated[dict[str, Range | Choices], Field(min_length=1)]
     prune: Prune | None = None
 
 
@@ -61,6 +64,11 @@ def load(path: Path) -> Tuning:
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise UserError(
+                f"{path}: expected keys and their values, found {'nothing' if data is None else type(data).__name__}; "
+                "docs/EXPERIMENTS.md has one to begin with."
+            )
         tuning = Tuning.model_validate(data)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; docs/EXPERIMENTS.md has one to begin with.") from None

@@ -193,6 +193,12 @@ def test_a_study_of_few_trials_has_no_importances(tmp_path: Path) -> None:
     assert "<svg" not in report.write(found, tmp_path).read_text()
 
 
+@pytest.mark.parametrize(("text", "found"), [("", "nothing"), ("[]", "list")])
+def test_a_file_without_keys_is_named(here: Path, text: str, found: str) -> None:
+    with pytest.raises(UserError, match=rf"tuning.yaml: expected keys and their values, found {found}"):
+        described(here, text)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -201,6 +207,7 @@ def test_a_study_of_few_trials_has_no_importances(tmp_path: Path) -> None:
         ("space: {pretrain.learning_rate: {low: 2, high: 1}}", "low < high"),
         ("metric: val_loss", "metric"),
         ("studdy: x", "studdy"),
+        ("space: {pretrain.learning_rate: []}", "space.pretrain.learning_rate.*at least 1 item"),
     ],
 )
 def test_a_mistake_in_the_file_is_named_before_anything_runs(here: Path, change: str, message: str) -> None:
