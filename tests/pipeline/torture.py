@@ -62,8 +62,10 @@ class Victims:
         return answer
 
     def forget(self, stage: str) -> None:
-        """As before the first run of the stage: no state, no outputs."""
+        """As before the first run of the stage: no state, no open execution, no outputs."""
         shutil.rmtree(self.root / ".state" / stage, ignore_errors=True)
+        for execution in (self.root / ".state" / "mlflow").glob("*.json"):
+            execution.unlink()
         self.forget_outputs(stage)
 
     def forget_outputs(self, stage: str) -> None:
@@ -88,16 +90,16 @@ class Victims:
 def moments(trace: list[list[Any]], choose: random.Random) -> Iterator[dict[str, Any]]:
     """Kills without end: each kind of moment in turn, and after each fourth one at any time.
 
-    Among the calls of a kind every function has its turn, whether it makes one of them or a hundred. A call is named by
-    its function and its number among that function's: the order of calls of two threads is another one in each run.
+    Among the calls of a point every function has its turn, whether it makes one of them or a hundred. A call is named
+    by its function and its number among that function's: the order of calls of two threads is another one in each run.
     `trace`: [point, function, seconds] of each call of an unkilled run.
     """
-    left: dict[tuple[str, str], list[tuple[str, int]]] = defaultdict(list)
+    left: dict[str, list[tuple[str, int]]] = defaultdict(list)
     while True:
         for i, (point, when) in enumerate(MOMENTS):
-            if not left[point, when]:
-                left[point, when] = turns([function for p, function, _ in trace if p == point], choose)
-            function, nth = left[point, when].pop()
+            if not left[point]:
+                left[point] = turns([function for p, function, _ in trace if p == point], choose)
+            function, nth = left[point].pop()
             yield {"point": point, "when": when, "function": function, "nth": nth}
             if i % 4 == 3:
                 yield at_any_time(trace, choose)
@@ -106,7 +108,7 @@ def moments(trace: list[list[Any]], choose: random.Random) -> Iterator[dict[str,
 def turns(functions: list[str], choose: random.Random) -> list[tuple[str, int]]:
     """The calls of these functions, each with its number from 1; the last ones are of different functions."""
     rounds = []
-    for function, count in Counter(functions).items():
+    for function, count in sorted(Counter(functions).items()):  # so that a seed means the same kills in each run
         numbers = list(range(1, count + 1))
         choose.shuffle(numbers)
         rounds += [(-turn, choose.random(), (function, number)) for turn, number in enumerate(numbers)]
@@ -127,6 +129,8 @@ def torture(stage: str, victims: Victims, kills: int, seed: int = 0) -> tuple[li
         What hit, kill by kill; and what differed, resumption by resumption (nothing, as is promised).
     """
     choose = random.Random(f"{stage} {seed}")
+    victims.forget(stage)
+    victims.run(stage)  # makes MLflow's database, which no later run does
     victims.forget(stage)
     whole = victims.run(stage)
     expected = victims.digests(stage)
