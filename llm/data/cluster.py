@@ -37,7 +37,9 @@ def ordered(make: Callable[[], Callable[[Item], Result]], items: Iterable[Item])
         import dask
         from distributed import Client, KilledWorker
     except ImportError:
-        raise UserError("tokenize.engine=dask needs the extra `scale`: pip install -e '.[scale]'.") from None
+        raise UserError(
+            "tokenize.engine=dask needs the extra `scale`: pip install -c constraints.txt -e '.[scale]'."
+        ) from None
     packed = pickle.dumps(make)
     key = hashlib.sha256(packed).hexdigest()
     address = dask.config.get("scheduler-address", None)

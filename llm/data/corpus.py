@@ -7,7 +7,6 @@ few seconds how far it got. So the bytes depend neither on the number of workers
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import sys
 import time
@@ -31,6 +30,7 @@ from llm.data.encoder import make_encoder
 from llm.data.shard_writer import ShardWriter
 from llm.data.shards import is_validation
 from llm.data.tokenizer import Tokenizer, valid_unicode
+from llm.environment import environment_number
 from llm.errors import UserError
 from llm.io import read_json, sha256, write_json
 from llm.params import Params
@@ -158,7 +158,8 @@ def encode_corpus(
     left = [chunk.bytes for chunk in found[done:]]
     make = partial(ChunkEncoder, tokenizer, val_fraction, encoder, plan, mixture or {})
     ordered = ordered or parallel.Workers(1).ordered
-    every, saved = float(os.environ.get("LLM_STATE_SECONDS", SYNC_SECONDS)), time.monotonic()
+    every = environment_number("LLM_STATE_SECONDS", SYNC_SECONDS, "seconds between checkpoints")
+    saved = time.monotonic()
     whole = sum(chunk.bytes for chunk in found)
     with Progress("tokenize", whole, "B", start=whole - sum(left), scale=True) as progress:
         for chunk, encoded in zip(found[done:], ordered(make, found[done:]), strict=True):

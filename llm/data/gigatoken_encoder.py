@@ -1,4 +1,4 @@
-"""GPT-2's ids by the library gigatoken, where it is installed (`pip install -e '.[fast]'`): 20 times tiktoken's speed.
+"""GPT-2's ids by the library gigatoken, where it is installed (`pip install -c constraints.txt -e '.[fast]'`).
 
 It knows GPT-2's pattern and not ours, and remembers every word that it ever met: in 0.10, the newest release, without
 bound. So it is begun anew when the process has grown by more than CACHE_BYTES.

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llm.data.block_cache import BlockCache
+from llm.environment import environment_number
 from llm.errors import UserError
 from llm.io import read_json, sha256
 from llm.remote import CONNECTIONS, Address
@@ -37,7 +38,7 @@ BLOCK = 1 << 18  # bytes
 DIGEST = 16  # bytes of a block's BLAKE2b
 ROWS_AHEAD = 512  # at most, of which the blocks are fetched before their turn: 128 MiB, some seconds of a fast card
 INDEX = "blocks.json"
-FOLDER, GIGABYTES = "~/.cache/llm/tokens", "20"
+FOLDER, GIGABYTES = "~/.cache/llm/tokens", 20.0
 
 
 class Blocks(NamedTuple):
@@ -68,13 +69,7 @@ def from_environment(directory: Path) -> RemoteTokens | None:
     url = os.environ.get("LLM_TOKENS_URL")
     if not url:
         return None
-    given = os.environ.get("LLM_TOKENS_CACHE_GB") or GIGABYTES
-    try:
-        limit = float(given)
-    except ValueError:
-        limit = 0.0
-    if not 0 < limit < float("inf"):
-        raise UserError(f"LLM_TOKENS_CACHE_GB={given!r}: expected gigabytes of disk for tokens, such as {GIGABYTES}.")
+    limit = environment_number("LLM_TOKENS_CACHE_GB", GIGABYTES, "gigabytes of disk for tokens", least=1e-6)
     folder = Path(os.environ.get("LLM_TOKENS_CACHE") or FOLDER).expanduser()
     return _connected(url, directory, sha256(directory / "meta.json"), folder, int(limit * 1e9))
 

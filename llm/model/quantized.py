@@ -23,8 +23,8 @@ def require_bitsandbytes() -> str:
     """Its version. Raises UserError where it is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            "finetune.method=qlora needs bitsandbytes, which is not installed: pip install -e '.[qlora]', or set "
-            "finetune.method=lora."
+            "finetune.method=qlora needs bitsandbytes, which is not installed: pip install -c constraints.txt -e "
+            "'.[qlora]', or set finetune.method=lora."
         )
     from importlib.metadata import version
 

@@ -50,7 +50,7 @@ def chosen(settings: Finetune) -> tuple[list[Technique], list[str]]:
     found = list(TECHNIQUES)
     if importlib.util.find_spec("bitsandbytes") is None:
         found = [t for t in found if t.method != "qlora"]
-        left_out.append("QLoRA: bitsandbytes is not installed (pip install -e '.[qlora]')")
+        left_out.append("QLoRA: bitsandbytes is not installed (pip install -c constraints.txt -e '.[qlora]')")
     if settings.batch_tokens == settings.sequence_length:
         found = [t for t in found if t.rows is None]
         left_out.append("accumulation: a batch is one sequence (finetune.batch_tokens)")

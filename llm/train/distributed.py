@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from llm.environment import environment_number
 from llm.errors import UserError
 from llm.model.transformer import Transformer
 from llm.train import hardware
@@ -39,7 +40,8 @@ def processes() -> Iterator[None]:
     """Join the processes that RANK, WORLD_SIZE and LOCAL_RANK describe, for the length of the block.
 
     Raises:
-        UserError: the variables are incomplete, the port is taken, or another process ended before this one or hangs.
+        UserError: the variables are incomplete or unusable, the port is taken, or another process ended before this
+            one or hangs.
     """
     global _waiting, _saving
     if asked_for() == 1:
@@ -55,7 +57,7 @@ def processes() -> Iterator[None]:
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
-    seconds = float(os.environ.get("LLM_TIMEOUT_SECONDS", STEP_SECONDS))
+    seconds = environment_number("LLM_TIMEOUT_SECONDS", STEP_SECONDS, "seconds to wait for another process", least=1)
     try:
         store, number, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
     except dist.DistError as error:
@@ -251,4 +253,5 @@ def parallel_loss(model: Transformer) -> DistributedDataParallel:
         Loss(model),
         device_ids=[device] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
+        broadcast_buffers=False,  # none changes in training; a base in 4 bits is one of them, and large
     )

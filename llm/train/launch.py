@@ -15,6 +15,7 @@ from llm import lease
 from llm.errors import UserError
 from llm.orphan import end_with
 
+STOPPING = "300"  # seconds for the last step and its checkpoint after SIGTERM; torchelastic gives 30
 RESTARTS = 3  # after processes that a signal ended, such as the kernel's when memory runs out
 
 
@@ -22,12 +23,17 @@ def processes() -> int:
     """`LLM_PROCESSES` if set, else one for each CUDA device, unless `LLM_DEVICE` names the one to use.
 
     Raises:
-        UserError: `LLM_PROCESSES` is not a positive number.
+        UserError: `LLM_PROCESSES` is not a positive number, or more than 1 beside a `LLM_DEVICE` that names one.
     """
     given = os.environ.get("LLM_PROCESSES")
     if given is not None:
         if not given.isdecimal() or int(given) == 0:
             raise UserError(f"LLM_PROCESSES={given!r}: expected the number of training processes, 1 or more.")
+        if int(given) > 1 and ":" in os.environ.get("LLM_DEVICE", ""):
+            raise UserError(
+                f"LLM_PROCESSES={given} needs as many devices, and LLM_DEVICE={os.environ['LLM_DEVICE']} names one: "
+                "unset one of them, or choose the devices with CUDA_VISIBLE_DEVICES."
+            )
         return int(given)
     if os.environ.get("LLM_DEVICE"):
         return 1
@@ -65,6 +71,7 @@ def _launch(module: str, count: int, cores: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", STOPPING)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it tells each failure again, at length
     # Each process takes its share of the cores, as torchrun gives it one: more threads would wait for one another.
     if os.environ.get("OMP_NUM_THREADS") in (None, str(cores)):

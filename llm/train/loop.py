@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llm import beacon
+from llm.environment import environment_number
 from llm.errors import UserError
 from llm.model.transformer import Transformer
 from llm.params import Training
@@ -74,7 +74,11 @@ class Trainer:
         state: State,
         tracker: Tracker,
     ) -> None:
-        """`quick_val_set` is scored every `eval_every` steps, `val_set` once at the end."""
+        """`quick_val_set` is scored every `eval_every` steps, `val_set` once at the end.
+
+        Raises:
+            UserError: `LLM_STATE_SECONDS` is no number of seconds; or what `Engine` raises.
+        """
         self.engine = Engine(
             model, train_set, settings, steps, seed, state.stage, cache=state.directory.parents[1] / "compiled"
         )
@@ -82,6 +86,7 @@ class Trainer:
         self.settings, self.steps, self.state, self.tracker = settings, steps, state, tracker
         self.stop = StopRequest()
         self.stopping = self.saving = False  # at the end of this step, as all processes know
+        self.save_every = environment_number("LLM_STATE_SECONDS", STATE_SECONDS, "seconds between checkpoints")
         self.saved = time.monotonic()
         self.coming: Iterator[MicroBatch] = iter(())
         self.history: list[dict[str, float | int | None]] = []
@@ -216,7 +221,7 @@ class Trainer:
     # -- state --------------------------------------------------------------------------------------------------------
 
     def _due(self) -> bool:
-        return time.monotonic() - self.saved >= float(os.environ.get("LLM_STATE_SECONDS", STATE_SECONDS))
+        return time.monotonic() - self.saved >= self.save_every
 
     def _save(self, step: int, wait: bool = False) -> None:
         """Write a state: the first process, since it is the same in each, or every process its shards.

@@ -177,6 +177,15 @@ def test_an_impossible_number_of_processes_is_refused(given: str, monkeypatch: p
         launch.processes()
 
 
+def test_one_device_for_two_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_PROCESSES", "2")
+    monkeypatch.setenv("LLM_DEVICE", "cuda:0")
+    with pytest.raises(UserError, match="LLM_PROCESSES=2 needs as many devices, and LLM_DEVICE=cuda:0 names one"):
+        launch.processes()
+    monkeypatch.setenv("LLM_DEVICE", "cpu")
+    assert launch.processes() == 2
+
+
 def test_there_is_a_process_for_each_card_unless_a_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LLM_PROCESSES", "LLM_DEVICE"):
         monkeypatch.delenv(name, raising=False)
