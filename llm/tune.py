@@ -22,8 +22,9 @@ from typing import Any
 from llm import status
 from llm.errors import UserError
 from llm.executions import root
+from llm.report import tuning as report
 from llm.revisions import Revision
-from llm.tuning_file import Range, Tuning, load
+from llm.tuning_file import Range, Tuning, current, load
 
 POLL = 0.5  # seconds between two looks at a running trial
 BUSY = "Unable to acquire lock"  # what DVC says where another DVC is at work for a moment
@@ -44,6 +45,7 @@ def tune(path: Path) -> None:
     from optuna.trial import TrialState
 
     _run_again(study)
+    _begin_with_the_present(study, tuning)
     failed = 0
     while (
         done := len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
@@ -68,8 +70,10 @@ def tune(path: Path) -> None:
             print(f"tune: {name}: {tuning.metric} = {value:.5g}", flush=True)
         _write_page(study, tuning)
     best = study.best_trial
+    given = next((t for t in study.trials if t.user_attrs.get(report.PRESENT) and t.state.name == "COMPLETE"), None)
+    beside = f" (params.yaml: {given.value:.5g})" if given else ""
     print(
-        f"tune: best is {tuning.study}-{best.number}, {best.value:.5g}: {_shown(best.params)}\n"
+        f"tune: best is {tuning.study}-{best.number}, {best.value:.5g}{beside}: {_shown(best.params)}\n"
         f"tune: `dvc exp apply {tuning.study}-{best.number}` takes it over; {_write_page(study, tuning)} has all "
         "trials, and `dvc repro -sf report` takes them into the report"
     )
@@ -118,7 +122,16 @@ def _run_again(study: Any) -> None:
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+        study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+
+
+def _begin_with_the_present(study: Any, tuning: Tuning) -> None:
+    """A study's first trial has the values of params.yaml, as far as the space has them: what is to be beaten."""
+    if study.get_trials(deepcopy=False):
+        return
+    values = current(tuning)
+    searched = {key for key, each in _distributions(tuning).items() if not each.single()}
+    study.enqueue_trial(values, user_attrs={report.PRESENT: values.keys() >= searched})
 
 
 def _ask(study: Any, tuning: Tuning) -> Any:
@@ -237,6 +250,4 @@ def _shown(values: dict[str, Any]) -> str:
 
 
 def _write_page(study: Any, tuning: Tuning) -> Path:
-    from llm.report.tuning import describe, write
-
-    return write(describe(study, tuning.study, tuning.metric))
+    return report.write(report.describe(study, tuning.study, tuning.metric))

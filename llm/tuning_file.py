@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +33,14 @@ class Range(Section):
         if self.log and self.step:
             raise ValueError("log and step do not go together")
         return self
+
+    def holds(self, value: Any) -> bool:
+        """Whether the value is one that may be drawn."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        whole = isinstance(self.low, int) and isinstance(self.high, int)
+        step = self.step or (1 if whole else None)
+        return step is None or math.isclose((value - self.low) / step, round((value - self.low) / step), abs_tol=1e-9)
 
 
 class Prune(Section):
@@ -77,11 +88,22 @@ def load(path: Path) -> Tuning:
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise UserError(f"{path}:\n" + "\n".join(dict.fromkeys(lines))) from None
-    current = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    data = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     for key, values in tuning.space.items():
         for value in [values.low, values.high] if isinstance(values, Range) else values:
-            params.parse(_with(current, key, value, f"{path}: space.{key}"), f"{path}: space.{key} = {value}: params")
+            params.parse(_with(data, key, value, f"{path}: space.{key}"), f"{path}: space.{key} = {value}: params")
     return tuning
+
+
+def current(tuning: Tuning) -> dict[str, Any]:
+    """The values in params.yaml, of those keys whose value lies in the space."""
+    data = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    found = {}
+    for key, values in tuning.space.items():
+        value = reduce(getitem, key.split("."), data)
+        if values.holds(value) if isinstance(values, Range) else value in values:
+            found[key] = value
+    return found
 
 
 def _with(data: dict[str, Any], key: str, value: Any, where: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from llm.errors import UserError
 from llm.io import read_json
 from llm.report import tuning as report
 from llm.report.page import write_report
-from llm.tuning_file import Tuning, load
+from llm.tuning_file import Range, Tuning, load
 from tests.pipeline.workspace import ROOT, run
 from tests.report import workspace
 
@@ -111,6 +111,56 @@ def test_a_bad_trial_is_stopped_early_and_a_killed_one_is_run_again(
         tune.tune(here / "tuning.yaml")
 
 
+def test_a_study_begins_with_the_values_of_params_yaml(here: Path) -> None:
+    space = (
+        "{pretrain.learning_rate: {low: 0.001, high: 0.1, log: true}, finetune.lora.r: [8, 32], pretrain.tokens: [9]}"
+    )
+    tuning = described(here, FILE.replace("{pretrain.learning_rate: {low: 0.001, high: 0.1, log: true}}", space))
+    given = params.load().pretrain.learning_rate
+    for _ in range(2):  # a study that goes on does not begin again
+        study = tune.open_study(tuning)
+        tune._begin_with_the_present(study, tuning)
+        tune._ask(study, tuning)
+    tune._run_again(study)  # the tuner was killed: its next trial is the same, and told apart as before
+    again = tune._ask(study, tuning)
+    for trial in (study.trials[0], again):
+        assert trial.params == {"pretrain.learning_rate": given, "finetune.lora.r": 32, "pretrain.tokens": 9}
+        assert trial.user_attrs == {"params.yaml": True}
+    assert study.trials[1].params["pretrain.learning_rate"] != given
+    found = report.describe(study, "rates", "out.json:loss")
+    assert [trial["name"] for trial in found["trials"] if trial["present"]] == ["rates-0", f"rates-{again.number}"]
+
+
+def test_what_the_space_does_not_hold_is_drawn(here: Path) -> None:
+    """The first trial then is not the one of params.yaml."""
+    space = "{pretrain.learning_rate: {low: 0.01, high: 0.1}, finetune.lora.r: {low: 8, high: 40, step: 8}}"
+    tuning = described(here, FILE.replace("{pretrain.learning_rate: {low: 0.001, high: 0.1, log: true}}", space))
+    study = tune.open_study(tuning)
+    tune._begin_with_the_present(study, tuning)
+    first = tune._ask(study, tuning)
+    assert first.params["finetune.lora.r"] == 32
+    assert 0.01 <= first.params["pretrain.learning_rate"] <= 0.1
+    assert first.user_attrs == {"params.yaml": False}
+
+
+@pytest.mark.parametrize(
+    ("given", "value", "holds"),
+    [
+        ({"low": 8, "high": 40, "step": 8}, 32, True),
+        ({"low": 8, "high": 40, "step": 8}, 33, False),
+        ({"low": 8, "high": 40}, 33, True),
+        ({"low": 8, "high": 40}, 33.5, False),
+        ({"low": 0.0, "high": 1.0, "step": 0.1}, 0.7, True),
+        ({"low": 0.0, "high": 1.0}, 1.1, False),
+        ({"low": 0.0, "high": 1.0}, "auto", False),
+        ({"low": 0, "high": 1}, True, False),
+        ({"low": 0, "high": 1}, None, False),
+    ],
+)
+def test_a_range_holds_what_can_be_drawn_from_it(given: dict[str, float], value: object, holds: bool) -> None:
+    assert Range.model_validate(given).holds(value) == holds
+
+
 def test_a_study_goes_on_with_the_metric_and_the_choices_that_it_was_begun_with(here: Path) -> None:
     choices = FILE.replace("{low: 0.001, high: 0.1, log: true}", "[0.001, 0.1]")
     tuning = described(here, choices)
@@ -140,6 +190,7 @@ def studied() -> Any:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.enqueue_trial({}, user_attrs={report.PRESENT: True})
 
     def value(trial: Any) -> float:
         rate = trial.suggest_float("rate", 0.01, 1, log=True)
@@ -174,7 +225,9 @@ def test_a_study_is_a_page_and_a_section_of_the_report(tmp_path: Path, monkeypat
         assert "22 finished, 2 stopped early" in text
         assert "stopped early after 30 tokens" in text
         assert ", with <code>steps</code> 500; 22 finished" in text
+        assert text.count("a-study-0 (params.yaml)") == 1
     assert "| stopped early | – |" in (tmp_path / "out/report.md").read_text()
+    assert "| a-study-0 (params.yaml) | finished |" in (tmp_path / "out/report.md").read_text()
     trials = read_json(tmp_path / "metrics/tuning/a-study.json")["trials"]
     values = [trial["value"] for trial in trials]
     assert values == [*sorted(values[:22]), None, None, None]

@@ -15,6 +15,7 @@ from llm.report import figures
 FOLDER = Path("metrics/tuning")
 ENOUGH = 4  # finished trials below which importances say nothing
 DRAWN = 6  # params with a panel of their own, the most important ones
+PRESENT = "params.yaml"  # attribute of the trial with the values of that file
 STATES = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "running"}
 
 
@@ -32,6 +33,7 @@ def describe(study: Any, name: str, metric: str) -> dict[str, Any]:
                 "number": trial.number,
                 "state": STATES[trial.state.name],
                 "value": trial.value if trial.state.name == "COMPLETE" else None,  # Optuna's of a stopped one is a loss
+                "present": trial.user_attrs.get(PRESENT, False),
                 "last_tokens": max(seen) if seen else None,
                 "params": {key: value for key, value in trial.params.items() if key not in fixed},
             }
