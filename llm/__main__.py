@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("revisions", nargs="+", help="experiments, git revisions or `workspace`; the first is A")
     compare.add_argument("--models", nargs=2, default=("finetuned", "finetuned"), metavar=("OF_A", "OF_B"))
     compare.add_argument("--html", metavar="FILE", help="params, scores, curves and answers as one HTML file")
-    compare.add_argument("--plot", default="compare.svg", help="where the figure of two goes (default: %(default)s)")
+    compare.add_argument("--plot", metavar="FILE", help="where the figure of two goes (default: compare.svg)")
     compare.add_argument("--json", action="store_true", help="the same as JSON")
     seeds = commands.add_parser(
         "seeds", help="mean and spread of the scores over experiments that differ in seeds only"

@@ -28,6 +28,7 @@ from llm.revisions import Revision
 PREDICTIONS = "metrics/predictions"
 OTHER_COLUMNS = {"id", "prompt", "prediction", "references", "log_likelihoods", "mean_length", *metrics.COUNTS}
 LEVEL = 0.05
+PLOT = "compare.svg"  # where the figure of two goes, unless it is said
 
 Columns = dict[str, list[Any]]
 
@@ -150,7 +151,7 @@ def show(
     as_json: bool = False,
     html: str | None = None,
 ) -> None:
-    """Compare revisions with the first of them: print tables or JSON, or write a page; draw two of them to a file.
+    """Compare revisions with the first of them: print tables or JSON, or write a page; draw two of them to `plot`.
 
     Raises:
         UserError: fewer than two are named, more than two for a plot, or one cannot be compared.
@@ -159,6 +160,8 @@ def show(
         raise UserError("compare: two or more experiments are needed, e.g. `python -m llm compare main exp-abc`.")
     if plot and (html or len(names) > 2):
         raise UserError("compare: --plot draws two experiments; --html has the plots of any number.")
+    if not html and len(names) == 2:
+        plot = plot or PLOT
     with ExitStack() as stack:
         first, *others = [stack.enter_context(Revision(name)) for name in names]
         if html:

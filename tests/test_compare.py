@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from llm import compare
+from llm.__main__ import main
 from llm.errors import UserError
 from llm.evaluate import files, metrics, run
 from llm.evaluate.files import TestSet
@@ -123,6 +125,23 @@ def test_the_command_prints_and_draws(
     told = json.loads(capsys.readouterr().out)
     assert told["a"] == ["main", "finetuned"]
     assert {"task", "metric", "a", "b", "difference", "low", "high", "p_value", "n", "better"} == set(told["rows"][0])
+
+
+def test_the_command_line_without_a_place_for_the_plot(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(repository)
+    page, plot = tmp_path / "page.html", repository / compare.PLOT
+    for words in (["main", "exp-abc", "exp-def"], ["main", "exp-abc", "--html", str(page)]):
+        monkeypatch.setattr(sys, "argv", ["llm", "compare", *words])
+        main()
+        assert page.exists() == ("--html" in words)
+        assert not plot.exists()
+    monkeypatch.setattr(sys, "argv", ["llm", "compare", "main", "exp-abc"])
+    main()
+    assert plot.read_text(encoding="utf-8").startswith("<?xml")
+    plot.unlink()
+    assert "B is better" in capsys.readouterr().out
 
 
 def test_several_experiments_make_one_page_that_loads_nothing(

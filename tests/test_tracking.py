@@ -233,12 +233,13 @@ def test_finish_adds_what_cached_stages_did_not_log_and_nothing_twice(
     monkeypatch.chdir(root / "w")
     p = params.load()
     with tracking.stage(p, "pretrain") as run:
-        run.log_metrics({"loss": 123.0}, step=7)  # a live point stays as it was logged
+        run.log_metrics({"loss": 123.0}, step=7 * 8192)  # a live point stays as it was logged
     run_id = tracking.finish(p, ("metrics/evaluate.json",))
     assert run_id == run.run_id
     points = curve(run_id or "", "pretrain/loss")
-    assert [step for step, _ in points] == list(range(1, 733))
-    assert dict(points)[7] == 123.0
+    assert [tokens for tokens, _ in points] == [step * 8192 for step in range(1, 733)]
+    assert dict(points)[7 * 8192] == 123.0
+    assert curve(run_id or "", "pretrain/step") == [(step * 8192, step) for step in range(1, 733)]
     final = runs()[0].data.metrics
     assert final["evaluate/finetuned.classification.accuracy"] == 0.57
     assert final["finetune/val_loss"] == json.loads(Path("metrics/finetune.json").read_text())["val_loss"]

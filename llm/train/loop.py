@@ -36,7 +36,8 @@ class Tracker(Protocol):
     """Where curves go while training runs."""
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """Never raises and never blocks for long."""
+        """Never raises and never blocks for long. `step`: tokens trained on so far, so that runs of other batches and
+        lengths lie over one another; the optimizer's steps are a metric, `step`."""
 
 
 class Untracked:
@@ -158,7 +159,7 @@ class Trainer:
                     if row["val_loss"] is not None:
                         shown_as.validated(done * s.batch_tokens, row["val_loss"])
                 if figures := self.engine.meter.due():
-                    self.tracker.log_metrics(figures, step=done)
+                    self.tracker.log_metrics(figures, step=done * s.batch_tokens)
                     if shown_as:
                         shown_as.tell(**figures)
                 shown = {"loss": f"{loss:.3f}", "lr": f"{rate:.2g}"} | ({"val": f"{val:.3f}"} if val else {})
@@ -291,8 +292,8 @@ class Trainer:
             yield f"{stage}: continues at another place ({changed}): its bytes may differ from those of one run"
 
     def _track(self, row: dict[str, float | int | None]) -> None:
-        step = int(row["step"] or 0)
-        self.tracker.log_metrics({k: float(v) for k, v in row.items() if k != "step" and v is not None}, step=step)
+        metrics = {k: float(v) for k, v in row.items() if k != "tokens" and v is not None}
+        self.tracker.log_metrics(metrics, step=int(row["tokens"] or 0))
 
     def _timing(self) -> dict[str, Any]:
         identical, why = verdict(self.places)

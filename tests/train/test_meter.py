@@ -31,7 +31,10 @@ def test_rates_and_memory_go_to_the_tracker_and_not_to_the_history(monkeypatch: 
         trainer = Trainer(random_model(0).train(), data, data, data, settings(), STEPS, 1, state, curves)
         result = trainer.run()
     live = [(step, point) for step, point in curves.points if "mfu" in point]
-    assert [step for step, _ in live] == list(range(1, STEPS + 1))
+    batch = settings().batch_tokens
+    assert [tokens for tokens, _ in live] == [step * batch for step in range(1, STEPS + 1)]
+    rows = [(tokens, point["step"]) for tokens, point in curves.points if "loss" in point]
+    assert rows == [(step * batch, step) for step in range(1, STEPS + 1)]
     for _, point in live:
         assert set(point) == {"tokens_per_second", "mfu", "peak_memory_bytes"}
         assert point["mfu"] == pytest.approx(point["tokens_per_second"] * result.flops / result.tokens / 1e12)
