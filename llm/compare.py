@@ -160,7 +160,7 @@ def show(
         raise UserError("compare: two or more experiments are needed, e.g. `python -m llm compare main exp-abc`.")
     if plot and (html or len(names) > 2):
         raise UserError("compare: --plot draws two experiments; --html has the plots of any number.")
-    if not html and len(names) == 2:
+    if len(names) == 2 and not html and not as_json:
         plot = plot or PLOT
     with ExitStack() as stack:
         first, *others = [stack.enter_context(Revision(name)) for name in names]
