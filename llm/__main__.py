@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import sys
 from importlib import import_module
 
 from llm.errors import run_stage
@@ -121,5 +124,15 @@ def _export(arguments: argparse.Namespace) -> None:
     print(f"export: {export(arguments.to, model, out, arguments.dtype, adapter)}")
 
 
+def run() -> None:
+    """A command of the shell: one whose reader has read enough, as in `… | head`, ends without a word."""
+    try:
+        run_stage(main)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
+        sys.exit(128 + signal.SIGPIPE)
+
+
 if __name__ == "__main__":
-    run_stage(main)
+    run()
