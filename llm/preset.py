@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,13 @@ def apply_preset(name: str, path: Path = Path("params.yaml")) -> None:
     text, changes, _ = _overlaid(name, path)
     write_bytes(path, text.encode())
     for key, before, after in changes:
-        print(f"{key}: {before} → {after}")
+        print(f"{key}: {_shown(before)} → {_shown(after)}")
     print(f"{len(changes)} values set; `dvc repro` runs what they change.")
+
+
+def _shown(value: Any) -> str:
+    """As the file has it: null, true."""
+    return value if isinstance(value, str) else json.dumps(value, default=float)  # ruamel's own floats among them
 
 
 def params_with(name: str, path: Path = Path("params.yaml")) -> params.Params:

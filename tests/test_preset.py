@@ -62,6 +62,14 @@ def test_every_preset_has_a_plan_without_data_and_leaves_params_as_they_are(
     assert ("\npretrain\n" in "\n" + text) == (name != "lora-7b")
 
 
+def test_what_changes_is_told_as_the_file_has_it(workspace: Path, capsys: pytest.CaptureFixture) -> None:
+    preset.apply_preset("clean")
+    lines = capsys.readouterr().out.splitlines()
+    assert "tokenize.clean.exact_duplicates: false → true" in lines
+    assert "tokenize.clean.unicode: null → ftfy" in lines
+    assert 'tokenize.clean.near_duplicates: null → {"threshold": 0.8, "num_perm": 128, "ngram": 5}' in lines
+
+
 def test_what_presets_fetch_is_pinned_to_whole_commits() -> None:
     for name in NAMES:
         text = (ROOT / "presets" / f"{name}.yaml").read_text()
