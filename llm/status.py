@@ -133,6 +133,17 @@ def _place(directory: str) -> str:
     return "workspace" if Path(directory) == executions.root().absolute() else Path(directory).name
 
 
+def forget(experiment: str) -> None:
+    """Show an experiment no more, since it was stopped for good; waits until its stages have ended."""
+    end = time.monotonic() + SILENT
+    for path in (executions.root() / ".state" / "running").glob("*.json"):
+        while (facts := _facts(path)) and facts["experiment"] == experiment:
+            if _process(facts) is None or time.monotonic() > end:
+                path.unlink(missing_ok=True)
+            else:
+                time.sleep(0.1)
+
+
 def validation(experiment: str, stage: str) -> list[tuple[int, float]]:
     """(tokens, validation loss) of a running stage of an experiment, as far as it has come since it was started."""
     paths = (executions.root() / ".state" / "running").glob(f"{stage}-*.json")

@@ -64,6 +64,7 @@ def tune(path: Path) -> None:
         failed = 0
         if why == "pruned":
             study.tell(trial, state=TrialState.PRUNED)
+            status.forget(name)
             print(f"tune: {name} stopped: above the median of the others", flush=True)
         else:
             study.tell(trial, value)

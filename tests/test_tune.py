@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llm import params, tune
+from llm import params, status, tune
 from llm.errors import UserError
 from llm.io import read_json
 from llm.report import tuning as report
@@ -96,6 +96,7 @@ def test_a_bad_trial_is_stopped_early_and_a_killed_one_is_run_again(
     assert sorted(states[1:]) == [("COMPLETE", 0.002), ("PRUNED", 0.09)]
     pruned = next(trial for trial in study.trials if trial.state.name == "PRUNED")
     assert max(pruned.intermediate_values) < 150
+    assert [item.experiment for item in status.read()] == []  # a stopped trial is nothing to go on with
     told = capsys.readouterr().out
     assert "stopped: above the median of the others" in told
     assert f"`dvc exp apply rates-{study.best_trial.number}` takes it over" in told
