@@ -14,6 +14,7 @@ from llm.report import figures
 
 FOLDER = Path("metrics/tuning")
 ENOUGH = 4  # finished trials below which importances say nothing
+FEW = 5  # whole numbers of which each is a tick
 DRAWN = 6  # params with a panel of their own, the most important ones
 PRESENT = "params.yaml"  # attribute of the trial with the values of that file
 STATES = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "running"}
@@ -137,6 +138,8 @@ def _slices(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
         places = [trial["params"][key] for trial in known]
         if any(isinstance(place, str | bool) for place in places):
             places = [str(place) for place in places]
+        elif all(isinstance(place, int) for place in places) and len(set(places)) <= FEW:
+            panel.set_xticks(sorted(set(places)))
         elif key in study["logarithmic"]:
             panel.set_xscale("log")
             panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
