@@ -48,6 +48,8 @@ class Store:
 
         for name in ("alembic", "mlflow", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        # It logs what it raises, with a traceback, as where a database has no room; the caller says it in a line.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self.uri, self.mlflow = uri, mlflow
         self._ids: dict[str, str] = {}
         self._curves: dict[tuple[str, str], dict[int, float]] = {}
