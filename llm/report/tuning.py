@@ -138,13 +138,13 @@ def _slices(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
         places = [trial["params"][key] for trial in known]
         if any(isinstance(place, str | bool) for place in places):
             places = [str(place) for place in places]
-        elif all(isinstance(place, int) for place in places) and len(set(places)) <= FEW:
-            panel.set_xticks(sorted(set(places)))
         elif key in study["logarithmic"]:
             panel.set_xscale("log")
             panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             panel.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
             panel.tick_params(axis="x", which="minor", size=0)
+        elif all(isinstance(place, int) for place in places) and len(set(places)) <= FEW:
+            panel.set_xticks(sorted(set(places)))
         panel.plot(places, [trial["value"] for trial in known], "o", color=figures.BLUE, markersize=4)
         panel.plot(places[:1], [trial["value"] for trial in known[:1]], "D", color=figures.ORANGE, markersize=5)
         panel.set(xlabel=key)
