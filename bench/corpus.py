@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import one_task
 import results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -150,11 +151,13 @@ def tokenize(folder: Path, size: int, workers: list[int], tokenizer: str) -> Non
 
     began = time.monotonic()
     size = make_raw(folder / "data/raw/pretrain", size)
+    one_task.write(folder / "data/raw")
     print(f"{size / 1e9:.2f} GB of text made in {time.monotonic() - began:.0f} s", flush=True)
     lines, found = [], []
     for count in workers:
         params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
         params["tokenize"] |= {"tokenizer": tokenizer, "workers": count}
+        one_task.alone(params)
         (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
         first = Run(folder, count)
         first.watch(until=0.4)

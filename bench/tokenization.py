@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import one_task
 import results
 from workers import Gate, Worker, call
 
@@ -101,6 +102,7 @@ def ours(gate: Gate, folder: Path, vocabulary: Path, encoder: str) -> None:
 
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["tokenize"] |= {"tokenizer": "gpt2", "encoder": encoder}
+    one_task.alone(params)
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     os.chdir(folder)
     os.environ["DVC_ROOT"] = str(folder)
@@ -281,6 +283,7 @@ def prepare(gate: Gate, folder: Path, text: list[str], limit: int) -> dict[str, 
                     break
             copy += 1
     (out / "manifest.json").write_text("{}")
+    one_task.write(out.parent)
     try:
         tokenizer, name = Tokenizer.gpt2(), "GPT-2's vocabulary"
     except UserError:

@@ -5,43 +5,27 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from llm import params, tasks
-from llm.data import raw
+from llm import params
 from llm.data.clean.plan import written
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError, run_stage
 from llm.io import read_json, whole_directory, write_json
 from llm.progress import track
-from llm.tasks import files, mixture, splits
+from llm.tasks import datasets, files, mixture, splits
 from llm.timing import stage_timing
 
 RAW, TOKENS, OUT, TEXT = Path("data/raw"), Path("data/tokens"), Path("data/mix"), mixture.LANGUAGE_MODELING
 
 
-def survey(name: str, task: params.MixTask, p: params.Mix) -> mixture.Dataset:
-    """Read a task's records once and put each on a side."""
-    if name in (TEXT, "pretrain"):
-        raise UserError(f"mix.tasks.{name}: the name stands for plain pretraining text; call the task something else.")
-    kind = read_json(RAW / name / "manifest.json")["kind"]
-    module = tasks.get(kind, name)
-    read = partial(raw.read, RAW / name)
-    result = splits.survey(module, name, track(read(), f"split {name}", unit="record"), p.val_fraction, p.test_fraction)
-    dataset = mixture.Dataset(name, kind, module, task.weight, read, result)
-    mixture.check(dataset)
-    return dataset
-
-
 def main() -> None:
     p = params.load()
     mix, seed = p.mix, p.seed
-    if not any(task.weight for task in mix.tasks.values()):
-        raise UserError("mix.tasks: no task has a weight above 0, so there is nothing to train on; raise one.")
     with stage_timing("mix"):
         tokenizer = Tokenizer.load("data/tokenizer")
-        datasets = [survey(name, task, mix) for name, task in mix.tasks.items()]
-        draw = partial(mixture.draw_tasks, datasets, tokenizer=tokenizer, seed=seed, max_tokens=mix.max_tokens)
+        found = datasets.read(RAW, mix)
+        draw = partial(mixture.draw_tasks, found, tokenizer=tokenizer, seed=seed, max_tokens=mix.max_tokens)
         train = draw(splits.TRAIN, mix.examples)
-        for d in datasets:
+        for d in found:
             if d.weight > 0:
                 files.check_drawn(d.name, train[d.name].examples, train[d.name].dropped, mix.max_tokens)
         val = draw(splits.VALIDATION, max(1, round(mix.examples * mixture.VALIDATION_SHARE)))
@@ -59,20 +43,21 @@ def main() -> None:
             for name, side in (("train", train), ("val", val))
         }
         if not rows["val"]:
-            raise UserError("mix: no validation example in any task; raise mix.val_fraction, or give more groups.")
+            raise UserError(mixture.NO_VALIDATION)
         metrics = {}
         with whole_directory(OUT) as out:
             (out / "test").mkdir()
             for name, examples in rows.items():
                 files.write_examples(out / f"{name}.parquet", examples)
-            for d in datasets:
+            for d in found:
                 test = files.write_test(out / "test" / f"{d.name}.parquet", d, tokenizer, mix.max_tokens)
                 metrics[d.name] = files.task_metrics(d.kind, train[d.name], val[d.name], d.survey, test)
         if mix.pretrain_fraction:
             metrics[TEXT] = files.task_metrics("pretrain", train[TEXT], val[TEXT])
         totals = {side: sum(task[side] for task in metrics.values()) for side in ("train", "val", "test")}
         write_json("metrics/mix.json", {"tasks": metrics, **totals})
-    print("\n".join([f"mix: {totals['train']:,} training examples → {OUT}", *files.describe(metrics)]))
+    about = (f"  {line}" for line in datasets.remarks(found))
+    print("\n".join([f"mix: {totals['train']:,} training examples → {OUT}", *files.describe(metrics), *about]))
 
 
 if __name__ == "__main__":

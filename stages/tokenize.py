@@ -15,24 +15,29 @@ from llm.data.encoder import choose
 from llm.data.source_counts import mixture, save_validation
 from llm.errors import run_stage
 from llm.io import link, read_json, whole_directory, write_json
-from llm.tasks.held_out import test_texts
+from llm.tasks import datasets
+from llm.tasks.mixture import Dataset
 from llm.timing import stage_timing
 from llm.unfinished import unfinished
 
 RAW, TOKENIZER, TOKENS = Path("data/raw/pretrain"), Path("data/tokenizer"), Path("data/tokens")
 
 
-def make_plan(p: params.Params, kept: Path) -> clean.Plan:
+def make_plan(p: params.Params, tests: list[Dataset], kept: Path) -> clean.Plan:
     """What is to become of each document; what was decided before is in `kept`."""
     if kept.is_dir():
         return clean.Plan(p.tokenize.clean, kept)
-    examples = test_texts(RAW.parent, p.mix)  # read only where tokenize.clean.decontaminate is on
+    examples = datasets.test_texts(tests)  # read only where tokenize.clean.decontaminate is on
     return clean.prepare(p.tokenize.clean, RAW, kept, examples, p.tokenize.workers or parallel.cores())
 
 
 def main() -> None:
     p = params.load()
     t = p.tokenize
+    # Not for the shards: what is wrong with a task is known by now, and would be told after pretraining otherwise.
+    tests = datasets.read(RAW.parent, p.mix)
+    for line in datasets.remarks(tests):
+        print(f"tokenize: {line}", flush=True)
     weights = mixture(read_json(RAW / "manifest.json"))
     found, groups = find_chunks(RAW.absolute()), find_chunks(RAW, size=1)
     inputs = decided_by(p, RAW) | {"parts": digest(found)}
@@ -43,7 +48,7 @@ def main() -> None:
         parallel.Workers(count) as workers,
     ):
         began = time.perf_counter()
-        plan = make_plan(p, (work / clean.FOLDER).absolute())
+        plan = make_plan(p, tests, (work / clean.FOLDER).absolute())
         tokenizer = corpus_sample.make_tokenizer(t, groups, plan, work / "tokenizer")
         corpus_sample.check_disk(corpus_sample.shard_bytes(groups, tokenizer), work, TOKENS)
         ordered = workers.ordered if t.engine == "local" else cluster.ordered

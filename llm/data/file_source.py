@@ -36,13 +36,9 @@ def write_files(name: str, source: FilesSource, gate: Gate, copies: Path, restar
         UserError: what is wrong with the source, with the file's name.
     """
     where = f"download.{name}"
-    found = inputs.find([*source.paths, *source.test_paths], f"{where}.paths")
-    held_out = inputs.find(source.test_paths, f"{where}.test_paths") if source.test_paths else []
-    tests = {item.shown for item in held_out}
-    both = [item.shown for item in inputs.find(source.paths, f"{where}.paths") if item.shown in tests]
-    if both:
-        raise UserError(f"{where}: {both[0]} is in paths and in test_paths; take it out of one of them.")
-    named = {} if tests else _named_splits(found)
+    found = inputs.find(source.all_paths, f"{where}.paths")
+    splits = _own_splits(source, where)
+    named = not splits and bool(splits := _named_splits(found))
     if source.max_documents is None:
         room = sum(max(0, item.size()) * (PACKED if item.packed else UNPACKED) for item in found[restart.input :])
         refuse_what_cannot_fit(f"{where}: the records", room, gate.writer.directory, "take less (max_documents)")
@@ -59,7 +55,7 @@ def write_files(name: str, source: FilesSource, gate: Gate, copies: Path, restar
             stamps.append([item.shown, stamp])
             if number == min(restart.input, len(found) - 1):
                 restart.compare(stamps)
-            split = "test" if item.shown in tests else "train" if tests else named.get(item.shown, "")
+            split = splits.get(item.shown, "")
             stopped[split] += gate.kept[item.shown]  # by an earlier, killed call
             if number < restart.input:  # in `stored` already
                 continue
@@ -128,6 +124,19 @@ def _stored(item: inputs.Input, stamp: str, wanted: dict[str, str]) -> dict[str,
             "Get the right one, or correct the param sha256."
         )
     return {"path": item.shown, "bytes": size, "sha256": digest}
+
+
+def _own_splits(source: FilesSource, where: str) -> dict[str, str]:
+    """Splits of files, where the params have test_paths or val_paths. Raises UserError for a file that is in two."""
+    splits: dict[str, tuple[str, str]] = {}
+    for key, split in (("paths", "train"), ("val_paths", "validation"), ("test_paths", "test")):
+        paths = getattr(source, key)
+        for item in inputs.find(paths, f"{where}.{key}") if paths else []:
+            before, _ = splits.setdefault(item.shown, (key, split))
+            if before != key:
+                raise UserError(f"{where}: {item.shown} is in {before} and in {key}; take it out of one of them.")
+    held_out = source.val_paths or source.test_paths
+    return {shown: split for shown, (_, split) in splits.items()} if held_out else {}
 
 
 def _named_splits(found: list[inputs.Input]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from llm.progress import Progress
 
 
 def write_hub(name: str, source: HubSource, gate: Gate, restart: Restart) -> dict[str, Any]:
-    """Stream the records of the split, and of the test split, to the gate.
+    """Stream the records of the split, and of those for validation and test, to the gate.
 
     Returns:
         revision, licence and notes of the manifest.
@@ -24,9 +24,9 @@ def write_hub(name: str, source: HubSource, gate: Gate, restart: Restart) -> dic
     stamps = hub.stamps(source)
     restart.compare(stamps)
     notes: list[str] = restart.more.get("notes", [])
-    sides = [(source.split, "train" if source.test_split else "")]
-    if source.test_split:
-        sides.append((source.test_split, "test"))
+    sides = [(source.split, "train" if source.val_split or source.test_split else "")]
+    sides += [(source.val_split, "validation")] if source.val_split else []
+    sides += [(source.test_split, "test")] if source.test_split else []
     with Progress(name, None, "records") as progress:
         for number, (split, side) in enumerate(sides):
             if number < restart.input:

@@ -85,7 +85,7 @@ def _local(name: str, source: params.Source) -> Iterator[inputs.Input]:
         for part, inner in source.sources.items():
             yield from _local(f"{name}.sources.{part}", inner)
     elif isinstance(source, params.FilesSource):
-        local = [path for path in (*source.paths, *source.test_paths) if "://" not in path]
+        local = [path for path in source.all_paths if "://" not in path]
         yield from inputs.find(local, f"download.{name}.paths") if local else []
 
 

@@ -169,7 +169,7 @@ def fingerprint(name: str, kind: str, source: params.Source) -> str:
         digest.update(line.encode())
     for inner in source.sources.values() if isinstance(source, params.MixtureSource) else [source]:
         if isinstance(inner, params.FilesSource):
-            for item in inputs.find([*inner.paths, *inner.test_paths], f"download.{name}.paths"):
+            for item in inputs.find(inner.all_paths, f"download.{name}.paths"):
                 with inputs.reading(item):
                     digest.update(f"{item.shown} {item.stamp()}".encode())
     return digest.hexdigest()[:16]

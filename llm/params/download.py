@@ -29,6 +29,7 @@ class FilesSource(SourceBase):
     source: Literal["files"]
     paths: Annotated[list[str], Field(min_length=1)]
     test_paths: list[str] = []  # the source's own held-out files; without them mix splits by hash
+    val_paths: list[str] = []  # those it validates on; the same
     format: Literal["auto", "text", "jsonl", "parquet", "csv", "tsv", "squad", "alpaca"] = "auto"
     columns: dict[str, str] = {}  # our column name -> the file's
     labels: list[str] | dict[str, str] | None = None  # names of integer classes, in order, or value -> name
@@ -36,6 +37,11 @@ class FilesSource(SourceBase):
     sha256: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = {}  # path as found -> digest it must have
     licence: str | None = None  # of the files: goes into the manifest
     revision: str | None = None  # as their publisher calls it; the manifest has their digests too
+
+    @property
+    def all_paths(self) -> list[str]:
+        """All that is read, in its order."""
+        return [*self.paths, *self.val_paths, *self.test_paths]
 
     @field_validator("encoding")
     @classmethod
@@ -55,6 +61,7 @@ class HubSource(SourceBase):
     config: str | None = None
     split: str = "train"
     test_split: str | None = None
+    val_split: str | None = None
     columns: dict[str, str] = {}
     labels: list[str] | dict[str, str] | None = None
     max_bytes: Positive | None = None  # of text, streamed

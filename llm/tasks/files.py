@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from llm.errors import UserError
 from llm.tasks.base import Encoder, Example
 from llm.tasks.mixture import Dataset, Drawn, held_out
-from llm.tasks.splits import Survey
+from llm.tasks.splits import Survey, listed
 
 EXAMPLES = pa.schema([(name, pa.string()) for name in ("id", "task", "prompt", "response")])
 ROWS = 4096  # of a row group
@@ -45,6 +45,7 @@ def write_test(path: Path, dataset: Dataset, tokenizer: Encoder, max_tokens: int
             ("references", pa.list_(pa.string())),
             ("truncated", pa.bool_()),
             *dataset.task.TEST_COLUMNS.items(),
+            *([("positive", pa.string())] if dataset.positive else []),
         ]
     )
     dropped: Counter[str] = Counter()
@@ -57,7 +58,7 @@ def write_test(path: Path, dataset: Dataset, tokenizer: Encoder, max_tokens: int
             rows += len(bucket)
     if not rows:
         raise UserError(
-            f"mix.tasks.{dataset.name}: no test example can be used (dropped: {_list(dropped)}). "
+            f"mix.tasks.{dataset.name}: no test example can be used (dropped: {listed(dropped)}). "
             f"Where they are too long, raise mix.max_tokens (now {max_tokens})."
         )
     return {"test": rows, "truncated": counts["truncated"], "answer_cut": counts["answer_cut"], "dropped": dropped}
@@ -71,7 +72,7 @@ def check_drawn(name: str, examples: Sequence[Example], dropped: Counter[str], m
     """
     if not examples:
         raise UserError(
-            f"mix.tasks.{name}: no training example is left (dropped: {_list(dropped)}). Where they are too long, "
+            f"mix.tasks.{name}: no training example is left (dropped: {listed(dropped)}). Where they are too long, "
             f"raise mix.max_tokens (now {max_tokens}); where the share is too small, raise mix.examples or the weight."
         )
 
@@ -104,12 +105,8 @@ def task_metrics(
 def describe(tasks: dict[str, dict[str, Any]]) -> Iterable[str]:
     """Lines that tell what was made."""
     for name, c in tasks.items():
-        lost = f" · dropped {_list(Counter(c['dropped']))}" if c["dropped"] else ""
+        lost = f" · dropped {listed(c['dropped'])}" if c["dropped"] else ""
         yield (
             f"  {name}: {c['train']:,} train, {c['val']:,} validation, {c['test']:,} test · "
             f"{c['mean_prompt_tokens']:.0f} + {c['mean_response_tokens']:.0f} tokens · {c['truncated']:,} cut{lost}"
         )
-
-
-def _list(dropped: Counter[str]) -> str:
-    return ", ".join(f"{n:,} {reason}" for reason, n in sorted(dropped.items())) or "none"

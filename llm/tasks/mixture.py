@@ -17,13 +17,14 @@ from typing import TypeVar
 from llm.data.shards import is_validation
 from llm.errors import UserError
 from llm.tasks.base import Encoder, Example, Record, Task, UnusableError, key, render, render_test, token_prefix
-from llm.tasks.splits import TEST, TRAIN, Survey
+from llm.tasks.splits import TEST, TRAIN, Survey, listed
 
 T = TypeVar("T")
 LANGUAGE_MODELING = "language_modeling"  # the task's name of plain pretraining text
 CHUNK_CHARACTERS = 3  # a token, about: chunks of text are first made this long, and cut only where tokens are shorter
 VALIDATION_SHARE = 0.1  # of the training examples: validation examples drawn at most, in the same proportions
 BUCKET = 20_000  # test examples held at a time
+NO_VALIDATION = "mix: no validation example in any task; raise mix.val_fraction, or give more groups or val_paths."
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Dataset:
     weight: float
     records: Callable[[], Iterable[Record]]
     survey: Survey
+    positive: str | None = None  # of two classes the one that F1 is of
 
     def side(self, side: int) -> Iterator[Record]:
         """The records on one side of the split."""
@@ -240,6 +242,7 @@ def held_out(
                 "references": dataset.task.references(record),
                 "truncated": example.truncated,
                 **dataset.task.test_columns(record, labels),
+                **({"positive": dataset.positive} if dataset.positive else {}),
             }
             rows.append((order, example.id, row))
         rows.sort(key=lambda item: item[:2])
@@ -253,13 +256,14 @@ def check(dataset: Dataset) -> None:
         UserError: no training or no test records, or a single class.
     """
     survey, name = dataset.survey, dataset.name
-    reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(survey.dropped.items())) or "none"
+    reasons = listed(survey.dropped)
     if not len(survey.sides):
         raise UserError(f"data/raw/{name} holds no records. Look at download.{name} and its manifest.json.")
     if not survey.count(TRAIN) and dataset.weight > 0:
         raise UserError(
             f"mix.tasks.{name}: no training example among {len(survey.sides)} records (dropped: {reasons}). Give "
-            f"download.{name} more data, lower mix.test_fraction, or set the task's weight to 0 to test it only."
+            f"download.{name} more data that no task tests with, lower mix.test_fraction, or set the task's weight to "
+            "0 to test it only."
         )
     if not survey.count(TEST):
         raise UserError(

@@ -3,7 +3,8 @@
 A source's own sides are kept. A side that it lacks is carved out of the rest by a hash of each record's group (a
 module, an article), which is the same in all tasks and depends on nothing else: adding records never moves old ones,
 and a module whose documentation tests one task trains none. The sides are disjoint by group and by the normalised
-text of the input; where a source's own sides overlap, the test side keeps the record.
+text of the input; where a source's own sides overlap, the test side keeps the record. The test side of a task is held
+out of the training and validation sides of all others too.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -32,10 +33,29 @@ class Survey:
     sides: np.ndarray  # (records,) uint8: TRAIN, VALIDATION, TEST or DROPPED, in file order
     labels: dict[str, int]  # class -> training records, sorted by class; empty for tasks without classes
     dropped: Counter[str]  # reason -> records
+    unknown: tuple[str, ...] = ()  # classes of other sides that training lacks, sorted, where those are left out
 
     def count(self, side: int) -> int:
         """Records on a side."""
         return int((self.sides == side).sum())
+
+
+@dataclass
+class Placed:
+    """The records of a dataset after one pass: the side of each, and what is compared with other datasets."""
+
+    task: Task
+    name: str
+    sides: np.ndarray  # (records,) uint8, as in `Survey`
+    digests: dict[str, np.ndarray]  # "group" and "text" -> (records,) uint64
+    label_of: np.ndarray  # (records,) int32, indices of `classes`
+    classes: list[str | None]
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def listed(dropped: Mapping[str, int]) -> str:
+    """Numbers of records by reason, for messages."""
+    return ", ".join(f"{n:,} {reason}" for reason, n in sorted(dropped.items())) or "none"
 
 
 def normalise(text: str) -> str:
@@ -58,7 +78,12 @@ def carve(unit: str, val_fraction: float, test_fraction: float) -> int:
 
 
 def survey(task: Task, name: str, records: Iterable[Record], val_fraction: float, test_fraction: float) -> Survey:
-    """Put every record on a side.
+    """Put every record of a dataset on a side, where there is no other dataset; arguments as of `place`."""
+    return settle([place(task, name, records, val_fraction, test_fraction)])[0]
+
+
+def place(task: Task, name: str, records: Iterable[Record], val_fraction: float, test_fraction: float) -> Placed:
+    """Put every record on a side, so that those of this dataset are disjoint.
 
     Args:
         task: the module of the task's kind.
@@ -89,19 +114,36 @@ def survey(task: Task, name: str, records: Iterable[Record], val_fraction: float
         units.append(key(whole))
         texts.append(key(text))
         label_of.append(codes.setdefault(task.label(record), len(codes)))
+    digests = {"group": np.array(units, np.uint64), "text": np.array(texts, np.uint64)}
     sides = _sides(np.array(given, np.uint8), np.array(carved, np.uint8))
-    dropped: Counter[str] = Counter()
-    for what, digests in (("group", np.array(units, np.uint64)), ("text", np.array(texts, np.uint64))):
-        _separate(sides, digests, what, dropped)
-    counts = np.bincount(np.array(label_of, np.int64)[sides == TRAIN], minlength=len(codes))
-    labels = {label: int(counts[code]) for label, code in codes.items() if label is not None and counts[code]}
-    if task.CLOSED:
-        known = np.array([label in labels for label in codes], bool)
-        strange = ~known[np.array(label_of, np.int64)] & (sides != DROPPED)
+    placed = Placed(task, name, sides, digests, np.array(label_of, np.int32), list(codes))
+    for what, values in digests.items():
+        for side, word in ((TEST, "test"), (VALIDATION, "validation")):
+            _drop(placed, what, side, values[sides == side], f"{what}_in_{word}")
+    return placed
+
+
+def settle(datasets: Sequence[Placed]) -> list[Survey]:
+    """Hold each dataset's test side out of the others, and count the classes that training is left with."""
+    for dataset in datasets:
+        for other in datasets:
+            for what in dataset.digests if other is not dataset else ():
+                _drop(dataset, what, TEST, other.digests[what][other.sides == TEST], f"{what}_in_test_of_{other.name}")
+    return [_survey(dataset) for dataset in datasets]
+
+
+def _survey(placed: Placed) -> Survey:
+    counts = np.bincount(placed.label_of[placed.sides == TRAIN], minlength=len(placed.classes))
+    labels = {name: int(n) for name, n in zip(placed.classes, counts, strict=True) if name is not None and n}
+    unknown: set[str] = set()
+    if placed.task.CLOSED:
+        known = np.array([name in labels for name in placed.classes], bool)
+        strange = ~known[placed.label_of] & (placed.sides != DROPPED)
         if strange.any():
-            dropped["label_not_in_train"] = int(strange.sum())
-            sides[strange] = DROPPED
-    return Survey(sides, dict(sorted(labels.items())), dropped)
+            placed.dropped["label_not_in_train"] = int(strange.sum())
+            unknown = {str(placed.classes[code]) for code in np.unique(placed.label_of[strange])}
+            placed.sides[strange] = DROPPED
+    return Survey(placed.sides, dict(sorted(labels.items())), placed.dropped, tuple(sorted(unknown)))
 
 
 def _sides(given: np.ndarray, carved: np.ndarray) -> np.ndarray:
@@ -114,13 +156,12 @@ def _sides(given: np.ndarray, carved: np.ndarray) -> np.ndarray:
     return sides
 
 
-def _separate(sides: np.ndarray, digests: np.ndarray, what: str, dropped: Counter[str]) -> None:
-    """Drop from validation what test also has, and from train what either has."""
-    for kept, word in ((TEST, "test"), (VALIDATION, "validation")):
-        again = (sides < kept) & np.isin(digests, digests[sides == kept])
-        if again.any():
-            dropped[f"{what}_in_{word}"] += int(again.sum())
-            sides[again] = DROPPED
+def _drop(placed: Placed, what: str, side: int, held_out: np.ndarray, reason: str) -> None:
+    """Drop the records of the sides before `side` (train is before validation, that before test) with these digests."""
+    again = (placed.sides < side) & np.isin(placed.digests[what], held_out)
+    if again.any():
+        placed.dropped[reason] += int(again.sum())
+        placed.sides[again] = DROPPED
 
 
 def _check_columns(task: Task, name: str, record: Record) -> None:

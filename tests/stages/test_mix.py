@@ -224,3 +224,56 @@ def test_a_task_all_of_whose_examples_are_too_long_is_refused_with_the_reasons(w
     set_params(workspace, tasks={"instructions": {"weight": 1.0}})
     with pytest.raises(UserError, match=r"instructions: no training example is left \(dropped: \d+ too_long\)"):
         mix.main()
+
+
+def test_the_test_set_of_a_task_is_held_out_of_another_of_its_kind(workspace, capsys):
+    """SQuAD 1.1 and 2.0 ask of the same paragraphs."""
+    rows = raw_records()["question_answering"]
+    own = [{**row, "split": "test" if i % 40 < 4 else "train"} for i, row in enumerate(rows)]
+    write_raw(Path("data/raw/squad"), own)
+    # The second task has the same paragraphs under other titles, and a test side of its own.
+    other = [{**row, "group": f"article {i % 40}"} for i, row in enumerate(rows)]
+    other = [{**row, "split": "test" if 4 <= i % 40 < 8 else "train"} for i, row in enumerate(other)]
+    write_raw(Path("data/raw/squad2"), other)
+    kinds = {name: {"weight": 1.0, "kind": "question_answering"} for name in ("squad", "squad2")}
+    set_params(workspace, tasks=kinds, examples=10**6, pretrain_fraction=0.0)
+    mix.main()
+    tested = {
+        name: {row["context"] for row in pq.read_table(f"data/mix/test/{name}.parquet").to_pylist()} for name in kinds
+    }
+    assert all(tested.values())
+    by_id = {row["id"]: row["context"] for row in rows}
+    for side in ("train", "val"):
+        trained = {by_id[row["id"]] for row in pq.read_table(f"data/mix/{side}.parquet").to_pylist()}
+        assert trained
+        assert not trained & (tested["squad"] | tested["squad2"])
+    metrics = json.loads(Path("metrics/mix.json").read_text(encoding="utf-8"))["tasks"]
+    assert metrics["squad"]["dropped"]["text_in_test_of_squad2"] > 0
+    assert metrics["squad2"]["dropped"]["text_in_test_of_squad"] > 0
+    assert "squad2: left out, because another task tests with the same: " in capsys.readouterr().out
+
+
+def test_a_task_that_is_not_validated_is_named_with_the_remedy(workspace, capsys):
+    rows = raw_records()["summarization"]
+    sides = (["train", "test"][i % 2] for i in range(len(rows)))  # each a single group
+    write_raw(Path("data/raw/summarization"), [{**r, "group": s, "split": s} for r, s in zip(rows, sides, strict=True)])
+    set_params(workspace)
+    mix.main()
+    out = capsys.readouterr().out
+    assert "summarization: no validation example" in out
+    assert "download.summarization val_paths" in out
+    assert "question_answering: no validation" not in out
+    set_params(workspace, tasks={"summarization": {"weight": 1.0}}, pretrain_fraction=0.0)
+    with pytest.raises(UserError, match=r"no validation example in any task; .*val_paths"):
+        mix.main()
+
+
+def test_the_positive_class_of_a_data_set_is_in_its_test_file(workspace):
+    rows = raw_records()["topic"]
+    write_raw(Path("data/raw/topic"), [{**r, "label": ["no", "yes"][i % 2]} for i, r in enumerate(rows)])
+    set_params(workspace)
+    write_json("data/raw/topic/manifest.json", {"kind": "classification", "positive_label": "yes"})
+    mix.main()
+    table = pq.read_table("data/mix/test/topic.parquet")
+    assert set(table["positive"].to_pylist()) == {"yes"}
+    assert "positive" not in pq.read_table("data/mix/test/summarization.parquet").column_names

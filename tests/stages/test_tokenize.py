@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from llm.data import corpus_sample
+from llm.data import corpus_sample, raw
 from llm.data.shards import TokenStream, is_validation
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
-from llm.io import sha256
+from llm.io import sha256, write_json
 from stages import tokenize
 
 ROOT = Path(__file__).parent.parent.parent
@@ -35,18 +35,31 @@ def documents(count: int = 400) -> list[str]:
     return [" ".join(rng.choice(WORDS, size=rng.integers(5, 120))) + f" {i}" for i in range(count)]
 
 
+def one_task(folder: Path, params: dict) -> None:
+    """Records of a small task in data/raw, and the params with no other."""
+    with raw.Writer(folder / "data/raw/summarization", "summarization") as writer:
+        for i in range(60):
+            text = {"document": f"document {i}", "summary": f"summary {i}"}
+            writer.write({"id": f"s{i}", "group": f"s{i}", "split": "", **text})
+    manifest = {"name": "summarization", "kind": "summarization", "rows": 60, "bytes": writer.bytes}
+    write_json(folder / "data/raw/summarization/manifest.json", manifest)
+    params["download"] = {"pretrain": params["download"]["pretrain"], "summarization": {"source": "docs"}}
+    params["mix"] |= {"tasks": {"summarization": {"weight": 1.0}}, "test_fraction": 0.2}
+
+
 def workspace(folder: Path, texts: list[str], **changes: object) -> Path:
     """A folder with raw records in two files and params.yaml, `changes` applied to its sections."""
-    raw = folder / "data" / "raw" / "pretrain"
-    raw.mkdir(parents=True)
+    pretrain = folder / "data" / "raw" / "pretrain"
+    pretrain.mkdir(parents=True)
     for number, part in enumerate((texts[: len(texts) // 3], texts[len(texts) // 3 :])):
         columns = {"id": [f"{number}-{i}" for i in range(len(part))], "text": part, "source": ["test"] * len(part)}
-        pq.write_table(pa.table(columns), raw / f"part-{number:05d}.parquet", row_group_size=50)
+        pq.write_table(pa.table(columns), pretrain / f"part-{number:05d}.parquet", row_group_size=50)
     size = sum(len(text.encode()) for text in texts)
-    (raw / "manifest.json").write_text(json.dumps({"name": "pretrain", "rows": len(texts), "bytes": size}))
+    (pretrain / "manifest.json").write_text(json.dumps({"name": "pretrain", "rows": len(texts), "bytes": size}))
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["tokenize"] |= {"tokenizer": "bpe", "vocab_size": 320, "val_fraction": 0.1, "shard_tokens": 2048}
     params["pretrain"] |= {"sequence_length": 64, "batch_tokens": 256}
+    one_task(folder, params)
     for section, values in changes.items():
         params[section] |= values  # type: ignore[operator]
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -221,3 +234,74 @@ def test_a_second_run_waits_for_the_first_and_gives_the_same_bytes(here: Path, m
     assert sum("does the same work; waiting for it" in text for text in printed) <= 1
     assert outputs(here / "one") == outputs(here / "two")
     assert not list(here.glob(".state/tokenize/*"))
+
+
+def summaries(count: int, split: str = "", group: str | None = None) -> list[dict]:
+    text = {"summary": "a summary"}
+    return [
+        {
+            "id": f"{split}{i}",
+            "document": f"{split} document {i}",
+            "group": group or f"{split}{i}",
+            "split": split,
+            **text,
+        }
+        for i in range(count)
+    ]
+
+
+def labelled(labels: str, split: str) -> list[dict]:
+    return [
+        {"id": f"{split}{i}", "text": f"{split} {i}", "text_pair": None, "label": label, "group": f"{split}{i}"}
+        | {"split": split}
+        for i, label in enumerate(labels)
+    ]
+
+
+WRONG = {
+    "no test example": ("summarization", summaries(20, "train", "one group"), r"one: no test example among 20 records"),
+    "no training example": ("summarization", summaries(20, "test"), r"one: no training example among 20 records"),
+    "one label": ("classification", labelled("aaa", "train") + labelled("a", "test"), r"one: .* two labels or more"),
+    "other labels": (
+        "classification", labelled("aabb", "train") + labelled("cd", "test"),
+        r"one: no test example among 6 records \(dropped: 2 label_not_in_train\)",
+    ),
+    "another kind": ("classification", summaries(20), r"data/raw/one has no column text, text_pair, label"),
+    "no such kind": ("sumarization", summaries(20), r"'sumarization' is not a kind .* Did you mean summarization"),
+    "no records": ("summarization", None, r"mix.tasks.one: .*data/raw/one has no manifest.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_with_a_task_is_told_before_anything_is_trained(here: Path, wrong: str) -> None:
+    kind, records, message = WRONG[wrong]
+    workspace(here, documents())
+    set_task(here, kind, records)
+    with pytest.raises(UserError, match=message):
+        tokenize.main()
+    assert not Path("data/tokens").exists()
+    assert not Path(".state").exists()
+
+
+def set_task(folder: Path, kind: str, records: list[dict] | None) -> None:
+    """A single task named `one`, of these records."""
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["download"] = {"pretrain": {"source": "docs"}, "one": {"source": "docs", "kind": kind}}
+    params["mix"]["tasks"] = {"one": {"weight": 1.0}}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    if records is not None:
+        (folder / "data/raw/one").mkdir()
+        pq.write_table(pa.Table.from_pylist(records), folder / "data/raw/one/part-00000.parquet")
+        write_json(folder / "data/raw/one/manifest.json", {"kind": kind})
+
+
+def test_labels_that_only_the_test_has_are_named_before_anything_is_trained(
+    here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    workspace(here, documents())
+    set_task(here, "classification", labelled("aabb" * 20, "train") + labelled("abcd", "test"))
+    tokenize.main()
+    assert (
+        "tokenize: one: 2 records have labels that no training example has, and are left out: 'c', 'd'"
+        in capsys.readouterr().out
+    )

@@ -139,6 +139,46 @@ def test_what_test_holds_is_dropped_from_the_others_and_counted_by_reason():
     assert result.dropped == {"group_in_test": 1, "text_in_test": 1, "text_in_validation": 1}
 
 
+def question(i: int, context: str, group: str, split: str) -> dict:
+    text = {"context": context, "question": f"{i}?", "answers": []}
+    return {"id": f"q{i}", "group": group, "split": split, **text}
+
+
+def test_what_one_task_tests_with_no_other_trains_or_validates_on():
+    squad = [question(0, "The first.", "A", "train"), question(1, "The second.", "B", "test")]
+    squad2 = [  # the same articles, divided otherwise
+        question(0, "The first.", "A", "test"),
+        question(1, "the SECOND", "other title", "train"),
+        question(2, "The third.", "B", "validation"),
+        question(3, "The fourth.", "C", "train"),
+    ]
+    summaries = [document(0, "D", "train", "The second?"), document(1, "E", "train", "The fourth.")]
+    tasks = [
+        (question_answering, "squad", squad),
+        (question_answering, "squad2", squad2),
+        (summarization, "s", summaries),
+    ]
+    placed = [splits.place(task, name, records, 0.01, 0.01) for task, name, records in tasks]
+    one, two, three = splits.settle(placed)
+    assert one.sides.tolist() == [DROPPED, TEST]
+    assert one.dropped == {"group_in_test_of_squad2": 1}
+    assert two.sides.tolist() == [TEST, DROPPED, DROPPED, TRAIN]
+    assert two.dropped == {"group_in_test_of_squad": 1, "text_in_test_of_squad": 1}
+    assert three.sides.tolist() == [DROPPED, TRAIN]
+    assert three.dropped == {"text_in_test_of_squad": 1}
+    assert one.labels == {}
+
+
+@settings(max_examples=100, deadline=None)
+@given(documents, documents)
+def test_the_test_side_of_no_task_is_changed_by_another(first, second):
+    placed = [splits.place(summarization, name, rows, 0.2, 0.2) for name, rows in (("a", first), ("b", second))]
+    for records, together in zip((first, second), splits.settle(placed), strict=True):
+        alone = look(records)
+        assert ((alone.sides == TEST) == (together.sides == TEST)).all()
+        assert set(together.sides[alone.sides != together.sides]) <= {DROPPED}
+
+
 def test_labels_are_counted_in_train_and_strange_ones_elsewhere_are_dropped():
     rows = [("b", "train"), ("a", "train"), ("b", "train"), ("new", "test"), ("a", "test"), ("b", "validation")]
     records = [
@@ -148,6 +188,7 @@ def test_labels_are_counted_in_train_and_strange_ones_elsewhere_are_dropped():
     result = survey(classification, "c", records, 0.1, 0.1)
     assert list(result.labels.items()) == [("a", 1), ("b", 2)]
     assert result.dropped == {"label_not_in_train": 1}
+    assert result.unknown == ("new",)
     assert result.sides.tolist() == [TRAIN, TRAIN, TRAIN, DROPPED, TEST, VALIDATION]
 
 

@@ -18,6 +18,7 @@ from llm.io import write_json
 from llm.train.source_loss import SourceLabels, SourceWindows
 from llm.train.windows import TokenWindows
 from stages import pretrain, tokenize
+from tests.stages.test_tokenize import one_task
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,6 +71,7 @@ def test_pretrain_states_the_loss_of_each_source_and_they_add_up_to_the_whole(
     p["model"] |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     p["model"] |= {"num_key_value_heads": 1, "head_dim": 16}
     p["pretrain"] |= {"tokens": 8_000, "batch_tokens": 512, "sequence_length": 64, "induction_init": False}
+    one_task(Path(), p)
     Path("params.yaml").write_text(yaml.safe_dump(p))
     tokenize.main()
     counts = json.loads(Path("metrics/tokenize.json").read_text())
