@@ -19,6 +19,7 @@ import numpy as np
 
 from llm.errors import UserError
 from llm.evaluate import metrics
+from llm.evaluate.files import POSITIVE
 from llm.evaluate.metrics import Measure
 from llm.evaluate.paired import Difference, differences, holm
 from llm.evaluate.table import MAIN
@@ -118,6 +119,7 @@ def measures(a: Columns, b: Columns) -> tuple[list[Measure], list[Measure]]:
     """What the columns of two predictions files of the same examples give to compare."""
     sides: tuple[list[Measure], list[Measure]] = ([], [])
     names = {*a.get("prediction", ()), *b.get("prediction", ())} if "accuracy" in a else set()
+    positive = (a.get(POSITIVE, [None])[0], b.get(POSITIVE, [None])[0])
     for columns, found in zip((a, b), sides, strict=True):
         if "nats" in columns:
             nats, tokens, size = (np.array(columns[name], dtype=np.float64) for name in ("nats", "tokens", "bytes"))
@@ -132,7 +134,9 @@ def measures(a: Columns, b: Columns) -> tuple[list[Measure], list[Measure]]:
             found[:] = [m for m in found if m.name != "bleu"] + [metrics.bleu(predictions, references)]
         if "accuracy" in columns:
             labels = [texts[0] for texts in references]
-            found += metrics.classification(predictions, labels, "", names)[1:]
+            found += metrics.classification(
+                predictions, labels, "", names, positive[0] if positive[0] == positive[1] else None
+            )[1:]
     return sides
 
 

@@ -103,6 +103,26 @@ def test_an_experiment_and_a_branch_are_compared_score_by_score(repository: Path
     assert found.notes == []
 
 
+def test_f1_of_the_positive_class_is_compared_where_both_sides_have_the_same_one() -> None:
+    labels = ["different", "same"]
+    rows = [
+        {"id": str(i), "prompt": "p", "references": [label], "label": label, "choices": labels, "positive": "same"}
+        for i, label in enumerate(labels * 5)
+    ]
+    test = TestSet("mrpc", "classification", rows)
+    columns, values = [], []
+    for texts in (["same"] * 10, labels * 5):
+        measures = {m.name: m for m in run.measures(test, texts, "form")}
+        values.append(measures["f1"].value())
+        given = {name: [row[name] for row in rows] for name in ("id", "references", "positive")}
+        columns.append(given | {"prediction": texts, "accuracy": measures["accuracy"].column})
+    assert values == [2 / 3, 1.0]
+    for side, value in zip(compare.measures(*columns), values, strict=True):
+        assert {m.name: m.value() for m in side}["f1"] == value
+    del columns[0]["positive"]
+    assert all("f1" not in {m.name for m in side} for side in compare.measures(*columns))
+
+
 def test_models_of_equal_quality_are_not_told_apart(repository: Path) -> None:
     with Revision("exp-abc", repository) as a, Revision("workspace", repository) as b:
         found = compare.compare(a, b, BOTH)

@@ -10,7 +10,7 @@ from typing import Any
 from llm.data import streams
 from llm.data.inputs import Row
 from llm.data.raw import Writer, read
-from llm.data.shapes import MissingColumns, Rejected, Shaper
+from llm.data.shapes import SCORE, MissingColumns, Rejected, Shaper
 from llm.errors import UserError
 
 EXAMPLES = 20  # rejected records that the manifest shows
@@ -28,6 +28,7 @@ class Gate:
         self.examples: list[dict[str, Any]] = []
         self.kept: Counter[str] = Counter()
         self.labels: Counter[str] = Counter()
+        self.names: list[str] = []  # of the classes in order, where the params or a file have them
         self.foreign = b""  # the beginnings of records that are not UTF-8
         self._ids: set[int] = set()  # 8-byte digests; pretraining ids are places and unique by themselves
 
@@ -60,8 +61,10 @@ class Gate:
         record["id"] = self._unique(record, place)
         if "group" in record:
             record["group"] = record["group"] or record["id"]
-        if "label" in record and (len(self.labels) <= MAX_LABELS or record["label"] in self.labels):
-            self.labels[record["label"]] += 1
+        if "label" in record:
+            self.names = self.shaper.class_names(class_names or {}, tuple(row.record)) or self.names
+            if len(self.labels) <= MAX_LABELS or record["label"] in self.labels:
+                self.labels[record["label"]] += 1
         self.writer.write(record)
         self.kept[file] += 1
 
@@ -83,13 +86,20 @@ class Gate:
         """What was counted until now, for `go_on`."""
         counters = {name: dict(getattr(self, name)) for name in ("reasons", "kept", "labels")}
         foreign = self.foreign.decode("latin-1")
-        return {**counters, "examples": list(self.examples), "foreign": foreign, "own_ids": bool(self._ids)}
+        lists = {"examples": list(self.examples), "names": list(self.names)}
+        return {**counters, **lists, "foreign": foreign, "own_ids": bool(self._ids)}
+
+    def positive(self) -> str | None:
+        """The class that F1 is of, where there are two: the second, as GLUE has it; None where they have no order."""
+        counted = next((order for order in (["0", "1"], ["false", "true"]) if {*self.labels} == {*order}), [])
+        order = self.names or counted
+        return order[1] if len(order) == 2 and {*self.labels} <= {*order} else None
 
     def go_on(self, counted: dict[str, Any]) -> None:
         """Take over what was counted when the writer's parts had just been written; ids are read from those."""
         for name in ("reasons", "kept", "labels"):
             getattr(self, name).update(counted[name])
-        self.examples = list(counted["examples"])
+        self.examples, self.names = list(counted["examples"]), list(counted["names"])
         self.foreign = counted["foreign"].encode("latin-1")
         if counted["own_ids"]:
             self._ids = {_key(record["id"]) for record in read(self.writer.directory, ["id"])}
@@ -110,6 +120,11 @@ class Gate:
             lines = "".join(f"\n  {e['file']}:{e['line']}: {e['reason']}" for e in self.examples[:SHOWN])
             more = f"\n  … and {rejected - SHOWN:,} more" if rejected > SHOWN else ""
             advice = f" {self.shaper.advice()}." if self.reasons["missing column"] else ""
+            if self.reasons[SCORE]:
+                advice += (
+                    " Labels with fractions are scores: to predict them is a regression, for which there is no kind of "
+                    f"task here. If they are classes, name them with download.{self.name}.labels: {{VALUE: NAME}}."
+                )
             if self.foreign and (guess := streams.looks_like(self.foreign)):
                 advice += f" The text looks like {guess}: if it is, set download.{self.name}.encoding: {guess}."
             raise UserError(

@@ -6,6 +6,8 @@ Usual data sets are mapped by their column names (GLUE, SQuAD, CNN/DailyMail, Al
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ KNOWN: dict[str, list[dict[str, str]]] = {
     "question_answering": [],
     "classification": [
         {"text": "sentence1", "text_pair": "sentence2"},  # GLUE RTE, MRPC, WNLI, STS-B
+        {"text": "question1", "text_pair": "question2", "label": "is_duplicate"},  # QQP as distributed
         {"text": "question1", "text_pair": "question2"},  # QQP
         {"text": "premise", "text_pair": "hypothesis"},  # MNLI, SNLI
         {"text": "question", "text_pair": "sentence"},  # QNLI
@@ -33,12 +36,22 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
         "context": ("context",), "question": ("question",), "answers": ("answers", "answer"),
         "group": ("group", "title"),
     },
-    "classification": {"text": ("text", "sentence", "content"), "text_pair": ("text_pair",), "label": ("label",)},
+    "classification": {
+        "text": ("text", "sentence", "content"), "text_pair": ("text_pair",), "label": ("label", "gold_label"),
+    },
     "instructions": {
         "instruction": ("instruction", "prompt"), "input": ("input",), "output": ("output", "response", "completion"),
     },
 }  # fmt: skip
 OPTIONAL = {"id", "source", "group", "split", "text_pair", "input"}
+# What data sets write where there is no label, in lower case; a class of such a name must be given in `labels`.
+UNLABELLED = {
+    "-1": "stands for an unlabelled example",  # GLUE's test sets
+    "-": "stands for an example whose annotators did not agree",  # SNLI, MNLI
+    **dict.fromkeys(("nan", "<na>", "null"), "stands for a missing value"),  # a table written by pandas, a database
+}
+NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)")  # with a decimal point
+SCORE = "label is a number with a fraction"  # the reason, of which `Gate.check` says more
 
 
 class Rejected(Exception):  # noqa: N818 - not an error of the program
@@ -131,8 +144,8 @@ class Shaper:
             class_names: names of integer classes that the file brings, by its column.
 
         Raises:
-            Rejected: a column is missing, empty or of another type; an answer is not at its offset; the label has no
-                name; a string holds NUL characters or is not UTF-8.
+            Rejected: a column is missing, empty or of another type; an answer is not at its offset; there is no label,
+                or it has no name; a string holds NUL characters or is not UTF-8.
         """
         mapping = self.mapping(tuple(record))
         shaped: dict[str, Any] = {}
@@ -155,24 +168,39 @@ class Shaper:
         _check_characters(shaped)
         return shaped
 
-    def _label(self, value: Any, names: Sequence[str] | None) -> str:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if value is None or isinstance(value, bool | dict | list) or not str(value).strip():
+    def class_names(self, brought: dict[str, list[str]], columns: Sequence[str]) -> list[str]:
+        """Names of the classes in order, from the params or else from the file; empty where neither has them."""
+        if self.labels is not None:
+            return list(dict.fromkeys(self.labels.values() if isinstance(self.labels, dict) else self.labels))
+        return brought.get(self.mapping(columns)["label"], [])
+
+    def _label(self, value: Any, brought: Sequence[str] | None) -> str:
+        if value is None or isinstance(value, dict | list) or (isinstance(value, float) and not math.isfinite(value)):
             raise Rejected("no label", f"found {value!r}")
-        text = str(value).strip()
-        if text == "-1":  # GLUE's test sets
-            raise Rejected("no label", "-1 stands for an unlabelled example")
-        if isinstance(self.labels, dict):
-            if text not in self.labels:
-                raise Rejected("unknown label", f"{text!r} is not among the labels {', '.join(self.labels)}")
-            return self.labels[text]
-        names = self.labels if self.labels is not None else names
-        if names is None or text in names:
-            return text
-        if not text.isdecimal() or int(text) >= len(names):
-            raise Rejected("unknown label", f"{text!r}; the {len(names)} labels are 0 to {len(names) - 1}")
-        return names[int(text)]
+        text = str(value).lower() if isinstance(value, bool) else str(value).strip()
+        number = value if isinstance(value, float) else float(text) if NUMBER.fullmatch(text) else None
+        spellings = [text]
+        if isinstance(value, bool) or (number is not None and number.is_integer()):
+            spellings.append(str(int(value if number is None else number)))  # a column with gaps holds 1.0 for 1
+        names = self.labels if self.labels is not None else brought
+        named = next((spelling for spelling in spellings if names is not None and spelling in names), None)
+        if named is not None:
+            return names[named] if isinstance(names, dict) else named
+        last = spellings[-1]
+        if not text:
+            raise Rejected("no label", f"found {value!r}")
+        if reason := UNLABELLED.get(last.lower()):
+            where = f"download.{self.name}.labels"
+            raise Rejected("no label", f"{last} {reason}; if it is a class, give it a name in {where}")
+        if isinstance(names, dict):
+            raise Rejected("unknown label", f"{text!r} is not among the labels {', '.join(names)}")
+        if names is not None:
+            if not last.isdecimal() or int(last) >= len(names):
+                raise Rejected("unknown label", f"{text!r}; the {len(names)} labels are 0 to {len(names) - 1}")
+            return names[int(last)]
+        if number is not None and not number.is_integer():
+            raise Rejected(SCORE, f"{text!r}")
+        return last if isinstance(value, float) else text
 
 
 def _string(name: str, value: Any, empty: bool = False) -> str:

@@ -95,6 +95,8 @@ def _single(
             told["notes"] = joined(
                 told["notes"], f"the classes are numbers; give them names with download.{name}.labels"
             )
+        if positive := gate.positive():
+            told["positive_label"] = positive
     told |= inputs_read
     write_json(Path(out) / "manifest.json", told)
     return told

@@ -11,6 +11,7 @@ from llm import tasks
 from llm.errors import UserError
 
 COMMON = ("id", "prompt", "references", "kind", "truncated")
+POSITIVE = "positive"  # a column that test sets of two classes may have: the class that F1 is of
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def train_texts(path: Path) -> Iterator[str]:
 def write_predictions(
     path: Path, rows: list[dict[str, Any]], predictions: list[str], columns: dict[str, list[Any]]
 ) -> None:
-    """`id, prompt, prediction, references` and one column for each per-example score."""
+    """`id, prompt, prediction, references`, `positive` where the rows have it, and one column for each own score."""
     import pyarrow as pa
 
     write_columns(
@@ -105,6 +106,7 @@ def write_predictions(
             "prompt": pa.array([row["prompt"] for row in rows], pa.string()),
             "prediction": pa.array(predictions, pa.string()),
             "references": pa.array([row["references"] for row in rows], pa.list_(pa.string())),
+            **({POSITIVE: [row[POSITIVE] for row in rows]} if POSITIVE in rows[0] else {}),
             **columns,
         },
     )

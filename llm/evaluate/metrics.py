@@ -217,23 +217,30 @@ def _no_answer(text: str) -> str:
 
 
 def classification(
-    predicted: Sequence[str], labels: Sequence[str], rule: str, names: Iterable[str] = ()
+    predicted: Sequence[str], labels: Sequence[str], rule: str, names: Iterable[str] = (), positive: str | None = None
 ) -> list[Measure]:
-    """Accuracy, Matthews correlation and macro-averaged F1 of predicted class names.
+    """Accuracy, Matthews correlation, F1 of the positive class and macro-averaged F1 of predicted class names.
 
     rule: how a prediction was made, for the signature.
     names: classes beside those that are predicted or true, so that two models' statistics have the same columns.
+    positive: the class that F1 is of, such as GLUE's for MRPC and QQP; None: there is none, and no such F1.
     """
     correct = np.array([float(a == b) for a, b in zip(predicted, labels, strict=True)])
-    index = {name: i for i, name in enumerate(sorted({*names, *predicted, *labels}))}
+    known = {*names, *predicted, *labels} | ({positive} if positive is not None else set())
+    index = {name: i for i, name in enumerate(sorted(known))}
     one_hot = np.eye(len(index))
     true, given = one_hot[[index[name] for name in labels]], one_hot[[index[name] for name in predicted]]
     statistics = np.concatenate([correct[:, None], true, given], axis=1)
     per_class = np.concatenate([true * given, true, given], axis=1)
     classes = len(index)
+    f1 = []
+    if positive is not None:
+        own = per_class[:, index[positive] :: classes]
+        f1 = [Measure("f1", f"of the class {positive!r}|{rule}|scale:0-1", own, partial(f1_macro_of_sums, classes=1))]
     return [
         mean("accuracy", f"{rule}|scale:0-1", correct.tolist()),
         Measure("mcc", f"{rule}|scale:-1-1", statistics, partial(mcc_of_sums, classes=classes)),
+        *f1,
         Measure(
             "f1_macro",
             f"mean over classes that are true or predicted|{rule}|scale:0-1",

@@ -12,7 +12,7 @@ from llm import tasks
 from llm.decoding.request import GREEDY
 from llm.errors import UserError
 from llm.evaluate import metrics
-from llm.evaluate.files import TestSet
+from llm.evaluate.files import POSITIVE, TestSet
 from llm.evaluate.metrics import Measure
 from llm.evaluate.prompts import BETWEEN, NONE, Prompts, Shots, prompts, room_for
 from llm.params import Decoding
@@ -190,7 +190,7 @@ def measures(test: TestSet, texts: Sequence[str], form: str) -> list[Measure]:
     task = tasks.get(test.kind, test.name)
     references = [row["references"] for row in test.rows]
     found: list[Measure] = []
-    if {"exact_match", "f1"} & set(task.METRICS):
+    if {"exact_match", "f1"} & set(task.METRICS) and not task.CLOSED:
         found += metrics.question_answering(texts, references)
     if set(metrics.ROUGE) & set(task.METRICS):
         found += metrics.rouge(texts, references)
@@ -203,7 +203,8 @@ def measures(test: TestSet, texts: Sequence[str], form: str) -> list[Measure]:
         ]
     if task.CLOSED:
         names = {choice for row in test.rows for choice in row["choices"]}
-        found = [*metrics.classification(texts, [row["label"] for row in test.rows], form, names), *found]
+        labels, positive = [row["label"] for row in test.rows], test.rows[0].get(POSITIVE)
+        found = [*metrics.classification(texts, labels, form, names, positive), *found]
     else:
         found.append(metrics.mean_length(texts))
         found = [Measure(m.name, f"{m.signature}|{form}", m.statistics, m.reduce, m.column) for m in found]

@@ -13,7 +13,7 @@ import pyarrow as pa
 from llm.tasks.base import Record
 
 COLUMNS = ("text", "text_pair", "label")
-METRICS = ("accuracy", "mcc", "f1_macro")
+METRICS = ("accuracy", "mcc", "f1", "f1_macro")  # f1: where two classes have an order
 CUT = "text"
 CLOSED = True
 RESPONSE_TOKENS = 16

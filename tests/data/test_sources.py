@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import socket
 import time
@@ -20,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm import params
-from llm.data import hub, json_files, text_files
+from llm.data import hub, json_files, shapes, text_files
 from llm.data.inputs import find
 from llm.data.raw import FIELDS, Writer, read, schema
 from llm.data.sources import write_raw
@@ -212,6 +213,10 @@ def test_usual_data_sets_are_mapped_by_their_columns(tmp_path: Path) -> None:
     assert (qnli["text"], qnli["text_pair"], qnli["label"]) == ("q?", "s.", "no")
     mnli = one("classification", {"premise": "p", "hypothesis": "h", "label": 2, "idx": 0})
     assert (mnli["text"], mnli["text_pair"], mnli["label"]) == ("p", "h", "2")
+    snli = one("classification", {"sentence1": "p", "sentence2": "h", "gold_label": "neutral", "pairID": "1"})
+    assert (snli["text"], snli["text_pair"], snli["label"]) == ("p", "h", "neutral")
+    qqp = one("classification", {"id": 7, "question1": "p", "question2": "q", "is_duplicate": 1})
+    assert (qqp["id"], qqp["text"], qqp["text_pair"], qqp["label"]) == ("7", "p", "q", "1")
     news = one("summarization", {"article": "a", "highlights": "h", "id": "x1"})
     assert (news["document"], news["summary"], news["id"], news["group"]) == ("a", "h", "x1", "x1")
     squad = {
@@ -234,12 +239,86 @@ def test_usual_data_sets_are_mapped_by_their_columns(tmp_path: Path) -> None:
     assert named["label"] == "positive"
 
 
+LABELS = [  # label, `labels` of the params, the class or the reason that it is set aside with
+    (True, None, "true"),
+    (False, None, "false"),
+    (True, ["bad", "good"], "good"),
+    (False, {"false": "bad", "true": "good"}, "bad"),
+    (math.nan, None, "no label"),
+    (math.inf, None, "no label"),
+    (None, None, "no label"),
+    ("", None, "no label"),
+    ("-", None, "no label"),  # SNLI, MNLI: the annotators did not agree
+    ("-", {"-": "undecided"}, "undecided"),
+    ("NaN", None, "no label"),
+    ("NULL", None, "no label"),
+    (-1, None, "no label"),
+    ("-1.0", None, "no label"),
+    (-1, {"-1": "negative", "0": "neutral"}, "negative"),
+    (1.0, None, "1"),
+    (1.0, ["bad", "good"], "good"),
+    ("1.0", ["bad", "good"], "good"),
+    ("2.0", None, "2.0"),  # may be the name of a version
+    (3.8, None, shapes.SCORE),
+    ("3.800", None, shapes.SCORE),
+    (3.8, {"3.8": "close"}, "close"),
+    (2.0, ["bad", "good"], "unknown label"),
+    ("none", None, "none"),
+]
+
+
+@pytest.mark.parametrize(("label", "labels", "expected"), LABELS)
+def test_a_label_is_a_class_or_is_set_aside_with_the_reason(
+    tmp_path: Path, label: Any, labels: list[str] | dict[str, str] | None, expected: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in ({"text": "a", "label": label}, {"text": "b", "label": "0"}))
+    )
+    labels = labels if labels is None or "0" in labels or isinstance(labels, list) else labels | {"0": "zero"}
+    records, manifest = load(
+        tmp_path / "out", "classification", tmp_path / "a.jsonl", labels=labels, max_rejected_fraction=0.5
+    )
+    found = [record["label"] for record in records if record["text"] == "a"] or [*manifest["rejected"]["by_reason"]]
+    assert found == [expected]
+
+
+def test_a_regression_is_refused_by_its_name(tmp_path: Path) -> None:
+    rows = [f"{i}\ta {i}\tb {i}\t{i % 26 / 5:.3f}\n" for i in range(100)]
+    (tmp_path / "sts-b.tsv").write_text("index\tsentence1\tsentence2\tscore\n" + "".join(rows))
+    with pytest.raises(UserError, match=r"(?s)label is a number with a fraction: '0.200'.*regression.*set.labels"):
+        load(tmp_path / "out", "classification", tmp_path / "sts-b.tsv", columns={"label": "score"})
+
+
+@pytest.mark.parametrize(
+    ("values", "labels", "positive"),
+    [
+        ([0, 1], None, "1"),
+        ([False, True], None, "true"),
+        ([0, 1], ["not_equivalent", "equivalent"], "equivalent"),
+        (["x", "y"], {"y": "no", "x": "yes"}, "yes"),
+        ([1, 2, 4, 5], {"1": "bad", "2": "bad", "4": "good", "5": "good"}, "good"),
+        (["entailment", "not_entailment"], None, None),
+        ([0, 1, 2], ["a", "b", "c"], None),
+        ([0, 1, 2], None, None),
+    ],
+)
+def test_the_second_of_two_classes_is_the_positive_one(
+    tmp_path: Path, values: list[Any], labels: Any, positive: str | None
+) -> None:
+    lines = [json.dumps({"text": f"{i}", "label": value}) for i, value in enumerate(values)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert load(tmp_path / "o", "classification", tmp_path / "a.jsonl", labels=labels)[1].get("positive_label") == (
+        positive
+    )
+
+
 def test_class_names_that_datasets_wrote_into_a_parquet_file_are_used(tmp_path: Path) -> None:
     features = {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}
     table = pa.Table.from_pylist([{"sentence": "a", "label": 1}])
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pq.write_table(table, tmp_path / "a.parquet")
-    assert load(tmp_path / "out", "classification", tmp_path / "a.parquet")[0][0]["label"] == "pos"
+    records, manifest = load(tmp_path / "out", "classification", tmp_path / "a.parquet")
+    assert records[0]["label"] == manifest["positive_label"] == "pos"
 
 
 def test_repeated_ids_stay_apart_and_repeated_texts_are_kept(tmp_path: Path) -> None:
@@ -310,6 +389,25 @@ def test_held_out_files_are_the_test_split_and_limits_count_per_split(tmp_path: 
     assert "max_documents" in manifest["notes"]
 
 
+def test_files_to_validate_on_are_the_validation_split(tmp_path: Path) -> None:
+    for name in ("train", "dev", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(f'{{"text": "{name} {i}", "label": "x"}}\n' for i in range(3)))
+    own = {"val_paths": [str(tmp_path / "dev.jsonl")], "test_paths": [str(tmp_path / "test.jsonl")]}
+    for options, expected in (
+        (own, ["train", "validation", "test"]),
+        ({"val_paths": own["val_paths"]}, ["train", "validation"]),
+    ):
+        records, manifest = load(tmp_path / "out", "classification", tmp_path / "train.jsonl", **options)
+        assert [(r["split"], r["text"]) for r in records] == [
+            (split, f"{name} {i}")
+            for split, name in zip(expected, ("train", "dev", "test"), strict=False)
+            for i in range(3)
+        ]
+        assert len(manifest["inputs"]) == len(expected)
+    with pytest.raises(UserError, match=r"dev.jsonl is in val_paths and in test_paths"):
+        load(tmp_path / "out", "classification", tmp_path / "train.jsonl", **own | {"test_paths": own["val_paths"]})
+
+
 def test_parts_are_bounded_and_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     rows = [{"id": str(i), "text": f"{i} " * 50, "source": "s"} for i in range(500)]
     for name in ("a", "b"):
@@ -358,6 +456,9 @@ def test_a_local_data_set_streams_through_the_hubs_code_path(tmp_path: Path, dat
     records = list(read(tmp_path / "out"))
     assert [r["split"] for r in records] == ["train"] * 40 + ["test"] * 5
     assert {r["label"] for r in records} == {"neg", "pos"}
+    assert manifest["positive_label"] == "pos"
+    from_hub(tmp_path / "validated", dataset, val_split="test")
+    assert [r["split"] for r in read(tmp_path / "validated")] == ["train"] * 40 + ["validation"] * 5
     assert manifest["licence"] == "cc-by-4.0"
     assert manifest["revision"].startswith("sha256:")
     before = manifest["files"][0]["sha256"]

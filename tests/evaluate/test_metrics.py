@@ -161,10 +161,14 @@ def test_classification_scores_equal_scikit_learns(pairs: list[tuple[str, str]])
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     predicted, labels = [p for p, _ in pairs], [t for _, t in pairs]
-    accuracy, mcc, f1 = metrics.classification(predicted, labels, "rule", names="ez")
+    accuracy, mcc, positive, f1 = metrics.classification(predicted, labels, "rule", names="ez", positive="b")
     assert accuracy.value() == pytest.approx(accuracy_score(labels, predicted))
     assert mcc.value() == pytest.approx(matthews_corrcoef(labels, predicted), abs=1e-12)
     assert f1.value() == pytest.approx(f1_score(labels, predicted, average="macro"), abs=1e-12)
+    own = f1_score([x == "b" for x in labels], [x == "b" for x in predicted], zero_division=0)
+    assert (positive.name, positive.value()) == ("f1", pytest.approx(own))
+    assert "of the class 'b'" in positive.signature
+    assert [m.name for m in metrics.classification(predicted, labels, "rule")] == ["accuracy", "mcc", "f1_macro"]
 
 
 def test_a_label_outside_the_choices_counts_as_wrong() -> None:

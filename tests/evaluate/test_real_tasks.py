@@ -22,10 +22,10 @@ from tests.model.conftest import random_model
 def test_set(directory: Path, name: str, kind: str, **source: Any) -> tuple[TestSet, list[dict[str, Any]]]:
     """The first 60 test examples of a data set, and its raw records."""
     made = params.FilesSource(source="files", **source)
-    sources.write_raw(name, kind, made, directory)
+    manifest = sources.write_raw(name, kind, made, directory)
     task, records = tasks.get(kind), list(raw.read(directory))
     survey = splits.survey(task, name, records, 0.05, 0.2)
-    data = mixture.Dataset(name, kind, task, 1.0, lambda: iter(records), survey)
+    data = mixture.Dataset(name, kind, task, 1.0, lambda: iter(records), survey, manifest.get("positive_label"))
     rows: list[dict[str, Any]] = []
     for bucket in mixture.held_out(data, Tokenizer({bytes([i]): i for i in range(256)}), 2000, Counter(), Counter()):
         rows += bucket
@@ -62,6 +62,11 @@ def test_a_label_column_is_scored_by_label_likelihoods(name: str, data_dir: Path
     assert found["accuracy"] == pytest.approx(accuracy_score(truth, answers.texts))
     assert found["mcc"] == pytest.approx(matthews_corrcoef(truth, answers.texts))
     assert found["f1_macro"] == pytest.approx(f1_score(truth, answers.texts, average="macro"))
+    if name in ("sst2", "mrpc"):  # GLUE's F1 is of the label 1
+        own = [int(label == labels[1]) for label in truth], [int(text == labels[1]) for text in answers.texts]
+        assert found["f1"] == pytest.approx(f1_score(*own, zero_division=0))
+    else:
+        assert "f1" not in found
     # Length normalisation by hand: the likeliest label per byte.
     per_byte = [
         choices[int(np.argmax([x / len(c) for x, c in zip(values, choices, strict=True)]))]
