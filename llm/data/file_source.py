@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from functools import partial
@@ -128,15 +129,16 @@ def _stored(item: inputs.Input, stamp: str, wanted: dict[str, str]) -> dict[str,
 
 def _own_splits(source: FilesSource, where: str) -> dict[str, str]:
     """Splits of files, where the params have test_paths or val_paths. Raises UserError for a file that is in two."""
-    splits: dict[str, tuple[str, str]] = {}
+    splits: dict[str, str] = {}
+    keys: dict[str, str] = {}  # the file itself, not a link to it -> the param that names it
     for key, split in (("paths", "train"), ("val_paths", "validation"), ("test_paths", "test")):
         paths = getattr(source, key)
         for item in inputs.find(paths, f"{where}.{key}") if paths else []:
-            before, _ = splits.setdefault(item.shown, (key, split))
+            before = keys.setdefault(item.shown if item.fs else os.path.realpath(item.path), key)
             if before != key:
                 raise UserError(f"{where}: {item.shown} is in {before} and in {key}; take it out of one of them.")
-    held_out = source.val_paths or source.test_paths
-    return {shown: split for shown, (_, split) in splits.items()} if held_out else {}
+            splits[item.shown] = split
+    return splits if source.val_paths or source.test_paths else {}
 
 
 def _named_splits(found: list[inputs.Input]) -> dict[str, str]:

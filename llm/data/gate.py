@@ -17,6 +17,7 @@ EXAMPLES = 20  # rejected records that the manifest shows
 FOREIGN = 1 << 14  # bytes that are not UTF-8, of which the encoding is guessed
 SHOWN = 5  # and that an error message shows
 MAX_LABELS = 100  # classes that the manifest counts
+ORDERS = (["0", "1"], ["false", "true"], ["False", "True"])  # of two classes whose names the source does not give
 
 
 class Gate:
@@ -91,7 +92,7 @@ class Gate:
 
     def positive(self) -> str | None:
         """The class that F1 is of, where there are two: the second, as GLUE has it; None where they have no order."""
-        counted = next((order for order in (["0", "1"], ["false", "true"]) if {*self.labels} == {*order}), [])
+        counted = next((order for order in ORDERS if {*self.labels} == {*order}), [])
         order = self.names or counted
         return order[1] if len(order) == 2 and {*self.labels} <= {*order} else None
 

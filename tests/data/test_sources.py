@@ -294,6 +294,7 @@ def test_a_regression_is_refused_by_its_name(tmp_path: Path) -> None:
     [
         ([0, 1], None, "1"),
         ([False, True], None, "true"),
+        (["True", "False"], None, "True"),  # a CSV file that pandas wrote
         ([0, 1], ["not_equivalent", "equivalent"], "equivalent"),
         (["x", "y"], {"y": "no", "x": "yes"}, "yes"),
         ([1, 2, 4, 5], {"1": "bad", "2": "bad", "4": "good", "5": "good"}, "good"),
@@ -404,6 +405,9 @@ def test_files_to_validate_on_are_the_validation_split(tmp_path: Path) -> None:
             for i in range(3)
         ]
         assert len(manifest["inputs"]) == len(expected)
+    (tmp_path / "link.jsonl").symlink_to("train.jsonl")
+    with pytest.raises(UserError, match=r"link.jsonl is in paths and in val_paths"):
+        load(tmp_path / "out", "classification", tmp_path / "train.jsonl", val_paths=[str(tmp_path / "link.jsonl")])
     with pytest.raises(UserError, match=r"dev.jsonl is in val_paths and in test_paths"):
         load(tmp_path / "out", "classification", tmp_path / "train.jsonl", **own | {"test_paths": own["val_paths"]})
 

@@ -17,6 +17,7 @@ from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
 from llm.evaluate import baselines, files, run
 from llm.evaluate.scorebook import ScoreBook
+from llm.tasks import datasets, splits
 from stages import mix
 from tests.conftest import ROOT
 from tests.model.conftest import random_model
@@ -66,6 +67,10 @@ def test_the_documented_task_goes_from_records_to_scores(
         "rewriting", "rewriting", params.load().download["rewriting"], Path("data/raw/rewriting")
     )
     assert (manifest["kind"], manifest["rows"]) == ("rewriting", 60)
+    (found,) = datasets.read(mix.RAW, params.load().mix)
+    texts = list(datasets.test_texts([found]))
+    assert len(texts) == 2 * found.survey.count(splits.TEST) > 0
+    assert set(texts) <= {text for row in rows for text in (row["sentence"], row["plain"])}
     tokenizer = Tokenizer.train(SENTENCES, 350)
     tokenizer.save("data/tokenizer")
     mix.main()
