@@ -67,4 +67,5 @@ $(VENV)/.dev: $(VENV)/.run
 	@touch $@
 
 clean:
+	@[ ! -e $(VENV) ] || [ -f $(VENV)/pyvenv.cfg ] || { echo "$(VENV) is no virtual environment; it stays." >&2; exit 1; }
 	rm -rf $(VENV) .state .pytest_cache .ruff_cache .mypy_cache

@@ -29,7 +29,11 @@ def parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="the stages that run now, in the workspace, temporary and queued")
     status.add_argument("--json", action="store_true", help="the same as JSON")
     status.add_argument("--watch", type=float, metavar="SECONDS", help="again every so many seconds")
-    commands.add_parser("sources", help="files of download.*.paths that are not what data/raw was made of")
+    commands.add_parser(
+        "sources",
+        help="files of download.*.paths that are not what data/raw was made of; fails where an output directory holds "
+        "files that no stage writes",
+    )
     for name, purpose in (
         ("generate", "continue or answer prompts, one or a file of them"),
         ("chat", "talk to the models in the terminal"),
@@ -44,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--model", default="models/finetuned", help="model directory (default: %(default)s)")
     export.add_argument("--adapter", help="a PEFT directory to merge into the model")
     export.add_argument("--dtype", default="f16", choices=["f32", "f16", "q8_0"], help="of gguf (default: %(default)s)")
-    export.add_argument("--out", help="directory (default: exports/<the model's name>-<form>)")
+    export.add_argument("--out", help="directory (default: exports/<the model's name>-<form>, of gguf with its type)")
     compare = commands.add_parser("compare", help="which scores of experiments differ, and how surely; as a page too")
     compare.add_argument("revisions", nargs="+", help="experiments, git revisions or `workspace`; the first is A")
     compare.add_argument("--models", nargs=2, default=("finetuned", "finetuned"), metavar=("OF_A", "OF_B"))
@@ -88,7 +92,9 @@ def main() -> None:
         show_status(arguments.json, arguments.watch)
     elif arguments.command == "sources":
         from llm.data.known import show as show_sources
+        from llm.outputs import refuse_others
 
+        refuse_others()
         show_sources()
     elif arguments.command == "compare":
         from llm.compare import show
@@ -117,10 +123,10 @@ def main() -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from llm.export import export
+    from llm.export import default_directory, export
 
     model, adapter = Path(arguments.model), Path(arguments.adapter) if arguments.adapter else None
-    out = Path(arguments.out or f"exports/{model.name}-{arguments.to}")
+    out = Path(arguments.out) if arguments.out else default_directory(arguments.to, model, arguments.dtype, adapter)
     print(f"export: {export(arguments.to, model, out, arguments.dtype, adapter)}")
 
 

@@ -9,9 +9,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -101,17 +101,53 @@ def link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
+def other_files(directory: Path, files: Sequence[str]) -> list[Path]:
+    """The files in `directory`, as paths relative to it, that match none of the patterns `files`; sorted.
+
+    A pattern has as many parts as the paths that it matches: `*.npy` matches nothing in a folder of the directory.
+    """
+
+    def unreadable(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # a directory that another process takes away just now
+            raise error
+
+    patterns = [(len(PurePath(pattern).parts), pattern) for pattern in files]
+    found = []
+    for folder, folders, names in os.walk(directory, onerror=unreadable):
+        paths = [Path(folder, name) for name in names + [f for f in folders if os.path.islink(os.path.join(folder, f))]]
+        found += [path.relative_to(directory) for path in paths]
+    return sorted(p for p in found if not any(len(p.parts) == n and p.match(pattern) for n, pattern in patterns))
+
+
+def refuse_other_files(directory: Path, files: Sequence[str]) -> None:
+    """Raise UserError where `directory` is a file, or holds one that matches none of the patterns `files`."""
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file; a directory is written there. Move it elsewhere, and run this again.")
+    others = other_files(directory, files)
+    if others:
+        more = f" and {len(others) - 1} more files" if len(others) > 1 else ""
+        raise UserError(
+            f"{directory} holds {others[0].as_posix()}{more}, which this project did not write; the directory is "
+            "replaced as a whole, so they would be lost. Move them elsewhere, and run this again."
+        )
+
+
 @contextmanager
-def whole_directory(path: str | Path) -> Iterator[Path]:
+def whole_directory(path: str | Path, files: Sequence[str]) -> Iterator[Path]:
     """A new directory that takes the place of `path` when the block ends without an error.
 
     A kill in the middle leaves `path` as it was; what the dead process left beside it is removed by the next one. Two
     processes that write the same directory do not disturb each other: the one that ends last has its content there.
 
+    Args:
+        files: patterns of the files that are written there. A directory with any other file is somebody else's, and
+            is not replaced.
+
     Raises:
-        UserError: it does not fit on the disk; `path` is as it was.
+        UserError: `path` holds other files, or the new directory does not fit on the disk; `path` is as it was.
     """
     path = Path(path)
+    refuse_other_files(path, files)
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.*.tmp"):
         found = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)\.tmp", stale.name)
@@ -121,6 +157,7 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
+        refuse_other_files(path, files)  # again: the block may have taken hours
         _take_place(temporary, path)
     except OSError as error:
         if error.errno in NO_SPACE:

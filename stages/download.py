@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from llm import params
+from llm import outputs, params
 from llm.data import known
 from llm.data.finished import finished_work, forget_others
 from llm.data.sources import datasets_of, fingerprint, write_raw
 from llm.errors import NO_SPACE, no_space, run_stage
-from llm.io import link, read_json, whole_directory
+from llm.io import link, read_json, refuse_other_files, whole_directory
 from llm.timing import stage_timing
 
 RAW = Path("data/raw")
@@ -19,6 +19,7 @@ RAW = Path("data/raw")
 
 def main() -> None:
     p = params.load()
+    refuse_other_files(RAW, outputs.RAW)  # before anything is fetched, not after
     manifests: dict[str, dict[str, Any]] = {}
     with stage_timing("download") as timing, finished_work() as state:
         done = {}
@@ -39,7 +40,7 @@ def main() -> None:
                     print(f"download: {line}", flush=True)
                 shutil.rmtree(state / f"remote-{name}", ignore_errors=True)
             manifests[name] = read_json(done[name] / "manifest.json")
-        with whole_directory(RAW) as raw:
+        with whole_directory(RAW, outputs.RAW) as raw:
             for name, directory in done.items():
                 shutil.copytree(directory, raw / name, copy_function=link)
         shutil.rmtree(state)

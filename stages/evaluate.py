@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llm import params, tracking
+from llm import outputs, params, tracking
 from llm.data.clean.plan import written
 from llm.data.shards import TokenStream, check_tokenizer
 from llm.data.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ def main() -> None:
         distributed.processes(),
         distributed.on_first(stage_timing("evaluate"), {}) as timing,
         distributed.on_first(tracking.stage(p, "evaluate"), None) as tracked,
-        distributed.on_first(whole_directory("metrics/predictions"), Path()) as predictions,
+        distributed.on_first(whole_directory("metrics/predictions", outputs.PREDICTIONS), Path()) as predictions,
     ):
         timing["device"] = hardware.name(device)
         examples = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from llm import params
+from llm import outputs, params
 from llm.data.tokenizer import Tokenizer
 from llm.errors import run_stage
-from llm.io import sha256, write_json
+from llm.io import refuse_other_files, sha256, write_json
 from llm.train.launch import on_all_devices
 
 MIX, ADAPTER, FINETUNED = Path("data/mix"), Path("models/adapter"), Path("models/finetuned")
@@ -16,6 +16,8 @@ MIX, ADAPTER, FINETUNED = Path("data/mix"), Path("models/adapter"), Path("models
 
 def main() -> None:
     p = params.load()
+    refuse_other_files(ADAPTER, outputs.ADAPTER)  # before training, not after
+    refuse_other_files(FINETUNED, outputs.MODEL)
     from llm.data.packing import PackedExamples
     from llm.model.files import digests
     from llm.plan import before_training, finetune_plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from llm import params
+from llm import outputs, params
 from llm.data.clean.plan import written
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError, run_stage
@@ -45,7 +45,7 @@ def main() -> None:
         if not rows["val"]:
             raise UserError(mixture.NO_VALIDATION)
         metrics = {}
-        with whole_directory(OUT) as out:
+        with whole_directory(OUT, outputs.MIX) as out:
             (out / "test").mkdir()
             for name, examples in rows.items():
                 files.write_examples(out / f"{name}.parquet", examples)

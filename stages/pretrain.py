@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from llm import params
+from llm import outputs, params
 from llm.data.shards import TokenStream
 from llm.data.tokenizer import Tokenizer
 from llm.errors import run_stage
-from llm.io import sha256, whole_directory, write_json
+from llm.io import refuse_other_files, sha256, whole_directory, write_json
 from llm.train.launch import on_all_devices
 
 TOKENS, BASE = Path("data/tokens"), Path("models/base")
@@ -17,6 +17,7 @@ TOKENS, BASE = Path("data/tokens"), Path("models/base")
 
 def main() -> None:
     p = params.load()
+    refuse_other_files(BASE, outputs.MODEL)  # before the hours of training, not after
     from llm.model.files import save_model
     from llm.plan import before_training, pretrain_plan
     from llm.stage import training_stage
@@ -66,7 +67,7 @@ def main() -> None:
             "batch_tokens": p.pretrain.batch_tokens,
             "flops": result.flops,
         }
-        with whole_directory(BASE) as directory:
+        with whole_directory(BASE, outputs.MODEL) as directory:
             save_model(model, directory, init, tokenizer.eos_id)
             tokenizer.save(directory)
         write_history("metrics/pretrain_history.csv", result.history)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm import params, tracking, workspace
+from llm import outputs, params, tracking, workspace
 from llm.errors import run_stage
 from llm.io import whole_directory
 from llm.report.page import write_report
@@ -14,7 +14,7 @@ def main() -> None:
     """Params read: all (they are shown). Outputs: metrics/report/{report.html, report.md, figures, numbers, tables}."""
     p = params.load()
     with stage_timing("report"):
-        with tracking.stage(p, "report") as run, whole_directory("metrics/report") as directory:
+        with tracking.stage(p, "report") as run, whole_directory("metrics/report", outputs.REPORT) as directory:
             about = {"name": run.state["name"], "id": run.run_id or ""}
             found = write_report(p, directory, about)
             tables = [f"metrics/report/tables/{path.name}" for path in write_tables(directory)]

@@ -6,7 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
-from llm import params
+from llm import outputs, params
 from llm.data import cluster, corpus_sample, parallel
 from llm.data.chunks import digest, find_chunks
 from llm.data.clean import plan as clean
@@ -14,7 +14,7 @@ from llm.data.corpus import decided_by, describe, encode_corpus, worker_count
 from llm.data.encoder import choose
 from llm.data.source_counts import mixture, save_validation
 from llm.errors import run_stage
-from llm.io import link, read_json, whole_directory, write_json
+from llm.io import link, read_json, refuse_other_files, whole_directory, write_json
 from llm.tasks import datasets
 from llm.tasks.mixture import Dataset
 from llm.timing import stage_timing
@@ -33,6 +33,8 @@ def make_plan(p: params.Params, tests: list[Dataset], kept: Path) -> clean.Plan:
 
 def main() -> None:
     p = params.load()
+    refuse_other_files(TOKENS, outputs.TOKENS)  # before the text is encoded, not after
+    refuse_other_files(TOKENIZER, outputs.TOKENIZER)
     t = p.tokenize
     # Not for the shards: what is wrong with a task is known by now, and would be told after pretraining otherwise.
     tests = datasets.read(RAW.parent, p.mix)
@@ -56,12 +58,12 @@ def main() -> None:
             found, tokenizer, work, t.val_fraction, t.shard_tokens, plan, ordered, t.encoder, weights
         )
         meta = describe(shards, counts, tokenizer, t.val_fraction, p.pretrain.sequence_length + 1) | plan.digests()
-        with whole_directory(TOKENS) as out:
+        with whole_directory(TOKENS, outputs.TOKENS) as out:
             shutil.copytree(work / "tokens", out, copy_function=link, dirs_exist_ok=True)
             if plan.directory:
                 shutil.copytree(plan.directory, out / clean.FOLDER)
             write_json(out / "meta.json", meta | save_validation(out, counts))
-        with whole_directory(TOKENIZER) as out:
+        with whole_directory(TOKENIZER, outputs.TOKENIZER) as out:
             tokenizer.save(out)
         metrics = counts.metrics(tokenizer, t.clean)
         write_json("metrics/tokenize.json", metrics)

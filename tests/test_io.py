@@ -8,15 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from llm import outputs
+from llm.errors import UserError
 from llm.io import read_json, whole_directory, write_json
+from tests.conftest import ROOT
 
 WRITER = """
 import sys
 from pathlib import Path
 from llm.io import whole_directory
 for i in range(60):
-    with whole_directory("out") as directory:
+    with whole_directory("out", ("?",)) as directory:
         for name in "abcdef":
             (directory / name).write_text(sys.argv[1] * 10_000)
 """
@@ -42,10 +46,52 @@ def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not
     dead, living = tmp_path / f".out.{ended.pid}.tmp", tmp_path / f".out.{os.getppid()}.tmp"
     for folder in (dead, living):
         folder.mkdir()
-    with whole_directory(tmp_path / "out"):
+    with whole_directory(tmp_path / "out", ("a",)):
         pass
     assert not dead.exists()
     assert living.exists()
+
+
+OTHER = ["mine.jsonl", "deep/a", ".git/HEAD", "link"]
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_directory_with_files_of_others_is_not_replaced(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / "a").write_text("ours")
+    if name == "link":
+        (out / name).symlink_to(tmp_path)
+    else:
+        (out / name).write_text("theirs")
+    refused = pytest.raises(UserError, match=rf"out holds {name}, which this project did not write")
+    with refused, whole_directory(out, ("a", "b/*")):
+        raise AssertionError("the work is not begun")
+    (out / name).unlink()
+    with pytest.raises(UserError, match=rf"holds {name}"), whole_directory(out, ("a", "b/*")):
+        (out / name).write_text("came while the work was done")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert (out / "a").read_text() == "ours"
+
+
+def test_the_files_that_stages_write_are_known_and_those_of_users_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outputs.refuse_others()  # nothing is there
+    for path in ("data/raw/qa/part-00000.parquet", "data/tokens/clean/removed.npy", "models/base/model.safetensors"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    outputs.refuse_others()
+    Path("data/raw/mine.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=r"data/raw holds mine\.jsonl, which .* Move them elsewhere"):
+        outputs.refuse_others()
+
+
+def test_every_output_directory_of_the_pipeline_says_which_files_are_written_there() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    outs = {out for stage in stages.values() for out in stage.get("outs", [])}
+    assert {out for out in outs if not Path(out).suffix} == set(outputs.WRITTEN)
 
 
 def test_json_takes_every_string_that_python_has_and_gives_it_back(tmp_path: Path) -> None:
@@ -57,7 +103,7 @@ def test_json_takes_every_string_that_python_has_and_gives_it_back(tmp_path: Pat
 def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a").write_text("old")
-    with pytest.raises(IsADirectoryError), whole_directory(tmp_path / "out") as directory:
+    with pytest.raises(IsADirectoryError), whole_directory(tmp_path / "out", ("a",)) as directory:
         directory.write_text("new")
     assert (tmp_path / "out/a").read_text() == "old"
     assert os.listdir(tmp_path) == ["out"]

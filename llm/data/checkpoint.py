@@ -37,7 +37,7 @@ def fetch(model_id: str, revision: str, directory: Path) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import snapshot_download
 
-    with whole_directory(directory) as folder:
+    with whole_directory(directory, PATTERNS) as folder:
         try:
             snapshot_download(model_id, revision=revision, local_dir=folder, allow_patterns=list(PATTERNS))
         except Exception as error:  # the hub's own, and those of whichever HTTP library it uses

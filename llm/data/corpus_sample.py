@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from llm import outputs
 from llm.data.chunks import Chunk, read_chunk
 from llm.data.clean.plan import Plan
 from llm.data.clean.tally import Tally
@@ -55,7 +56,7 @@ def make_tokenizer(p: Tokenize, groups: list[Chunk], plan: Plan, kept: Path) -> 
         tokenizer = Tokenizer.train(training_texts(groups, p.val_fraction, plan), p.vocab_size)
         if (size := tokenizer.vocab_size) < p.vocab_size:
             print(f"tokenize: the text yields {size} tokens, fewer than tokenize.vocab_size={p.vocab_size}")
-    with whole_directory(kept) as directory:
+    with whole_directory(kept, outputs.TOKENIZER) as directory:
         tokenizer.save(directory)
     return tokenizer
 

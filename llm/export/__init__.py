@@ -7,7 +7,8 @@ from pathlib import Path
 
 from llm.errors import UserError
 from llm.export.card import write_card
-from llm.io import whole_directory
+from llm.export.marker import MARKER, replaceable, write_marker
+from llm.io import read_json, whole_directory, write_json
 
 
 def export(to: str, model: Path, out: Path, dtype: str = "f16", adapter: Path | None = None) -> Path:
@@ -17,26 +18,30 @@ def export(to: str, model: Path, out: Path, dtype: str = "f16", adapter: Path | 
     dtype: of a gguf file's matrices, f32 | f16 | q8_0.
 
     Raises:
-        UserError: the model is unusable or has no place in that form; a package is missing; `out` holds other files.
+        UserError: the model is unusable or has no place in that form; a package is missing; `out` holds other files
+            than those of an earlier export of the same.
     """
     from llm.model.files import PROMPT, TOKENIZER_FILES, load_config, load_model
     from llm.model.lora import load_adapter, merge_lora
 
     if out.resolve() == model.resolve():
         raise UserError(f"--out {out} is the model itself; name another directory.")
-    if out.exists() and any(out.iterdir()) and not (out / "README.md").exists():
-        raise UserError(f"{out} holds files that are no export; name another directory with --out.")
+    name = out.resolve().name
+    made = {"to": to, "model": model.as_posix()}
+    made |= {"dtype": dtype} if to == "gguf" else {}
+    made |= {"adapter": adapter.as_posix()} if adapter else {}
+    replaced = replaceable(out, made)
     loaded = load_model(model, keep_stored=True)
     if adapter is not None:
         load_adapter(loaded, adapter, model)
         merge_lora(loaded)
     if loaded.soft_prompt is not None and to != "hf":
         raise UserError(f"{adapter or model} has a soft prompt, which a {to} file has no place for; use --to hf.")
-    with whole_directory(out) as folder:
+    with whole_directory(out.resolve(), replaced) as folder:
         if to == "gguf":
             from llm.export.gguf_file import write_gguf
 
-            write_gguf(loaded, model, folder / f"{out.name}-{dtype}.gguf", dtype)
+            write_gguf(loaded, model, folder / f"{name.removesuffix(f'-{dtype}')}-{dtype}.gguf", dtype)
         elif to == "pt":
             _write_state_dict(loaded, folder / "model.pt")
             shutil.copyfile(model / "config.json", folder / "config.json")
@@ -50,14 +55,30 @@ def export(to: str, model: Path, out: Path, dtype: str = "f16", adapter: Path | 
         for name in TOKENIZER_FILES:
             if (model / name).exists() and not (folder / name).exists():
                 shutil.copyfile(model / name, folder / name)
+        _limit_length(folder / "tokenizer_config.json", loaded.config.max_position_embeddings)
         assert to != "hf" or loaded.soft_prompt is None or (folder / PROMPT).is_dir()
-        write_card(folder, out.name, model, load_config(model), adapter)
+        write_card(folder, name, model, load_config(model), adapter, to)
+        write_marker(folder, made)
     return out
+
+
+def default_directory(to: str, model: Path, dtype: str, adapter: Path | None) -> Path:
+    """The directory of an export that is given none: another one for each form, type, model and adapter by name."""
+    parts = [model.name, *([adapter.name] if adapter else []), to, *([dtype] if to == "gguf" else [])]
+    return Path("exports", "-".join(parts))
+
+
+def _limit_length(path: Path, context: int) -> None:
+    """Let the tokenizer of a model cut texts at the model's context; alone, it knows of no limit."""
+    if path.exists():
+        config = read_json(path)
+        if not config.get("model_max_length") or config["model_max_length"] > context:
+            write_json(path, {**config, "model_max_length": context})
 
 
 def _copy(model: Path, folder: Path) -> None:
     """All files of a model directory but its card. No links: what lies in DVC's cache must not be changed from here."""
-    shutil.copytree(model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("README.md"))
+    shutil.copytree(model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("README.md", MARKER, ".git"))
 
 
 def _write_state_dict(model: object, path: Path) -> None:

@@ -10,21 +10,25 @@ import yaml
 from llm.io import read_json, sha256, write_bytes
 from llm.model.config import Config
 
+LIBRARIES = {"hf": "transformers", "gguf": "gguf", "pt": "pytorch"}  # the hub's names of what reads each form
+LICENCE = "LICENSE.md"
 SECTIONS = ("seed", "tokenize", "model", "pretrain", "mix", "finetune")
 
 
-def write_card(folder: Path, name: str, model: Path, config: Config, adapter: Path | None) -> None:
+def write_card(folder: Path, name: str, model: Path, config: Config, adapter: Path | None, to: str = "hf") -> None:
     """Write `folder`/README.md about the model that lies there, from what the pipeline's stages left here.
 
-    Parts whose files are missing are left out: no scores before `evaluate`, no data for a checkpoint of others.
+    Parts whose files are missing are left out: no scores before `evaluate`, no data for a checkpoint of others. The
+    licences of the data, from which that of the weights follows, go into `folder`/LICENSE.md.
     """
     ours = model.resolve().is_relative_to(Path("models").resolve()) and "checkpoints" not in model.parts
     manifests = _manifests() if ours else {}
     licences = sorted({str(m["licence"]) for m in manifests.values() if m.get("licence")})
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "model_name": name}
-    if ours:
-        front["license"] = "other"
-        front["license_name"] = "see-data"
+    front: dict[str, Any] = {"library_name": LIBRARIES[to], "pipeline_tag": "text-generation", "model_name": name}
+    if licences:
+        front |= {"license": "other", "license_name": "see-data", "license_link": LICENCE}
+        text = ["The licence of the weights follows from the licences of the data:", ""]
+        write_bytes(folder / LICENCE, ("\n".join([*text, *(f"- {each}" for each in licences)]) + "\n").encode())
     lines = ["---", *yaml.safe_dump(front, sort_keys=True).splitlines(), "---", "", f"# {name}", ""]
     lines += _about(model, config, adapter)
     if manifests:
@@ -69,13 +73,18 @@ def _manifests() -> dict[str, dict[str, Any]]:
 
 
 def _data(manifests: dict[str, dict[str, Any]]) -> list[str]:
+    from llm.report.page import source_of
+    from llm.report.words import cell
+
     rows = [
         "| dataset | source | revision | records | bytes of text | manifest's SHA-256 |",
         "|---|---|---|---|---|---|",
     ]
     for name, m in manifests.items():
-        source, revision = m.get("source", ""), m.get("revision", "")
-        rows.append(f"| {name} | {source} | {revision} | {m['rows']:,} | {m['bytes']:,} | `{m['sha256']}` |")
+        rows.append(
+            f"| {name} | {cell(source_of(m))} | {cell(m.get('revision') or '')} | {m['rows']:,} | {m['bytes']:,} "
+            f"| `{m['sha256']}` |"
+        )
     return rows
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from llm import outputs
 from llm.errors import UserError
 from llm.io import read_json, save_tensors, sha256, write_json
 from llm.model.config import Config
@@ -18,13 +19,7 @@ from llm.model.dtensor import fill
 from llm.model.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "ranks.tiktoken",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-)
+TOKENIZER_FILES = outputs.TOKENIZER
 STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # safetensors' names
 FLOATS = tuple(STORED.values())
 PROMPT = "prompt"  # folder of a model directory with the soft prompt that the model was finetuned with, in PEFT's files

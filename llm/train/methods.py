@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llm import outputs
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
 from llm.io import whole_directory, write_bytes
@@ -95,7 +96,7 @@ def write(
     The adapter of a base in 4 bits is merged into the base's original weights.
     """
     base = Path(s.base)
-    with whole_directory(adapter) as directory:
+    with whole_directory(adapter, outputs.ADAPTER) as directory:
         if s.method in ("lora", "qlora"):
             save_adapter(model, directory, s.lora.model_dump(), base=s.base)
         elif s.method == "prompt_tuning":
@@ -108,7 +109,7 @@ def write(
         model = load_model(base, keep_stored=True)
         load_adapter(model, adapter)
     merge_lora(model)
-    with whole_directory(finetuned) as directory:
+    with whole_directory(finetuned, outputs.MODEL) as directory:
         save_model(model, directory, base, tokenizer.eos_id)
         if not (directory / "ranks.tiktoken").exists():
             tokenizer.save(directory)  # with the chat template that it was finetuned with

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
-from llm.export import export
+from llm.export import default_directory, export
 from llm.io import sha256, write_json
 from llm.model.files import load_model, save_model
 from llm.model.lora import add_lora, save_adapter
@@ -183,6 +184,87 @@ def test_the_card_has_data_params_scores_with_intervals_and_hashes(
     Path("metrics/evaluate.json").unlink()
     export("hf", directory, Path("exports/one"))
     assert "## Scores" not in (out / "README.md").read_text()
+
+
+def test_nothing_that_export_did_not_write_is_deleted(tmp_path: Path) -> None:
+    directory = model_directory(tmp_path / "model")
+    mine = tmp_path / "mine"
+    (mine / ".git").mkdir(parents=True)
+    (mine / ".git" / "HEAD").write_text("ref: refs/heads/main")
+    (mine / "README.md").write_text("my project")
+    with pytest.raises(UserError, match=r"mine holds \.git/HEAD and no export\.json: .* Name another directory with"):
+        export("pt", directory, mine)
+    assert (mine / "README.md").read_text() == "my project"
+
+    out = export("pt", directory, tmp_path / "out")
+    first = {path.name: path.read_bytes() for path in out.iterdir()}
+    export("pt", directory, out)  # its own files it replaces
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == first
+    for name, content in (("notes/thesis.txt", "do not delete"), ("README.md", "my own words about it")):
+        old = (out / name).read_text() if (out / name).exists() else None
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text(content)
+        with pytest.raises(UserError, match=rf"out/{name} was added or changed after the export"):
+            export("pt", directory, out)
+        assert (out / name).read_text() == content
+        (out / name).write_text(old) if old else (out / name).unlink()
+    export("pt", directory, out)
+    with pytest.raises(UserError, match=r"out holds another export \(to pt, model .*; this one is to hf, model "):
+        export("hf", directory, out)
+    assert (out / "model.pt").exists()
+
+
+def test_a_link_to_a_directory_stays_a_link(tmp_path: Path) -> None:
+    directory, disk = model_directory(tmp_path / "model"), tmp_path / "disk"
+    disk.mkdir()
+    (tmp_path / "out").symlink_to(disk)
+    for _ in range(2):
+        export("pt", directory, tmp_path / "out")
+        assert (tmp_path / "out").is_symlink()
+        assert (disk / "model.pt").exists()
+
+
+def test_each_form_type_and_adapter_has_a_default_directory_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gguf", reason="needs the extra `export`")
+    from llm.__main__ import main
+
+    model_directory(tmp_path / "models" / "finetuned")
+    monkeypatch.chdir(tmp_path)
+    for options in (["gguf"], ["gguf", "--dtype", "q8_0"], ["pt"], ["hf"]):
+        monkeypatch.setattr("sys.argv", ["llm", "export", "--to", *options])
+        main()
+    assert sorted(path.name for path in Path("exports").iterdir()) == [
+        "finetuned-gguf-f16", "finetuned-gguf-q8_0", "finetuned-hf", "finetuned-pt",
+    ]  # fmt: skip
+    assert [path.name for path in sorted(Path("exports").glob("*/*.gguf"))] == [
+        "finetuned-gguf-f16.gguf", "finetuned-gguf-q8_0.gguf",
+    ]  # fmt: skip
+    adapter = default_directory("hf", Path("models/base"), "f16", Path("models/adapter"))
+    assert adapter == Path("exports/base-adapter-hf")
+
+
+def test_the_card_names_what_reads_the_form_and_where_the_licence_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gguf", reason="needs the extra `export`")
+    monkeypatch.chdir(tmp_path)
+    directory = model_directory(Path("models/finetuned"))
+    source = {"source": "hub", "id": "someone/a|b", "config": None}
+    about = {"source": source, "licence": "CC BY 4.0", "revision": "abc1234", "rows": 1, "bytes": 2}
+    write_json("data/raw/pretrain/manifest.json", about)
+    for to, library in (("hf", "transformers"), ("gguf", "gguf"), ("pt", "pytorch")):
+        out = export(to, directory, Path("exports") / to)
+        text = (out / "README.md").read_text()
+        front = yaml.safe_load(text.split("---")[1])
+        assert front["library_name"] == library
+        assert (front["license"], front["license_link"]) == ("other", "LICENSE.md")
+        assert "- CC BY 4.0" in (out / "LICENSE.md").read_text()
+        assert r"| pretrain | Hugging Face: someone/a\|b, default | abc1234 | 1 |" in text
+        limit = json.loads((out / "tokenizer_config.json").read_text())["model_max_length"]
+        assert limit == json.loads((directory / "config.json").read_text())["max_position_embeddings"]
+    assert Tokenizer.load(Path("exports/hf")).vocab_size == Tokenizer.load(directory).vocab_size
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ FILES = ("dvc.yaml", "scaling/dvc.yaml", "techniques/dvc.yaml")
 AROUND = {
     *("beacon", "errors", "executions", "held", "io", "lease", "machines", "mlflow_store", "orphan", "params", "plan"),
     *("preset", "progress", "revisions", "scaling", "serving", "stage", "timing", "tracking", "unfinished", "units"),
-    *("workspace", "commands", "environment", "models", "data/gpt2_files.py"),
+    *("workspace", "commands", "environment", "models", "data/gpt2_files.py", "outputs", "terminal"),
     *("remote", "data/block_cache.py", "data/remote_tokens.py"),  # where tokens are read: their digests say which
 }
 # And of single stages.

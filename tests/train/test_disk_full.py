@@ -73,14 +73,14 @@ def test_a_directory_that_does_not_fit_is_a_user_error_and_the_old_one_stays(
     path.mkdir(parents=True)
     (path / "old").touch()
     said = r"models/base could not be written .* Free some space"
-    with no_room(), pytest.raises(UserError, match=said), whole_directory(path) as directory:
+    with no_room(), pytest.raises(UserError, match=said), whole_directory(path, ("old",)) as directory:
         write(directory)
     assert [p.name for p in path.iterdir()] == ["old"]
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_another_error_while_a_directory_is_written_stays_what_it_is(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), whole_directory(tmp_path / "out"):
+    with pytest.raises(FileNotFoundError), whole_directory(tmp_path / "out", ()):
         (tmp_path / "missing").read_text()
 
 

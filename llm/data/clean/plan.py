@@ -131,7 +131,7 @@ def prepare(params: Clean, source: Path, out: Path, examples: Iterable[str] | No
         for text in examples or ():
             grams.add(text)
         grams.freeze()
-    with whole_directory(out) as directory:
+    with whole_directory(out, (REMOVED, PARAGRAPHS, NUMBERS)) as directory:
         scratch = directory / "scratch"
         scratch.mkdir()
         scanned = scan(params, source, scratch, grams, workers)
