@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from importlib import import_module
+from typing import TextIO
 
 from llm.errors import run_stage
 
@@ -131,13 +132,35 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def run() -> None:
-    """A command of the shell: one whose reader has read enough, as in `… | head`, ends without a word."""
+    """A command of the shell: one whose reader has read enough, as in `… | head`, ends without a word.
+
+    Asked to end by a signal, it ends as after Ctrl-C: what it started ends first.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # and not ignored, as under nohup
+            signal.signal(number, _end)
     try:
-        run_stage(main)
+        run_stage(main, heedless=False)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
+        _forget(sys.stdout)
+        _forget(sys.stderr)
         sys.exit(128 + signal.SIGPIPE)
+    except SystemExit:  # with a message for stderr, or after the help
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _forget(sys.stdout)
+        raise
+
+
+def _forget(stream: TextIO) -> None:
+    """Send a stream without a reader to /dev/null, or Python complains when it flushes it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _end(number: int, frame: object) -> None:
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from llm import workspace
+from llm import terminal, workspace
 from llm.orphan import end_with_dvc, running_dvc
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's quota, the limit of `ulimit -f`
@@ -38,11 +38,15 @@ def no_space(path: str | Path | None, error: OSError) -> UserError:
     )
 
 
-def run_stage(main: Callable[[], None]) -> None:
+def run_stage(main: Callable[[], None], heedless: bool = True) -> None:
     """Run a stage's `main`; end with exit code 1 and one clear message where the user can mend the cause.
 
     It ends as well, by SIGTERM, when the DVC that runs it does, and keeps others from its workspace until then.
+
+    Args:
+        heedless: go on where nobody reads what is printed, as a stage does; its result is its files.
     """
+    terminal.prepare(heedless)
     # Else Python looks for garbage among a million objects of torch and MLflow again and again while they are imported,
     # and once more when it ends: 2.3 s of a tiny stage's 7 (docs/LOG.md).
     gc.set_threshold(100_000, 10, 10)

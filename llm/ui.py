@@ -7,18 +7,22 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
+
+import psutil
 
 from llm import executions, params
 from llm.errors import UserError
 
 HOST, PORT = "127.0.0.1", 5000
 START_SECONDS = 90.0  # a cold start takes about 10 s
+STOP_SECONDS = 10.0  # until a server that was asked to end is killed
 
 
 def start() -> None:
-    """Serve the store of this repository until Ctrl-C; print the link once the server answers.
+    """Serve the store of this repository until Ctrl-C or SIGTERM; print the link once the server answers.
 
     Raises:
         UserError: there is no store yet, or the server does not start.
@@ -40,10 +44,26 @@ def start() -> None:
             print(f"\nOpen {link(f'http://{HOST}:{port}', experiment)}\nCtrl-C stops it.", flush=True)
             code = server.wait()
         except KeyboardInterrupt:
-            server.terminate()
             return
+        finally:
+            stop(server)
     if code:
         raise UserError(f"`mlflow ui` ended with code {code}; its messages are above.")
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """End the server, and those that it started, which may outlive it."""
+    try:
+        processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:  # it ended by itself
+        return
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, STOP_SECONDS)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def check_store(uri: str) -> None:
@@ -98,5 +118,4 @@ def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
             if probe.connect_ex((HOST, port)) == 0:
                 return
         time.sleep(0.2)
-    server.terminate()
     raise UserError(f"`mlflow ui` did not answer on port {port} in {START_SECONDS:.0f} s.")

@@ -1,0 +1,44 @@
+"""The streams that a process prints to, so that nothing that it prints can fail what it does."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+
+class Heedless(io.FileIO):
+    """A file whose writes never fail: what cannot be written (a closed pipe, a full disk) is dropped."""
+
+    def write(self, data: object, /) -> int | None:
+        """Write bytes; returns how many are done with."""
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except OSError:
+            return memoryview(data).nbytes  # type: ignore[arg-type]
+
+
+def prepare(heedless: bool) -> None:
+    """Make standard streams safe to print to; call it first.
+
+    A stream that was closed becomes /dev/null; a character that the stream's encoding lacks is written as `\\uXXXX`.
+
+    Args:
+        heedless: go on where a stream cannot be written, for what works for files and not for the reader.
+    """
+    for number in range(3):  # else the next file that is opened takes the number, and gets what others print
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115 - open as long as the process
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        own = stream is getattr(sys, f"__{name}__")  # and not of a test that looks at it
+        if heedless and own and isinstance(stream, io.TextIOWrapper):
+            buffer = io.BufferedWriter(Heedless(stream.fileno(), "w", closefd=False))
+            by_line = stream.line_buffering or stream.write_through
+            stream = io.TextIOWrapper(buffer, stream.encoding, line_buffering=by_line)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, stream)
