@@ -9,6 +9,7 @@ import sys
 from importlib import import_module
 from typing import TextIO
 
+from llm.commands.arguments import at_least
 from llm.errors import run_stage
 
 
@@ -20,8 +21,8 @@ def parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="size, steps, FLOPs, time, memory and disk of the run of params.yaml")
     plan.add_argument("preset", nargs="?", help="as if presets/PRESET.yaml were on params.yaml")
     plan.add_argument("--gpu", help="for this kind of GPU, which need not be here, e.g. a100-40gb, h100")
-    plan.add_argument("--gpus", type=int, default=1, help="how many of them (default: %(default)s)")
-    plan.add_argument("--price", type=float, help="of a GPU for an hour: says what the run costs")
+    plan.add_argument("--gpus", type=at_least(1), default=1, help="how many of them (default: %(default)s)")
+    plan.add_argument("--price", type=at_least(0, float), help="of a GPU for an hour: says what the run costs")
     plan.add_argument("--json", action="store_true", help="the same as JSON, in bytes and seconds")
     preset = commands.add_parser("preset", help="merge presets/NAME.yaml into params.yaml")
     preset.add_argument("name", nargs="?", help="without a name: list them")
@@ -29,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     state.add_argument("--prune", action="store_true", help="delete all states but the newest of each stage")
     status = commands.add_parser("status", help="the stages that run now, in the workspace, temporary and queued")
     status.add_argument("--json", action="store_true", help="the same as JSON")
-    status.add_argument("--watch", type=float, metavar="SECONDS", help="again every so many seconds")
+    status.add_argument("--watch", type=at_least(0.1, float), metavar="SECONDS", help="again every so many seconds")
     commands.add_parser(
         "sources",
         help="files of download.*.paths that are not what data/raw was made of; fails where an output directory holds "

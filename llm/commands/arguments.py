@@ -1,8 +1,10 @@
-"""What generate, chat and serve have in common."""
+"""What the commands' options have in common."""
 
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,22 @@ from llm.errors import UserError
 
 if TYPE_CHECKING:
     from llm.models import Shelf
+
+SHOWN = {int: "a whole number", float: "a number"}
+
+
+def at_least(least: float, kind: type[int] | type[float] = int) -> Callable[[str], float]:
+    """The type of an option that is a finite number, and not below `least`."""
+
+    def read(text: str) -> float:
+        try:
+            if least <= (value := kind(text)) < math.inf:
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r}; expected {SHOWN[kind]} of at least {least}")
+
+    return read
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from llm.commands.arguments import add_models, shelf
+from llm.commands.arguments import add_models, at_least, shelf
 from llm.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=256, help="of an answer (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): the likeliest token")
     parser.add_argument("--top-p", type=float, help="draw among the likeliest tokens of this probability together")
-    parser.add_argument("--seed", type=int, help="of the draws (default: another one each time)")
+    parser.add_argument("--seed", type=at_least(0), help="of the draws (default: another one each time)")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm.commands.arguments import add_precision
+from llm.commands.arguments import add_precision, at_least
 from llm.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): the likeliest token")
     parser.add_argument("--top-p", type=float, help="draw among the likeliest tokens of this probability together")
     parser.add_argument("--num-beams", type=int, default=1, help="beam search")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws; prompt i of a file has this + i")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the draws; prompt i of a file has this + i")
     add_precision(parser)
 
 

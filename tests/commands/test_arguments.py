@@ -1,0 +1,34 @@
+"""Numbers that an option cannot take are refused with the option's name, before anything is read."""
+
+from __future__ import annotations
+
+import pytest
+
+from llm.__main__ import parser
+
+WRONG = [
+    (["generate", "a", "--seed", "-1"], "argument --seed: '-1'; expected a whole number of at least 0"),
+    (["generate", "a", "--seed", "1.5"], "argument --seed: '1.5'; expected a whole number of at least 0"),
+    (["chat", "--seed", "-1"], "argument --seed: '-1'; expected a whole number of at least 0"),
+    (["plan", "--gpus", "0"], "argument --gpus: '0'; expected a whole number of at least 1"),
+    (["plan", "--price", "-2"], "argument --price: '-2'; expected a number of at least 0"),
+    (["plan", "--price", "nan"], "argument --price: 'nan'; expected a number of at least 0"),
+    (["status", "--watch", "inf"], "argument --watch: 'inf'; expected a number of at least 0.1"),
+    (["status", "--watch", "-1"], "argument --watch: '-1'; expected a number of at least 0.1"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG, ids=[" ".join(options) for options, _ in WRONG])
+def test_a_number_that_makes_no_sense_is_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args(options)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_other_numbers_are_taken() -> None:
+    assert parser().parse_args(["generate", "a", "--seed", str(2**70)]).seed == 2**70
+    assert parser().parse_args(["plan", "--gpus", "8", "--price", "2.5"]).price == 2.5
+    assert parser().parse_args(["chat"]).seed is None
