@@ -23,7 +23,7 @@ from llm.evaluate.files import POSITIVE
 from llm.evaluate.metrics import Measure
 from llm.evaluate.paired import Difference, differences, holm
 from llm.evaluate.table import MAIN
-from llm.io import write_bytes
+from llm.io import write_where_told
 from llm.revisions import Revision
 
 PREDICTIONS = "metrics/predictions"
@@ -182,7 +182,7 @@ def show(
         from llm.report.differences import draw
         from llm.report.figures import for_file
 
-        write_bytes(plot, for_file(draw(_drawn(found[0]), f"{names[1]} − {names[0]}")).encode())
+        write_where_told(plot, for_file(draw(_drawn(found[0]), f"{names[1]} − {names[0]}")).encode())
         print(f"plot: {plot}", file=sys.stderr)
 
 

@@ -53,6 +53,26 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_where_told(path: str | Path, data: bytes) -> None:
+    """Write a file that the user names: a link keeps pointing where it does; a pipe or a device gets the bytes.
+
+    Raises:
+        OSError: always with the path in it.
+    """
+    path = Path(path)
+    # What lies in /dev may be this process's own output, and so any file that the shell has opened to append to.
+    if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
+        try:
+            with open(path, "ab") as file:
+                file.write(data)
+        except BrokenPipeError:
+            raise UserError(f"{path}: its reader ended before everything was written.") from None
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    else:
+        write_bytes(path.resolve(), data)
+
+
 def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file; at most one key of metadata, since more come in random order.
 

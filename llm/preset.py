@@ -9,7 +9,7 @@ from typing import Any
 
 from llm import params
 from llm.errors import UserError
-from llm.io import write_bytes
+from llm.io import write_where_told
 
 FOLDER = Path("presets")
 NULL = "tag:yaml.org,2002:null"
@@ -37,7 +37,7 @@ def apply_preset(name: str, path: Path = Path("params.yaml")) -> None:
         UserError: no such preset; a key that params do not know; a value that is impossible. params.yaml is unchanged.
     """
     text, changes, _ = _overlaid(name, path)
-    write_bytes(path, text.encode())
+    write_where_told(path, text.encode())
     for key, before, after in changes:
         print(f"{key}: {_shown(before)} → {_shown(after)}")
     print(f"{len(changes)} values set; `dvc repro` runs what they change.")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +18,17 @@ if TYPE_CHECKING:
     from llm.params import Decoding
 
 
+ADDED = ("model", "answer", "finish_reason")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run`."""
     parser.add_argument("prompt", nargs="?", help="a prompt; or give --input")
     parser.add_argument("--input", help="a file of prompts: .txt, one a line, or .jsonl with `prompt` or `messages`")
     parser.add_argument("--output", help="where the answers to --input go, as JSON lines")
+    parser.add_argument(
+        "--prefix", default="", help="in front of the columns that are written: model, answer, finish_reason"
+    )
     parser.add_argument("--model", default="models/finetuned", help="model directory (default: %(default)s)")
     parser.add_argument(
         "--adapter", action="append", default=[], help="a PEFT directory to put on the model; several: each answers"
@@ -45,27 +54,56 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--input and --output go together: the answers to a file go to a file.")
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is {arguments.max_new_tokens}; expected at least 1.")
-    records = [{"prompt": arguments.prompt}] if arguments.input is None else read(Path(arguments.input))
+    if arguments.input is None:
+        records = [{"prompt": arguments.prompt}]
+    else:
+        check_output(Path(arguments.output), Path(arguments.input))
+        records = read(Path(arguments.input), columns(arguments.prefix))
     settings = decoding(arguments)
     rows = [row for named in _answerers(arguments) for row in answer(named, records, settings, arguments)]
     if arguments.output:
-        from llm.io import utf8, write_bytes
+        from llm.io import utf8, write_where_told
 
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_bytes(arguments.output, utf8(lines))
-        print(f"generate: {len(rows)} answers → {arguments.output}")
+        write_where_told(arguments.output, utf8(lines))
+        print(f"generate: {len(rows)} answers → {arguments.output}", file=sys.stderr)  # stdout may be the output
         return
+    model, text, _ = columns(arguments.prefix)
     for row in rows:
         if len(rows) > 1:
-            print(f"== {row['model']}")
-        print(row["answer"] if arguments.chat else row["prompt"] + row["answer"])
+            print(f"== {row[model]}")
+        print(row[text] if arguments.chat else row["prompt"] + row[text])
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of prompts: `prompt` or `messages`, and what else stands on a JSON line.
+def columns(prefix: str) -> list[str]:
+    """The names under which the model, the answer and why it ended are added to a record."""
+    return [prefix + name for name in ADDED]
+
+
+def check_output(output: Path, source: Path) -> None:
+    """Find out before anything is decoded that the answers can be written.
 
     Raises:
-        UserError: the file or one of its lines cannot be read; file and line are named.
+        UserError: `output` is a directory, or the file of the prompts itself, or in a place of others.
+    """
+    if output.is_dir():
+        raise UserError(f"--output {output} is a directory; expected a file.")
+    if output.exists() and source.exists() and output.samefile(source):
+        raise UserError(f"--output {output} is the file of --input; name another one.")
+    folder = output.resolve().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--output {output}: this user may not write in {folder}. Name another place.")
+
+
+def read(path: Path, added: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The records of a file of prompts: `prompt` or `messages`, and what else stands on a JSON line.
+
+    Args:
+        added: columns that the answers get, which no record may have already.
+
+    Raises:
+        UserError: the file or one of its lines cannot be read, or has such a column; file and line are named.
     """
     if path.suffix not in (".txt", ".jsonl"):
         raise UserError(f"{path}: expected a .txt file with a prompt on each line, or a .jsonl file.")
@@ -79,7 +117,14 @@ def read(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} holds no prompts.")
     if path.suffix == ".txt":
         return [{"prompt": line} for _, line in numbered]
-    return [_record(line, f"{path}, line {number}") for number, line in numbered]
+    records = [_record(line, f"{path}, line {number}") for number, line in numbered]
+    for (number, _), record in zip(numbered, records, strict=True):
+        if taken := next((name for name in added if name in record), None):
+            raise UserError(
+                f"{path}, line {number} has a column {taken!r} already, which generate writes; name ours apart with "
+                "--prefix (--prefix generated_: generated_answer, …), or rename yours."
+            )
+    return records
 
 
 def _record(line: str, where: str) -> dict[str, Any]:
@@ -91,14 +136,23 @@ def _record(line: str, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: expected an object with either `prompt` or `messages`.")
     if "prompt" in record and not isinstance(record["prompt"], str):
         raise UserError(f"{where}: prompt is {type(record['prompt']).__name__}; expected a string.")
-    messages = record.get("messages", [])
-    if "messages" in record and not (isinstance(messages, list) and messages and all(map(_is_message, messages))):
+    messages = record.get("messages", [{}])
+    if not isinstance(messages, list) or not messages:
         raise UserError(f'{where}: messages must be a list of {{"role": "user", "content": "…"}}, not empty.')
+    for index, message in enumerate(messages if "messages" in record else []):
+        if not isinstance(message, dict):
+            raise UserError(f'{where}: messages.{index} must be {{"role": "user", "content": "…"}}; found {message!r}.')
+        for key in ("role", "content"):
+            if not isinstance(_plain(message).get(key), str):
+                raise UserError(f"{where}: messages.{index}.{key} is {message.get(key)!r}; expected a string.")
     return record
 
 
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+def _plain(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as a template takes it: the content of an assistant's may be null, as in OpenAI's replies."""
+    if message.get("role") == "assistant" and message.get("content") is None:
+        return {**message, "content": ""}
+    return message
 
 
 def decoding(a: argparse.Namespace) -> Decoding:
@@ -131,7 +185,7 @@ def _answerers(arguments: argparse.Namespace) -> list[Named]:
 def answer(
     named: Named, records: list[dict[str, Any]], settings: Decoding, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """The records with `model`, `answer` and `finish_reason`, decoded together."""
+    """The records with the columns of ADDED, decoded together."""
     from llm.decoding.request import Request
     from llm.generate import complete
     from llm.progress import Progress
@@ -150,8 +204,9 @@ def answer(
             named.model, requests, named.stop_ids, named.tokenizer.decode, on_progress=lambda n: bar.update(n)
         )
     name = arguments.model if named.name == "base" else named.name
+    added = columns(arguments.prefix)
     return [
-        {**record, "model": name, "answer": completion.text, "finish_reason": completion.reason}
+        record | dict(zip(added, (name, completion.text, completion.reason), strict=True))
         for record, completion in zip(records, found, strict=True)
     ]
 
@@ -160,6 +215,6 @@ def prompt_ids(named: Named, record: dict[str, Any], chat: bool) -> list[int]:
     """Ids of a record's prompt, never empty."""
     tokenizer = named.tokenizer
     if "messages" in record:
-        return tokenizer.conversation_ids(record["messages"])
+        return tokenizer.conversation_ids([_plain(message) for message in record["messages"]])
     ids = tokenizer.chat_ids(record["prompt"]) if chat else tokenizer.encode(record["prompt"])
     return ids or [tokenizer.eos_id]

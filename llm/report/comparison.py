@@ -15,7 +15,7 @@ import yaml
 
 from llm.errors import UserError
 from llm.evaluate.paired import Difference
-from llm.io import write_bytes
+from llm.io import write_where_told
 from llm.report import differences, figures, history, scores
 from llm.report.collect import clip, clip_middle
 from llm.report.page import fill
@@ -78,7 +78,7 @@ def write(experiments: Sequence[Experiment], path: Path, models: tuple[str, str]
         "stages": STAGES,
         "lower": scores.LOWER_IS_BETTER,
     }
-    write_bytes(path, fill("comparison.html.j2", data, draw(experiments)).encode())
+    write_where_told(path, fill("comparison.html.j2", data, draw(experiments)).encode())
 
 
 def differing(experiments: Sequence[Experiment]) -> dict[str, list[Any]]:

@@ -1,4 +1,7 @@
-"""What a request may ask: OpenAI's fields, each honoured or refused by name; none is ignored."""
+"""What a request may ask: OpenAI's fields, each honoured or refused by name; none is ignored.
+
+A field that is null is one that was left out, wherever it stands: so a client's own objects can be sent back.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +17,42 @@ from llm.server.errors import ApiError
 MAX_CHOICES = 16  # of `n`
 COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions; a chat's is all the room that is left
 
-# Fields of OpenAI's that are not computed here, with the values that leave an answer as it is.
+# Fields of OpenAI's that are not computed here, with the values, beside null, that leave an answer as it is.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "audio": (None,),
-    "best_of": (None, 1),
-    "echo": (None, False),
-    "frequency_penalty": (None, 0),
-    "function_call": (None, "none"),
-    "functions": (None, []),
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),  # not 0, which asks /v1/completions for the chosen token's
-    "metadata": (None, {}),
-    "modalities": (None, ["text"]),
-    "parallel_tool_calls": (None, True, False),
-    "prediction": (None,),
-    "presence_penalty": (None, 0),
-    "reasoning_effort": (None,),
-    "response_format": (None, {"type": "text"}),
-    "service_tier": (None, "auto", "default"),
-    "store": (None, False),
-    "suffix": (None, ""),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
-    "top_logprobs": (None, 0),
-    "verbosity": (None,),
-    "web_search_options": (None,),
+    "audio": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),  # not 0, which asks /v1/completions for the chosen token's
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": (),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "verbosity": (),
+    "web_search_options": (),
+}
+
+# The same of a message, as the answers of OpenAI and vLLM have them.
+NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "reasoning": ("",),
+    "reasoning_content": ("",),
+    "refusal": ("",),
+    "tool_calls": ([],),
 }
 
 T = TypeVar("T", bound="Sampling")
@@ -70,7 +84,7 @@ class Sampling(Strict):
     stream_options: StreamOptions | None = None
     user: str | None = None  # changes nothing, as with OpenAI
     # vLLM's, in `extra_body` of OpenAI's client.
-    top_k: Annotated[int, Field(ge=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None  # 0 and -1: no such filter
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
 
@@ -88,7 +102,8 @@ class Sampling(Strict):
         drawn: dict[str, Any] = {}
         if temperature and self.top_p != 0:
             top_p = None if self.top_p == 1 else self.top_p
-            drawn = {"temperature": temperature, "top_p": top_p, "top_k": self.top_k, "min_p": self.min_p or None}
+            top_k = None if self.top_k in (0, -1) else self.top_k
+            drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": self.min_p or None}
         return Decoding(stop_strings=tuple(stops), repetition_penalty=self.repetition_penalty or 1.0, **drawn)
 
 
@@ -106,11 +121,21 @@ class Part(Strict):
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[Part], Field(min_length=1)]
+    name: str | None = None  # of who speaks, for templates that read it
+
+    @model_validator(mode="before")
+    @classmethod
+    def _silent(cls, message: Any) -> Any:
+        """An assistant may have said nothing: its content is null where a reply had none."""
+        if isinstance(message, dict) and message.get("role") == "assistant":
+            return {"content": "", **message}
+        return message
 
     def plain(self) -> dict[str, str]:
         """As a chat template takes it; a `developer` is what OpenAI calls a `system` by now."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": "system" if self.role == "developer" else self.role, "content": content, **named}
 
 
 class Chat(Sampling):
@@ -133,21 +158,37 @@ def read(kind: type[T], body: bytes) -> T:
         ApiError: 400, which names the field, what was expected and what was found.
     """
     try:
-        data = json.loads(body, parse_constant=_refuse_constant)
+        data = _without_nulls(json.loads(body, parse_constant=_refuse_constant))
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(data, dict):
         raise ApiError(400, f"the body must be a JSON object, found {type(data).__name__}", code="invalid_json")
-    for name in NEUTRAL.keys() & data.keys():
-        if not any(_same(data[name], neutral) for neutral in NEUTRAL[name]):
-            accepted = " or ".join(json.dumps(value) for value in NEUTRAL[name])
-            message = f"{name} is not supported here: leave it out (or give {accepted})"
-            raise ApiError(400, message, name, "unsupported_parameter")
-        del data[name]
+    _drop_neutral(data, NEUTRAL)
+    messages = data.get("messages")
+    for index, message in enumerate(messages if isinstance(messages, list) else []):
+        if isinstance(message, dict):
+            _drop_neutral(message, NEUTRAL_IN_MESSAGE, f"messages.{index}.")
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise _explain(error, kind) from None
+        raise _explain(error, kind, data) from None
+
+
+def _without_nulls(value: Any) -> Any:
+    """JSON without the fields of its objects that are null."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _drop_neutral(fields: dict[str, Any], neutral: dict[str, tuple[Any, ...]], prefix: str = "") -> None:
+    """Remove the fields that are not computed here. Raises ApiError where one would change the answer."""
+    for name in [name for name in fields if name in neutral]:
+        if not any(_same(fields[name], value) for value in neutral[name]):
+            accepted = " or ".join(json.dumps(value) for value in (None, *neutral[name]))
+            message = f"{prefix}{name} is not supported here: leave it out (or give {accepted})"
+            raise ApiError(400, message, prefix + name, "unsupported_parameter")
+        del fields[name]
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -159,26 +200,35 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-def _explain(error: ValidationError, kind: type[Sampling]) -> ApiError:
-    """The first mistake; where several forms were possible, what each of them expects."""
-    errors = error.errors()
-    field = next((str(e["loc"][0]) for e in errors if e["loc"]), None)
-    about = [e for e in errors if not e["loc"] or str(e["loc"][0]) == field]
-    first = about[0]
+def _explain(error: ValidationError, kind: type[Sampling], data: dict[str, Any]) -> ApiError:
+    """The first mistake; where several forms were possible, what is wrong with the one that fits best."""
+    errors = [{**each, "path": _path(each, data)} for each in error.errors()]
+    # Of the same field, or the same message: what lies deepest is of the form that the rest fits.
+    about = [each for each in errors if each["path"][:2] == errors[0]["path"][:2]]
+    deepest = max((each["path"] for each in about), key=len)
+    about = [each for each in about if each["path"] == deepest]
+    first, where = about[0], ".".join(map(str, deepest))
     if first["type"] == "extra_forbidden":
-        where = ".".join(map(str, first["loc"]))
         close = difflib.get_close_matches(where, [*kind.model_fields], n=1)
         return ApiError(
             400, f"unknown field {where}" + (f"; did you mean {close[0]}?" if close else ""), where, "unknown_parameter"
         )
     if first["type"] == "missing":
-        where = ".".join(map(str, first["loc"]))
         return ApiError(400, f"{where} is missing", where, "missing_required_parameter")
     if first["type"] == "value_error":
-        return ApiError(400, str(first["ctx"]["error"]), field, "invalid_value")
+        return ApiError(400, str(first["ctx"]["error"]), where or None, "invalid_value")
     said = " or ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in about))
     found = json.dumps(first["input"], default=str)
-    where = ".".join(str(part) for part in first["loc"] if len(about) == 1 or part == field)
     return ApiError(
         400, f"{where}: {said}; found {found[:200]}{' …' if len(found) > 200 else ''}", where, "invalid_value"
     )
+
+
+def _path(error: Any, data: Any) -> tuple[int | str, ...]:
+    """The keys and indices of a mistake's place, without pydantic's names for the forms that it tried."""
+    path: list[int | str] = []
+    for part in error["loc"]:
+        if (isinstance(data, list) and isinstance(part, int)) or (isinstance(data, dict) and part in data):
+            data = data[part]
+            path.append(part)
+    return (*path, error["loc"][-1]) if error["type"] == "missing" else tuple(path)

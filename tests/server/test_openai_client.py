@@ -131,6 +131,17 @@ def test_an_answer_does_not_depend_on_what_is_asked_beside_it(client: Any) -> No
             assert list(threads.map(ask, range(5))) == alone
 
 
+def test_a_conversation_goes_on_with_the_reply_as_the_client_gives_it(client: Any) -> None:
+    settings = {"model": "finetuned", "max_tokens": 8, "temperature": 0}
+    reply = client.chat.completions.create(messages=MESSAGES, **settings).choices[0].message
+    more = {"role": "user", "content": "the dog?"}
+    found = [
+        client.chat.completions.create(messages=[*MESSAGES, said, more], **settings).choices[0].message.content
+        for said in (reply.model_dump(), reply, {"role": "assistant", "content": reply.content})
+    ]
+    assert found[0] == found[1] == found[2]
+
+
 def test_a_full_queue_is_a_rate_limit_that_the_client_waits_out(server: Running, client: Any) -> None:
     ask = {"model": "base", "prompt": "a", "max_tokens": 20, "n": 5, "seed": 0}
     with ThreadPoolExecutor(2) as threads:
