@@ -5,17 +5,21 @@ from __future__ import annotations
 import io
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 class Heedless(io.FileIO):
     """A file whose writes never fail: what cannot be written (a closed pipe, a full disk) is dropped."""
 
-    def write(self, data: object, /) -> int | None:
+    def write(self, data: ReadableBuffer, /) -> int:
         """Write bytes; returns how many are done with."""
         try:
-            return super().write(data)  # type: ignore[arg-type]
+            return super().write(data)
         except OSError:
-            return memoryview(data).nbytes  # type: ignore[arg-type]
+            return memoryview(data).nbytes
 
 
 def prepare(heedless: bool) -> None:

@@ -202,7 +202,7 @@ def _refuse_constant(name: str) -> Any:
 
 def _explain(error: ValidationError, kind: type[Sampling], data: dict[str, Any]) -> ApiError:
     """The first mistake; where several forms were possible, what is wrong with the one that fits best."""
-    errors = [{**each, "path": _path(each, data)} for each in error.errors()]
+    errors: list[dict[str, Any]] = [{**each, "path": _path(each, data)} for each in error.errors()]
     # Of the same field, or the same message: what lies deepest is of the form that the rest fits.
     about = [each for each in errors if each["path"][:2] == errors[0]["path"][:2]]
     deepest = max((each["path"] for each in about), key=len)

@@ -84,8 +84,8 @@ def test_columns_of_the_user_are_kept(models: dict[str, Path], tmp_path: Path) -
         source = tmp_path / f"{column}.jsonl"
         source.write_text("".join(json.dumps(line) + "\n" for line in lines))
         with pytest.raises(UserError, match=rf"line 2 has a column '{column}' already, .* with --prefix"):
-            run("--model", "not looked at", "--input", source, "--output", tmp_path / "out.jsonl")
-        assert not (tmp_path / "out.jsonl").exists()
+            run("--model", "not looked at", "--input", source, "--output", tmp_path / "none.jsonl")
+        assert not (tmp_path / "none.jsonl").exists()
         rows = answers("--model", models["base"], "--input", source, "--prefix", "generated_", tmp_path=tmp_path)
         assert rows[1][column] == "mine"
         assert list(rows[0]) == ["prompt", "generated_model", "generated_answer", "generated_finish_reason"]
