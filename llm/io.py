@@ -121,8 +121,11 @@ def link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
+LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # what file managers leave wherever they look
+
+
 def other_files(directory: Path, files: Sequence[str]) -> list[Path]:
-    """The files in `directory`, as paths relative to it, that match none of the patterns `files`; sorted.
+    """The files in `directory`, as paths relative to it, that match none of the patterns `files`; sorted; no LITTER.
 
     A pattern has as many parts as the paths that it matches: `*.npy` matches nothing in a folder of the directory.
     """
@@ -135,7 +138,7 @@ def other_files(directory: Path, files: Sequence[str]) -> list[Path]:
     found = []
     for folder, folders, names in os.walk(directory, onerror=unreadable):
         paths = [Path(folder, name) for name in names + [f for f in folders if os.path.islink(os.path.join(folder, f))]]
-        found += [path.relative_to(directory) for path in paths]
+        found += [path.relative_to(directory) for path in paths if path.name not in LITTER]
     return sorted(p for p in found if not any(len(p.parts) == n and p.match(pattern) for n, pattern in patterns))
 
 

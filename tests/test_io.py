@@ -60,6 +60,7 @@ def test_a_directory_with_files_of_others_is_not_replaced(tmp_path: Path, name: 
     out = tmp_path / "out"
     (out / name).parent.mkdir(parents=True)
     (out / "a").write_text("ours")
+    (out / ".DS_Store").touch()
     if name == "link":
         (out / name).symlink_to(tmp_path)
     else:

@@ -8,15 +8,18 @@ renamed, so that any process may read, write or delete any of them at any time.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from pathlib import Path
 
 SLACK = 0.1  # of the limit: what all processes together may write between two looks at the folder
+# Names of blocks, and of what a killed process left of one: the user may have other files in the folder.
+BLOCK = re.compile(r"[0-9a-f]{32}/\d+(\.\d+\.\d+\.tmp)?")
 KEPT = 0.8  # of the limit: what is left when blocks had to go
 
 
 class BlockCache:
-    """Blocks by name (`<file>/<number>`). The oldest go first.
+    """Blocks by name (`<32 hexadecimal digits of its file>/<number>`). The oldest go first.
 
     Rows come in random order over the whole corpus, so the block read last is no likelier to be read next than any
     other; to note the times of reading would buy nothing.
@@ -80,6 +83,8 @@ class BlockCache:
         """
         found = []
         for path in self.folder.glob("*/*"):
+            if not BLOCK.fullmatch(path.relative_to(self.folder).as_posix()):
+                continue
             try:
                 status = path.stat()
             except FileNotFoundError:

@@ -87,6 +87,10 @@ def test_config_weights_and_tokenizer_come_and_nothing_else(hub: type[Hub], tmp_
     assert {path.name for path in (tmp_path / "tiny").iterdir()} == wanted
     assert set(hub.asked) == wanted
     assert size == sum(len(FILES[name]) for name in wanted)
+    (tmp_path / "tiny" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"tiny holds notes\.txt"):
+        checkpoint.fetch("org/tiny", COMMIT, tmp_path / "tiny")
+    assert (tmp_path / "tiny" / "notes.txt").read_text() == "mine"
 
 
 def test_a_model_of_pickles_is_refused_and_leaves_nothing(hub: type[Hub], tmp_path: Path) -> None:

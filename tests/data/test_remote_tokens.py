@@ -124,12 +124,23 @@ def test_the_cache_is_used_again_and_never_larger_than_its_limit(
     cache, largest = BlockCache(tmp_path / "limited", 40_000, 2), 0
     twin = BlockCache(tmp_path / "limited", 40_000, 2)
     for number in range(300):
-        (cache if number % 3 else twin).write(f"shard{number % 5}/{number}", bytes(500))
+        (cache if number % 3 else twin).write(f"{number % 5:032x}/{number}", bytes(500))
         size = sum(path.stat().st_size for path in (tmp_path / "limited").glob("*/*"))
         largest = max(largest, size)
     assert 30_000 < largest <= 40_000
-    assert cache.read("shard4/299", 10, 20) == bytes(20)
-    assert "shard0/0" not in cache
+    assert cache.read(f"{4:032x}/299", 10, 20) == bytes(20)
+    assert f"{0:032x}/0" not in cache
+
+
+def test_the_cache_deletes_no_files_of_others(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "1").write_bytes(bytes(50_000))
+    cache = BlockCache(tmp_path, 2_000, 1)
+    for number in range(100):
+        cache.write(f"{0:032x}/{number}", bytes(100))
+    assert (tmp_path / "thesis" / "1").stat().st_size == 50_000
+    assert f"{0:032x}/99" in cache
+    assert f"{0:032x}/0" not in cache
 
 
 def test_a_changed_shard_is_named_and_a_damaged_block_here_is_fetched_again(

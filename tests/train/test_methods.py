@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from llm import outputs
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
+from llm.io import other_files
 from llm.model.files import digests, load_model, save_model
 from llm.model.lora import load_adapter
 from llm.model.transformer import Transformer
@@ -124,6 +126,8 @@ def test_what_is_written_is_what_was_trained_and_peft_reads_it(
     s = settings(base, method)
     model, tokenizer, _ = train(s, examples, f"written {method}")
     methods.write(model, s, tokenizer, digests(base), tmp_path / "adapter", tmp_path / "finetuned")
+    assert other_files(tmp_path / "adapter", outputs.ADAPTER) == []
+    assert other_files(tmp_path / "finetuned", outputs.MODEL) == []
     ids = torch.tensor([tokenizer.chat_ids("say cat"), tokenizer.chat_ids("say mat")])
     words = ids[:, len(tokenizer.prefix) :]
     plain = load_model(base).eval()
