@@ -151,7 +151,7 @@ def refuse_other_files(directory: Path, files: Sequence[str]) -> None:
         more = f" and {len(others) - 1} more files" if len(others) > 1 else ""
         raise UserError(
             f"{directory} holds {others[0].as_posix()}{more}, which this project did not write; the directory is "
-            "replaced as a whole, so they would be lost. Move them elsewhere, and run this again."
+            "replaced as a whole. Move what is yours elsewhere, and run this again."
         )
 
 

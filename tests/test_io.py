@@ -85,7 +85,7 @@ def test_the_files_that_stages_write_are_known_and_those_of_users_are_named(
         Path(path).touch()
     outputs.refuse_others()
     Path("data/raw/mine.jsonl").write_text("{}")
-    with pytest.raises(UserError, match=r"data/raw holds mine\.jsonl, which .* Move them elsewhere"):
+    with pytest.raises(UserError, match=r"data/raw holds mine\.jsonl, which .* Move what is yours elsewhere"):
         outputs.refuse_others()
 
 

@@ -26,7 +26,7 @@ def export(to: str, model: Path, out: Path, dtype: str = "f16", adapter: Path | 
 
     if out.resolve() == model.resolve():
         raise UserError(f"--out {out} is the model itself; name another directory.")
-    name = out.resolve().name
+    title = out.resolve().name
     made = {"to": to, "model": model.as_posix()}
     made |= {"dtype": dtype} if to == "gguf" else {}
     made |= {"adapter": adapter.as_posix()} if adapter else {}
@@ -41,7 +41,7 @@ def export(to: str, model: Path, out: Path, dtype: str = "f16", adapter: Path | 
         if to == "gguf":
             from llm.export.gguf_file import write_gguf
 
-            write_gguf(loaded, model, folder / f"{name.removesuffix(f'-{dtype}')}-{dtype}.gguf", dtype)
+            write_gguf(loaded, model, folder / f"{title.removesuffix(f'-{dtype}')}-{dtype}.gguf", dtype)
         elif to == "pt":
             _write_state_dict(loaded, folder / "model.pt")
             shutil.copyfile(model / "config.json", folder / "config.json")
@@ -57,7 +57,7 @@ def export(to: str, model: Path, out: Path, dtype: str = "f16", adapter: Path | 
                 shutil.copyfile(model / name, folder / name)
         _limit_length(folder / "tokenizer_config.json", loaded.config.max_position_embeddings)
         assert to != "hf" or loaded.soft_prompt is None or (folder / PROMPT).is_dir()
-        write_card(folder, name, model, load_config(model), adapter, to)
+        write_card(folder, title, model, load_config(model), adapter, to)
         write_marker(folder, made)
     return out
 

@@ -258,7 +258,7 @@ def test_the_card_names_what_reads_the_form_and_where_the_licence_stands(
         out = export(to, directory, Path("exports") / to)
         text = (out / "README.md").read_text()
         front = yaml.safe_load(text.split("---")[1])
-        assert front["library_name"] == library
+        assert (front["library_name"], front["model_name"]) == (library, to)
         assert (front["license"], front["license_link"]) == ("other", "LICENSE.md")
         assert "- CC BY 4.0" in (out / "LICENSE.md").read_text()
         assert r"| pretrain | Hugging Face: someone/a\|b, default | abc1234 | 1 |" in text
