@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from llm import outputs
+from llm.__main__ import main
 from llm.errors import UserError
 from llm.io import read_json, whole_directory, write_json
 from tests.conftest import ROOT
@@ -85,8 +86,10 @@ def test_the_files_that_stages_write_are_known_and_those_of_users_are_named(
         Path(path).touch()
     outputs.refuse_others()
     Path("data/raw/mine.jsonl").write_text("{}")
+    monkeypatch.setattr(sys, "argv", ["llm", "sources"])  # which `make repro` asks first
     with pytest.raises(UserError, match=r"data/raw holds mine\.jsonl, which .* Move what is yours elsewhere"):
-        outputs.refuse_others()
+        main()
+    assert "@python -m llm sources\n\t@dvc " in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def test_every_output_directory_of_the_pipeline_says_which_files_are_written_there() -> None:
