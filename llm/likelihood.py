@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @torch.inference_mode()
 def stream_nll(
-    model: Transformer, stream: TokenStream, tokens: int | None, sequence_length: int, batch_size: int = 16
+    model: Transformer, stream: TokenStream, sequence_length: int, batch_size: int = 16
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Negative log-likelihood of the first `tokens` tokens of a stream, in windows that do not overlap.
+    """Negative log-likelihood of a stream, in windows that do not overlap.
 
     Every token but the first of the stream is predicted once, from those before it in its window. Processes that were
     started together share the batches, and all of them get all results.
@@ -30,7 +30,7 @@ def stream_nll(
     from llm.train import distributed
 
     device = next(model.parameters()).device
-    total = min(len(stream), tokens or len(stream)) - 1
+    total = len(stream) - 1
     starts = list(range(0, total, sequence_length))
     batches = []
     for first in range(0, len(starts), batch_size):

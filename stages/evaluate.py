@@ -7,7 +7,9 @@ from pathlib import Path
 from llm import outputs, params, tracking
 from llm.data.clean.plan import written
 from llm.data.shards import TokenStream, check_tokenizer
+from llm.data.source_counts import validation_sources
 from llm.data.tokenizer import Tokenizer
+from llm.data.val_sample import ValSample
 from llm.errors import run_stage
 from llm.evaluate import baselines, files, heldout, language, table
 from llm.evaluate.contestant import Contestant, answer_tests, read_text
@@ -46,12 +48,15 @@ def main() -> None:
         }
         book = ScoreBook(predictions, e.bootstrap, e.confidence, p.seed)
         first, tokenizer = tracked is not None, Tokenizer.load(base)
+        names, places, _ = validation_sources(TOKENS, val)
+        text = ValSample(val, tokenizer, e.perplexity_tokens, names, places)
         documents = written(p.tokenize.clean, TOKENS).records(RAW, ["text", "source"])
-        origin = language.sources(val, tokenizer, e.perplexity_tokens, documents if first else iter(()))
+        origin = language.sources(text, tokenizer, documents if first else iter(()))
+        origin = language.largest(origin, text.document_bytes)
         for name, (directory, chat) in {"base": (base, False), "finetuned": (FINETUNED, True)}.items():
             contestant = Contestant(name, load_model(directory, device, torch.float32), directory, chat)
             answer_tests(p, contestant, tests, examples, book if first else None)
-            read_text(p, contestant, val, origin, book if first else None)
+            read_text(contestant, text, origin, book if first else None)
             context = contestant.model.config.max_position_embeddings
             del contestant
         if tracked is None:
@@ -59,18 +64,18 @@ def main() -> None:
         for test in tests:
             for name, texts in baselines.answers(test.kind, test.rows, examples[test.name], p.seed).items():
                 book.answers(f"baseline:{name}", test, Answers(texts, {}, [], f"baseline:{name}"))
-        text = heldout.text_baselines_and_contamination(
-            tests, files.train_texts(MIX / "train.parquet"), train, val, tokenizer, e.perplexity_tokens, context
+        found = heldout.text_baselines_and_contamination(
+            tests, files.train_texts(MIX / "train.parquet"), train, text, tokenizer, context
         )
-        for name, measures in text.measures.items():
+        for name, measures in found.measures.items():
             book.add(name, LANGUAGE_MODELING, measures)
         comparison = {"finetuned - base": book.comparison("base", "finetuned")}
-        tracked.log_metrics(table.flat(book.results, text.contamination))
+        tracked.log_metrics(table.flat(book.results, found.contamination))
         write_bytes("metrics/scores.csv", table.scores_csv(book.results).encode())
-        write_json("metrics/contamination.json", text.contamination_by_text)
+        write_json("metrics/contamination.json", found.contamination_by_text)
         write_json("metrics/comparison.json", comparison)
-        write_json("metrics/evaluate.json", {**book.results, "contamination": text.contamination})
-    print(table.render(book.results, text.contamination, text.contamination_by_text))
+        write_json("metrics/evaluate.json", {**book.results, "contamination": found.contamination})
+    print(table.render(book.results, found.contamination, found.contamination_by_text))
     print("\nevaluate: → metrics/evaluate.json, metrics/predictions")
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from llm import outputs, params
 from llm.data.shards import TokenStream
+from llm.data.source_counts import validation_sources
 from llm.data.tokenizer import Tokenizer
+from llm.data.val_sample import ValSample
 from llm.errors import run_stage
 from llm.io import refuse_other_files, sha256, whole_directory, write_json
 from llm.train.launch import on_all_devices
@@ -46,7 +48,11 @@ def main() -> None:
         if distributed.first():
             before_training(pretrain_plan(p, model.config), state.directory)
         val_set = TokenWindows(val, length, across, partial=True)
-        quick = TokenWindows(val, length, across, tokens=p.pretrain.eval_tokens, partial=True)
+        names, places, _ = validation_sources(TOKENS, val)
+        sample = ValSample(val, tokenizer, p.pretrain.eval_tokens, names, places)
+        quick = TokenWindows(sample, length, across, partial=True)
+        if distributed.first():
+            print(f"pretrain: validation between steps reads {len(sample):,} tokens: {sample.describe()}", flush=True)
         trainer = Trainer(model, train_set, val_set, quick, p.pretrain, p.pretrain.steps, seed, state, run)
         result = trainer.run()
         by_source = source_losses(trainer.engine, val_set, TOKENS)
@@ -71,7 +77,7 @@ def main() -> None:
             save_model(model, directory, init, tokenizer.eos_id)
             tokenizer.save(directory)
         write_history("metrics/pretrain_history.csv", result.history)
-        write_json("metrics/pretrain.json", metrics | by_source)
+        write_json("metrics/pretrain.json", metrics | by_source | {"quick_validation": sample.about(sample.names)})
         run.log_metrics(metrics, step=result.steps)
     print(f"pretrain: validation loss {result.val_loss:.4f} · perplexity {metrics['val_perplexity']:.2f} → {BASE}")
 

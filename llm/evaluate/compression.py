@@ -31,16 +31,14 @@ class Decoder(Protocol):
         """Text of ids."""
 
 
-def documents(stream: TokenStream, tokenizer: Decoder, tokens: int | None = None) -> Iterator[tuple[str, int]]:
-    """The documents of a stream's first `tokens` tokens, in order, with the number of their tokens.
+def documents(stream: TokenStream, tokenizer: Decoder) -> Iterator[tuple[str, int]]:
+    """The documents of a stream, in order, with the number of their tokens.
 
-    Documents end at the end-of-text token, which is counted and not decoded. The last one may be cut by `tokens`.
-    Memory: the longest document.
+    Documents end at the end-of-text token, which is counted and not decoded. Memory: the longest document.
     """
-    end = min(len(stream), tokens or len(stream))
     rest = np.zeros(0, dtype=np.int64)
-    for start in range(0, end, READ):
-        block = np.concatenate([rest, stream.read(start, min(READ, end - start)).astype(np.int64)])
+    for start in range(0, len(stream), READ):
+        block = np.concatenate([rest, stream.read(start, min(READ, len(stream) - start)).astype(np.int64)])
         ends = np.flatnonzero(block == stream.eos_id)
         first = 0
         for last in ends:
@@ -66,16 +64,14 @@ def token_counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
     return counts
 
 
-def unigram_nats(
-    stream: TokenStream, counts: np.ndarray, tokens: int | None, sequence_length: int
-) -> tuple[np.ndarray, np.ndarray]:
+def unigram_nats(stream: TokenStream, counts: np.ndarray, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Code lengths of the same windows as `llm.likelihood.stream_nll`, by add-one smoothed training counts.
 
     Returns:
         Per window: nats (float64) and predicted tokens.
     """
     costs = np.log(counts.sum() + len(counts)) - np.log(counts + 1.0)
-    total = min(len(stream), tokens or len(stream)) - 1
+    total = len(stream) - 1
     nats, sizes = [], []
     for start in range(0, total, sequence_length):
         length = min(sequence_length, total - start)

@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from llm.data.shards import TokenStream
 from llm.data.tokenizer import Tokenizer
+from llm.data.val_sample import ValSample
 from llm.evaluate import language, run
 from llm.evaluate.files import TestSet
 from llm.evaluate.prompts import Shots
@@ -63,11 +61,9 @@ def answer_tests(
             book.answers(label, test, answers)
 
 
-def read_text(
-    p: Params, c: Contestant, val: TokenStream, origin: tuple[list[str], np.ndarray], book: ScoreBook | None
-) -> None:
-    """The likelihood of held-out text, whole and by source; `origin` is what `language.sources` found."""
-    limit = p.evaluate.perplexity_tokens
-    found = language.language_modeling(c.model, val, c.tokenizer, limit, f"{c.directory}, {LANGUAGE_MODELING}")
+def read_text(c: Contestant, text: ValSample, names: list[str], book: ScoreBook | None) -> None:
+    """Score the likelihood of held-out text, whole and by source; `names` has the source of each document."""
+    found = language.language_modeling(c.model, text, c.tokenizer, f"{c.directory}, {LANGUAGE_MODELING}")
     if book is not None:
-        book.windows(c.name, found, language.by_source(found, *origin))
+        apart = language.by_source(found, names, text.document_bytes, text.document_tokens)
+        book.windows(c.name, found, apart)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +17,7 @@ from llm.progress import Progress
 if TYPE_CHECKING:
     from llm.data.shards import TokenStream
     from llm.data.tokenizer import Tokenizer
+    from llm.data.val_sample import ValSample
 
 CHECKED_DOCUMENTS = 10_000  # held-out documents whose contamination is measured, at most
 
@@ -38,28 +38,29 @@ def text_baselines_and_contamination(
     tests: list[TestSet],
     mix_texts: Iterable[str],
     train: TokenStream,
-    val: TokenStream,
+    val: ValSample,
     tokenizer: Tokenizer,
-    tokens: int | None,
     context: int,
 ) -> TextResults:
     """Bits per byte of zstd and of single-token counts, and the contamination of every task and of the held-out text.
 
     Args:
         mix_texts: the training examples of finetuning.
-        tokens: of `val`, for both baselines; None: all.
+        val: the held-out text that the models are scored on.
         context: tokens of a window, for the unigram's interval; the same as the models' up to `language.WINDOW`.
     """
 
     def held_out() -> Iterator[str]:
-        return (text for text, _ in compression.documents(val, tokenizer, tokens))
+        return (text for text, _ in compression.documents(val, tokenizer))
 
     contamination = Contamination()
     for test in tests:
         for texts in test.texts():
             contamination.add_example(test.name, texts)
-    for text in islice(held_out(), CHECKED_DOCUMENTS):
-        contamination.add_example("language_modeling", [text])
+    checked = set(val.spread(CHECKED_DOCUMENTS))
+    for number, text in enumerate(held_out()):
+        if number in checked:
+            contamination.add_example("language_modeling", [text])
 
     sample = compression.Sample(train.bytes)
     with Progress("training text · contamination", len(train), "tokens", scale=True) as bar:
@@ -80,8 +81,8 @@ def text_baselines_and_contamination(
 
     window = min(context, language.WINDOW)
     counts = compression.token_counts(train, tokenizer.vocab_size)
-    nats, predicted = compression.unigram_nats(val, counts, tokens, window)
+    nats, predicted = compression.unigram_nats(val, counts, window)
     form = f"training counts of tokens, add-one|windows of {window} tokens"
-    unigram = language.likelihood(nats, predicted, window, val, tokenizer, tokens, form)
+    unigram = language.likelihood(nats, predicted, window, val, tokenizer, form)
     apart = {side: contamination.fractions(side) for side in ("pretraining", "finetuning")}
     return TextResults({"baseline:unigram": unigram, "baseline:zstd": [zstd]}, contamination.fractions(), apart)

@@ -17,6 +17,7 @@ from llm.tasks.base import key
 if TYPE_CHECKING:
     from llm.data.shards import TokenStream
     from llm.data.tokenizer import Tokenizer
+    from llm.data.val_sample import ValSample
     from llm.model.transformer import Transformer
 
 WINDOW = 2048  # tokens of context at most for perplexity: logits of a longer one would need gigabytes
@@ -44,9 +45,7 @@ class Windows:
         ]
 
 
-def language_modeling(
-    model: Transformer, stream: TokenStream, tokenizer: Tokenizer, tokens: int | None, who: str = "the model"
-) -> Windows:
+def language_modeling(model: Transformer, stream: ValSample, tokenizer: Tokenizer, who: str = "the model") -> Windows:
     """Held-out text in windows that do not overlap.
 
     Every token but the first is predicted once, end-of-text tokens too; bytes are the documents', so bits per byte
@@ -60,9 +59,9 @@ def language_modeling(
     check_vocabulary(model, tokenizer, who)
     window = min(model.config.max_position_embeddings, WINDOW)
     batch = max(1, min(16, LOGITS // (window * model.config.vocab_size)))
-    nats, counts, documents = stream_nll(model, stream, tokens, window, batch_size=batch)
+    nats, counts, documents = stream_nll(model, stream, window, batch_size=batch)
     check_finite(np.isfinite(nats).tolist(), "windows of text", who)
-    return windows(nats, counts, documents, window, stream, tokenizer, tokens, f"windows of {window} tokens")
+    return windows(nats, counts, documents, window, stream, tokenizer, f"windows of {window} tokens")
 
 
 def windows(
@@ -70,33 +69,27 @@ def windows(
     counts: np.ndarray,
     documents: np.ndarray,
     window: int,
-    stream: TokenStream,
+    stream: ValSample,
     tokenizer: Tokenizer,
-    tokens: int | None,
     form: str,
 ) -> Windows:
     """Code lengths (nats) and predicted tokens of windows, with the bytes of their text."""
-    if tokens is None or tokens >= len(stream):
-        total = stream.bytes
-    else:
-        total = sum(len(text.encode()) for text, _ in compression.documents(stream, tokenizer, tokens))
     # A character that a border parts is inexact on both sides; this moves the interval only, the total is exact.
     sizes = window_bytes(stream, tokenizer, counts, window)
-    scope = f"{int(counts.sum())} tokens, {total} bytes of held-out documents|{form}"
-    return Windows(nats, counts, sizes * (total / sizes.sum()), documents, scope)
+    scope = f"{int(counts.sum())} tokens, {stream.bytes} bytes of {stream.describe()}|{form}"
+    return Windows(nats, counts, sizes * (stream.bytes / sizes.sum()), documents, scope)
 
 
 def likelihood(
     nats: np.ndarray,
     counts: np.ndarray,
     window: int,
-    stream: TokenStream,
+    stream: ValSample,
     tokenizer: Tokenizer,
-    tokens: int | None,
     form: str,
 ) -> list[Measure]:
     """The measures of code lengths (nats) and predicted tokens of windows."""
-    return windows(nats, counts, np.zeros(0), window, stream, tokenizer, tokens, form).measures()
+    return windows(nats, counts, np.zeros(0), window, stream, tokenizer, form).measures()
 
 
 def window_bytes(stream: TokenStream, tokenizer: Tokenizer, counts: np.ndarray, window: int) -> np.ndarray:
@@ -111,19 +104,20 @@ def window_bytes(stream: TokenStream, tokenizer: Tokenizer, counts: np.ndarray, 
 # -- by source -------------------------------------------------------------------------------------------------------
 
 
-def sources(
-    stream: TokenStream, tokenizer: Tokenizer, tokens: int | None, records: Iterable[Mapping[str, Any]]
-) -> tuple[list[str], np.ndarray]:
-    """Where each document of a stream's first `tokens` tokens is from, and its bytes (documents,).
+def sources(stream: ValSample, tokenizer: Tokenizer, records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the source of each document.
 
-    A document is known by its text, so nothing need be known of how the stream was made. What no record holds (a
-    document that was cut, or changed before it was tokenized) is `unknown`.
+    Those of a mixture are on record beside its tokens. Others are known by their text, so nothing need be known of how
+    the stream was made; what no record holds (a document that was cut, or changed before it was tokenized) is
+    `unknown`.
 
     records: with `text` and `source`, in the stream's order; read as far as the last document that is whole.
     """
-    texts = [text for text, _ in compression.documents(stream, tokenizer, tokens)]
+    if stream.names is not None:
+        return stream.names
+    texts = [text for text, _ in compression.documents(stream, tokenizer)]
     wanted = {key(text.strip()): UNKNOWN for text in texts}
-    whole = texts[:-1] if tokens is not None and tokens < len(stream) else texts
+    whole = [text for text, cut in zip(texts, stream.cut, strict=True) if not cut]
     last = key(whole[-1].strip()) if whole else None
     for record in records if whole else ():
         digest = key(record["text"].strip())
@@ -131,24 +125,29 @@ def sources(
             wanted[digest] = record["source"] or UNKNOWN
             if digest == last:
                 break
-    return [wanted[key(text.strip())] for text in texts], np.array([len(text.encode()) for text in texts])
+    return [wanted[key(text.strip())] for text in texts]
 
 
-def by_source(found: Windows, names: list[str], sizes: np.ndarray) -> list[Measure]:
-    """Bits per byte of each source, `bits_per_byte/<source>`, and the rest together; one row a document.
-
-    names, sizes: of the documents, see `sources`.
-    """
+def largest(names: list[str], sizes: np.ndarray) -> list[str]:
+    """The documents' sources, the small ones as `others`. sizes: bytes of the documents."""
     volume: Counter[str] = Counter()
     for name, size in zip(names, sizes.tolist(), strict=True):
         volume[name] += size
-    largest = [name for name, _ in sorted(volume.items(), key=lambda item: (-item[1], item[0]))[:SOURCES]]
-    label = np.array([name if name in largest else OTHERS for name in names])
-    measures = []
+    found = [name for name, _ in sorted(volume.items(), key=lambda item: (-item[1], item[0]))[:SOURCES]]
+    return [name if name in found else OTHERS for name in names]
+
+
+def by_source(found: Windows, names: list[str], sizes: np.ndarray, tokens: np.ndarray) -> list[Measure]:
+    """Bits per byte of each source, `bits_per_byte/<source>`; one row a document.
+
+    names, sizes, tokens: source, as `largest` gives it, bytes and tokens of each document.
+    """
+    label, measures = np.array(names), []
     for name in sorted(set(label.tolist()), key=lambda name: (name in (OTHERS, UNKNOWN), name)):
         here = (label == name) & (sizes > 0)
         if here.any():
-            signature = f"{int(here.sum())} documents, {int(sizes[here].sum())} bytes from {name}"
+            read = f"{int(tokens[here].sum())} tokens, {int(sizes[here].sum())} bytes"
+            signature = f"{int(here.sum())} documents, {read} from {name}"
             measure = metrics.bits_per_byte(found.documents[here], sizes[here], f"{signature}|{found.scope}")
             measures.append(Measure(f"bits_per_byte/{name}", measure.signature, measure.statistics, measure.reduce))
     return measures

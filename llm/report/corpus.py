@@ -7,12 +7,14 @@ from typing import Any
 
 from llm.data import gpt2_files
 from llm.data.shards import TokenStream
+from llm.data.source_counts import validation_sources
 from llm.data.tokenizer import Tokenizer
+from llm.data.val_sample import ValSample
 from llm.evaluate.compression import documents
 from llm.io import read_json
 
 TOKENS, TOKENIZER = Path("data/tokens"), Path("data/tokenizer")
-COMPARED_BYTES = 2_000_000  # of held-out text that two tokenizers are compared on
+COMPARED_TOKENS = 500_000  # of held-out text that two tokenizers are compared on, about
 TOKENS_SHOWN = 40  # characters of a frequent token
 
 
@@ -57,11 +59,11 @@ def compared() -> dict[str, Any] | None:
     tokenizer = Tokenizer.load(TOKENIZER)
     gpt2 = Tokenizer.gpt2() if gpt2_files.are_here() else None
     size = ours = theirs = count = 0
-    for text, tokens in documents(TokenStream(TOKENS, "val"), tokenizer):
+    val = TokenStream(TOKENS, "val")
+    names, places, _ = validation_sources(TOKENS, val)
+    for text, tokens in documents(ValSample(val, tokenizer, COMPARED_TOKENS, names, places), tokenizer):
         count, ours, size = count + 1, ours + tokens - 1, size + len(text.encode())
         theirs += len(gpt2.encode(text)) if gpt2 else 0
-        if size >= COMPARED_BYTES:
-            break
     return {
         "documents": count,
         "bytes": size,

@@ -63,7 +63,7 @@ def forgetting(comparison: dict[str, Any], number: Any) -> str | None:
 
 
 def by_source(evaluate: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Task → {models, rows of (source, value of each model)} where scores were taken by source."""
+    """Task → {models, rows of (source, documents, value of each model)} where scores were taken by source."""
     found = {}
     for task in scores.tasks(evaluate):
         models = [m for m in ("finetuned", "base") if task in evaluate.get(m, {})]
@@ -73,10 +73,11 @@ def by_source(evaluate: dict[str, Any]) -> dict[str, dict[str, Any]]:
             for metric in evaluate[m][task]
             if "/" in metric and metric.split("/")[0] in LOWER_IS_BETTER
         )
-        rows = [
-            (metric.split("/", 1)[1], [(scores.score(evaluate, m, task, metric) or {}).get("value") for m in models])
-            for metric in names
-        ]
+        rows = []
+        for metric in names:
+            each = [scores.score(evaluate, m, task, metric) or {} for m in models]
+            documents = next((score["n"] for score in each if score), None)
+            rows.append((metric.split("/", 1)[1], documents, [score.get("value") for score in each]))
         if rows:
             found[task] = {"models": models, "rows": rows}
     return found

@@ -25,12 +25,10 @@ class TokenWindows:
     A last, shorter window is kept for validation (`partial`), so that every token but the first is predicted once.
     """
 
-    def __init__(
-        self, stream: TokenStream, length: int, across_documents: bool, tokens: int | None = None, partial: bool = False
-    ) -> None:
+    def __init__(self, stream: TokenStream, length: int, across_documents: bool, partial: bool = False) -> None:
         self.stream, self.length, self.across_documents = stream, length, across_documents
         self.rows_ahead = stream.rows_ahead
-        self.predicted = min(len(stream), tokens + 1 if tokens else len(stream)) - 1
+        self.predicted = len(stream) - 1
         self.num_rows = -(-self.predicted // length) if partial else self.predicted // length
         if self.num_rows < 1:
             raise UserError(

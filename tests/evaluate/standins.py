@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
+from llm.data.shards import TokenStream
+from llm.data.val_sample import ValSample
 from llm.model.transformer import Transformer
 
 
@@ -18,27 +22,30 @@ class Bytes:
         return list(text.encode())
 
     def decode(self, ids: list[int]) -> str:
-        return bytes(i for i in ids if i < 256).decode(errors="replace")
+        return self.decode_bytes(ids).decode(errors="replace")
+
+    def decode_bytes(self, ids: list[int]) -> bytes:
+        return bytes(i for i in ids if i < 256)
 
     def chat_ids(self, prompt: str) -> list[int]:
         return [*self.prefix, 257, *self.encode(prompt), 258]
 
 
-class Stream:
+class Stream(TokenStream):
     """Documents as tokens in memory, each followed by the end token."""
 
-    eos_id = Bytes.eos_id
+    eos_id, vocab_size, rows_ahead, dtype = Bytes.eos_id, Bytes.vocab_size, 0, np.dtype(np.uint16)
 
-    def __init__(self, texts: list[str]) -> None:
-        self.bytes = sum(len(text.encode()) for text in texts)
-        self.documents = len(texts)
-        self._tokens = np.array([i for text in texts for i in [*text.encode(), self.eos_id]], dtype=np.uint16)
+    def __init__(self, texts: list[str], tokenizer: Any = None) -> None:
+        tokenizer = tokenizer or Bytes()
+        self.eos_id, self.bytes, self.documents = tokenizer.eos_id, sum(len(t.encode()) for t in texts), len(texts)
+        self.shards = [np.array([i for t in texts for i in [*tokenizer.encode(t), self.eos_id]], dtype=np.uint16)]
+        self.ends = np.array([len(self.shards[0])])
 
-    def __len__(self) -> int:
-        return len(self._tokens)
 
-    def read(self, start: int, length: int) -> np.ndarray:
-        return self._tokens[start : start + length]
+def held_out_text(texts: list[str], limit: int | None = None, tokenizer: Any = None) -> ValSample:
+    """What a model is scored on of these documents."""
+    return ValSample(Stream(texts, tokenizer), tokenizer or Bytes(), limit)
 
 
 @torch.no_grad()

@@ -22,14 +22,10 @@ def test_documents_come_back_whatever_the_size_of_a_read(monkeypatch: pytest.Mon
         assert sum(tokens for _, tokens in found) == len(stream)
 
 
-def test_a_limit_cuts_the_last_document() -> None:
-    assert [text for text, _ in compression.documents(Stream(TEXTS), Bytes(), tokens=9)] == ["the first"]
-
-
 def test_unigram_costs_are_add_one_smoothed_frequencies() -> None:
     counts = compression.token_counts(Stream(["aab"]), Bytes.vocab_size)
     assert counts.sum() == 4  # a, a, b and the end
-    nats, tokens = compression.unigram_nats(Stream(["aabc"]), counts, None, sequence_length=3)
+    nats, tokens = compression.unigram_nats(Stream(["aabc"]), counts, sequence_length=3)
     total = 4 + Bytes.vocab_size
     assert tokens.tolist() == [3, 1]  # the first token is not predicted
     assert nats == pytest.approx([-np.log(3 / total) - np.log(2 / total) - np.log(1 / total), -np.log(2 / total)])

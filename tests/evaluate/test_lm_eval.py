@@ -17,7 +17,7 @@ from llm.data.tokenizer import Tokenizer
 from llm.evaluate import files, language, run
 from llm.model.files import load_model, save_model
 from tests.conftest import ROOT
-from tests.evaluate.standins import Stream
+from tests.evaluate.standins import held_out_text
 from tests.model.conftest import random_model
 
 pytest.importorskip("lm_eval", reason="needs the extra `peers`")
@@ -96,12 +96,9 @@ def test_bits_of_held_out_text_are_lm_evals_to_five_digits(
     directory = workspace / "models/finetuned"
     tokenizer = Tokenizer.load(directory)
     text = json.loads((workspace / "held_out.jsonl").read_text(encoding="utf-8"))["text"]
-    stream = Stream([])
-    stream.eos_id = tokenizer.eos_id
     documents = ["", *text.split("<|endoftext|>")[:-1]]
-    stream._tokens = np.array([i for d in documents for i in [*tokenizer.encode(d), tokenizer.eos_id]], np.uint16)
-    stream.bytes = sum(len(document.encode()) for document in documents)
-    found = language.language_modeling(load_model(directory), stream, tokenizer, None)
+    sample = held_out_text(documents, tokenizer=tokenizer)
+    found = language.language_modeling(load_model(directory), sample, tokenizer)
     bits = float(found.nats.sum()) / math.log(2)
     # lm-eval divides by all bytes of the text, the end tokens' names among them; the bits are the same.
     expected = theirs["our_held_out_text"]["bits_per_byte,none"] * len(text.encode())

@@ -16,7 +16,7 @@ from llm.evaluate.heldout import text_baselines_and_contamination
 from llm.evaluate.prompts import prompt_ids, room_for
 from llm.evaluate.run import Asking
 from llm.evaluate.scorebook import ScoreBook
-from tests.evaluate.standins import Bytes, Stream, log_likelihood
+from tests.evaluate.standins import Bytes, Stream, held_out_text, log_likelihood
 from tests.model.conftest import random_model
 
 COMMON = {"prompt": "Say it.", "references": ["Return the sum."], "truncated": False}
@@ -102,7 +102,7 @@ def test_logits_that_are_not_finite_name_model_and_task() -> None:
         with pytest.raises(UserError, match=f"models/base, {kind}: .* not finite for 3 of 3 prompts"):
             run.answer(model, Bytes(), held_out(kind), Asking(True, {kind: 3}, who=f"models/base, {kind}"))
     with pytest.raises(UserError, match=r"base: .* for 1 of 1 windows of text"):
-        language.language_modeling(model, Stream(["some text"]), Bytes(), None, "base")
+        language.language_modeling(model, held_out_text(["some text"]), Bytes(), "base")
 
 
 def test_a_model_without_the_tokens_of_the_tasks_form_is_refused() -> None:
@@ -113,8 +113,8 @@ def test_a_model_without_the_tokens_of_the_tasks_form_is_refused() -> None:
 
 def test_perplexity_and_bits_per_byte_are_those_of_a_plain_computation() -> None:
     model, texts = random_model(), ["Return the sum of all.", "Über alles " * 20]
-    stream = Stream(texts)
-    found = language.language_modeling(model, stream, Bytes(), None)
+    stream = held_out_text(texts)
+    found = language.language_modeling(model, stream, Bytes())
     loss, perplexity, bits = found.measures()
     tokens = torch.tensor(stream.read(0, len(stream)).astype(np.int64))
     nats, predicted = 0.0, len(stream) - 1
@@ -132,20 +132,21 @@ def test_perplexity_and_bits_per_byte_are_those_of_a_plain_computation() -> None
 
 
 def test_a_part_of_the_text_counts_only_its_own_bytes() -> None:
-    stream = Stream(["abcdefü"] * 30)
-    *_, bits = language.language_modeling(random_model(), stream, Bytes(), 90).measures()
+    stream = held_out_text([f"abcde{i}ü" for i in range(9)] * 3, 90)
+    *_, bits = language.language_modeling(random_model(), stream, Bytes()).measures()
     assert bits.statistics[:, 1].sum() == pytest.approx(80)  # ten documents of eight bytes
+    assert "10 of 27 held-out documents, chosen by a hash" in bits.signature
 
 
 def test_the_text_baselines_code_the_same_text_and_see_contamination() -> None:
     rng = np.random.default_rng(0)
     vocabulary = [f"word{i}" for i in range(300)]
     texts = [" ".join(rng.choice(vocabulary, size=50)) for _ in range(400)]
-    train, val = Stream(texts[:360]), Stream([*texts[360:], texts[0]])
+    train, val = Stream(texts[:360]), held_out_text([*texts[360:], texts[0]])
     tests = [held_out("summarization", 2), held_out("question_answering", 2)]
     tests[0].rows[0]["document"] = texts[5]
     tests[1].rows[1]["references"] = [texts[399]]  # held out, and in the mixture
-    found = text_baselines_and_contamination(tests, [f"Q: {texts[399]}"], train, val, Bytes(), None, 64)
+    found = text_baselines_and_contamination(tests, [f"Q: {texts[399]}"], train, val, Bytes(), 64)
     assert found.contamination == {"language_modeling": 2 / 41, "question_answering": 0.5, "summarization": 0.5}
     (zstd,) = found.measures["baseline:zstd"]
     unigram = {m.name: m.value() for m in found.measures["baseline:unigram"]}

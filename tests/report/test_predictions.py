@@ -86,4 +86,4 @@ def test_remarks_say_how_sure_a_gain_is_and_what_was_odd() -> None:
     assert remarks.forgetting({}, number) is None
     assert "more than chance" in (remarks.forgetting(workspace.comparison(), number) or "")
     sources = remarks.by_source(workspace.evaluation())["language_modeling"]
-    assert sources["rows"] == [("numpy", [1.111, None]), ("others", [1.777, None])]
+    assert sources["rows"] == [("numpy", 40, [1.111, None]), ("others", 20, [1.777, None])]

@@ -191,3 +191,36 @@ def test_a_model_that_is_not_there_is_a_user_error_and_leaves_no_half_results(pr
         evaluate.main()
     assert not (project / "metrics/predictions").exists()
     assert not (project / "metrics/evaluate.json").exists()
+
+
+def test_a_part_of_a_mixture_is_read_from_every_source(project: Path) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    params["evaluate"] |= {"perplexity_tokens": 2000, "variants": {}}
+    Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    tokenizer = Tokenizer.load("data/tokenizer")
+    val = [f"{CONTEXT[:60]} {i}" for i in range(90)] + [f"{CONTEXT[60:]} {i}" for i in range(30)]
+    shutil.rmtree("data/tokens")
+    write_tokens(Path("data/tokens"), tokenizer, {"train": [CONTEXT] * 9, "val": val})
+    places = np.repeat([0, 1], [90, 30]).astype(np.uint16)
+    np.save("data/tokens/val_sources.npy", places)
+    meta = json.loads(Path("data/tokens/meta.json").read_text(encoding="utf-8"))
+    meta |= {"sources": ["first", "second"], "val_sources": {"file": "val_sources.npy", "bytes": [0, 0]}}
+    write_json("data/tokens/meta.json", meta)
+
+    evaluate.main()
+    results = json.loads(Path("metrics/evaluate.json").read_text(encoding="utf-8"))
+    found = results["base"]["language_modeling"]
+    documents = {name: found[f"bits_per_byte/{name}"]["n"] for name in ("first", "second")}
+    read = sum(documents.values())
+    tokens = [len(tokenizer.encode(text)) + 1 for text in val]
+    assert read < 120
+    share = sum(tokens[:90]) / sum(tokens)
+    expected = {"first": 2000 * share / np.mean(tokens[:90]), "second": 2000 * (1 - share) / np.mean(tokens[90:])}
+    for name, count in documents.items():
+        assert count == pytest.approx(expected[name], abs=1.5)
+    for model in ("base", "finetuned", "baseline:unigram"):
+        assert f"of {read} of 120 held-out documents" in results[model]["language_modeling"]["loss"]["signature"]
+    zstd = results["baseline:zstd"]["language_modeling"]["bits_per_byte"]
+    assert zstd["n"] == read, "baselines are scored on the same documents"
+    size = zstd["signature"].split(" documents, ")[1].split("|")[0]
+    assert f"{size} of {read} of" in found["loss"]["signature"]

@@ -72,6 +72,7 @@ def test_pretrain_states_the_loss_of_each_source_and_they_add_up_to_the_whole(
     p["model"] |= {"num_key_value_heads": 1, "head_dim": 16}
     p["pretrain"] |= {"tokens": 8_000, "batch_tokens": 512, "sequence_length": 64, "induction_init": False}
     one_task(Path(), p)
+    p["pretrain"] |= {"eval_tokens": 1500, "eval_every": 10}
     Path("params.yaml").write_text(yaml.safe_dump(p))
     tokenize.main()
     counts = json.loads(Path("metrics/tokenize.json").read_text())
@@ -92,6 +93,13 @@ def test_pretrain_states_the_loss_of_each_source_and_they_add_up_to_the_whole(
     whole = sum(losses[name] * predicted[name] for name in names) / sum(predicted.values())
     assert sum(predicted.values()) == pytest.approx(counts["val_tokens"] - 1)
     assert whole == pytest.approx(found["val_loss"], rel=1e-3)
+
+    read = found["quick_validation"]
+    assert read["of"]["documents"] == counts["val_documents"] > read["documents"]
+    assert read["tokens"] == pytest.approx(1500, rel=0.1)
+    for name in names:
+        share = counts["sources"][name]["val_tokens"] / counts["val_tokens"]
+        assert read["sources"][name]["tokens"] == pytest.approx(1500 * share, rel=0.2)
 
     np.save(Path("data/tokens") / VALIDATION, places[:-1])
     with pytest.raises(UserError, match=r"val_sources\.npy has .* documents, but the shards have"):
