@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from llm.evaluate.intervals import Reduce, bootstrap
-from llm.evaluate.text import sentences, words
+from llm.evaluate.text import RougeTokenizer, sentences, words, writing
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 BLEU_ORDER = 4
@@ -99,13 +99,16 @@ def counted(predictions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> li
 def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Measure:
     """Corpus BLEU (Papineni et al. 2002) by sacrebleu (Post 2018), all its defaults; the column is sentence BLEU.
 
+    Where the references are in a script without spaces, its tokenizer is that for Chinese, or characters.
+
     The statistics are sacrebleu's: lengths of prediction and closest reference, and for 1- to 4-grams matches and
     totals; `bleu_of_sums` is its formula for many sums at once.
     """
     from sacrebleu.metrics import BLEU
 
     references = _present(references)
-    sentence, corpus = BLEU(effective_order=True), BLEU()
+    tokenizer = {"chinese": "zh", "characters": "char"}.get(writing(references))  # None: sacrebleu's default
+    sentence, corpus = BLEU(effective_order=True, tokenize=tokenizer), BLEU(tokenize=tokenizer)
     rows, column = [], []
     for prediction, texts in zip(predictions, references, strict=True):
         score = sentence.sentence_score(prediction, texts)
@@ -140,18 +143,24 @@ def rouge(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> li
     """ROUGE F-measures (Lin 2004) by rouge-score with Porter stemming; the best reference counts.
 
     Both sides are cut into sentences, one a line, by `text.sentences`: rougeLsum compares sentence by sentence, and
-    reads a text without line breaks as one sentence. The others ignore line breaks.
+    reads a text without line breaks as one sentence. The others ignore line breaks. The references decide on the
+    tokenizer: rouge-score's own, which knows a-z only, or for other scripts `text.RougeTokenizer`.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(list(ROUGE), use_stemmer=True)
+    tokenizer = None if writing(references) == "latin" else RougeTokenizer()
+    scorer = RougeScorer(list(ROUGE), use_stemmer=True, tokenizer=tokenizer)
     columns: dict[str, list[float]] = {name: [] for name in ROUGE}
     for prediction, texts in zip(predictions, _present(references), strict=True):
         best = scorer.score_multi([by_line(text) for text in texts], by_line(prediction))
         for name in ROUGE:
             columns[name].append(float(best[name].fmeasure))
-    signature = f"rouge-score:{version('rouge-score')}|stemmer:porter|fmeasure|best reference|scale:0-1"
-    rule = {"rougeLsum": "|sentences:line breaks and [.!?] before a capital"}
+    cut = f"tokens:{tokenizer.signature}" if tokenizer else "stemmer:porter"
+    signature = f"rouge-score:{version('rouge-score')}|{cut}|fmeasure|best reference|scale:0-1"
+    ends = (
+        "line breaks, [。！？], and [.!?] before a capital" if tokenizer else "line breaks and [.!?] before a capital"
+    )
+    rule = {"rougeLsum": f"|sentences:{ends}"}
     return [mean(name, signature + rule.get(name, ""), column) for name, column in columns.items()]
 
 

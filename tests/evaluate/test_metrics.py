@@ -97,6 +97,54 @@ def test_rouge_equals_rouge_score_on_split_text_and_takes_the_best_reference() -
         assert "stemmer:porter" in measure.signature
 
 
+CHINESE = "今天天气很好。我们去公园玩。", "我们今天去公园。天气很好。"
+RUSSIAN = "Погода хорошая. Мы идём в парк.", "Мы сегодня идём в парк. Погода хорошая."
+
+
+@pytest.mark.parametrize(("prediction", "reference"), [CHINESE, RUSSIAN])
+def test_rouge_of_other_scripts_is_not_zero_and_its_signature_says_how(prediction: str, reference: str) -> None:
+    found = {m.name: m for m in metrics.rouge([prediction, reference], [[reference], [reference]])}
+    assert found["rouge1"].column == [pytest.approx(found["rouge1"].column[0]), 1.0]  # type: ignore[index]
+    for measure in found.values():
+        assert 0.3 < measure.value() < 1.0
+        assert "|tokens:words of any script, characters of scripts without spaces|" in measure.signature
+    assert found["rougeLsum"].value() > found["rougeL"].value(), "sentences are told apart"
+
+
+def test_rouge_of_russian_is_that_of_its_words_in_other_letters() -> None:
+    table = {c: f"q{chr(97 + i // 26)}{chr(97 + i % 26)}" for i, c in enumerate("абвгдеёжзийклмнопрстуфхцчшщъыьэюя")}
+    latin = ["".join(table.get(c, c) for c in text.lower()) for text in RUSSIAN]
+    russian, expected = (metrics.rouge([a], [[b]])[0].value() for a, b in (RUSSIAN, latin))
+    assert russian == expected == pytest.approx(12 / 13)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5))
+def test_english_among_another_language_scores_as_rouge_score_scores_it(pairs: list[tuple[str, str]]) -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    official = RougeScorer(list(metrics.ROUGE), use_stemmer=True)
+    expected = [official.score(metrics.by_line(b), metrics.by_line(a)) for a, b in pairs]
+    alone = metrics.rouge([a for a, _ in pairs], [[b] for _, b in pairs])
+    mixed = metrics.rouge([*(a for a, _ in pairs), "天气"], [*([b] for _, b in pairs), ["天气"]])
+    for one, other in zip(alone, mixed, strict=True):
+        assert one.column == [score[one.name].fmeasure for score in expected]
+        assert "|stemmer:porter|" in one.signature
+        assert other.column == [*one.column, 1.0]
+
+
+def test_bleu_of_chinese_and_japanese_is_sacrebleus_with_the_tokenizer_that_its_signature_names() -> None:
+    from sacrebleu.metrics import BLEU
+
+    japanese = "今日はとても天気がいいです。", "今日は天気がとてもいいです。"
+    for tokenizer, (prediction, reference) in {"zh": CHINESE, "char": japanese, "13a": RUSSIAN}.items():
+        measure = metrics.bleu([prediction], [[reference]])
+        official = BLEU(tokenize=tokenizer)
+        assert measure.value() == pytest.approx(official.corpus_score([prediction], [[reference]]).score)
+        assert f"|tok:{tokenizer}|" in measure.signature
+        assert measure.value() > 5
+
+
 # -- SQuAD ------------------------------------------------------------------------------------------------------------
 
 
