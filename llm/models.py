@@ -11,8 +11,7 @@ import torch
 
 from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
-from llm.io import read_json
-from llm.model.files import load_model
+from llm.model.files import load_model, stop_ids
 from llm.model.lora import load_adapter
 from llm.model.transformer import Transformer
 
@@ -80,10 +79,3 @@ def default_directories() -> dict[str, Path]:
 
     base = Path(params.load().finetune.base) if Path("params.yaml").exists() else BASE
     return {name: path for name, path in (("base", base), ("finetuned", FINETUNED)) if path.is_dir()}
-
-
-def stop_ids(directory: Path, tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens that end an answer: the tokenizer's end token, and those that `generation_config.json` names besides."""
-    path = directory / "generation_config.json"
-    named = read_json(path).get("eos_token_id") if path.is_file() else None
-    return frozenset({tokenizer.eos_id, *(named if isinstance(named, list) else [named] if named is not None else [])})

@@ -53,7 +53,7 @@ def main() -> None:
         documents = written(p.tokenize.clean, TOKENS).records(RAW, ["text", "source"])
         origin = language.sources(text, tokenizer, documents if first else iter(()))
         origin = language.largest(origin, text.document_bytes)
-        for name, (directory, chat) in {"base": (base, False), "finetuned": (FINETUNED, True)}.items():
+        for name, (directory, chat) in {"base": (base, tokenizer.is_chat), "finetuned": (FINETUNED, True)}.items():
             contestant = Contestant(name, load_model(directory, device, torch.float32), directory, chat)
             answer_tests(p, contestant, tests, examples, book if first else None)
             read_text(contestant, text, origin, book if first else None)

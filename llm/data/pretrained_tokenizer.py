@@ -145,6 +145,27 @@ class PretrainedTokenizer(Tokenizer):
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise UserError(f"{self.where}: the chat template cannot render this conversation: {error}") from None
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether the checkpoint came with a chat template of its own."""
+        return self.template != PLAIN_TEMPLATE
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The end token, and the special token that the template puts behind an answer.
+
+        They differ in Qwen2.5's base models, which end a text with one and a turn with the other.
+        """
+        answer = "the answer"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+        try:
+            behind = self.render(turns, add_generation_prompt=False).rpartition(answer)[2]
+        except UserError:
+            return frozenset({self.eos_id})  # a template of questions alone; whoever shows it an answer is told
+        added = self._special.get_added_tokens_decoder()
+        ids = self._special.encode(behind, add_special_tokens=False).ids
+        return frozenset({self.eos_id, *[i for i in ids if i in added and added[i].special][:1]})
+
     def files(self) -> dict[str, bytes]:
         """What `save` writes, by name: the bytes that were read, and a chat template where there was none."""
         return dict(self._files)

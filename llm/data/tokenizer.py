@@ -48,11 +48,12 @@ class Tokenizer:
     """Text to ids and back; special strings that stand in a text are plain text.
 
     What every tokenizer offers, also that of somebody else's checkpoint (llm/data/pretrained_tokenizer.py):
-    `vocab_size`, `eos_id`, `encode`, `encode_batch`, `decode`, `chat_ids`, `chat_batch`, `conversation_ids`, `files`,
-    `save`.
+    `vocab_size`, `eos_id`, `end_ids`, `is_chat`, `encode`, `encode_batch`, `decode`, `chat_ids`,
+    `chat_batch`, `conversation_ids`, `files`, `save`.
     """
 
     prefix: tuple[int, ...] = ()  # ids before every conversation: a soft prompt's virtual tokens
+    is_chat = False  # whether it came with a chat template; ours is put there for finetuning, which teaches it
 
     def __init__(self, ranks: dict[bytes, int], pattern: str = PATTERN) -> None:
         """`ranks`: token bytes to id, without the special tokens, numbered 0 … len-1."""
@@ -67,6 +68,11 @@ class Tokenizer:
         import numpy as np
 
         return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        return frozenset({self.eos_id})
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:

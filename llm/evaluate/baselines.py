@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from llm import tasks
+from llm.evaluate.metrics import UNANSWERABLE, has_answer
 from llm.evaluate.text import sentences, words
 from llm.tasks.base import uniform
 
@@ -130,6 +131,8 @@ def answers(kind: str, rows: Sequence[Row], train: Sequence[tuple[str, str]], se
             "random": lambda row: random_sentence(row["context"], seed, row["id"]),
             "sliding_window": lambda row: sliding_window(row["context"], row["question"]),
         }
+        if not all(has_answer(row["references"]) for row in rows):
+            each["unanswerable"] = lambda row: UNANSWERABLE
     elif kind == "instructions":
         count = usual_sentences(train_responses)
         each = {"lead": lambda row: lead(row["input"] or row["instruction"], count)}

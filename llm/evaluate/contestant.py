@@ -15,6 +15,7 @@ from llm.evaluate import language, run
 from llm.evaluate.files import TestSet
 from llm.evaluate.prompts import Shots
 from llm.evaluate.scorebook import LANGUAGE_MODELING, ScoreBook
+from llm.model.files import stop_ids
 from llm.model.transformer import Transformer
 from llm.params import Params
 from llm.progress import Progress
@@ -22,7 +23,7 @@ from llm.progress import Progress
 
 @dataclass
 class Contestant:
-    """A model, the directory it came from, and whether it was finetuned to prompts in chat form."""
+    """A model, the directory it came from, and whether it answers prompts in chat form."""
 
     name: str
     model: Transformer
@@ -54,7 +55,8 @@ def answer_tests(
     variants = e.variants if c.name == "finetuned" else {}
     for label, decoding, test in run.rounds(c.name, tests, e.decoding, variants, e.variant_examples):
         shots = Shots(e.shots, examples[test.name], p.seed)
-        asking = run.Asking(c.chat, e.max_new_tokens, decoding, shots, p.seed, f"{c.directory}, {test.name}")
+        who, stops = f"{c.directory}, {test.name}", stop_ids(c.directory, c.tokenizer)
+        asking = run.Asking(c.chat, e.max_new_tokens, decoding, shots, p.seed, who, stops)
         with Progress(f"{label} · {test.name}", len(test.rows), "examples", quiet=book is None) as bar:
             answers = run.answer(c.model, c.tokenizer, test, asking, bar.update)
         if book is not None:

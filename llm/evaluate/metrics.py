@@ -218,6 +218,11 @@ def question_answering(predictions: Sequence[str], references: Sequence[Sequence
     return [mean("exact_match", signature, matches), mean("f1", signature, overlaps)]
 
 
+def has_answer(references: Iterable[str]) -> bool:
+    """Whether a question has an answer: a reference that is neither empty nor `unanswerable`."""
+    return any(normalize_answer(_no_answer(text)) for text in references)
+
+
 def _no_answer(text: str) -> str:
     return "" if normalize_answer(text) == UNANSWERABLE else text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from llm.evaluate import metrics
@@ -72,13 +73,15 @@ def prompts(tokenizer: Tokenizer, rows: Sequence[Row], chat: bool, room: int, sh
 def prompt_ids(tokenizer: Tokenizer, prompt: str, chat: bool, room: int) -> tuple[list[int], bool]:
     """Token ids of a prompt, at most `room`, and whether it was cut: a prompt that is too long loses its beginning.
 
-    chat: between the chat tokens, as in finetuning. Otherwise plain text that ends with a line break: a base model
-        has never seen the chat tokens.
+    chat: in the tokenizer's chat template, as in finetuning. Otherwise plain text that ends with a line break: a
+        base model has never seen the chat tokens.
     """
     ids = tokenizer.chat_ids(prompt) if chat else tokenizer.encode(prompt + "\n")
     if len(ids) <= room:
         return ids, False
-    first = len(tokenizer.prefix) + 1 if chat else 0  # a soft prompt and <|user|> stay
+    # What stands before the prompt stays: a soft prompt, a system message, the mark of the user's turn.
+    pairs = zip(ids[:room], tokenizer.chat_ids("") if chat else [], strict=False)
+    first = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     kept = [*ids[:first], *ids[len(ids) - room + first :]]
     return kept, True
 

@@ -46,6 +46,7 @@ class Asking:
 
     max_new_tokens: by task or by kind of task; where both are silent, what the kind leaves free for a response.
     who: of error messages.
+    stop_ids: tokens that end an answer, beside the end token.
     """
 
     chat: bool
@@ -54,6 +55,7 @@ class Asking:
     shots: Shots = NONE
     seed: int = 0
     who: str = "the model"
+    stop_ids: frozenset[int] = frozenset()
 
 
 def check_vocabulary(model: Transformer, tokenizer: Tokenizer, who: str) -> None:
@@ -138,7 +140,8 @@ def _generate(
         decoding = decoding.model_copy(update={"stop_strings": (*decoding.stop_strings, BETWEEN)})
     seeds = [key("decode", asking.seed, row["id"]) for row in rows]
     requests = [Request(ids, new, decoding, seed) for ids, seed in zip(asked.ids, seeds, strict=True)]
-    found = complete(model, requests, frozenset({tokenizer.eos_id}), tokenizer.decode, on_progress=on_progress)
+    stop_ids = asking.stop_ids | {tokenizer.eos_id}
+    found = complete(model, requests, stop_ids, tokenizer.decode, on_progress=on_progress)
     check_finite([completion.reason != "not_finite" for completion in found], "prompts", asking.who)
     unfinished = [float(completion.reason != "stop") for completion in found]
     counts = [*asked.counts, metrics.mean("unfinished", "share of answers cut at their limit|scale:0-1", unfinished)]

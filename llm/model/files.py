@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,9 @@ from llm.io import read_json, save_tensors, sha256, write_json
 from llm.model.config import Config
 from llm.model.dtensor import fill
 from llm.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from llm.data.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = outputs.TOKENIZER
@@ -228,3 +231,10 @@ def digests(directory: Path) -> dict[str, Any]:
         if not path.exists():
             raise UserError(f"{path}: no such file. It may be truncated: copy or make it again.")
     return {path.name: sha256(path) for path in paths}
+
+
+def stop_ids(directory: Path, tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's, and those that `generation_config.json` names besides."""
+    path = directory / "generation_config.json"
+    named = read_json(path).get("eos_token_id") if path.is_file() else None
+    return tokenizer.end_ids | {*(named if isinstance(named, list) else [named] if named is not None else [])}

@@ -33,6 +33,7 @@ MODEL_LABELS = {
     "tf_idf": "TF-IDF",
     "lead": "Lead (first sentence)",
     "zstd": "zstd, dictionary",
+    "unanswerable": "Always “unanswerable”",
 }
 
 

@@ -164,6 +164,26 @@ def test_a_base_model_without_a_template_gets_one_that_transformers_renders_alik
         assert each.decode(each.chat_ids("Hi")).endswith("### Instruction:\nHi\n\n### Response:\n")
 
 
+def test_a_template_of_its_own_makes_a_chat_model_and_ends_its_answers(tmp_path: Path) -> None:
+    for kind, eos, ends in (
+        ("chatml", "<|im_end|>", ["<|im_end|>"]),
+        ("chatml", "<|endoftext|>", ["<|endoftext|>", "<|im_end|>"]),  # as Qwen2.5's base models
+        ("dated", "<|endoftext|>", ["<|endoftext|>", "<|im_end|>"]),
+        ("llama-2", "</s>", ["</s>"]),
+    ):
+        tokenizer = Tokenizer.load(write(tmp_path, kind, eos_token=eos))
+        assert tokenizer.is_chat
+        assert sorted(map(tokenizer.decode, ([i] for i in tokenizer.end_ids))) == ends
+    plain = Tokenizer.load(write(tmp_path, "llama-2", chat_template=None))
+    plain.save(tmp_path / "saved")
+    for tokenizer in (plain, Tokenizer.load(tmp_path / "saved")):
+        assert not tokenizer.is_chat
+        assert tokenizer.end_ids == {tokenizer.eos_id}
+    question = "{% if messages|length > 1 %}{{ raise_exception('one') }}{% endif %}{{ messages[0]['content'] }}"
+    single = Tokenizer.load(write(tmp_path, "chatml", chat_template=question))
+    assert single.end_ids == {single.eos_id}
+
+
 def test_special_strings_in_a_plain_text_are_text(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(write(tmp_path, "chatml"))
     text = "say <|im_end|> now"

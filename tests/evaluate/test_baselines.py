@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm.evaluate import baselines
+from llm.evaluate import baselines, metrics
 
 CONTEXT = "Alpha opens files. The axis argument names the dimension to sum. Beta closes them. Gamma is new."
 
@@ -56,7 +56,7 @@ def test_tfidf_learns_words_and_falls_back_to_the_majority() -> None:
 def test_every_kind_has_a_baseline_with_one_answer_a_row() -> None:
     row = {
         "id": "1", "prompt": "p", "document": CONTEXT, "context": CONTEXT, "question": "axis?", "text": "t",
-        "choices": ["a", "b"], "instruction": "Do it. Now.", "input": "",
+        "choices": ["a", "b"], "instruction": "Do it. Now.", "input": "", "references": ["sum"],
     }  # fmt: skip
     names = {
         "summarization": {"lead", "random"},
@@ -68,3 +68,14 @@ def test_every_kind_has_a_baseline_with_one_answer_a_row() -> None:
         found = baselines.answers(kind, [row, {**row, "id": "2"}], [("a prompt", "a"), ("b prompt", "b")], 0)
         assert set(found) == expected
         assert all(len(texts) == 2 and all(texts) for texts in found.values())
+
+
+def test_questions_without_an_answer_have_the_baseline_that_always_says_so() -> None:
+    rows = [
+        {"id": str(i), "context": CONTEXT, "question": "Which?", "references": references}
+        for i, references in enumerate([["sum"], ["unanswerable"], [], ["Unanswerable.", "the"]])
+    ]
+    found = baselines.answers("question_answering", rows, [], 0)["unanswerable"]
+    scores = [m.column for m in metrics.question_answering(found, [row["references"] for row in rows])]
+    assert scores == [[0.0, 1.0, 1.0, 1.0]] * 2, "exact match and F1, as the official script of SQuAD 2.0"
+    assert "unanswerable" not in baselines.answers("question_answering", rows[:1], [], 0)

@@ -60,3 +60,12 @@ def test_a_soft_prompt_and_the_turns_mark_stay_where_a_prompt_is_cut() -> None:
     tokenizer.prefix = (297, 298, 299)
     (ids,) = prompts(tokenizer, [row(1, "0123456789")], True, 8).ids
     assert ids == [297, 298, 299, 257, *b"789", 258]
+
+
+def test_the_head_of_a_chat_template_stays_where_a_prompt_is_cut() -> None:
+    class Template(Bytes):
+        def chat_ids(self, prompt: str) -> list[int]:
+            return [257, *b"system", 258, *self.encode(prompt), 259]
+
+    (ids,) = prompts(Template(), [row(1, "0123456789")], True, 13).ids
+    assert ids == [257, *b"system", 258, *b"6789", 259]

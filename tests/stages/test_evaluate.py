@@ -22,6 +22,7 @@ from llm.io import sha256, write_json
 from llm.model.files import save_model
 from stages import evaluate
 from tests.conftest import ROOT
+from tests.data.test_pretrained_tokenizer import write as write_checkpoint
 from tests.model.conftest import random_model
 from tests.pipeline.workspace import run
 
@@ -224,3 +225,23 @@ def test_a_part_of_a_mixture_is_read_from_every_source(project: Path) -> None:
     assert zstd["n"] == read, "baselines are scored on the same documents"
     size = zstd["signature"].split(" documents, ")[1].split("|")[0]
     assert f"{size} of {read} of" in found["loss"]["signature"]
+
+
+def test_a_chat_model_as_base_is_asked_in_its_own_template(project: Path) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    params["evaluate"] |= {"variants": {}, "shots": 0}
+    Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    write_checkpoint(Path("data/tokenizer"), "chatml")
+    Path("data/tokenizer/ranks.tiktoken").unlink()
+    tokenizer = Tokenizer.load("data/tokenizer")
+    model = random_model(vocab_size=tokenizer.vocab_size)
+    for name in ("base", "finetuned"):  # the same model: finetuning must not look like a gain
+        shutil.rmtree(Path("models", name))
+        Path("models", name).mkdir()
+        save_model(model, Path("models", name), Path("data/tokenizer"), tokenizer.eos_id)
+    shutil.rmtree("data/tokens")
+    write_tokens(Path("data/tokens"), tokenizer, {"train": [CONTEXT] * 9, "val": [CONTEXT]})
+    evaluate.main()
+    results = json.loads(Path("metrics/evaluate.json").read_text(encoding="utf-8"))
+    assert results["base"] == results["finetuned"]
+    assert "|prompt:chat, 0-shot|" in results["base"]["question_answering"]["f1"]["signature"]
