@@ -53,7 +53,6 @@ class Tokenizer:
     """
 
     prefix: tuple[int, ...] = ()  # ids before every conversation: a soft prompt's virtual tokens
-    is_chat = False  # whether it came with a chat template; ours is put there for finetuning, which teaches it
 
     def __init__(self, ranks: dict[bytes, int], pattern: str = PATTERN) -> None:
         """`ranks`: token bytes to id, without the special tokens, numbered 0 … len-1."""
@@ -68,6 +67,11 @@ class Tokenizer:
         import numpy as np
 
         return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it came with a chat template; ours is there for finetuning, which teaches it."""
+        return False
 
     @property
     def end_ids(self) -> frozenset[int]:
