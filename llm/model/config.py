@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import sys
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -32,6 +36,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_qk_norm": (None,),
     "rope_interleaved": (False, None),  # SmolLM2's, which says that rotary pairs are not neighbours
     "is_llama_config": (True, None),
+    "use_mrope": (False, None),
 }
 # Fields that say nothing about the function: ids, provenance, and what generation or training would do.
 SILENT = {
@@ -40,8 +45,52 @@ SILENT = {
     "initializer_range", "output_hidden_states", "output_attentions", "return_dict", "id2label", "label2id",
     "problem_type", "tokenizer_class", "prefix", "task_specific_params", "transformers.js_config", "unsloth_fixed",
     "unsloth_version", "max_window_layers", "is_decoder", "tie_encoder_decoder", "finetuning_task", "torchscript",
-    "_attn_implementation_autoset", "ddp_enable_logging", "temperature", "top_k", "top_p", "do_sample", "max_length",
+    "ddp_enable_logging", "temperature", "top_k", "top_p", "do_sample", "max_length",
+    "cls_token_id", "mask_token_id", "forced_bos_token_id", "forced_eos_token_id", "keys_to_ignore_at_inference",
+    "num_beams", "num_beam_groups", "num_return_sequences", "typical_p", "repetition_penalty", "length_penalty",
+    "use_flash_attn", "max_sequence_length", "gradient_checkpointing",
 }  # fmt: skip
+
+
+def check_fields(
+    data: Mapping[str, Any], known: Collection[str], neutral: Mapping[str, tuple[Any, ...]], where: str
+) -> None:
+    """Refuse fields of a configuration file that would change the function and be ignored here.
+
+    A field that nobody here knows is left aside, and said once, where it is private (`_…`) or its value means
+    "off" (null, false, 0, or empty).
+
+    Args:
+        known: fields that are read, or that say nothing about the function.
+        neutral: other known fields, with the values that leave the function as it is computed here.
+        where: the file, for messages.
+
+    Raises:
+        UserError: a known field with another value than the neutral ones, or an unknown field that says something.
+    """
+    aside = []
+    for key, value in data.items():
+        if key in known:
+            continue
+        if key in neutral:
+            if value not in neutral[key]:
+                raise UserError(f"{where}: {key} = {value!r} is not supported; expected {neutral[key][0]!r}.")
+        elif value and not key.startswith("_"):
+            raise UserError(
+                f"{where}: the field {key} = {value!r} is unknown here and would be ignored. If it does not change "
+                "what the model computes, remove it from the file."
+            )
+        else:
+            aside.append(f"{key} = {value!r}")
+    if aside:
+        say_once(f"{where}: left aside, since it does not change what the model computes: {', '.join(aside)}.")
+
+
+@functools.cache
+def say_once(message: str) -> None:
+    """Print a message the first time that it comes up, in the first of several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {message}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -163,18 +212,11 @@ class Config:
                 own.add(key)
             else:
                 neutral[key] = (False,)
-        for key, value in data.items():
-            if key in neutral and value not in neutral[key]:
-                raise UserError(f"{where}: {key} = {value!r} is not supported; expected {neutral[key][0]!r}.")
-            if key == "layer_types":
-                expected = "sliding_attention" if data.get("sliding_window") and not qwen else "full_attention"
-                if any(kind != expected for kind in value or []):
-                    raise UserError(f"{where}: layer_types = {sorted(set(value))} is not supported; all {expected!r}.")
-            elif key not in neutral and key not in own | DIMENSIONS | ROTARY | SILENT:
-                raise UserError(
-                    f"{where}: the field {key} = {value!r} is unknown here and would be ignored. If it does not change "
-                    "what the model computes, remove it from the file."
-                )
+        check_fields(data, {"layer_types"} | own | DIMENSIONS | ROTARY | SILENT, neutral, where)
+        expected = "sliding_attention" if data.get("sliding_window") and not qwen else "full_attention"
+        kinds = set(data.get("layer_types") or ())
+        if kinds - {expected}:
+            raise UserError(f"{where}: layer_types = {sorted(kinds)} is not supported; all {expected!r}.")
         for key in sorted(DIMENSIONS - {"rms_norm_eps", "tie_word_embeddings"}):
             value = data.get(key)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):

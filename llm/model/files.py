@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import torch
 from llm import outputs
 from llm.errors import UserError
 from llm.io import read_json, save_tensors, sha256, write_json
-from llm.model.config import Config
+from llm.model.config import Config, say_once
 from llm.model.dtensor import fill
 from llm.model.transformer import Transformer
 
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
     from llm.data.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
 TOKENIZER_FILES = outputs.TOKENIZER
 STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # safetensors' names
 FLOATS = tuple(STORED.values())
 PROMPT = "prompt"  # folder of a model directory with the soft prompt that the model was finetuned with, in PEFT's files
 LAYER_MATRIX = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
+HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 RECOMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # buffers of old checkpoints, which follow from the config
 
 
@@ -38,7 +41,7 @@ def save_model(model: Transformer, directory: Path, tokenizer: Path, eos_id: int
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if model.config.tie_word_embeddings:
-        del tensors["lm_head.weight"]
+        del tensors[HEAD]
     if tensors.pop("soft_prompt", None) is not None:
         from llm.model.prompt import save_prompt
 
@@ -62,11 +65,46 @@ def save_model(model: Transformer, directory: Path, tokenizer: Path, eos_id: int
 
 
 def load_config(directory: str | Path) -> Config:
-    """The `config.json` of a model directory. Raises UserError like `Config.from_json`."""
+    """The `config.json` of a model directory. Raises UserError like `Config.from_json`.
+
+    Where it ties the embeddings, but the weights hold an output projection of their own, they are not tied: the
+    weights decide, as in `transformers`.
+    """
     path = Path(directory) / "config.json"
     if not path.exists():
         raise UserError(f"{path}: no such file. Run `dvc repro` to make it, or name a Hugging Face model directory.")
-    return Config.from_json(read_json(path), str(path))
+    config = Config.from_json(read_json(path), str(path))
+    if config.tie_word_embeddings and _has_own_head(Path(directory)):
+        say_once(f"{path} ties the embeddings, but the weights hold another {HEAD}, which is used.")
+        config = replace(config, tie_word_embeddings=False)
+    return config
+
+
+def _has_own_head(directory: Path) -> bool:
+    """Whether a directory's weights, as far as they are there, hold an output projection unlike the embeddings."""
+    from safetensors import SafetensorError, safe_open
+
+    if not any((directory / name).exists() for name in (WEIGHTS, INDEX)):
+        return False
+    found = {}
+    for path in weight_files(directory):
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= dict.fromkeys({HEAD, EMBEDDINGS} & set(file.keys()), path)
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(path, error) from None
+    if len(found) < 2:
+        return False
+    head, embeddings = [_read(found[name], name) for name in (HEAD, EMBEDDINGS)]
+    return head.dtype != embeddings.dtype or not torch.equal(head, embeddings)
+
+
+def _read(path: Path, name: str) -> torch.Tensor:
+    """One tensor of a file, which is open for no longer: its pages stay in memory for as long as it is."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name)
 
 
 def load_model(
@@ -142,7 +180,7 @@ def _shapes(model: Transformer) -> dict[str, torch.Size]:
     """Of the tensors that a model's files hold."""
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     if model.config.tie_word_embeddings:
-        del shapes["lm_head.weight"]
+        del shapes[HEAD]
     return shapes
 
 
@@ -169,18 +207,20 @@ def _tensors(
 
     wanted = wanted or _shapes(model)
     missing = set(wanted)
+    stored = _stored_types(directory)
+    tied = model.config.tie_word_embeddings
     for path in weight_files(directory):
         try:
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys())
-            for name in names:
-                if RECOMPUTED.search(name) or (name == "lm_head.weight" and model.config.tie_word_embeddings):
+            for key in names:
+                if RECOMPUTED.search(key) or (key == HEAD and tied and EMBEDDINGS in stored):
                     continue
+                # Tied embeddings may be stored under either name.
+                name = EMBEDDINGS if key == HEAD and tied else key
                 if name not in wanted:
                     raise UserError(f"{path}: unexpected tensor {name}; is config.json of this model?")
-                # Opened anew for each tensor: the pages of a file stay in memory for as long as it is open.
-                with safe_open(path, framework="pt") as file:
-                    tensor = file.get_tensor(name)
+                tensor = _read(path, key)
                 if tensor.shape != wanted[name]:
                     raise UserError(
                         f"{path}: {name} has shape {tuple(tensor.shape)}, config.json asks for {tuple(wanted[name])}."
@@ -201,12 +241,14 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a model directory.
+    """The safetensors files of a model directory: the one file before an index, which may be older.
 
     Raises:
         UserError: there are none, or the weights are pickled.
     """
-    index = directory / f"{WEIGHTS}.index.json"
+    if (directory / WEIGHTS).exists():
+        return [directory / WEIGHTS]
+    index = directory / INDEX
     if index.exists():
         try:
             names = sorted(set(read_json(index)["weight_map"].values()))
@@ -215,8 +257,6 @@ def weight_files(directory: Path) -> list[Path]:
         if any(Path(name).name != name for name in names):
             raise UserError(f"{index}: file names must not hold a path.")
         return [directory / name for name in names]
-    if (directory / WEIGHTS).exists():
-        return [directory / WEIGHTS]
     if list(directory.glob("*.bin")) or list(directory.glob("*.pt*")):
         raise UserError(
             f"{directory} holds pickled weights, which can run code when loaded; convert them to safetensors first."

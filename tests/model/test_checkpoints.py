@@ -14,7 +14,7 @@ import torch
 from llm.decoding.step import Cache, Step, prefill
 from llm.errors import UserError
 from llm.model.config import Config
-from llm.model.files import load_config, load_model, save_model
+from llm.model.files import digests, load_config, load_model, save_model
 from llm.model.transformer import Transformer
 
 transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
@@ -121,6 +121,8 @@ def test_a_bfloat16_checkpoint_can_stay_in_its_type_and_computes_the_same(tmp_pa
         ({"hidden_size": "64"}, "hidden_size"),
         ({"head_dim": 15}, "head_dim"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
+        ({"use_mrope": True}, "use_mrope"),
+        ({"no_rope_layers": [1]}, "no_rope_layers"),
     ],
 )
 def test_what_would_be_another_function_is_refused_by_name(change: dict[str, Any], named: str) -> None:
@@ -128,6 +130,70 @@ def test_what_would_be_another_function_is_refused_by_name(change: dict[str, Any
     assert Config.from_json(plain, "config.json").architecture == "LlamaForCausalLM"
     with pytest.raises(UserError, match=named):
         Config.from_json(plain | change, "config.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"use_mrope": False},  # Qwen2.5's own file
+        {"_model_name_or_path": "tiny.gguf", "_commit_hash": "0" * 40},
+        {"scale_residual": None, "use_parallel_residual": False, "extra_heads": 0, "tags": [], "adapters": {}},
+    ],
+)
+def test_what_cannot_change_the_function_is_left_aside_and_said_once(
+    change: dict[str, Any], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    plain = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **SIZES, "rms_norm_eps": 1e-6}
+    where = str(tmp_path / "config.json")  # a place of its own: the note comes once for each
+    expected = Config.from_json(plain, where)
+    assert not capfd.readouterr().err
+    assert [Config.from_json(plain | change, where) for _ in range(2)] == [expected, expected]
+    said = capfd.readouterr().err
+    unknown = [key for key in change if key != "use_mrope"]
+    assert all(said.count(key) == 1 for key in unknown), said
+
+
+@pytest.mark.parametrize("stored", ["another head", "the same head", "only the head"])
+def test_the_weights_decide_whether_embeddings_are_tied(stored: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    peer_of("llama-untied").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    if stored != "another head":
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    if stored == "only the head":
+        del tensors["model.embed_tokens.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    content = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    model = load_model(tmp_path)
+    assert model.config.tie_word_embeddings == (stored != "another head")
+    (tmp_path / "again").mkdir()
+    save_model(model, tmp_path / "again", tmp_path, eos_id=0)
+    ids = torch.arange(30)[None]
+    with torch.no_grad():
+        theirs = peer(ids).logits
+        for each in (model, load_model(tmp_path / "again")):
+            torch.testing.assert_close(each(ids), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("old_shards", ["gone", "still there"])
+def test_a_model_file_goes_before_an_older_index(old_shards: str, tmp_path: Path) -> None:
+    old, new = peer_of("llama-untied"), peer_of("llama-untied")
+    old.save_pretrained(tmp_path / "old", max_shard_size="50KB")
+    new.lm_head.weight.data.mul_(2)
+    new.save_pretrained(tmp_path)
+    for path in (tmp_path / "old").glob("model*"):
+        if old_shards == "still there" or path.suffix == ".json":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = torch.arange(30)[None]
+    with torch.no_grad():
+        theirs = peer(ids).logits
+        torch.testing.assert_close(load_model(tmp_path)(ids), theirs, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(new(ids).logits, theirs)
+    assert set(digests(tmp_path)) == {"config.json", "model.safetensors"}
 
 
 def test_a_qwen_with_a_sliding_window_in_use_is_refused() -> None:
