@@ -86,7 +86,7 @@ def _has_own_head(directory: Path) -> bool:
 
     if not any((directory / name).exists() for name in (WEIGHTS, INDEX)):
         return False
-    found = {}
+    found: dict[str, Path] = {}
     for path in weight_files(directory):
         try:
             with safe_open(path, framework="pt") as file:

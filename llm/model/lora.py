@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from llm.errors import UserError
 from llm.io import read_json, save_tensors, write_json
 from llm.model.attention import Linear
+from llm.model.config import check_fields, say_once
 from llm.model.dtensor import fill
 from llm.model.quantized import QuantizedLinear
 from llm.model.transformer import Transformer
 
 PREFIX = "base_model.model."  # PEFT's name for the wrapped model
+PEFT_DEFAULTS: dict[str, Any] = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0}  # where a file lacks the field
+MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class LoraLinear(Linear):
@@ -75,29 +78,46 @@ def add_lora(
     Raises:
         UserError: a target that no module has, or a rank that is no smaller than the matrix.
     """
-    present = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
-    for target in target_modules:
-        if target not in present or target == "lm_head":
-            choices = ", ".join(name for name in present if name != "lm_head")
-            raise UserError(f"finetune.lora.target_modules: the model has no module {target!r}; it has {choices}.")
+    names = _targets(model, target_modules, "finetune.lora.target_modules")
     if r < 1:
         raise UserError(f"finetune.lora.r = {r}: a rank is at least 1.")
-    model.requires_grad_(False)
-    wrapped = []
-    for name, module in list(model.named_modules()):
-        if not isinstance(module, nn.Linear) or name.rsplit(".", 1)[-1] not in target_modules:
-            continue
-        if r > min(module.in_features, module.out_features):
+    for name in names:
+        module = model.get_submodule(name)
+        assert isinstance(module, nn.Linear)
+        most = min(module.in_features, module.out_features)
+        if r > most:
             raise UserError(
                 f"finetune.lora.r = {r} exceeds {name} ({module.out_features} × {module.in_features}): "
-                f"choose at most {min(module.in_features, module.out_features)}."
+                f"choose at most {most}."
             )
-        lora = LoraLinear(module, r, alpha * r**0.5 if rslora else alpha, dropout)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, lora)
-        wrapped.append(name)
+    _wrap(model, names, r, alpha, dropout, rslora)
     draw_lora(model, seed)
-    return wrapped
+    return names
+
+
+def _targets(model: Transformer, targets: list[str], where: str) -> list[str]:
+    """Names of the linear modules that `targets` mean, as PEFT reads it: whole names, or ends of names at a dot.
+
+    Raises:
+        UserError: an entry that means no module, with `where` as the place of the list.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
+    meant = {target: {name for name in linear if f".{name}".endswith(f".{target}")} for target in targets}
+    for target, names in meant.items():
+        if not names:
+            choices = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise UserError(f"{where}: the model has no module {target!r}; it has {choices}.")
+    return [name for name in linear if any(name in names for names in meant.values())]
+
+
+def _wrap(model: Transformer, names: list[str], r: int, alpha: float, dropout: float, rslora: bool) -> None:
+    """Freeze the model and put a LoraLinear in the place of each of these modules."""
+    model.requires_grad_(False)
+    for name in names:
+        module = model.get_submodule(name)
+        assert isinstance(module, nn.Linear)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, LoraLinear(module, r, alpha * r**0.5 if rslora else alpha, dropout))
 
 
 def draw_lora(model: Transformer, seed: int) -> None:
@@ -157,16 +177,31 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modules_to_save": (None, []),
     "rank_pattern": (None, {}),
     "alpha_pattern": (None, {}),
-    "layers_to_transform": (None,),
-    "layers_pattern": (None,),
-    "layer_replication": (None,),
+    "layers_to_transform": (None, []),
+    "layers_pattern": (None, [], ""),
+    "layer_replication": (None, []),
     "lora_bias": (False, None),
-    "trainable_token_indices": (None,),
-    "exclude_modules": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "exclude_modules": (None, [], ""),
     "target_parameters": (None, []),
     "use_qalora": (False, None),
-    "alora_invocation_tokens": (None,),
+    "alora_invocation_tokens": (None, []),
+    "megatron_config": (None, {}),
+    "arrow_config": (None, {}),
+    "kasa_config": (None, {}),
+    "monteclora_config": (None, {}),
+    "use_bdlora": (None, False, {}),
 }
+READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "init_lora_weights"}
+# Fields that say nothing about a trained adapter: provenance, and how it started or was trained.
+SILENT = {
+    "task_type", "base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping",
+    "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying", "velora_config",
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+}  # fmt: skip
+PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")  # these leave the base as it is
+# `init_lora_weights` that takes the start out of the base, and can be computed again from the base.
+EXACT_STARTS = ("pissa", "olora")
 
 
 def load_adapter(model: Transformer, directory: Path, base: Path | None = None) -> tuple[int, ...]:
@@ -181,21 +216,35 @@ def load_adapter(model: Transformer, directory: Path, base: Path | None = None) 
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = read_json(directory / "adapter_config.json")
+    where = directory / "adapter_config.json"
+    config = read_json(where)
+    if not isinstance(config, dict):
+        raise UserError(f"{where}: expected an object, found {type(config).__name__}.")
     check_base(directory, base)
     if config.get("peft_type") == "PROMPT_TUNING":
         from llm.model.prompt import load_prompt
 
         return load_prompt(model, directory)
-    where = directory / "adapter_config.json"
     if config.get("peft_type") != "LORA":
         raise UserError(f"{where}: peft_type {config.get('peft_type')!r} is not supported; expected LORA.")
-    for key, neutral in NEUTRAL.items():
-        if config.get(key) not in neutral and key in config:
-            raise UserError(f"{where}: {key} = {config[key]!r} is not supported; expected {neutral[0]!r}.")
+    check_fields(config, READ | SILENT, NEUTRAL, str(where))
+    r, alpha, dropout = (config.get(key, value) for key, value in PEFT_DEFAULTS.items())
+    if not isinstance(r, int) or r < 1:
+        raise UserError(f"{where}: r = {r!r}; a rank is at least 1.")
+    if not all(isinstance(value, (int, float)) for value in (alpha, dropout)):
+        raise UserError(f"{where}: lora_alpha = {alpha!r} and lora_dropout = {dropout!r}; expected numbers.")
+    start = config.get("init_lora_weights", True)
+    if start not in (*PLAIN_STARTS, *EXACT_STARTS):
+        raise UserError(
+            f"{where}: init_lora_weights = {start!r} is not supported: such an adapter goes with a base whose weights "
+            "its start had changed, and they cannot be computed again from the base alone. Convert it to a plain LoRA "
+            "where it was trained: save_pretrained(..., path_initial_model_for_weight_conversion=...) of PEFT."
+        )
     targets = config.get("target_modules")
+    if targets == "all-linear":
+        targets = list(MATRICES)
     if not isinstance(targets, list):
-        raise UserError(f"{where}: target_modules = {targets!r}; expected a list of module names.")
+        raise UserError(f"{where}: target_modules = {targets!r}; expected a list of module names, or 'all-linear'.")
     path = directory / "adapter_model.safetensors"
     if not path.exists() and (directory / "adapter_model.bin").exists():
         raise UserError(
@@ -205,8 +254,8 @@ def load_adapter(model: Transformer, directory: Path, base: Path | None = None) 
         tensors = load_file(path)
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}). Run `dvc repro` to write it again.") from None
-    r, dropout = config.get("r", 0), config.get("lora_dropout", 0.0)
-    add_lora(model, r, config.get("lora_alpha", r), dropout, targets, 0, bool(config.get("use_rslora")))
+    names = _targets(model, targets, f"{where}: target_modules")
+    _wrap(model, names, r, alpha, dropout, bool(config.get("use_rslora")))
     wanted = {
         f"{PREFIX}{name}.{part}.weight": getattr(module, part)
         for name, module in model.named_modules()
@@ -223,7 +272,42 @@ def load_adapter(model: Transformer, directory: Path, base: Path | None = None) 
                 f"expected {tuple(parameter.shape)}."
             )
         parameter.data.copy_(tensors[name])
+    if start in EXACT_STARTS:
+        say_once(f"{where}: init_lora_weights = {start!r}: the start is computed again from the base and subtracted.")
+    for name in names if start in EXACT_STARTS else ():
+        _subtract_start(model.get_submodule(name), start, f"{where}: init_lora_weights = {start!r}: {name}")
     return ()
+
+
+@torch.no_grad()
+def _subtract_start(module: nn.Module, start: str, where: str) -> None:
+    """Make a plain LoRA of an adapter that PEFT trained on W - s B₀ A₀ instead of W: B A - B₀ A₀, of twice the rank.
+
+    PEFT's own conversion (`subtract_mutated_init`). B₀ and A₀ come from W by the very calls of PEFT, in float32, so
+    that the result is the model that it loads: the largest singular values and their vectors (PiSSA, Meng et al. 2024,
+    arXiv:2404.02948), or the first columns of a QR decomposition (OLoRA, Büyükakyüz 2024, arXiv:2406.01775).
+
+    Raises:
+        UserError: W does not decide B₀ A₀: it is rounding that would.
+    """
+    assert isinstance(module, LoraLinear)
+    r, weight = module.lora_A.shape[0], module.weight.float()
+    if start == "pissa":
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+        unclear = r < len(values) and values[r - 1] - values[r] < 1e-6 * values[0]
+        root = (values[:r] / module.scaling).sqrt()
+        down, up = root[:, None] * right[:r], left[:, :r] * root
+    else:
+        orthogonal, triangle = torch.linalg.qr(weight)
+        unclear = triangle.diagonal()[:r].abs().min() < 1e-6 * triangle.diagonal().abs().max()
+        down, up = triangle[:r], orthogonal[:, :r]
+    if unclear:
+        raise UserError(
+            f"{where}: its start is not determined by the base's weights. Convert the adapter to a plain LoRA where it "
+            "was trained: save_pretrained(..., path_initial_model_for_weight_conversion=...) of PEFT."
+        )
+    module.lora_A = nn.Parameter(torch.cat([module.lora_A, down]))
+    module.lora_B = nn.Parameter(torch.cat([module.lora_B, -up], 1))
 
 
 def write_base(directory: Path, base: dict[str, str]) -> None:

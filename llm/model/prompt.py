@@ -7,15 +7,25 @@ conversation is all that packing, caches and decoding need to know. Nothing pred
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from llm.errors import UserError
 from llm.io import read_json, save_tensors, write_json
+from llm.model.config import check_fields
 from llm.model.transformer import Transformer
 
 COMMON = 5000  # the first tokens of a vocabulary, of which a prompt starts as a sample (Lester et al., section 3.2)
+
+# Fields of PEFT's PromptTuningConfig: what is read, and what says nothing about a trained prompt.
+FIELDS = {
+    "peft_type", "num_virtual_tokens", "token_dim", "task_type", "base_model_name_or_path", "revision", "peft_version",
+    "auto_mapping", "inference_mode", "num_attention_heads", "num_layers", "prompt_tuning_init",
+    "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
+}  # fmt: skip
+NEUTRAL: dict[str, tuple[Any, ...]] = {"num_transformer_submodules": (1, None), "modules_to_save": (None, [])}
 
 
 def add_prompt(model: Transformer, num_virtual_tokens: int, seed: int) -> tuple[int, ...]:
@@ -68,10 +78,12 @@ def load_prompt(model: Transformer, directory: Path) -> tuple[int, ...]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = read_json(directory / "adapter_config.json")
+    where = directory / "adapter_config.json"
+    config = read_json(where)
     path = directory / "adapter_model.safetensors"
     if config.get("peft_type") != "PROMPT_TUNING":
-        raise UserError(f"{directory}/adapter_config.json: peft_type {config.get('peft_type')!r} is no soft prompt.")
+        raise UserError(f"{where}: peft_type {config.get('peft_type')!r} is no soft prompt.")
+    check_fields(config, FIELDS, NEUTRAL, str(where))
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +59,92 @@ def test_adapters_written_by_peft_load_here(tmp_path: Path) -> None:
         torch.testing.assert_close(base.eval()(ids), peer(ids).logits, rtol=1e-4, atol=1e-4)
 
 
+def peft_adapter(folder: Path, base: Transformer, **fields: Any) -> Any:
+    """A trained adapter as PEFT saves it to `folder`/adapter on the model in `folder`/base; returns PEFT's model."""
+    transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
+    peft = pytest.importorskip("peft", reason="needs the extra `peers`")
+    (folder / "base").mkdir()
+    save_model(base, folder / "base", folder, eos_id=0)
+    peer = transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
+    config = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": TARGETS, **fields}
+    peer = peft.get_peft_model(peer, peft.LoraConfig(**config)).eval()
+    generator = torch.Generator().manual_seed(9)
+    for name, parameter in peer.named_parameters():
+        if "lora_" in name:
+            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
+    peer.save_pretrained(folder / "adapter")
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
+    return peft.PeftModel.from_pretrained(again, folder / "adapter").eval()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+        {"init_lora_weights": "pissa", "use_rslora": True, "lora_alpha": 3, "target_modules": "all-linear"},
+        {"init_lora_weights": "olora", "r": 16, "target_modules": ["k_proj", "down_proj", "up_proj"]},
+        {"init_lora_weights": "pissa", "r": 32, "target_modules": ["k_proj"]},  # all of the matrix
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": "eva"},
+        {"init_lora_weights": "mica"},
+        {"target_modules": "all-linear"},
+        {"target_modules": ["layers.1.self_attn.q_proj", "0.mlp.up_proj"]},
+    ],
+    ids=str,
+)
+def test_every_start_of_peft_loads_as_peft_loads_it(fields: dict[str, Any], tmp_path: Path) -> None:
+    base, model = random_model(0), random_model(0)
+    peer = peft_adapter(tmp_path, base, **fields)
+    shared = {name: value.clone() for name, value in model.state_dict().items()}
+    load_adapter(model, tmp_path / "adapter")
+    ids = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        theirs = peer(ids).logits
+        assert (base(ids) - theirs).abs().max() > 0.01
+        torch.testing.assert_close(model(ids), theirs, rtol=1e-4, atol=1e-4)
+        assert all(torch.equal(model.state_dict()[name], value) for name, value in shared.items())
+        merge_lora(model)
+        torch.testing.assert_close(model(ids), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("start", ["pissa_niter_4", "loftq", "corda", "lora_ga", "new_start"])
+def test_a_start_that_cannot_be_computed_again_is_refused_by_name(start: str, tmp_path: Path) -> None:
+    save_adapter(adapted(), tmp_path, LORA, base="models/base")
+    change(tmp_path, {"init_lora_weights": start})
+    with pytest.raises(UserError, match=f"{start}.*path_initial_model_for_weight_conversion"):
+        load_adapter(random_model(0, qk_norm=True), tmp_path)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_that_the_weights_do_not_decide_is_refused(start: str, tmp_path: Path) -> None:
+    save_adapter(adapted(), tmp_path, LORA, base="models/base")
+    change(tmp_path, {"init_lora_weights": start})
+    model = random_model(0, qk_norm=True)
+    model.model.layers[1].self_attn.q_proj.weight.data.copy_(torch.eye(64) if start == "pissa" else torch.ones(64, 64))
+    with pytest.raises(UserError, match=r"layers\.1\.self_attn\.q_proj.*not determined"):
+        load_adapter(model, tmp_path)
+
+
+def test_unknown_fields_of_an_adapter_are_treated_as_those_of_a_model(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save_adapter(adapted(), tmp_path, LORA, base="models/base")
+    change(tmp_path, {"use_newlora": False, "newlora_config": None, "_private": "x", "loftq_config": {"loftq_bits": 4}})
+    for _ in range(2):
+        load_adapter(random_model(0, qk_norm=True), tmp_path)
+    assert capfd.readouterr().err.count("use_newlora = False, newlora_config = None, _private = 'x'") == 1
+    change(tmp_path, {"use_newlora": True})
+    with pytest.raises(UserError, match="use_newlora = True is unknown"):
+        load_adapter(random_model(0, qk_norm=True), tmp_path)
+
+
+def change(directory: Path, fields: dict[str, Any]) -> None:
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
 def test_merging_keeps_the_function() -> None:
     model = adapted()
     ids = torch.randint(0, 300, (2, 20))
@@ -92,7 +180,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("fields", "named"),
     [
         ({"r": 0}, "rank is at least 1"),
         ({"peft_type": "IA3"}, "IA3"),
@@ -102,16 +190,16 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"target_modules": ".*_proj"}, "target_modules"),
         ({"target_modules": ["c_attn"]}, "c_attn"),
+        ({"target_modules": ["proj"]}, "'proj'"),
+        ({"lora_alpha": "8"}, "lora_alpha"),
+        ({"kasa_config": {"beta": 1.0}}, "kasa_config"),
     ],
 )
 def test_an_adapter_that_would_be_another_function_is_refused(
-    change: dict[str, object], named: str, tmp_path: Path
+    fields: dict[str, object], named: str, tmp_path: Path
 ) -> None:
-    import json
-
     save_adapter(adapted(), tmp_path, LORA, base="models/base")
-    path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    change(tmp_path, fields)
     with pytest.raises(UserError, match=named):
         load_adapter(random_model(0, qk_norm=True), tmp_path)
 
