@@ -75,7 +75,7 @@ def complete(
                 f"a prompt has {len(request.prompt)} tokens; the model's context holds {context} "
                 "(max_position_embeddings in its config.json). Shorten the prompt."
             )
-        if request.decoding.stop_strings and decode is None:
+        if request.decoding.stop_strings and decode is None and request.decode is None:
             raise UserError("stop_strings need the tokenizer's decode, to read what was written so far.")
     from llm.train import distributed
 
@@ -107,7 +107,7 @@ def stream(model: Transformer, request: Request, stop_ids: frozenset[int], decod
         raise UserError(f"a prompt has {len(request.prompt)} tokens; the model's context holds {context}.")
     need = min(len(request.prompt) + request.max_new_tokens, context)
     batch = Batch(model, 1, need + request.decoding.prompt_lookup_num_tokens, stop_ids, decode)
-    text = TextStream(decode, request.decoding.stop_strings)
+    text = TextStream(request.decode or decode, request.decoding.stop_strings)
     done = batch.admit(None, request)
     while done is None:
         if piece := text.more(batch.answers()[None]):

@@ -198,7 +198,9 @@ def answer(
             raise UserError(
                 f"prompt {i + 1} has {len(ids)} tokens; the context of {named.name} holds {context}. Shorten it."
             )
-        requests.append(Request(ids, arguments.max_new_tokens, settings, arguments.seed + i))
+        plain = "prompt" in record and not arguments.chat
+        decode = named.tokenizer.decode_after(ids) if plain else None
+        requests.append(Request(ids, arguments.max_new_tokens, settings, arguments.seed + i, decode))
     with Progress("generate", len(requests), "answers", quiet=len(requests) == 1) as bar:
         found = complete(
             named.model, requests, named.stop_ids, named.tokenizer.decode, on_progress=lambda n: bar.update(n)
@@ -216,5 +218,5 @@ def prompt_ids(named: Named, record: dict[str, Any], chat: bool) -> list[int]:
     tokenizer = named.tokenizer
     if "messages" in record:
         return tokenizer.conversation_ids([_plain(message) for message in record["messages"]])
-    ids = tokenizer.chat_ids(record["prompt"]) if chat else tokenizer.encode(record["prompt"])
+    ids = tokenizer.chat_ids(record["prompt"]) if chat else tokenizer.plain_ids(record["prompt"])
     return ids or [tokenizer.eos_id]

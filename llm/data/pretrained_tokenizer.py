@@ -8,7 +8,7 @@ get into the data.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +73,10 @@ class PretrainedTokenizer(Tokenizer):
             )
         self.eos_id = eos_id
         self.vocab_size = max(self._plain.get_vocab(with_added_tokens=True).values()) + 1
+        bare, word = [self._plain.encode("a", add_special_tokens=special).ids for special in (False, True)]
+        first = next(i for i in range(len(word)) if word[i : i + len(bare)] == bare)
+        self.around = tuple(word[:first]), tuple(word[first + len(bare) :])
+        self._word = bare
         self.template = _template(files, config)
         if self.template is None:
             self.template = PLAIN_TEMPLATE
@@ -106,6 +110,13 @@ class PretrainedTokenizer(Tokenizer):
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         encoded = self._plain.encode_batch_fast([valid_unicode(text) for text in texts], add_special_tokens=False)
         return [list(each.ids) for each in encoded]
+
+    def decode_after(self, prompt: Sequence[int]) -> Callable[[Sequence[int]], str]:
+        """As in `Tokenizer`: SentencePiece's decoder would take the first blank for that of a text's beginning."""
+        if not self._plain.decode(list(prompt), skip_special_tokens=True):
+            return self.decode  # there is no text before it
+        start = len(self.decode(self._word))
+        return lambda ids: self.decode([*self._word, *ids])[start:]
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self._plain.decode(list(ids), skip_special_tokens=False))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,11 +48,13 @@ class Tokenizer:
     """Text to ids and back; special strings that stand in a text are plain text.
 
     What every tokenizer offers, also that of somebody else's checkpoint (llm/data/pretrained_tokenizer.py):
-    `vocab_size`, `eos_id`, `end_ids`, `is_chat`, `encode`, `encode_batch`, `decode`, `chat_ids`,
+    `vocab_size`, `eos_id`, `end_ids`, `is_chat`, `encode`, `encode_batch`, `around`, `plain_ids`,
+    `decode`, `decode_after`, `chat_ids`,
     `chat_batch`, `conversation_ids`, `files`, `save`.
     """
 
     prefix: tuple[int, ...] = ()  # ids before every conversation: a soft prompt's virtual tokens
+    around: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())  # ids before and after a plain prompt, such as <s>
 
     def __init__(self, ranks: dict[bytes, int], pattern: str = PATTERN) -> None:
         """`ranks`: token bytes to id, without the special tokens, numbered 0 … len-1."""
@@ -97,6 +99,15 @@ class Tokenizer:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of several texts, on all cores."""
         return self._encoding.encode_ordinary_batch(texts, num_threads=os.cpu_count() or 1)
+
+    def plain_ids(self, text: str) -> list[int]:
+        """Ids of a text that a model is to continue: `encode` between what its tokenizer puts around a text."""
+        before, after = self.around
+        return [*before, *self.encode(text), *after]
+
+    def decode_after(self, prompt: Sequence[int]) -> Callable[[Sequence[int]], str]:
+        """What decodes the continuation of a plain prompt: its text may begin with a blank."""
+        return self.decode
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; bytes that are no UTF-8 become U+FFFD."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -49,16 +50,17 @@ class Row:
         if self.seen is not None:
             self.seen[token] = True
 
-    def finished(self, stop_ids: frozenset[int], decode: Decode | None) -> Completion | None:
+    def finished(self, stop_ids: frozenset[int]) -> Completion | None:
         """The completion, where the answer has ended."""
-        strings = self.request.decoding.stop_strings
+        strings, decode = self.request.decoding.stop_strings, self.request.decode
         found = stopped(self.out, stop_ids, strings, decode) if strings or self.out[-1] in stop_ids else None
         if found or len(self.out) < self.most:
             return found
-        return self.end("length" if self.most == self.request.max_new_tokens else "context", decode)
+        return self.end("length" if self.most == self.request.max_new_tokens else "context")
 
-    def end(self, reason: str, decode: Decode | None) -> Completion:
+    def end(self, reason: str) -> Completion:
         """The completion as it stands."""
+        decode = self.request.decode
         return Completion(self.out, reason, decode(self.out) if decode else None)  # type: ignore[arg-type]
 
 
@@ -70,7 +72,7 @@ class Batch:
         rows: sequences side by side.
         slots: tokens of prompt, answer and guesses, at most.
         stop_ids: tokens that end an answer.
-        decode: text of ids; needed for stop strings, and for `Completion.text`.
+        decode: text of ids, where a request has no `decode` of its own; needed for stop strings and `Completion.text`.
         compiled: compile the step: pays after many steps, see `llm.generate.compiling_pays`.
     """
 
@@ -113,7 +115,7 @@ class Batch:
         if not 1 <= len(request.prompt) <= context:
             raise ValueError(f"a prompt of {len(request.prompt)} tokens; expected 1 to {context}, the model's context")
         number = self.free[0]
-        row = Row(key, request, self.model.config.vocab_size, context)
+        row = Row(key, replace(request, decode=request.decode or self.decode), self.model.config.vocab_size, context)
         logits = step.prefill(self.model, request.prompt, self.cache, number)
         self.rows[number] = row
         return self._take({number: []}, logits[None, None]).get(number)
@@ -149,10 +151,10 @@ class Batch:
                 row = self.rows[number]
                 assert row is not None
                 if not finite:
-                    ended[number] = row.end("not_finite", self.decode)
+                    ended[number] = row.end("not_finite")
                     continue
                 row.add(token)
-                done = row.finished(self.stop_ids, self.decode)
+                done = row.finished(self.stop_ids)
                 if done:
                     ended[number] = done
                 elif guesses[number][i : i + 1] == [token]:

@@ -10,7 +10,7 @@ above the worst of `beams` finished ones.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -64,6 +64,7 @@ class Beams:
         """Read a request's prompt into a free group and choose its first tokens; the completion if that ends it."""
         group = self.searches.index(None)
         first = group * self.beams
+        request = replace(request, decode=request.decode or self.decode)
         logits = step.prefill(self.model, request.prompt, self.cache, first)
         for part in (*self.cache.keys, *self.cache.values):
             prompt = part[first, :, : len(request.prompt)]
@@ -142,15 +143,16 @@ class Beams:
         return None, parents
 
     def _ends(self, answer: list[int], search: Search) -> bool:
-        strings = search.request.decoding.stop_strings
-        return answer[-1] in self.stop_ids or bool(strings and stopped(answer, self.stop_ids, strings, self.decode))
+        strings, decode = search.request.decoding.stop_strings, search.request.decode
+        return answer[-1] in self.stop_ids or bool(strings and stopped(answer, self.stop_ids, strings, decode))
 
     def _completion(self, search: Search, reason: str) -> Completion:
         """The best finished answer."""
         answer = search.finished[0][1] if search.finished else search.running[0]
-        found = stopped(answer, self.stop_ids, search.request.decoding.stop_strings, self.decode)
+        decode = search.request.decode
+        found = stopped(answer, self.stop_ids, search.request.decoding.stop_strings, decode)
         if found and reason != "not_finite":
             return found
         if reason != "not_finite":
             reason = "length" if search.most == search.request.max_new_tokens else "context"
-        return Completion(answer, reason, self.decode(answer) if self.decode else None)  # type: ignore[arg-type]
+        return Completion(answer, reason, decode(answer) if decode else None)  # type: ignore[arg-type]

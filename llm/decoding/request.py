@@ -14,12 +14,16 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt's token ids, not empty, and how to go on from it; `seed` decides the draws."""
+    """A prompt's token ids, not empty, and how to go on from it; `seed` decides the draws.
+
+    decode: text of the answer's ids, where it is another function than that of the whole batch.
+    """
 
     prompt: list[int]
     max_new_tokens: int
     decoding: Decoding = GREEDY
     seed: int = 0
+    decode: Decode | None = None
 
 
 @dataclass(frozen=True)

@@ -54,12 +54,14 @@ def prompts(tokenizer: Tokenizer, rows: Sequence[Row], chat: bool, room: int, sh
     loses its beginning. Counted: prompts that lost text (to the mixture's limit or to the context), and shots shown.
     """
     ids, cut, shown = [], [], []
+    before_all, after_all = ((), ()) if chat else tokenizer.around
+    room = max(1, room - len(before_all) - len(after_all))
     for row in rows:
         own, short = prompt_ids(tokenizer, row["prompt"], chat, room)
         before = [_shot_ids(tokenizer, *shot, chat) for shot in shots.drawn(row["id"])] if shots.count else []
         while before and sum(map(len, before)) + len(own) > room:
             before.pop(0)
-        ids.append([token for part in (*before, own) for token in part])
+        ids.append([token for part in (before_all, *before, own, after_all) for token in part])
         cut.append(float(bool(row["truncated"]) or short))
         shown.append(len(before))
     counts = [metrics.mean("truncated", "share of prompts that lost text|scale:0-1", cut)]

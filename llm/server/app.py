@@ -124,7 +124,8 @@ class Api:
         )
         close = partial(self.engine.cancel, tickets)
         if asked.stream:
-            streams = [TextStream(lane.named.tokenizer.decode, r.decoding.stop_strings) for r in requests]
+            decode = lane.named.tokenizer.decode
+            streams = [TextStream(r.decode or decode, r.decoding.stop_strings) for r in requests]
             return EventStream(_pieces(asked, requests, events, shape, streams), close)
         try:
             answers = await _while_connected(request, _all(events, len(tickets)))

@@ -65,7 +65,8 @@ def requests(asked: schema.Sampling, named: Named, limits: Limits) -> list[Reque
     seed = secrets.randbits(63) if asked.seed is None else asked.seed % 2**64
     answer = most or min(room, limits.max_tokens)
     # Beyond 64 bits: no two choices share a seed, and the first has the one that was asked for.
-    return [Request(ids, answer, asked.decoding, seed + (i << 64)) for ids in prompts for i in range(n)]
+    decode = named.tokenizer.decode_after if isinstance(asked, schema.Completion) else lambda ids: None
+    return [Request(ids, answer, asked.decoding, seed + (i << 64), decode(ids)) for ids in prompts for i in range(n)]
 
 
 def _prompts(asked: schema.Sampling, named: Named) -> list[list[int]]:
@@ -80,7 +81,7 @@ def _prompts(asked: schema.Sampling, named: Named) -> list[list[int]]:
     given: Any = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
     if given and isinstance(given[0], int):
         given = [given]
-    prompts = [tokenizer.encode(each) if isinstance(each, str) else each for each in given]
+    prompts = [tokenizer.plain_ids(each) if isinstance(each, str) else each for each in given]
     if not all(prompts) or not prompts:
         raise ApiError(400, "prompt is empty", "prompt", "invalid_value")
     vocab = named.model.config.vocab_size

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from llm.data.pretrained_tokenizer import PLAIN_TEMPLATE, PretrainedTokenizer
 from llm.data.tokenizer import Tokenizer
@@ -91,6 +91,8 @@ def sentencepiece() -> dict[str, Any]:
     ]
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(steps)
+    around = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", 1)])
+    content["post_processor"] = json.loads(around.__getstate__())
     return content | {"decoder": json.loads(tokenizer.to_str())["decoder"]}
 
 
@@ -131,6 +133,7 @@ def test_ids_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     assert ours.vocab_size == len(peer)
     for text in TEXTS:
         assert ours.encode(text) == peer(text, add_special_tokens=False)["input_ids"]
+        assert ours.plain_ids(text) == peer(text)["input_ids"]
         assert ours.decode(ours.encode(text)) == text
     assert ours.encode_batch(TEXTS) == [ours.encode(text) for text in TEXTS]
     turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(TEXTS[:3])]
@@ -138,6 +141,29 @@ def test_ids_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
         theirs = peer.apply_chat_template(messages, add_generation_prompt=ask, return_dict=False)
         assert ours.conversation_ids(messages, ask) == theirs
     assert ours.chat_batch(TEXTS) == [ours.chat_ids(text) for text in TEXTS]
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_continuation_begins_with_the_blank_that_it_has_behind_its_prompt(kind: str, tmp_path: Path) -> None:
+    ours = Tokenizer.load(write(tmp_path, kind))
+    blank = " " if kind == "llama-2" else ""  # which SentencePiece puts before a text
+    for text in filter(None, TEXTS):
+        assert ours.decode_after(ours.plain_ids("The"))(ours.encode(text)) == blank + text
+        assert ours.decode_after(ours.plain_ids(""))(ours.encode(text)) == text  # nothing stands before it
+    assert ours.decode_after(ours.plain_ids("The"))([]) == ""
+
+
+def test_what_stands_around_a_prompt_is_what_the_tokenizers_file_says(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
+    write(tmp_path, "llama-2", add_bos_token=False, add_eos_token=True)  # which `transformers` leaves to the file
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    for single in ("<s> $A", "$A", "<s> $A </s>"):
+        around = processors.TemplateProcessing(single, f"{single} $B", [("<s>", 1), ("</s>", 2)])
+        content["post_processor"] = json.loads(around.__getstate__())
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        ours, peer = Tokenizer.load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+        for text in TEXTS:
+            assert ours.plain_ids(text) == peer(text)["input_ids"]
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

@@ -17,6 +17,7 @@ class Bytes:
 
     vocab_size, eos_id = 300, 256
     prefix: tuple[int, ...] = ()
+    around: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())

@@ -36,6 +36,15 @@ def test_shots_stand_before_the_prompt_in_the_form_that_the_model_knows() -> Non
     assert bytes(plain.ids[0]) == b"question 0\nanswer 0\n\nSay it.\n"
 
 
+def test_what_a_tokenizer_puts_around_a_text_stands_around_shots_and_prompt_once_and_is_never_cut() -> None:
+    tokenizer = Bytes()
+    tokenizer.around = (298,), (299,)
+    found = prompts(tokenizer, [row(1)], False, 99, Shots(1, TRAIN[:1]))
+    assert found.ids == [[298, *b"question 0\nanswer 0\n\nSay it.\n", 299]]
+    assert prompts(tokenizer, [row(1)], False, 5).ids == [[298, *b"t.\n", 299]]
+    assert prompts(tokenizer, [row(1)], True, 99).ids == [[257, *b"Say it.", 258]]
+
+
 def test_shots_that_do_not_fit_are_left_out_and_counted_and_the_prompt_stays_whole() -> None:
     tokenizer, shots = Bytes(), Shots(3, TRAIN[:3])
     own = len(tokenizer.chat_ids("Say it."))
