@@ -179,6 +179,7 @@ def batches(gate: Gate, folder: Path, vocabulary: Path, kind: str) -> None:
             import tokenizers
 
             peer = tokenizers.Tokenizer.from_file(str(vocabulary / "tokenizer.json"))
+            peer.normalizer = None  # it serves chat templates only
             return lambda texts: (i.ids + end for i in peer.encode_batch_fast(texts, add_special_tokens=False))
         if kind == "gigatoken":
             import gigatoken

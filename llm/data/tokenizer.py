@@ -33,11 +33,16 @@ PATTERN = (
     r"|\s{0,256}[\r\n]|\s{1,65536}(?!\S)|\s"
 )
 SPECIAL = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>")
+# In a message's text the template puts a mark into what may be a special token, and tokenizer.json takes the mark out
+# once special tokens have been looked for: so the text stays text in `transformers` as it does here, with the same ids.
+# Noncharacters of Unicode, which no text holds.
+MARK = "\ufdd0\ufdd1"
+CONTENT = f"message['content'].replace('<|', '<{MARK}|')"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{ '<|system|>' + message['content'] }}"
-    "{% elif message['role'] == 'user' %}{{ '<|user|>' + message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}{{ '<|assistant|>' + message['content'] + '<|endoftext|>' }}"
+    "{% if message['role'] == 'system' %}{{ '<|system|>' + " + CONTENT + " }}"
+    "{% elif message['role'] == 'user' %}{{ '<|user|>' + " + CONTENT + " }}"
+    "{% elif message['role'] == 'assistant' %}{{ '<|assistant|>' + " + CONTENT + " + '<|endoftext|>' }}"
     "{% else %}{{ raise_exception('unknown role ' + message['role']) }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -207,7 +212,7 @@ class Tokenizer:
             "ranks.tiktoken": self.ranks_file(),
             # Without indentation, for which Python's json would write token by token: 0.7 s at GPT-2's vocabulary.
             "tokenizer.json": json.dumps(
-                tokenizer_json(self.ranks, self.special, self.pattern), ensure_ascii=False
+                tokenizer_json(self.ranks, self.special, self.pattern, MARK), ensure_ascii=False
             ).encode(),
             "tokenizer_config.json": _json(config),
         }

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 
-def tokenizer_json(ranks: dict[bytes, int], special: dict[str, int], pattern: str) -> dict[str, Any]:
+def tokenizer_json(ranks: dict[bytes, int], special: dict[str, int], pattern: str, mark: str) -> dict[str, Any]:
     """The content of `tokenizer.json`.
 
     Args:
         ranks: token bytes to id.
         special: special tokens to id.
         pattern: the expression that cuts a text before pairs are merged.
+        mark: what is taken out of a text once special tokens have been looked for in it.
     """
     chars = dict(enumerate(byte_chars()))
     text = {token: token.decode("latin-1").translate(chars) for token in ranks}
@@ -33,7 +34,7 @@ def tokenizer_json(ranks: dict[bytes, int], special: dict[str, int], pattern: st
             }
             for token, number in special.items()
         ],
-        "normalizer": None,
+        "normalizer": {"type": "Replace", "pattern": {"String": mark}, "content": ""},
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [

@@ -7,12 +7,23 @@ from typing import Any
 
 import yaml
 
+from llm.data.tokenizer import MARK
 from llm.io import read_json, sha256, write_bytes
 from llm.model.config import Config
 
 LIBRARIES = {"hf": "transformers", "gguf": "gguf", "pt": "pytorch"}  # the hub's names of what reads each form
 LICENCE = "LICENSE.md"
 SECTIONS = ("seed", "tokenize", "model", "pretrain", "mix", "finetune")
+
+SPECIAL_IS_TEXT = (
+    "Special tokens that stand in a message (`<|user|>`, …) are plain text to `apply_chat_template`. In a text that "
+    "you tokenize yourself they are special tokens, unless you call `tokenizer(text, split_special_tokens=True)`: do so "
+    "with text that you do not trust."
+)
+SPECIAL_IS_SPECIAL = (
+    "Special tokens that stand in a message or a text are special tokens: take them out of text that you do not trust, "
+    "or `tokenizer(text, split_special_tokens=True)`."
+)
 
 
 def write_card(folder: Path, name: str, model: Path, config: Config, adapter: Path | None, to: str = "hf") -> None:
@@ -64,6 +75,10 @@ def _about(model: Path, config: Config, adapter: Path | None) -> list[str]:
             "",
             "It was finetuned with a soft prompt, in `prompt/`: `PeftModel.from_pretrained(model, 'prompt')`.",
         ]
+    described = model / "tokenizer_config.json"
+    if described.is_file():
+        marked = MARK in str(read_json(described).get("chat_template"))
+        lines += ["", SPECIAL_IS_TEXT if marked else SPECIAL_IS_SPECIAL]
     return lines
 
 

@@ -126,6 +126,7 @@ def test_sentencepiece_merges_become_scores_in_their_order(tmp_path: Path) -> No
     assert len(tokens) == 500
     assert tokens[-1].startswith("[PAD")
     assert fields["tokenizer.ggml.bos_token_id"].contents() == 1
+    assert "in a message or a text are special tokens" in (path.parent / "README.md").read_text()
 
 
 def test_a_state_dict_loads_without_running_code(tmp_path: Path) -> None:
@@ -172,6 +173,7 @@ def test_the_card_has_data_params_scores_with_intervals_and_hashes(
     )
     out = export("hf", directory, Path("exports/one"))
     card = (out / "README.md").read_text()
+    assert "plain text to `apply_chat_template`" in card
     for expected in (
         "CC BY 4.0", "1,234", sha256("data/raw/pretrain/manifest.json"), "tokens: 99", "0.4 … 0.6", "random 0.1",
         "exact match|v1", "1.2%", sha256(directory / "model.safetensors"), "LlamaForCausalLM",
