@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import functools
 import gc
 import os
 import sys
@@ -36,6 +37,13 @@ def no_space(path: str | Path | None, error: OSError) -> UserError:
         "stage that trains goes on from its last checkpoint. `python -m llm state --prune` deletes old checkpoints, "
         "`dvc gc --all-commits --all-experiments` results that no commit and no experiment names."
     )
+
+
+@functools.cache
+def say_once(message: str) -> None:
+    """Print a message the first time that it comes up, in the first of several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {message}", file=sys.stderr, flush=True)
 
 
 def run_stage(main: Callable[[], None], heedless: bool = True) -> None:

@@ -52,6 +52,11 @@ class Shelf:
                 self._read[name] = self._with_adapter(name, directory)
             elif name in self.directories or (directory / "config.json").is_file():
                 model, tokenizer = load_model(directory, self.device, self.dtype), Tokenizer.load(directory)
+                if tokenizer.vocab_size > model.config.vocab_size:
+                    raise UserError(
+                        f"{directory}: its tokenizer has ids up to {tokenizer.vocab_size - 1:,}, but config.json says "
+                        f"vocab_size = {model.config.vocab_size:,}: they are not of the same model."
+                    )
                 self._read[name] = Named(name, model, tokenizer, stop_ids(directory, tokenizer))
             else:
                 raise UserError(

@@ -1,14 +1,15 @@
 """The tokenizer of somebody else's checkpoint: any `tokenizer.json` that `tokenizers` reads, and its chat template.
 
 Byte-level BPE (Llama 3, Qwen, SmolLM) and SentencePiece's BPE with byte fallback (Llama 2, Mistral, TinyLlama) alike.
-A template is a program by a stranger: it runs in Jinja's sandbox, and without a clock, so that today's date does not
-get into the data.
+A template is a program by a stranger: it runs in Jinja's sandbox, and its clock stands still, so that today's date does
+not get into the data.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm.data.tokenizer import Tokenizer, _json, soft_prompt_ids, valid_unicode
-from llm.errors import UserError
+from llm.errors import UserError, say_once
+from llm.io import read_json
 
 if TYPE_CHECKING:
     import jinja2
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TODAY = date(2024, 7, 26)  # for templates that ask: the date that those of Llama 3 take where they cannot ask
 # For base models, which have none: Alpaca's headings (Taori et al. 2023), in tokens that such a model has seen.
 PLAIN_TEMPLATE = (
     "{% if bos_token is defined %}{{ bos_token }}{% endif %}"
@@ -42,8 +45,10 @@ class PretrainedTokenizer(Tokenizer):
     special tokens, as in `transformers`: a template's own cannot be told from those in a message.
     """
 
-    def __init__(self, files: Mapping[str, bytes], where: str) -> None:
+    def __init__(self, files: Mapping[str, bytes], where: str, rows: int | None = None) -> None:
         """`files`: those of FILES that are there, by name; `where` names their place in messages.
+
+        rows: of the model's embedding, where there is a model. Added tokens beyond it become plain text.
 
         Raises:
             UserError: a file is broken, or the end-of-text token is missing or not in the vocabulary.
@@ -51,10 +56,11 @@ class PretrainedTokenizer(Tokenizer):
         import tokenizers
 
         self.where, self._files = where, dict(files)
+        self.lacking = self._leave_aside(rows)
         self.pattern = ""  # of tokenizer.json: no fast encoder of ours cuts a text as it does
         try:
-            self._plain = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
-            self._special = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
+            self._plain = tokenizers.Tokenizer.from_buffer(self._files["tokenizer.json"])
+            self._special = tokenizers.Tokenizer.from_buffer(self._files["tokenizer.json"])
         except Exception as error:  # what Rust raises has no class of its own
             raise UserError(f"{where}/tokenizer.json cannot be read ({error}). Copy it again.") from None
         for each in (self._plain, self._special):
@@ -77,7 +83,7 @@ class PretrainedTokenizer(Tokenizer):
         first = next(i for i in range(len(word)) if word[i : i + len(bare)] == bare)
         self.around = tuple(word[:first]), tuple(word[first + len(bare) :])
         self._word = bare
-        self.template = _template(files, config)
+        self.template = _template(files, config, where)
         if self.template is None:
             self.template = PLAIN_TEMPLATE
             self._files["tokenizer_config.json"] = _json({**config, "chat_template": PLAIN_TEMPLATE})
@@ -97,9 +103,28 @@ class PretrainedTokenizer(Tokenizer):
                 f"{directory}/tokenizer.json: no such file (there is {others}). `transformers` writes it: "
                 f"AutoTokenizer.from_pretrained(...).save_pretrained({str(directory)!r})."
             )
-        tokenizer = cls(files, str(directory))
+        model = directory / "config.json"
+        rows = read_json(model).get("vocab_size") if model.is_file() else None
+        tokenizer = cls(files, str(directory), rows)
         tokenizer.prefix = soft_prompt_ids(directory)
         return tokenizer
+
+    def _leave_aside(self, rows: int | None) -> list[str]:
+        """Take added tokens that the model has no embedding for out of `tokenizer.json`; returns them."""
+        if rows is None:
+            return []
+        content = _parsed(self._files, "tokenizer.json", self.where)
+        added = content.get("added_tokens") or []
+        beyond = [token for token in added if token["id"] >= rows]
+        if beyond:
+            content["added_tokens"] = [token for token in added if token not in beyond]
+            self._files["tokenizer.json"] = json.dumps(content, ensure_ascii=False).encode()
+            names = ", ".join(f"{token['content']} ({token['id']})" for token in beyond)
+            say_once(
+                f"{self.where}/tokenizer.json has tokens beyond the model's embedding of {rows} rows; they are plain "
+                f"text here: {names}."
+            )
+        return [token["content"] for token in beyond]
 
     def encode(self, text: str) -> list[int]:
         return list(self._plain.encode(valid_unicode(text), add_special_tokens=False).ids)
@@ -153,8 +178,11 @@ class PretrainedTokenizer(Tokenizer):
                 add_generation_prompt=add_generation_prompt,
                 **self.tokens,
             )
-        except (jinja2.TemplateError, TypeError, KeyError) as error:
-            raise UserError(f"{self.where}: the chat template cannot render this conversation: {error}") from None
+        except UserError:
+            raise
+        except Exception as error:  # a stranger's program can raise anything
+            kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
+            raise UserError(f"{self.where}: the chat template cannot render this conversation: {kind}{error}") from None
 
     @property
     def is_chat(self) -> bool:
@@ -183,7 +211,7 @@ class PretrainedTokenizer(Tokenizer):
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
-        """The template in the environment that `transformers` gives it, less the clock."""
+        """The template in the environment that `transformers` gives it, with a clock that stands still."""
         import jinja2
         import jinja2.ext
         from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -199,9 +227,20 @@ class PretrainedTokenizer(Tokenizer):
         )
         environment.filters["tojson"] = tojson
         environment.globals["raise_exception"] = raise_exception
+        environment.globals["strftime_now"] = TODAY.strftime
+        template = self.template or ""
+        if "strftime_now" in template:
+            say_once(f"{self.where}: the chat template asks for the date; it gets {TODAY:%d %B %Y}, whatever the day.")
+        spoken = {content: name for name, content in self.tokens.items()}
+        for token in self.lacking:
+            if token in template or spoken.get(token, token) in template:
+                raise UserError(
+                    f"{self.where}: the chat template uses {token}, for which the model has no embedding: tokenizer "
+                    "and config.json are not of the same model."
+                )
         try:
-            return environment.from_string(self.template or "")
-        except jinja2.TemplateError as error:
+            return environment.from_string(template)
+        except Exception as error:  # as in `render`
             raise UserError(f"{self.where}: the chat template is broken: {error}") from None
 
 
@@ -236,10 +275,18 @@ def _content(token: Any) -> str:
     return str(token["content"]) if isinstance(token, dict) else str(token)
 
 
-def _template(files: Mapping[str, bytes], config: dict[str, Any]) -> str | None:
+def _template(files: Mapping[str, bytes], config: dict[str, Any], where: str) -> str | None:
     if "chat_template.jinja" in files:
-        return files["chat_template.jinja"].decode()
+        try:
+            return files["chat_template.jinja"].decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}/chat_template.jinja is not UTF-8 ({error}). Copy it again.") from None
     found = config.get("chat_template")
-    if isinstance(found, list):  # several, by name
-        found = {each["name"]: each["template"] for each in found}.get("default")
+    if isinstance(found, list) and all(isinstance(each, dict) and {"name", "template"} <= set(each) for each in found):
+        found = {each["name"]: each["template"] for each in found}.get("default")  # several, by name
+    if not isinstance(found, str | None):
+        raise UserError(
+            f"{where}/tokenizer_config.json: chat_template is a {type(found).__name__} that cannot be used; expected a "
+            "string, or a list of objects with name and template."
+        )
     return found

@@ -17,8 +17,8 @@ SECTIONS = ("seed", "tokenize", "model", "pretrain", "mix", "finetune")
 
 SPECIAL_IS_TEXT = (
     "Special tokens that stand in a message (`<|user|>`, …) are plain text to `apply_chat_template`. In a text that "
-    "you tokenize yourself they are special tokens, unless you call `tokenizer(text, split_special_tokens=True)`: do so "
-    "with text that you do not trust."
+    "you tokenize yourself they are special tokens, unless you call `tokenizer(text, split_special_tokens=True)`: do "
+    "so with text that you do not trust."
 )
 SPECIAL_IS_SPECIAL = (
     "Special tokens that stand in a message or a text are special tokens: take them out of text that you do not trust, "

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from llm.errors import UserError
+from llm.errors import UserError, say_once
 from llm.model.rope_config import read_rope
 
 MODEL_TYPES = {
@@ -84,13 +81,6 @@ def check_fields(
             aside.append(f"{key} = {value!r}")
     if aside:
         say_once(f"{where}: left aside, since it does not change what the model computes: {', '.join(aside)}.")
-
-
-@functools.cache
-def say_once(message: str) -> None:
-    """Print a message the first time that it comes up, in the first of several processes."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"note: {message}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llm import outputs
-from llm.errors import UserError
+from llm.errors import UserError, say_once
 from llm.io import read_json, save_tensors, sha256, write_json
-from llm.model.config import Config, say_once
+from llm.model.config import Config
 from llm.model.dtensor import fill
 from llm.model.transformer import Transformer
 
@@ -276,5 +276,8 @@ def digests(directory: Path) -> dict[str, Any]:
 def stop_ids(directory: Path, tokenizer: Tokenizer) -> frozenset[int]:
     """Tokens that end an answer: the tokenizer's, and those that `generation_config.json` names besides."""
     path = directory / "generation_config.json"
-    named = read_json(path).get("eos_token_id") if path.is_file() else None
+    content = (read_json(path) if path.is_file() else None) or {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected an object, found {type(content).__name__}.")
+    named = content.get("eos_token_id")
     return tokenizer.end_ids | {*(named if isinstance(named, list) else [named] if named is not None else [])}

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.errors import UserError
+from llm.errors import UserError, say_once
 from llm.io import read_json, save_tensors, write_json
 from llm.model.attention import Linear
-from llm.model.config import check_fields, say_once
+from llm.model.config import check_fields
 from llm.model.dtensor import fill
 from llm.model.quantized import QuantizedLinear
 from llm.model.transformer import Transformer

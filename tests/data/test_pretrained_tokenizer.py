@@ -230,11 +230,67 @@ def test_lone_surrogates_are_replaced(tmp_path: Path) -> None:
         ({"chat_template": "{% for %}"}, "chat template is broken"),
         ({"chat_template": "{{ messages.__class__.__mro__ }}"}, "__class__|unsafe|chat template"),
         ({"chat_template": "{{ raise_exception('only tools') }}"}, "only tools"),
+        ({"chat_template": "{{ 1 / 0 }}"}, "cannot render this conversation: ZeroDivisionError"),
+        ({"chat_template": "{{ messages[7]['content'] }}"}, "cannot render this conversation"),
+        ({"chat_template": "{{ messages | map(attribute='x') | sum }}"}, "cannot render this conversation"),
+        ({"chat_template": "{{ [1, 2].index(3) }}"}, "cannot render this conversation: ValueError"),
+        ({"chat_template": "{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}"}, "RecursionError"),
+        ({"chat_template": {"default": "x"}}, "chat_template is a dict"),
+        ({"chat_template": [{"name": "default"}, "x"]}, "chat_template is a list"),
     ],
 )
 def test_what_cannot_be_used_is_named(change: dict[str, Any], named: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=named):
         Tokenizer.load(write(tmp_path, "chatml", **change)).chat_ids("a")
+
+
+def test_a_template_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "chatml")
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"chat_template\.jinja is not UTF-8"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ strftime_now('%Y-%m-%d %H:%M') }}|{{ messages[0]['content'] }}", "2024-07-26 00:00|Hi"),
+        ("{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}none{% endif %}", "26 Jul 2024"),
+    ],
+)
+def test_a_template_that_asks_for_the_date_gets_the_same_on_every_day(
+    template: str, text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = Tokenizer.load(write(tmp_path, "chatml", chat_template=template))
+    for _ in range(2):
+        assert tokenizer.decode(tokenizer.chat_ids("Hi")) == text
+    assert capfd.readouterr().err.count("it gets 26 July 2024") == 1
+
+
+def test_added_tokens_beyond_the_embedding_are_plain_text_and_said_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plain = Tokenizer.load(write(tmp_path, "chatml"))
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    more = {**content["added_tokens"][0], "content": "<extra>", "id": plain.vocab_size}
+    more |= {"special": False}
+    content["added_tokens"].append(more)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert plain.vocab_size in Tokenizer.load(tmp_path).encode("an <extra> token")  # no model beside it
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": plain.vocab_size}))
+    capfd.readouterr()
+    found, _ = [Tokenizer.load(tmp_path) for _ in range(2)]
+    assert capfd.readouterr().err.count(f"<extra> ({plain.vocab_size})") == 1
+    assert found.vocab_size == plain.vocab_size
+    assert found.encode("an <extra> token") == plain.encode("an <extra> token")
+    assert found.chat_ids("<extra>") == plain.chat_ids("<extra>")
+    found.save(tmp_path / "saved")
+    assert Tokenizer.load(tmp_path / "saved").vocab_size == plain.vocab_size
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    for change in ({"chat_template": "<extra>" + CHATML}, {"chat_template": "{{ pad_token }}", "pad_token": "<extra>"}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | change))
+        with pytest.raises(UserError, match="<extra>, for which the model has no embedding"):
+            Tokenizer.load(tmp_path).chat_ids("Hi")
 
 
 def test_a_sentencepiece_model_alone_says_how_to_convert_it(tmp_path: Path) -> None:
