@@ -225,8 +225,10 @@ def _add_tokenizer(writer: Any, directory: Path) -> None:
     first = next((number for number, token in special.items() if token["content"] == bos), None)
     if first is not None:
         writer.add_bos_token_id(first)
-    adds = bool(read_json(directory / "tokenizer_config.json").get("add_bos_token", False))
-    writer.add_add_bos_token(adds and first is not None)
+    before, after = tokenizer.around
+    writer.add_add_bos_token(first is not None and before == (first,))
+    if after == (tokenizer.eos_id,):
+        writer.add_add_eos_token(True)
     template = tokenizer.template if isinstance(tokenizer, PretrainedTokenizer) else CHAT_TEMPLATE
     if template:
         writer.add_chat_template(template)

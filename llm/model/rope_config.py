@@ -34,21 +34,27 @@ def read_rope(data: dict[str, Any], max_position_embeddings: int, where: str) ->
     Raises:
         UserError: a kind of scaling that is not computed here, or a field of it that would be ignored or is missing.
     """
-    given = {**(data.get("rope_scaling") or {}), **(data.get("rope_parameters") or {})}
-    theta = float(given.pop("rope_theta", data.get("rope_theta", 10000.0)))
+    given: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        part = data.get(name) or {}
+        if not isinstance(part, dict):
+            raise UserError(f"{where}: {name} = {part!r}; expected an object.")
+        given |= {key: value for key, value in part.items() if value is not None}
+    theta = float(given.pop("rope_theta", data.get("rope_theta") or 10000.0))
     kind = given.pop("rope_type", given.pop("type", "default"))
     given.pop("type", None)
-    if float(given.pop("partial_rotary_factor", data.get("partial_rotary_factor", 1.0))) != 1.0:
+    if given.pop("partial_rotary_factor", data.get("partial_rotary_factor")) not in (None, 1):
         raise UserError(f"{where}: partial_rotary_factor is not supported; expected 1.0.")
     if kind not in SCALINGS:
         raise UserError(f"{where}: rotary scaling {kind!r} is not supported; supported: {', '.join(SCALINGS)}.")
     required, optional = SCALINGS[kind]
-    if unknown := sorted(set(given) - required - optional):
+    if unknown := sorted(key for key, value in given.items() if value and key not in required | optional):
         raise UserError(f"{where}: rotary scaling {kind!r} has a field {unknown[0]!r} that would be ignored.")
     if missing := sorted(required - set(given)):
         raise UserError(f"{where}: rotary scaling {kind!r} lacks the field {missing[0]!r}.")
+    given = {key: value for key, value in given.items() if key in required | optional}
     for key, value in given.items():
-        if value is not None and not isinstance(value, (int, float)):
+        if not isinstance(value, (int, float)):
             raise UserError(f"{where}: rotary scaling field {key} = {value!r}; expected a number.")
     if kind == "default":
         return theta, None

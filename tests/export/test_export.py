@@ -126,6 +126,7 @@ def test_sentencepiece_merges_become_scores_in_their_order(tmp_path: Path) -> No
     assert len(tokens) == 500
     assert tokens[-1].startswith("[PAD")
     assert fields["tokenizer.ggml.bos_token_id"].contents() == 1
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is True  # as its tokenizer.json has it
     assert "in a message or a text are special tokens" in (path.parent / "README.md").read_text()
 
 

@@ -13,7 +13,7 @@ import torch
 
 from llm.decoding.step import Cache, Step, prefill
 from llm.errors import UserError
-from llm.model.config import Config
+from llm.model.config import ROTARY, Config
 from llm.model.files import digests, load_config, load_model, save_model
 from llm.model.transformer import Transformer
 
@@ -123,6 +123,7 @@ def test_a_bfloat16_checkpoint_can_stay_in_its_type_and_computes_the_same(tmp_pa
         ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
         ({"use_mrope": True}, "use_mrope"),
         ({"no_rope_layers": [1]}, "no_rope_layers"),
+        ({"rope_scaling": "yarn"}, "rope_scaling"),
     ],
 )
 def test_what_would_be_another_function_is_refused_by_name(change: dict[str, Any], named: str) -> None:
@@ -137,6 +138,7 @@ def test_what_would_be_another_function_is_refused_by_name(change: dict[str, Any
     [
         {"use_mrope": False},  # Qwen2.5's own file
         {"_model_name_or_path": "tiny.gguf", "_commit_hash": "0" * 40},
+        {"rope_scaling": None, "partial_rotary_factor": None, "rope_parameters": {"rope_theta": 10000.0, "f": None}},
         {"scale_residual": None, "use_parallel_residual": False, "extra_heads": 0, "tags": [], "adapters": {}},
     ],
 )
@@ -149,7 +151,7 @@ def test_what_cannot_change_the_function_is_left_aside_and_said_once(
     assert not capfd.readouterr().err
     assert [Config.from_json(plain | change, where) for _ in range(2)] == [expected, expected]
     said = capfd.readouterr().err
-    unknown = [key for key in change if key != "use_mrope"]
+    unknown = [key for key in change if key != "use_mrope" and key not in ROTARY]
     assert all(said.count(key) == 1 for key in unknown), said
 
 
