@@ -1,8 +1,8 @@
 """The tokenizer of somebody else's checkpoint: any `tokenizer.json` that `tokenizers` reads, and its chat template.
 
 Byte-level BPE (Llama 3, Qwen, SmolLM) and SentencePiece's BPE with byte fallback (Llama 2, Mistral, TinyLlama) alike.
-A template is a program by a stranger: it runs in Jinja's sandbox, and its clock stands still, so that today's date does
-not get into the data.
+A template is a program by a stranger: it runs in Jinja's sandbox, and its clock stands still, so
+that today's date does not get into the data.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-TODAY = date(2024, 7, 26)  # for templates that ask: the date that those of Llama 3 take where they cannot ask
+TODAY = date(2024, 7, 26)  # for templates that ask: the default of Llama 3's own templates
 # For base models, which have none: Alpaca's headings (Taori et al. 2023), in tokens that such a model has seen.
 PLAIN_TEMPLATE = (
     "{% if bos_token is defined %}{{ bos_token }}{% endif %}"
@@ -48,7 +48,8 @@ class PretrainedTokenizer(Tokenizer):
     def __init__(self, files: Mapping[str, bytes], where: str, rows: int | None = None) -> None:
         """`files`: those of FILES that are there, by name; `where` names their place in messages.
 
-        rows: of the model's embedding, where there is a model. Added tokens beyond it become plain text.
+        rows: of the model's embedding, where there is a model. Added tokens beyond it become plain
+            text.
 
         Raises:
             UserError: a file is broken, or the end-of-text token is missing or not in the vocabulary.
@@ -56,9 +57,9 @@ class PretrainedTokenizer(Tokenizer):
         import tokenizers
 
         self.where, self._files = where, dict(files)
-        self.lacking = self._leave_aside(rows)
         self.pattern = ""  # of tokenizer.json: no fast encoder of ours cuts a text as it does
         try:
+            self.lacking = self._leave_aside(rows)
             self._plain = tokenizers.Tokenizer.from_buffer(self._files["tokenizer.json"])
             self._special = tokenizers.Tokenizer.from_buffer(self._files["tokenizer.json"])
         except Exception as error:  # what Rust raises has no class of its own
@@ -110,7 +111,7 @@ class PretrainedTokenizer(Tokenizer):
         return tokenizer
 
     def _leave_aside(self, rows: int | None) -> list[str]:
-        """Take added tokens that the model has no embedding for out of `tokenizer.json`; returns them."""
+        """Take added tokens without an embedding out of `tokenizer.json`; returns them."""
         if rows is None:
             return []
         content = _parsed(self._files, "tokenizer.json", self.where)
@@ -137,7 +138,7 @@ class PretrainedTokenizer(Tokenizer):
         return [list(each.ids) for each in encoded]
 
     def decode_after(self, prompt: Sequence[int]) -> Callable[[Sequence[int]], str]:
-        """As in `Tokenizer`: SentencePiece's decoder would take the first blank for that of a text's beginning."""
+        """As in `Tokenizer`: alone, SentencePiece's decoder drops the first blank of a text."""
         if not self._plain.decode(list(prompt), skip_special_tokens=True):
             return self.decode  # there is no text before it
         start = len(self.decode(self._word))
@@ -211,7 +212,7 @@ class PretrainedTokenizer(Tokenizer):
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
-        """The template in the environment that `transformers` gives it, with a clock that stands still."""
+        """The template in the environment that `transformers` gives it, but with a fixed date."""
         import jinja2
         import jinja2.ext
         from jinja2.sandbox import ImmutableSandboxedEnvironment

@@ -33,9 +33,9 @@ PATTERN = (
     r"|\s{0,256}[\r\n]|\s{1,65536}(?!\S)|\s"
 )
 SPECIAL = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>")
-# In a message's text the template puts a mark into what may be a special token, and tokenizer.json takes the mark out
-# once special tokens have been looked for: so the text stays text in `transformers` as it does here, with the same ids.
-# Noncharacters of Unicode, which no text holds.
+# In a message's text the template puts a mark into what may be a special token, and tokenizer.json
+# takes the mark out once special tokens have been looked for: so the text stays text in
+# `transformers` as it does here, with the same ids. Noncharacters of Unicode, which no text holds.
 MARK = "\ufdd0\ufdd1"
 CONTENT = f"message['content'].replace('<|', '<{MARK}|')"
 CHAT_TEMPLATE = (
@@ -106,7 +106,7 @@ class Tokenizer:
         return self._encoding.encode_ordinary_batch(texts, num_threads=os.cpu_count() or 1)
 
     def plain_ids(self, text: str) -> list[int]:
-        """Ids of a text that a model is to continue: `encode` between what its tokenizer puts around a text."""
+        """Ids of a text that a model is to continue: `encode`, between what goes around a text."""
         before, after = self.around
         return [*before, *self.encode(text), *after]
 

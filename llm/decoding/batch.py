@@ -72,7 +72,8 @@ class Batch:
         rows: sequences side by side.
         slots: tokens of prompt, answer and guesses, at most.
         stop_ids: tokens that end an answer.
-        decode: text of ids, where a request has no `decode` of its own; needed for stop strings and `Completion.text`.
+        decode: text of ids, where a request has no `decode` of its own; needed for stop strings
+            and `Completion.text`.
         compiled: compile the step: pays after many steps, see `llm.generate.compiling_pays`.
     """
 

@@ -54,8 +54,8 @@ def check_fields(
 ) -> None:
     """Refuse fields of a configuration file that would change the function and be ignored here.
 
-    A field that nobody here knows is left aside, and said once, where it is private (`_…`) or its value means
-    "off" (null, false, 0, or empty).
+    A field that nobody here knows is left aside, and said once, where it is private (`_…`) or its
+    value means "off" (null, false, 0, or empty).
 
     Args:
         known: fields that are read, or that say nothing about the function.
@@ -63,7 +63,8 @@ def check_fields(
         where: the file, for messages.
 
     Raises:
-        UserError: a known field with another value than the neutral ones, or an unknown field that says something.
+        UserError: a known field with another value than the neutral ones, or an unknown field that
+            says something.
     """
     aside = []
     for key, value in data.items():

@@ -67,8 +67,8 @@ def save_model(model: Transformer, directory: Path, tokenizer: Path, eos_id: int
 def load_config(directory: str | Path) -> Config:
     """The `config.json` of a model directory. Raises UserError like `Config.from_json`.
 
-    Where it ties the embeddings, but the weights hold an output projection of their own, they are not tied: the
-    weights decide, as in `transformers`.
+    Where it ties the embeddings, but the weights hold an output projection of their own, they are
+    not tied: the weights decide, as in `transformers`.
     """
     path = Path(directory) / "config.json"
     if not path.exists():
@@ -81,7 +81,7 @@ def load_config(directory: str | Path) -> Config:
 
 
 def _has_own_head(directory: Path) -> bool:
-    """Whether a directory's weights, as far as they are there, hold an output projection unlike the embeddings."""
+    """Say whether a directory's weights hold an output projection unlike the embeddings."""
     from safetensors import SafetensorError, safe_open
 
     if not any((directory / name).exists() for name in (WEIGHTS, INDEX)):
@@ -100,7 +100,7 @@ def _has_own_head(directory: Path) -> bool:
 
 
 def _read(path: Path, name: str) -> torch.Tensor:
-    """One tensor of a file, which is open for no longer: its pages stay in memory for as long as it is."""
+    """Read one tensor of a file; the file's pages stay in memory only while it is open."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:

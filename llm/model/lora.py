@@ -96,7 +96,7 @@ def add_lora(
 
 
 def _targets(model: Transformer, targets: list[str], where: str) -> list[str]:
-    """Names of the linear modules that `targets` mean, as PEFT reads it: whole names, or ends of names at a dot.
+    """Names of the linear modules that `targets` mean, as PEFT reads it: whole names or their ends.
 
     Raises:
         UserError: an entry that means no module, with `where` as the place of the list.
@@ -236,9 +236,10 @@ def load_adapter(model: Transformer, directory: Path, base: Path | None = None) 
     start = config.get("init_lora_weights", True)
     if start not in (*PLAIN_STARTS, *EXACT_STARTS):
         raise UserError(
-            f"{where}: init_lora_weights = {start!r} is not supported: such an adapter goes with a base whose weights "
-            "its start had changed, and they cannot be computed again from the base alone. Convert it to a plain LoRA "
-            "where it was trained: save_pretrained(..., path_initial_model_for_weight_conversion=...) of PEFT."
+            f"{where}: init_lora_weights = {start!r} is not supported: such an adapter goes with a "
+            "base whose weights its start had changed, and they cannot be computed again from the "
+            "base alone. Convert it to a plain LoRA where it was trained: "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...) of PEFT."
         )
     targets = config.get("target_modules")
     if targets == "all-linear":
@@ -281,11 +282,13 @@ def load_adapter(model: Transformer, directory: Path, base: Path | None = None) 
 
 @torch.no_grad()
 def _subtract_start(module: nn.Module, start: str, where: str) -> None:
-    """Make a plain LoRA of an adapter that PEFT trained on W - s B₀ A₀ instead of W: B A - B₀ A₀, of twice the rank.
+    """Make a plain LoRA of an adapter that PEFT trained on W - s B₀ A₀ instead of W.
 
-    PEFT's own conversion (`subtract_mutated_init`). B₀ and A₀ come from W by the very calls of PEFT, in float32, so
-    that the result is the model that it loads: the largest singular values and their vectors (PiSSA, Meng et al. 2024,
-    arXiv:2404.02948), or the first columns of a QR decomposition (OLoRA, Büyükakyüz 2024, arXiv:2406.01775).
+    The result is B A - B₀ A₀, of twice the rank: PEFT's own conversion (`subtract_mutated_init`).
+    B₀ and A₀ come from W by the calls of PEFT, in float32, so that the model is the one that PEFT
+    loads: the largest singular values and their vectors (PiSSA, Meng et al. 2024,
+    arXiv:2404.02948), or the first columns of a QR decomposition (OLoRA, Büyükakyüz 2024,
+    arXiv:2406.01775).
 
     Raises:
         UserError: W does not decide B₀ A₀: it is rounding that would.
@@ -303,8 +306,9 @@ def _subtract_start(module: nn.Module, start: str, where: str) -> None:
         down, up = triangle[:r], orthogonal[:, :r]
     if unclear:
         raise UserError(
-            f"{where}: its start is not determined by the base's weights. Convert the adapter to a plain LoRA where it "
-            "was trained: save_pretrained(..., path_initial_model_for_weight_conversion=...) of PEFT."
+            f"{where}: its start is not determined by the base's weights. Convert the adapter to a "
+            "plain LoRA where it was trained: "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...) of PEFT."
         )
     module.lora_A = nn.Parameter(torch.cat([module.lora_A, down]))
     module.lora_B = nn.Parameter(torch.cat([module.lora_B, -up], 1))
