@@ -62,7 +62,7 @@ class _Filter(io.RawIOBase):
     """A stream made of another: `next` gives its next bytes, b"" at the end."""
 
     def __init__(self) -> None:
-        self.ready = b""
+        self.ready, self.at = b"", 0
 
     def readable(self) -> bool:
         return True
@@ -71,11 +71,12 @@ class _Filter(io.RawIOBase):
         raise NotImplementedError
 
     def readinto(self, buffer: Any) -> int:
-        if not self.ready:
-            self.ready = self.next()
-        size = min(len(buffer), len(self.ready))
-        buffer[:size], self.ready = self.ready[:size], self.ready[size:]
-        return size
+        if self.at >= len(self.ready):
+            self.ready, self.at = self.next(), 0
+        piece = memoryview(self.ready)[self.at : self.at + len(buffer)]  # not the rest, which may be 128 MiB
+        buffer[: len(piece)] = piece
+        self.at += len(piece)
+        return len(piece)
 
 
 class _Zstd(_Filter):

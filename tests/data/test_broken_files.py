@@ -11,6 +11,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,20 @@ def test_a_row_group_larger_than_memory_may_be_is_read_a_page_at_a_time(tmp_path
     rows, _, size, memory = measured(tmp_path / "big.parquet")
     assert (rows, size) == (30_000, 300_000_000)
     assert memory < 150
+
+
+def test_a_large_piece_is_read_in_time_that_grows_with_its_size_alone(tmp_path: Path) -> None:
+    """Four KiB of zstd may hold 128 MiB: to copy the rest at each read took minutes."""
+    compressor = zstandard.ZstdCompressor().compressobj()
+    zeros = b"a" * (1 << 24)
+    data = b"".join(compressor.compress(zeros) for _ in range(20)) + compressor.flush()
+    path = put(tmp_path, "bomb.jsonl.zst", data)
+    begun = time.process_time()
+    with pytest.raises(
+        UserError, match=r"bomb\.jsonl\.zst: [\d,]+ stored bytes unpack to more than .* that is no text"
+    ):
+        load(tmp_path, path)
+    assert time.process_time() - begun < 10
 
 
 def test_a_parquet_bomb_is_held_row_by_row(tmp_path: Path) -> None:
