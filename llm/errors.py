@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from llm import terminal, workspace
+from llm.addresses import without_credentials
 from llm.orphan import end_with_dvc, running_dvc
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's quota, the limit of `ulimit -f`
@@ -26,8 +27,12 @@ SILENCE = 3.0  # seconds in which the first of several processes, if it has the 
 class UserError(Exception):
     """A mistake in the input, the params or the machine's set-up.
 
-    The message names the place, what was expected and what to do; it is shown without a traceback.
+    The message names the place, what was expected and what to do; it is shown without a traceback, and without the
+    credentials of addresses, which errors of other packages quote.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_credentials(message))
 
 
 def no_space(path: str | Path | None, error: OSError) -> UserError:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llm.addresses import public
 from llm.errors import UserError
 from llm.io import read_json, write_json
 from llm.params import Params
@@ -59,7 +60,7 @@ def current(params: Params, stage: str) -> State:
     flat = history.flatten(params.model_dump(mode="json"))
     same = {
         "params": {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items()},
-        "store": store_uri(),
+        "store": public(store_uri()),
         "experiment": params.tracking.experiment,
     }
     path = state_path()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llm import executions
+from llm.addresses import public, without_credentials
 from llm.executions import Operation, State
 from llm.io import sha256
 from llm.report import pedigree
@@ -111,7 +112,7 @@ class Store:
         for path in sorted(directory.glob("*.jsonl")):
             with executions.lock(directory / ".lock"):
                 records = executions.read_spool(path) if path.exists() else []  # another process may have been faster
-                if not records or records[0].get("store") != self.uri:
+                if not records or records[0].get("store") != public(self.uri):
                     continue
                 for operation in records[1:]:
                     if operation["op"] != "end" or records[0]["execution"] != current:
@@ -127,7 +128,11 @@ class Store:
         except MlflowException as error:
             if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
                 raise
-            print(f"warning: MLflow refuses {operation['op']}: {str(error)[:300]}", file=sys.stderr, flush=True)
+            print(
+                without_credentials(f"warning: MLflow refuses {operation['op']}: {str(error)[:300]}"),
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _apply(self, run_id: str, state: State, operation: Operation) -> None:
         from mlflow.entities import RunTag

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from llm.addresses import opened, public, without_credentials
 from llm.errors import UserError
 
 T = TypeVar("T")
@@ -33,14 +34,14 @@ class Address:
         settings = fsspec.config.conf.setdefault("s3", {}).setdefault("config_kwargs", {})
         settings.setdefault("max_pool_connections", CONNECTIONS)  # unless fsspec's own configuration says otherwise
         try:
-            fs, root = fsspec.core.url_to_fs(url)
+            fs, root = opened(url)
         except (ImportError, ValueError) as error:
             raise UserError(
-                f"{variable}={url}: {error}. s3:// needs `pip install -c constraints.txt s3fs`, gs:// gcsfs."
+                f"{variable}={public(url)}: {error}. s3:// needs `pip install -c constraints.txt s3fs`, gs:// gcsfs."
             ) from None
         self.fs: Any = fs
         self.root: str = root
-        self.url, self.variable = url, variable
+        self.url, self.variable = public(url), variable
         self._told, self._lock = False, threading.Lock()
 
     def patiently(self, action: Callable[[], T], patience: float | None = None) -> T:
@@ -70,9 +71,13 @@ class Address:
             time.sleep(pause)
             pause = min(2 * pause, MOST)
 
+    def failed(self, error: Exception) -> str:
+        """The address and what is wrong with it, for messages."""
+        return without_credentials(f"{self.url}: {error}")
+
     def _tell(self, error: Exception) -> None:
         """Warn once, until something has been read again."""
         with self._lock:
             told, self._told = self._told, True
         if not told:
-            print(f"warning: {self.url}: {error}; trying again", file=sys.stderr, flush=True)
+            print(f"warning: {self.failed(error)}; trying again", file=sys.stderr, flush=True)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import numbers
-import re
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from llm import beacon, executions
+from llm.addresses import without_credentials
 from llm.executions import Operation, State
 from llm.io import sha256, write_json
 from llm.mlflow_store import Store
@@ -182,7 +182,7 @@ class Run:
             if time.monotonic() >= retry_at:
                 try:
                     if store is None:
-                        store = Store(self.state["store"])
+                        store = Store(executions.store_uri())
                         self._run_id = store.open(self.state, resume=True)
                         self._tried.set()
                         store.replay(self.state["execution"])
@@ -220,9 +220,9 @@ class Run:
     def _warn(self, reason: str) -> None:
         if not self._warned:
             self._warned = True
-            uri = re.sub(r"//[^/@]*@", "//…@", self.state["store"])  # without a password
             print(
-                f"warning: MLflow at {uri} does not take metrics ({reason}). Work goes on; they are kept in "
+                f"warning: MLflow at {self.state['store']} does not take metrics "
+                f"({without_credentials(reason)}). Work goes on; they are kept in "
                 f"{executions.directory() / 'spool'} and sent by the next stage that reaches it.",
                 file=sys.stderr,
                 flush=True,

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import psutil
 
 from llm import executions, params
+from llm.addresses import public
 from llm.errors import UserError
 
 HOST, PORT = "127.0.0.1", 5000
@@ -35,10 +36,10 @@ def start() -> None:
     if experiment is None:
         raise UserError(f"{uri} has no experiment {name!r} (tracking.experiment) yet. Run `make repro` first.")
     if uri.startswith(("http://", "https://")):
-        print(f"MLflow runs at {uri} already. Open {link(uri, experiment)}")
+        print(f"MLflow runs at {public(uri)} already. Open {link(public(uri), experiment)}")
         return
     port = free_port(PORT)
-    with subprocess.Popen(command(uri, port), env=environment()) as server:
+    with subprocess.Popen(command(port), env=environment() | {"MLFLOW_BACKEND_STORE_URI": uri}) as server:
         try:
             wait_for(port, server)
             print(f"\nOpen {link(f'http://{HOST}:{port}', experiment)}\nCtrl-C stops it.", flush=True)
@@ -81,10 +82,13 @@ def link(server: str, experiment: str) -> str:
     return f"{server.rstrip('/')}/{page}"
 
 
-def command(uri: str, port: int) -> list[str]:
-    """One worker: the default of four and the job runners take 15 processes and 1.8 GB."""
+def command(port: int) -> list[str]:
+    """One worker: the default of four and the job runners take 15 processes and 1.8 GB.
+
+    The store, whose address may hold a password, comes from the environment: everyone may read a command line.
+    """
     place = ["--host", HOST, "--port", str(port), "--workers", "1"]
-    return [sys.executable, "-m", "mlflow", "ui", *place, "--backend-store-uri", uri]
+    return [sys.executable, "-m", "mlflow", "ui", *place]
 
 
 def environment() -> dict[str, str]:

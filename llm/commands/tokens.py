@@ -74,7 +74,7 @@ def push(directory: Path, url: str, block: int = BLOCK) -> str:
         raise
     except Exception as error:  # whatever the remote's package raises
         raise UserError(f"tokens push: {url} cannot be written ({type(error).__name__}: {error}).") from None
-    print(f"tokens: {len(entries)} shards, {total:,} bytes → {url}/{posixpath.basename(root)}")
+    print(f"tokens: {len(entries)} shards, {total:,} bytes → {address.url}/{posixpath.basename(root)}")
     return root
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from llm.addresses import opened, public
 from llm.errors import UserError
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
@@ -217,12 +218,10 @@ def _walk(top: str) -> list[str]:
 
 
 def _remote(pattern: str, where: str) -> tuple[Any, dict[str, str]]:
-    """The file system, and the path in it of each address found, under the address without a password."""
-    import fsspec
-
-    shown = _without_password(pattern)
+    """The file system, and the path in it of each address found, under the address without credentials."""
+    shown = public(pattern)
     try:
-        fs, path = fsspec.core.url_to_fs(pattern)
+        fs, path = opened(pattern)
         if "*" in path or ("http" not in fs.protocol and glob.has_magic(path)):  # an address may hold a question mark
             paths = [item for item in fs.glob(path) if fs.isfile(item)]
         elif _is_folder(fs, path):
@@ -230,7 +229,13 @@ def _remote(pattern: str, where: str) -> tuple[Any, dict[str, str]]:
         else:
             fs.info(path)
             paths = [path]
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        status = getattr(error.__cause__, "status", None)  # fsspec takes each answer that is no file for none
+        if status in (401, 403):
+            raise UserError(
+                f"{where}: {shown}: the server refuses it ({status}). Where it wants credentials, put them into "
+                "~/.netrc: docs/DATA.md."
+            ) from None
         paths = []
     except ImportError as error:  # s3fs, gcsfs, adlfs, …: fsspec names the package
         raise UserError(f"{where}: {shown} needs another package ({error}). Install it with pip.") from None
@@ -239,17 +244,12 @@ def _remote(pattern: str, where: str) -> tuple[Any, dict[str, str]]:
         raise UserError(f"{where}: {shown} cannot be opened ({reason}). Check the address and the network.") from None
     if not paths:
         raise UserError(f"{where}: {shown}: nothing found there. Correct the address.")
-    return fs, {_without_password(fs.unstrip_protocol(item)): item for item in sorted(paths)}
+    return fs, {public(fs.unstrip_protocol(item)): item for item in sorted(paths)}
 
 
 def _is_folder(fs: Any, path: str) -> bool:
     """A page is a folder by its last slash: to look for links on it, fsspec would fetch a file of any size."""
     return path.endswith("/") if "http" in fs.protocol else bool(fs.info(path)["type"] == "directory")
-
-
-def _without_password(url: str) -> str:
-    """An address as messages and manifests may show it."""
-    return re.sub(r"(?<=://)[^/@]*@", "", url)
 
 
 def short(value: str, length: int = 60) -> str:

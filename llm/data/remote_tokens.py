@@ -94,7 +94,10 @@ class RemoteTokens:
             raise UserError(f"LLM_TOKENS_CACHE={folder}: {error.strerror}; name a folder on this disk.") from None
         if os.environ.get("RANK", "0") == "0":
             size = sum(shard.bytes for shard in self.shards.values())
-            print(f"tokens: {size / 1e9:.2f} GB at {url}, up to {limit / 1e9:g} GB of them in {folder}", flush=True)
+            print(
+                f"tokens: {size / 1e9:.2f} GB at {self.address.url}, up to {limit / 1e9:g} GB of them in {folder}",
+                flush=True,
+            )
         # Blocks that are fetched ahead must not push one another out before they are read.
         self.rows_ahead = min(ROWS_AHEAD, limit // (4 * self.block * processes))
         self._coming: dict[tuple[str, int], Future[bytes]] = {}

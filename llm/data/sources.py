@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from llm import params, tasks
+from llm.addresses import all_public
 from llm.data import inputs
 from llm.data.blend import write_mixture
 from llm.data.file_source import write_files
@@ -57,7 +58,7 @@ def write_raw(name: str, kind: str, source: params.Source, out: Path, copies: Pa
         )
     if isinstance(source, params.MixtureSource):
         return _mixture(name, source, out, copies)
-    restart = Restart(out, {"name": name, "kind": kind, "source": source.model_dump(mode="json")})
+    restart = Restart(out, {"name": name, "kind": kind, "source": all_public(source.model_dump(mode="json"))})
     try:
         written = _single(name, kind, source, out, copies, restart)
     except Changed as changed:
@@ -97,7 +98,7 @@ def _single(
             )
         if positive := gate.positive():
             told["positive_label"] = positive
-    told |= inputs_read
+    told = all_public(told | inputs_read)
     write_json(Path(out) / "manifest.json", told)
     return told
 
@@ -134,6 +135,7 @@ def _mixture(name: str, source: params.MixtureSource, out: Path, copies: Path | 
         examples=[example for about in told.values() for example in about["rejected"]["examples"]][:EXAMPLES],
         notes=joined(*(f"{part}: {about['notes']}" for part, about in told.items() if about["notes"])),
     ) | {"sources": told}
+    whole = all_public(whole)
     write_json(Path(out) / "manifest.json", whole)
     return whole
 

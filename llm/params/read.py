@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from llm import scaling
+from llm.addresses import refuse_credentials
 from llm.errors import UserError
 from llm.params.download import DocsSource, FilesSource, HubSource, MixtureSource
 from llm.params.section import nearest
@@ -43,6 +44,10 @@ def load(path: str | Path = "params.yaml") -> Params:
 
 def parse(data: dict[str, Any], where: str = "params") -> Params:
     """Check params that are already read, `auto` replaced by what model.depth gives. Raises UserError like `load`."""
+    try:
+        refuse_credentials(data, where)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     data = scaling.resolve(data, where)
     try:
         return Params.model_validate(data)
