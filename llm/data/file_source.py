@@ -64,8 +64,10 @@ def write_files(name: str, source: FilesSource, gate: Gate, copies: Path, restar
                 notes.append(f"{item.shown} was not read: max_documents was reached")
                 stored.append(_stored(item, stamp, wanted))
                 continue
-            with readers.open_table(item, source.format, gate.shaper.kind, gate.shaper.keep, source.encoding) as table:
-                gate.check_columns(table.columns, item.shown)
+            with readers.open_table(
+                item, source.format, gate.shaper.kind, gate.shaper.keep, source.encoding, source.header
+            ) as table:
+                gate.check_columns(table.columns, item.shown, table.format in ("csv", "tsv") and source.header)
                 last = 0
                 for place, row in restart.rows(number, table.rows):
                     before = gate.writer.rows

@@ -16,6 +16,7 @@ from llm.errors import UserError
 EXAMPLES = 20  # rejected records that the manifest shows
 FOREIGN = 1 << 14  # bytes that are not UTF-8, of which the encoding is guessed
 SHOWN = 5  # and that an error message shows
+LONGEST_NAME = 64  # characters of a column's name
 MAX_LABELS = 100  # classes that the manifest counts
 ORDERS = (["0", "1"], ["false", "true"], ["False", "True"])  # of two classes whose names the source does not give
 
@@ -134,14 +135,33 @@ class Gate:
                 f"download.{self.name}.max_rejected_fraction to leave them out.{advice}"
             )
 
-    def check_columns(self, columns: list[str] | None, file: str) -> None:
-        """Raises UserError where a file whose columns are the same for all rows lacks the ones needed."""
+    def check_columns(self, columns: list[str] | None, file: str, first_line: bool = False) -> None:
+        """Raises UserError where a file whose columns are the same for all rows lacks one, or has it twice.
+
+        Args:
+            first_line: the names are the first line of a table, which may have been a record.
+        """
         if columns is None:
             return
+        headerless = (
+            f"If that is a record, the file has no header: set download.{self.name}.header: false, and name columns by "
+            f"their position from 0 (download.{self.name}.columns: {self.shaper.positions()})"
+        )
         try:
-            self.shaper.mapping(columns)
+            mapping = self.shaper.mapping(columns)
         except MissingColumns as error:
-            raise UserError(f"{file}: {error.detail}. {self.shaper.advice()}.") from None
+            more = f" {headerless}." if first_line else ""
+            raise UserError(f"{file}: {error.detail}. {self.shaper.advice()}.{more}") from None
+        for name in mapping.values():
+            if columns.count(name) > 1:
+                raise UserError(
+                    f"{file}: {columns.count(name)} columns are called {name!r}. Rename all but one of them, or take "
+                    f"another column with download.{self.name}.columns."
+                )
+            if first_line and (name.isdecimal() or len(name) > LONGEST_NAME):
+                raise UserError(
+                    f"{file}: its first line has {name[:LONGEST_NAME]!r} for a column's name. {headerless}."
+                )
 
 
 def _key(own: str) -> int:

@@ -12,8 +12,20 @@ from llm.data.inputs import MAX_RECORD, Row, short
 from llm.errors import UserError
 
 CHUNK = 1 << 20
-DECODER = json.JSONDecoder()
 SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, in which no key may stand twice with different values."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        for key, value in pairs:
+            if record[key] != value:
+                raise ValueError(f"the key {key!r} stands twice in an object, with different values")
+    return record
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object_of)
 
 
 def jsonl(file: BinaryIO) -> Iterator[Row]:
@@ -31,7 +43,7 @@ def jsonl(file: BinaryIO) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            yield _object(number, json.loads(line.decode("utf-8", "surrogateescape")))
+            yield _object(number, DECODER.decode(line.decode("utf-8", "surrogateescape")))
         except (ValueError, RecursionError) as error:
             message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
@@ -43,16 +55,19 @@ def json_list(file: BinaryIO, shown: str) -> Iterator[Row]:
     window = _Window(file, shown)
     opening = window.peek()
     if opening == "{":
-        keys = []
+        record: dict[str, Any] = {}
         for key in window:
-            keys.append(key)
             if key == "data" and window.peek() == "[":
                 break
-            window.value()
+            value = window.value()
+            record[key] = value if window.line == 1 else None
         else:
+            if window.line == 1:  # one object on one line: a file of one record
+                yield _object(1, record)
+                return
             raise UserError(
-                f"{shown}: a JSON object with {some(keys)}; expected a list of records, or an object whose `data` is "
-                "a list (SQuAD). Convert it to one JSON object a line (.jsonl)."
+                f"{shown}: a JSON object with {some(list(record))}; expected a list of records, or an object whose "
+                "`data` is a list (SQuAD). Convert it to one JSON object a line (.jsonl)."
             )
     elif opening != "[":
         raise UserError(f"{shown}:{window.line}: expected a JSON list or object, found {short(window.rest())}.")
@@ -110,6 +125,8 @@ class _Window:
                 problem = ""
             except json.JSONDecodeError as error:
                 problem = f"{error.msg} at line {self.line + self.buffer.count(chr(10), self.at, error.pos)}"
+            except ValueError as error:  # of `_object_of`
+                raise UserError(f"{self.shown}:{self.line}: {error}. Take one of them out.") from None
             except RecursionError:
                 raise UserError(f"{self.shown}:{self.line}: JSON nested too deeply; expected flat records.") from None
             held = len(self.buffer) - self.at

@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from llm.data import table_files, text_files
-from llm.data.inputs import Input, Row, reading
+from llm.data.foreign import HEAD, refuse_foreign
+from llm.data.inputs import MAX_RECORD, Input, Row, reading
 from llm.data.json_files import json_list, jsonl, squad
-from llm.data.streams import Counting, decompress, in_utf8
+from llm.data.streams import Counting, again, decompress, in_utf8
 from llm.data.table_files import Keep
 from llm.errors import UserError
 
@@ -40,7 +41,9 @@ class Table(NamedTuple):
 
 
 @contextmanager
-def open_table(source: Input, format: str, kind: str, keep: Keep = list, encoding: str = "auto") -> Iterator[Table]:
+def open_table(
+    source: Input, format: str, kind: str, keep: Keep = list, encoding: str = "auto", header: bool = True
+) -> Iterator[Table]:
     """A file as a Table, closed at the end of the block.
 
     Args:
@@ -48,6 +51,7 @@ def open_table(source: Input, format: str, kind: str, keep: Keep = list, encodin
         kind: of the data set; plain text is read for `pretrain` only.
         keep: given the names of a columnar file, those to read.
         encoding: as `params.FilesSource.encoding`.
+        header: as `params.FilesSource.header`.
 
     Raises:
         UserError: the file is empty, damaged, or of another format than said.
@@ -65,17 +69,27 @@ def open_table(source: Input, format: str, kind: str, keep: Keep = list, encodin
         with reading(source):
             content = decompress(stored, counter, source)
             packed = content is not stored
+            refuse_foreign(content.peek(HEAD)[:HEAD], source.shown, packed)
             if not content.peek(4).startswith(b"PAR1"):
                 content = in_utf8(content, encoding, source.shown)
             head = content.peek(CHUNK)
             _check_head(head, source)
             name = detect(head, source, format, kind)
+            if name == "json" and head.lstrip()[:1] == b"{" and b"\n" not in head:
+                # The first line is longer than what was looked at; if another object follows, it is a record.
+                line = content.readline(MAX_RECORD + 1)
+                if content.peek(1).lstrip()[:1] == b"{" and line.endswith(b"\n"):
+                    name = "jsonl"
+                content = again(line, content)
+        if not header and name not in ("csv", "tsv"):
+            raise UserError(f"{source.shown}: is {name}; `header: false` is for csv and tsv. Take it out.")
         if name == "parquet":
             if packed:
                 raise UserError(f"{source.shown}: parquet inside another compression cannot be read. Decompress it.")
             columns, labels, rows = table_files.parquet(content, source.shown, keep)
         elif name in ("csv", "tsv"):
-            columns, rows = table_files.table(content, source.shown, name)
+            judged = "" if name == "tsv" and format == "auto" else name
+            columns, rows = table_files.table(content, source.shown, judged, head, kind, header, notes)
         elif name == "text":
             rows = text_files.text(content, source.shown, notes)
         elif name == "jsonl":
@@ -152,6 +166,11 @@ def detect(head: bytes, source: Input, format: str, kind: str) -> str:
         raise UserError(
             f"{source.shown}: is plain text; {kind} needs records with columns: .jsonl, .json, .parquet, .csv or .tsv "
             "(a tab in its first line). Convert it, or name its format."
+        )
+    if found == "jsonl" and start[:1] == b"[":
+        says, more = ("name", "") if format == "auto" else ("format", " and take out format: jsonl")
+        raise UserError(
+            f"{source.shown}: is a JSON list, though its {says} says one JSON object a line. Rename it to .json{more}."
         )
     return found
 

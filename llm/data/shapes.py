@@ -26,6 +26,7 @@ KNOWN: dict[str, list[dict[str, str]]] = {
         {"text": "premise", "text_pair": "hypothesis"},  # MNLI, SNLI
         {"text": "question", "text_pair": "sentence"},  # QNLI
         {"text": "#1 String", "text_pair": "#2 String", "label": "Quality"},  # MSR paraphrases as distributed
+        {"text": "Title", "text_pair": "Description", "label": "Class Index"},  # AG News
     ],
     "instructions": [{"instruction": "instruction", "input": "context", "output": "response"}],  # dolly
 }
@@ -43,6 +44,8 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
         "instruction": ("instruction", "prompt"), "input": ("input",), "output": ("output", "response", "completion"),
     },
 }  # fmt: skip
+# How Python and JSON print SQuAD's answers, or a list of them.
+PRINTED = re.compile(r"""\s*(\{\s*['"](text|answer_start)['"]\s*:|\[\s*(['"{]|\])|array\(|\{\s*\}\s*$)""")
 OPTIONAL = {"id", "source", "group", "split", "text_pair", "input"}
 # What data sets write where there is no label, in lower case; a class of such a name must be given in `labels`.
 UNLABELLED = {
@@ -136,6 +139,11 @@ class Shaper:
         needed = [name for name in fields(self.kind) if name not in OPTIONAL]
         return f"Name them with download.{self.name}.columns: {{{', '.join(f'{name}: THEIRS' for name in needed)}}}"
 
+    def positions(self) -> str:
+        """The same by position."""
+        needed = [name for name in fields(self.kind) if name not in OPTIONAL]
+        return f"{{{', '.join(f'{name}: {number}' for number, name in enumerate(needed))}}}"
+
     def shape(self, record: dict[str, Any], class_names: dict[str, list[str]]) -> dict[str, Any]:
         """Our columns of one record; `id`, `group` and `split` are "" where it has none.
 
@@ -223,6 +231,11 @@ def _answers(value: Any, record: dict[str, Any], context: str) -> list[str]:
         return []
     pairs: list[tuple[Any, Any]]
     if isinstance(value, str):
+        if PRINTED.match(value) and value.strip() not in context:
+            raise Rejected(
+                "answers printed as text",
+                f"{value[:60]!r}; a CSV cannot hold a list: write .jsonl or .parquet, or the answer alone",
+            )
         pairs = [(value, None)]
     elif isinstance(value, dict):
         texts, starts = value.get("text"), value.get("answer_start")

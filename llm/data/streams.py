@@ -214,6 +214,22 @@ def decompress(file: io.BufferedReader[Any], stored: Counting, source: Input) ->
     return io.BufferedReader(_Believable(cast(BinaryIO, content), stored, source.shown), CHUNK)
 
 
+class _Again(_Filter):
+    """What was read from a stream already, and then the rest of it."""
+
+    def __init__(self, read: bytes, content: BinaryIO) -> None:
+        super().__init__()
+        self.ready, self.content = read, content
+
+    def next(self) -> bytes:
+        return self.content.read(CHUNK)
+
+
+def again(read: bytes, content: io.BufferedReader[Any]) -> io.BufferedReader[Any]:
+    """A stream that begins with bytes that were read from it."""
+    return io.BufferedReader(_Again(read, cast(BinaryIO, content)), CHUNK)
+
+
 def in_utf8(content: io.BufferedReader[Any], encoding: str, shown: str) -> io.BufferedReader[Any]:
     """A stream in UTF-8.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, BinaryIO
 
 from llm.data.inputs import MAX_RECORD, Row, short
@@ -13,23 +15,81 @@ from llm.errors import UserError
 
 BUFFER = 1 << 20  # bytes of a parquet column that are read at a time
 HELD = 64 << 20  # bytes of the parquet rows that are held at a time
+SNIFFED = 1 << 20  # bytes by which a TSV's quotes are judged
+_FIELD = re.compile(r'("[^"]*(?:""[^"]*)*"|[^"\t\n]*)([\t\n])')
 Keep = Callable[[list[str]], list[str]]  # given the names of the columns, those to read
 
 
-def table(file: BinaryIO, shown: str, name: str) -> tuple[list[str], Iterator[Row]]:
-    """CSV as RFC 4180 says (also with ; for a comma), or TSV as GLUE writes it: quotes are text."""
+def table(
+    file: BinaryIO, shown: str, name: str, head: bytes, kind: str, header: bool, notes: list[str]
+) -> tuple[list[str], Iterator[Row]]:
+    """Columns and rows of CSV as RFC 4180 says (also with ; or tabs), or of TSV as GLUE writes it: quotes are text.
+
+    Args:
+        name: csv, tsv, or "" for a TSV whose quotes are judged by its beginning.
+        head: that beginning.
+        kind: of the data set: a file without a header may be a known one.
+        header: the first line holds the names; else columns are called 0, 1, …
+        notes: gets a line where the file could mean two things.
+    """
     csv.field_size_limit(MAX_RECORD)
-    stream = io.TextIOWrapper(
-        file, encoding="utf-8-sig", errors="surrogateescape", newline="" if name == "csv" else None
-    )
-    lines = _Lines(stream, shown)
-    head = next(lines, "")
-    if name == "tsv":
-        names = head.rstrip("\n").split("\t")
-        return names, _tsv(lines, names)
-    delimiter = max(",;\t", key=head.count)
-    names = next(csv.reader([head], delimiter=delimiter), [])
-    return names, _csv(lines, delimiter, names, shown)
+    quotes = quotes_are(head) if name == "" else "marks" if name == "csv" else "text"
+    newline = "" if quotes == "marks" else None
+    lines = _Lines(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=newline), shown)
+    if quotes == "marks":
+        if name == "":
+            notes.append(f"{shown}: quotes around fields are read as CSV's; format: tsv would keep them as text")
+        first = head.split(b"\n", 1)[0].decode("utf-8", "replace")
+        records = _csv(lines, "\t" if name == "" else max(",;\t", key=first.count), shown)
+    else:
+        records = _tsv(lines, shown, unsure=quotes == "none")
+    number, names = next(records, (1, []))
+    if header and (known := headerless(kind, names)):
+        notes.append(f"{shown} has no header; its columns are read as {', '.join(known)}, as its publisher has them")
+    elif not header:
+        known = [str(position) for position in range(len(names))]
+    if known:
+        records, names = chain([(number, names)], records), known
+    return names, (_fields(line, fields, names) for line, fields in records)
+
+
+def headerless(kind: str, first: list[str]) -> list[str]:
+    """The columns of data sets that are published without a header, by a file's first record; [] for others."""
+    if kind != "classification":
+        return []
+    cola = len(first) == 4 and re.fullmatch(r"[a-z]+[-_]?\d\d", first[0]) and first[2] in ("", "*")
+    if cola and first[1] in ("0", "1"):
+        return ["source_code", "label", "annotation", "sentence"]
+    # AG News, and others of Zhang et al. 2015: class from 1, title, text. Named as where they have a header.
+    if len(first) == 3 and re.fullmatch(r"[1-9]\d?", first[0]) and all(" " in text.strip() for text in first[1:]):
+        return ["Class Index", "Title", "Description"]
+    return []
+
+
+def quotes_are(head: bytes) -> str:
+    """What quotes in a TSV are: "marks" around fields, as CSV and pandas write them; "text", as in GLUE; or "none".
+
+    They are marks where the whole beginning fits, and a field holds a doubled quote, or the header is quoted, or lines
+    as they stand have not all the same number of fields.
+    """
+    text = head.decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n")
+    whole = len(head) < SNIFFED
+    if not re.search(r'(?m)(?:^|\t)"', text):
+        return "none"
+    lines = [line for line in text.split("\n")[: None if whole else -1] if line]
+    even = len({line.count("\t") for line in lines}) < 2
+    at = count = 0
+    counts, doubled = set(), text.startswith('"')
+    text += "\n" if whole and not text.endswith("\n") else ""
+    while field := _FIELD.match(text, at):
+        doubled |= '""' in field[1][1:-1]
+        at, count = field.end(), count + 1
+        if field[2] == "\n":
+            counts |= {count} if count > 1 or field[1] else set()
+            count = 0
+    rest = len(text) - at  # of the record that the beginning was cut in
+    fits = len(counts) < 2 and (rest == 0 if whole else rest < SNIFFED // 16)
+    return "marks" if fits and (doubled or not even) else "text"
 
 
 class _Lines:
@@ -55,29 +115,38 @@ class _Lines:
         return line
 
 
-def _tsv(lines: _Lines, names: list[str]) -> Iterator[Row]:
-    for number, line in enumerate(lines, 2):
+def _tsv(lines: _Lines, shown: str, unsure: bool) -> Iterator[tuple[int, list[str]]]:
+    """`unsure`: no field of the beginning had quotes around it; one that does later might mean either."""
+    for number, line in enumerate(lines, 1):
         lines.held = 0
-        if line.strip("\n"):
-            yield _fields(number, line.rstrip("\n").split("\t"), names)
+        if number > 1 and not line.strip("\n"):
+            continue
+        fields = line.rstrip("\n").split("\t")
+        if unsure and any(field[:1] == '"' for field in fields):
+            raise UserError(
+                f"{shown}:{number}: a field in quotes, the first one of the file: {short(line)}. Say what "
+                "they are, download.<name>.format: csv (marks around it, as of pandas) or tsv (a part of the text)."
+            )
+        yield number, fields
 
 
-def _csv(lines: _Lines, delimiter: str, names: list[str], shown: str) -> Iterator[Row]:
+def _csv(lines: _Lines, delimiter: str, shown: str) -> Iterator[tuple[int, list[str]]]:
     reader: Any = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
-        number = reader.line_num + 2
+        number = reader.line_num + 1
         lines.held = 0
         try:
             fields = next(reader, None)
         except csv.Error as error:
             raise UserError(
-                f"{shown}:{number}: broken CSV up to line {reader.line_num + 1} ({error}); expected quotes that are "
-                "closed and doubled inside a field. Mend it, or, where quotes are plain text, write it as .tsv."
+                f"{shown}:{number}: broken CSV up to line {reader.line_num} ({error}); expected quotes that are "
+                "closed and doubled inside a field. Mend it, or, where tabs divide the fields and quotes are plain "
+                "text, set download.<name>.format: tsv."
             ) from None
         if fields is None:
             return
         if fields:
-            yield _fields(number, fields, names)
+            yield number, fields
 
 
 def _fields(number: int, fields: list[str], names: list[str]) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -32,6 +32,7 @@ class FilesSource(SourceBase):
     val_paths: list[str] = []  # those it validates on; the same
     format: Literal["auto", "text", "jsonl", "parquet", "csv", "tsv", "squad", "alpaca"] = "auto"
     columns: dict[str, str] = {}  # our column name -> the file's
+    header: bool = True  # false: the first line of a CSV or TSV is a record, and columns are named 0, 1, …
     labels: list[str] | dict[str, str] | None = None  # names of integer classes, in order, or value -> name
     encoding: str = "auto"  # auto: UTF-8, or UTF-16 and UTF-32 by their byte order mark; else as Python calls it
     sha256: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = {}  # path as found -> digest it must have
@@ -42,6 +43,14 @@ class FilesSource(SourceBase):
     def all_paths(self) -> list[str]:
         """All that is read, in its order."""
         return [*self.paths, *self.val_paths, *self.test_paths]
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _positions(cls, value: Any) -> Any:
+        """Positions may be numbers."""
+        if not isinstance(value, dict):
+            return value
+        return {key: str(item) if type(item) is int else item for key, item in value.items()}
 
     @field_validator("encoding")
     @classmethod

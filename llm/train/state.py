@@ -245,7 +245,7 @@ class State:
         try:
             self.remote.push(checkpoint, last=self._awaited)
         except Exception as error:  # whatever the remote's package raises; the checkpoint is safe here
-            _warn(f"{self.stage}: {checkpoint.name} was not copied. {self.remote.failed(error)}. Training goes on.")
+            _warn(f"{self.stage}: {checkpoint.name} was not copied to {self.remote.failed(error)}. Training goes on.")
 
     def _say_what_changed(self) -> None:
         """Where an unfinished older state of this stage exists, say why it is not continued."""
