@@ -170,6 +170,8 @@ def whole_directory(path: str | Path, files: Sequence[str]) -> Iterator[Path]:
         UserError: `path` holds other files, or the new directory does not fit on the disk; `path` is as it was.
     """
     path = Path(path)
+    if path.is_symlink():  # to another disk, perhaps: the directory that it leads to is replaced, and the link stays
+        path = path.resolve()
     refuse_other_files(path, files)
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.*.tmp"):

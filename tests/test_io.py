@@ -111,3 +111,18 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
         directory.write_text("new")
     assert (tmp_path / "out/a").read_text() == "old"
     assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_to_a_directory_stays_and_what_it_leads_to_is_replaced(tmp_path: Path, there: bool) -> None:
+    target = tmp_path / "disk" / "raw"
+    if there:
+        target.mkdir(parents=True)
+        (target / "a.txt").write_text("old")
+    (tmp_path / "raw").symlink_to(target)
+    for text in ("new", "newer"):
+        with whole_directory(tmp_path / "raw", ["*.txt"]) as folder:
+            (folder / "a.txt").write_text(text)
+        assert (tmp_path / "raw").is_symlink()
+        assert (target / "a.txt").read_text() == text
+    assert sorted(p.name for p in target.parent.iterdir()) == ["raw"]
