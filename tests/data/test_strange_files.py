@@ -257,3 +257,11 @@ def test_a_json_list_named_jsonl_is_called_one(tmp_path: Path, indent: int | Non
         load(path.rename(tmp_path / "a.json"), format="jsonl")
     os.rename(tmp_path / "a.json", tmp_path / "b.json")
     assert load(tmp_path / "b.json")[0][0]["text"] == "one"
+
+
+def test_advice_for_cola_as_somebody_published_it_keeps_every_row(data_dir: Path, tmp_path: Path) -> None:
+    path = put(tmp_path, "train.tsv", (data_dir / "glue/CoLA/train.tsv").read_bytes())
+    with pytest.raises(UserError, match=r"header: false.*columns: \{text: 0, label: 1\}"):
+        load(path, "classification")
+    _, manifest = load(path, "classification", header=False, columns={"text": 0, "label": 1})
+    assert manifest["rows"] == path.read_bytes().count(b"\n") == 8539
