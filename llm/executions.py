@@ -36,9 +36,14 @@ def root() -> Path:
     return Path(given).absolute() if given else next((p for p in (here, *here.parents) if (p / ".dvc").is_dir()), here)
 
 
+def own_store() -> str:
+    """The repository's own store, a SQLite file in it."""
+    return f"sqlite:///{root()}/mlflow.db"
+
+
 def store_uri() -> str:
-    """$MLFLOW_TRACKING_URI, else a SQLite file in the main repository."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root()}/mlflow.db"
+    """$MLFLOW_TRACKING_URI, else the repository's own store."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or own_store()
 
 
 def directory() -> Path:
@@ -60,7 +65,8 @@ def current(params: Params, stage: str) -> State:
     flat = history.flatten(params.model_dump(mode="json"))
     same = {
         "params": {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items()},
-        "store": public(store_uri()),
+        # Empty for the repository's own, so that an execution and its spool outlive a move of the repository.
+        "store": public(os.environ.get("MLFLOW_TRACKING_URI", "")),
         "experiment": params.tracking.experiment,
     }
     path = state_path()

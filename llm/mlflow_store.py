@@ -5,15 +5,21 @@ Only this module imports mlflow, but for `llm.serving`, which is a part of a log
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import os
 import re
+import sqlite3
 import sys
 import warnings
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from llm import executions
 from llm.addresses import public, without_credentials
@@ -22,6 +28,15 @@ from llm.io import sha256
 from llm.report import pedigree
 
 EXECUTION = "llm.execution"  # the tag by which the store knows an execution
+MODEL = "llm.model"  # the tag by which a run names the registered version that has its model's bytes
+# Where MLflow's tables hold addresses of artifacts.
+ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
 SERVING_PACKAGES = (
     "torch",
     "numpy",
@@ -59,6 +74,8 @@ class Store:
             self._make_database()
             self.client = mlflow.MlflowClient(uri)
             self.client.search_experiments(max_results=1)
+            if uri == executions.own_store():
+                follow(executions.root())
 
     def _make_database(self) -> None:
         """Make a missing SQLite database under another name first: MLflow could not use one made by halves."""
@@ -101,7 +118,7 @@ class Store:
         if found is None:
             # A server decides itself where artifacts go; with a database it would be the current directory.
             local = not self.uri.startswith(("http:", "https:", "databricks"))
-            return self.client.create_experiment(name, (executions.root() / "mlartifacts").as_uri() if local else None)
+            return self.client.create_experiment(name, artifacts(executions.root()) if local else None)
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         return found.experiment_id
@@ -112,7 +129,7 @@ class Store:
         for path in sorted(directory.glob("*.jsonl")):
             with executions.lock(directory / ".lock"):
                 records = executions.read_spool(path) if path.exists() else []  # another process may have been faster
-                if not records or records[0].get("store") != public(self.uri):
+                if not records or (records[0]["store"] or public(executions.own_store())) != public(self.uri):
                     continue
                 for operation in records[1:]:
                     if operation["op"] != "end" or records[0]["execution"] != current:
@@ -149,9 +166,10 @@ class Store:
             case "inputs":
                 self._log_inputs(run_id)
             case "artifacts":
-                for path, folder, digest in operation["files"]:
-                    if Path(path).is_file() and sha256(path) == digest:
-                        self.client.log_artifact(run_id, path, folder or None)
+                for name, folder, digest in operation["files"]:
+                    path = executions.root() / name
+                    if path.is_file() and sha256(path) == digest:
+                        self.client.log_artifact(run_id, str(path), folder or None)
             case "model":
                 self._log_model(run_id, state["experiment"], operation)
             case "end":
@@ -204,18 +222,37 @@ class Store:
             self.client.log_inputs(run_id, inputs)
 
     def _log_model(self, run_id: str, name: str, operation: Operation) -> None:
-        """Log a model directory as pyfunc with its code, register it as `name`, and alias the best as champion."""
-        from mlflow.exceptions import MlflowException
-
-        weights = Path(operation["directory"], "model.safetensors")
-        if not weights.is_file() or sha256(weights) != operation["sha256"]:
+        """Register a model directory as `name`, once for the same bytes, and alias the best as champion."""
+        directory = executions.root() / operation["directory"]
+        if not (directory / "model.safetensors").is_file() or directory_digest(directory) != operation["digest"]:
             return  # replayed later, when the workspace holds another experiment's model
-        digest = operation["sha256"]
         name = re.sub(r"[/:]", "-", name)  # a registered model's name must not hold them
         if not self.client.search_registered_models(f"name = '{name}'", max_results=1):
             self.client.create_registered_model(name)
-        if any(v.tags.get("sha256") == digest and v.run_id == run_id for v in self._versions(name)):
-            return
+        score = Score(operation["score"], operation.get("tests", ""), operation.get("examples", 0))
+        version = next((v for v in self._versions(name) if v.tags.get("digest") == operation["digest"]), None)
+        if version is None:
+            info = self._log_pyfunc(run_id, directory)
+            weights = sha256(directory / "model.safetensors")
+            tags = {"sha256": weights, "digest": operation["digest"], **score.tags()}
+            version = self.client.create_model_version(name, info.model_uri, run_id, tags, await_creation_for=0)
+        elif score.beats(Score.of(version.tags)):
+            for key, value in score.tags().items():
+                self.client.set_model_version_tag(name, version.version, key, value)
+        self.client.set_tag(run_id, MODEL, f"models:/{name}/{version.version}")
+        champion = self._champion(name)
+        if champion is None or score.beats(champion):
+            self.client.set_registered_model_alias(name, "champion", str(version.version))
+
+    def _champion(self, name: str) -> Score | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return Score.of(self.client.get_model_version_by_alias(name, "champion").tags)
+        except MlflowException:  # there is none yet
+            return None
+
+    def _log_pyfunc(self, run_id: str, directory: Path) -> Any:
         package = Path(__file__).resolve().parent
         versions = pedigree.versions()
         self.mlflow.set_tracking_uri(self.uri)
@@ -224,26 +261,85 @@ class Store:
         signature = self.mlflow.models.infer_signature(["a prompt"], ["an answer"], PARAMS)
         with self.mlflow.start_run(run_id=run_id), warnings.catch_warnings(record=True):
             # Recorded and dropped, that type hints are missing: on purpose, see llm.serving. MLflow resets any filter.
-            info = self.mlflow.pyfunc.log_model(
+            return self.mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(package / "serving.py"),
-                artifacts={"model": operation["directory"]},
+                artifacts={"model": str(directory)},
                 code_paths=[str(package)],
                 signature=signature,
                 pip_requirements=[_requirement(key, versions) for key in SERVING_PACKAGES],
             )
-        score = operation["score"]
-        tags = {"sha256": digest} | ({"score": repr(score)} if score is not None else {})
-        version = self.client.create_model_version(name, info.model_uri, run_id, tags, await_creation_for=0).version
-        try:
-            champion = float(self.client.get_model_version_by_alias(name, "champion").tags.get("score", "-inf"))
-        except MlflowException:  # there is none yet
-            champion = -math.inf
-        if score is None or score >= champion:
-            self.client.set_registered_model_alias(name, "champion", str(version))
 
     def _versions(self, name: str) -> list[Any]:
         return list(self.client.search_model_versions(f"name = '{name}'"))
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model was scored: the mean of its tasks' headline scores, on which test examples, and on how many."""
+
+    value: float | None
+    tests: str = ""  # digest of the examples
+    examples: int = 0
+
+    @classmethod
+    def of(cls, tags: dict[str, str]) -> Score:
+        """The score that a registered version's tags tell."""
+        value = float(tags["score"]) if "score" in tags else None
+        return cls(value, tags.get("tests", ""), int(tags.get("examples", "0")))
+
+    def tags(self) -> dict[str, str]:
+        """The same as tags of a registered version."""
+        if self.value is None:
+            return {}
+        return {"score": repr(self.value), "tests": self.tests, "examples": str(self.examples)}
+
+    def beats(self, champion: Score) -> bool:
+        """Whether the champion has to go: on the same examples by its value, else by the number of examples.
+
+        Values on different examples do not compare. The better-founded one stays, the newer where they are equal.
+        """
+        if self.value is None or champion.value is None:
+            return champion.value is None
+        if self.tests == champion.tests:
+            return self.value >= champion.value
+        return self.examples >= champion.examples
+
+
+def directory_digest(directory: Path) -> str:
+    """One digest of all files of a directory and their names."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    lines = [f"{path.relative_to(directory).as_posix()} {sha256(path)}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def artifacts(root: Path) -> str:
+    """Where a repository's own store keeps artifacts, as MLflow writes it."""
+    return (root / "mlartifacts").as_uri()
+
+
+def follow(root: Path) -> None:
+    """Let the addresses in a repository's own store follow the repository, which was moved or copied since.
+
+    MLflow keeps them absolute, and would write to the old place: into the original, where this is a copy.
+    """
+    new = artifacts(root)
+    with closing(sqlite3.connect(root / "mlflow.db", timeout=60)) as database, database:
+        found = database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+        for (old,) in found:
+            if not old or not old.startswith("file:") or not old.endswith("/mlartifacts") or _same_place(old, new):
+                continue
+            for table, column in ADDRESSES:
+                database.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) IN (?, ?)",
+                    (new, len(old) + 1, len(old) + 1, old, f"{old}/"),
+                )
+
+
+def _same_place(one: str, other: str) -> bool:
+    """Whether two addresses of files lead to one folder, by links too."""
+    first, second = (Path(url2pathname(urlparse(uri).path)).resolve() for uri in (one, other))
+    return first == second
 
 
 def _requirement(name: str, versions: dict[str, str]) -> str:

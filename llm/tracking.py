@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import numbers
+import os
 import sys
 import threading
 import time
@@ -29,7 +30,7 @@ from llm import beacon, executions
 from llm.addresses import without_credentials
 from llm.executions import Operation, State
 from llm.io import sha256, write_json
-from llm.mlflow_store import Store
+from llm.mlflow_store import Score, Store, directory_digest
 from llm.params import Params
 from llm.report import history
 
@@ -65,14 +66,13 @@ def finish(
     files: Sequence[str] = (),
     tables: Sequence[str] = (),
     model: str | None = None,
-    score: float | None = None,
+    score: Score | None = None,
 ) -> str | None:
     """Complete the run and mark it FINISHED; the next stage that runs begins a new one.
 
     Adds the curves and scores that cached stages did not log, from `metrics/`, uploads `files` (paths; a directory
     with all it holds), and has MLflow show those of them that `tables` names as tables to filter. Registers the model
-    directory `model`, which becomes `@champion` of its experiment where `score` (more is better) is at least that of
-    the champion so far.
+    directory `model`, which becomes `@champion` of its experiment where `score` beats that of the champion so far.
 
     Returns the run's id, or None where the store could not be reached.
     """
@@ -92,8 +92,17 @@ def finish(
         run.put({"op": "tags", "tags": {"mlflow.loggedArtifacts": json.dumps(shown)}})
         weights = Path(model, "model.safetensors") if model else None
         if weights and weights.is_file():
-            directory = str(weights.parent.absolute())
-            run.put({"op": "model", "directory": directory, "sha256": sha256(weights), "score": score})
+            scored = score or Score(None)
+            run.put(
+                {
+                    "op": "model",
+                    "directory": _from_root(weights.parent),
+                    "digest": directory_digest(weights.parent),
+                    "score": scored.value,
+                    "tests": scored.tests,
+                    "examples": scored.examples,
+                }
+            )
         run.put({"op": "end", "status": "FINISHED"})
         path = executions.state_path()
         with executions.lock(path.with_suffix(".lock")):
@@ -108,8 +117,13 @@ def _with_digests(files: Sequence[str]) -> list[tuple[str, str, str]]:
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
             if path.is_file() and path.stat().st_size <= LARGEST_FILE:
                 folder = path.parent.relative_to(top.parent).as_posix() if top.is_dir() else ""
-                found.append((str(path.absolute()), folder, sha256(path)))
+                found.append((_from_root(path), folder, sha256(path)))
     return found
+
+
+def _from_root(path: Path) -> str:
+    """The path from the main repository, which may be elsewhere when a spool is replayed."""
+    return os.path.relpath(path, executions.root())
 
 
 # -- a stage's hold on the run -----------------------------------------------------------------------------------------
@@ -221,7 +235,7 @@ class Run:
         if not self._warned:
             self._warned = True
             print(
-                f"warning: MLflow at {self.state['store']} does not take metrics "
+                f"warning: MLflow at {self.state['store'] or executions.own_store()} does not take metrics "
                 f"({without_credentials(reason)}). Work goes on; they are kept in "
                 f"{executions.directory() / 'spool'} and sent by the next stage that reaches it.",
                 file=sys.stderr,

@@ -70,7 +70,8 @@ def main() -> None:
         methods.write(model, s, tokenizer, base, ADAPTER, FINETUNED)
         write_history("metrics/finetune_history.csv", result.history)
         write_json("metrics/finetune.json", metrics)
-        run.log_metrics({k: v for k, v in metrics.items() if isinstance(v, (int, float))}, step=result.steps)
+        numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
+        run.log_metrics(numbers, step=result.tokens)
     print(
         f"finetune: validation loss {metrics['val_loss']:.4f} · {trainable:,} trained parameters "
         f"({100 * fraction:.1f} %) → {FINETUNED}"

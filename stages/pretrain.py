@@ -78,7 +78,7 @@ def main() -> None:
             tokenizer.save(directory)
         write_history("metrics/pretrain_history.csv", result.history)
         write_json("metrics/pretrain.json", metrics | by_source | {"quick_validation": sample.about(sample.names)})
-        run.log_metrics(metrics, step=result.steps)
+        run.log_metrics(metrics, step=result.tokens)
     print(f"pretrain: validation loss {result.val_loss:.4f} · perplexity {metrics['val_perplexity']:.2f} → {BASE}")
 
 

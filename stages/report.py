@@ -5,6 +5,8 @@ from __future__ import annotations
 from llm import outputs, params, tracking, workspace
 from llm.errors import run_stage
 from llm.io import whole_directory
+from llm.mlflow_store import Score
+from llm.report import predictions
 from llm.report.page import write_report
 from llm.report.tables import write_tables
 from llm.timing import stage_timing
@@ -18,7 +20,8 @@ def main() -> None:
             about = {"name": run.state["name"], "id": run.run_id or ""}
             found = write_report(p, directory, about)
             tables = [f"metrics/report/tables/{path.name}" for path in write_tables(directory)]
-        tracking.finish(p, ("metrics", "params.yaml"), tables, model="models/finetuned", score=found["overall"])
+        score = Score(found["overall"], *predictions.tests("finetuned"))
+        tracking.finish(p, ("metrics", "params.yaml"), tables, model="models/finetuned", score=score)
     print("report: metrics/report/report.html")
 
 

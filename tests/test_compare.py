@@ -188,6 +188,17 @@ def test_several_experiments_make_one_page_that_loads_nothing(
     assert "<li>exp-abc has no metrics/finetune.json here" in page, "what is missing is said"
 
 
+def test_a_winner_is_bold_where_a_difference_is_shown_and_nowhere_else(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Values that differ by chance, or since one side was scored on fewer examples, have no winner."""
+    monkeypatch.chdir(repository)
+    for names, winners in ((["exp-abc", "workspace"], 0), (["main", "exp-abc"], 12), (["exp-abc", "main"], 12)):
+        compare.show(names, BOTH, html=str(tmp_path / "page.html"))
+        page = (tmp_path / "page.html").read_text(encoding="utf-8")
+        assert (len(re.findall(r"<td><b>[\d.,]+</b>", page)) >= winners) if winners else "<td><b>" not in page, names
+
+
 def test_one_experiment_is_nothing_to_compare(repository: Path) -> None:
     with pytest.raises(UserError, match="two or more experiments"):
         compare.show(["main"], BOTH)

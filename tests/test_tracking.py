@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -289,33 +290,110 @@ def test_a_value_that_mlflow_refuses_does_not_block_the_rest(root: Path, capsys:
     assert not list((root / ".state" / "mlflow" / "spool").glob("*.jsonl"))
 
 
-def test_the_final_model_is_registered_and_answers_and_the_better_one_is_champion(root: Path) -> None:
-    import mlflow
+def models(root: Path, count: int) -> list[Path]:
+    """Directories of tiny models that differ."""
     import torch
 
     from llm.data.tokenizer import Tokenizer
-    from llm.generate import generate
     from llm.model.config import Config
-    from llm.model.files import load_model, save_model
+    from llm.model.files import save_model
     from llm.model.transformer import Transformer
 
     tokenizer = Tokenizer.train(["Return the sum of all elements along an axis."] * 20, 300)
     (root / "tokenizer").mkdir()
     tokenizer.save(root / "tokenizer")
     config = Config(tokenizer.vocab_size, 32, 64, 2, 2, 1, 16, 64, 10000.0, 1e-6, True, qk_norm=True)
-    for seed, score in ((1, 0.5), (2, 0.7), (3, 0.6)):
+    found = [root / "models" / str(number) for number in range(1, count + 1)]
+    for seed, directory in enumerate(found):
         torch.manual_seed(seed)
-        directory = root / "models" / str(seed)
         directory.mkdir(parents=True)
         save_model(Transformer(config), directory, root / "tokenizer", tokenizer.eos_id)
-        tracking.finish(changed(params.load(), 0.001 * seed), model=str(directory), score=score)
+    return found
+
+
+def test_the_final_model_is_registered_and_answers_and_the_better_one_is_champion(root: Path) -> None:
+    import mlflow
+
+    from llm.data.tokenizer import Tokenizer
+    from llm.generate import generate
+    from llm.model.files import load_model
+
+    for number, (directory, score) in enumerate(zip(models(root, 3), (0.5, 0.7, 0.6), strict=True)):
+        p = changed(params.load(), 0.001 * (number + 1))
+        tracking.finish(p, model=str(directory), score=mlflow_store.Score(score, "a", 300))
     store = mlflow_store.Store(executions.store_uri())
     champion = store.client.get_model_version_by_alias("llm", "champion")
     assert [int(champion.version), champion.tags["score"], champion.run_id] == [2, "0.7", runs()[1].info.run_id]
     mlflow.set_tracking_uri(executions.store_uri())
     served = mlflow.pyfunc.load_model("models:/llm@champion")
+    tokenizer = Tokenizer.load(root / "models" / "2")
     ids = generate(load_model(root / "models" / "2"), [tokenizer.chat_ids("Return")], 5, tokenizer.eos_id)
     assert served.predict(["Return"], params={"max_new_tokens": 5}) == [tokenizer.decode(ids[0])]
+
+
+def test_the_same_bytes_are_registered_once_and_fewer_examples_make_no_champion(root: Path) -> None:
+    def finish(directory: Path, score: float, tests: str, examples: int) -> tuple[int, int]:
+        """How many versions there are afterwards, and which is the champion."""
+        scored = mlflow_store.Score(score, tests, examples)
+        tracking.finish(changed(params.load(), 0.001 * len(seen)), model=str(directory), score=scored)
+        seen.append(score)
+        client = mlflow_store.Store(executions.store_uri()).client
+        versions = client.search_model_versions("name = 'llm'")
+        return len(versions), int(client.get_model_version_by_alias("llm", "champion").version)
+
+    seen: list[float] = [0.0]
+    one, two, three = models(root, 3)
+    assert finish(one, 0.5, "300 examples", 300) == (1, 1)
+    assert finish(two, 0.9, "60 examples", 60) == (2, 1), "better, but on fewer examples"
+    assert finish(two, 0.9, "60 examples", 60) == (2, 1), "the same bytes"
+    assert finish(two, 0.6, "300 examples", 300) == (2, 2), "the same bytes, scored on the champion's examples"
+    assert finish(three, 0.4, "others", 300) == (3, 3), "as many other examples: the newer one"
+    assert finish(one, 0.3, "others", 300) == (3, 3)
+    named = [run.data.tags[mlflow_store.MODEL] for run in runs()]
+    assert [name.removeprefix("models:/llm/") for name in named] == ["1", "2", "2", "2", "3", "1"]
+    assert len(list((root / "mlartifacts" / "models").iterdir())) == 3
+
+
+def test_a_repository_that_was_copied_writes_to_its_own_place_and_keeps_what_it_had(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    (directory,) = models(root, 1)
+    tracking.finish(params.load(), ("params.yaml",), model=str(directory))
+    os.environ.pop("MLFLOW_TRACKING_URI")  # MLflow's own, set where a model is logged; each stage is a process
+    with pytest.MonkeyPatch.context() as patch:  # what the store does not take is spooled
+        patch.setattr(mlflow_store.Store, "open", lambda *_, **__: 1 / 0)
+        with tracking.stage(params.load(), "pretrain") as run:
+            run.log_metrics({"loss": 1.0}, step=8)
+    before = sorted(path for path in (root / "mlartifacts").rglob("*") if path.is_file())
+    database = (root / "mlflow.db").read_bytes()
+    copy = tmp_path / "copy of it"
+    shutil.copytree(root, copy, ignore=shutil.ignore_patterns(copy.name))
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("DVC_ROOT", str(copy))
+    run_id = tracking.finish(params.load(), ("params.yaml",), model="models/1")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    first, second = runs()
+    assert curve(run_id or "", "pretrain/loss") == [(8, 1.0)], "the spool came along"
+    for each in (first, second):
+        assert each.info.artifact_uri.startswith((copy / "mlartifacts").as_uri())
+        assert (copy / "mlartifacts" / each.info.run_id / "artifacts" / "params.yaml").is_file()
+    mlflow.set_tracking_uri(executions.store_uri())
+    shutil.rmtree(root / "mlartifacts" / "models")  # the model is read from the copy
+    assert mlflow.pyfunc.load_model("models:/llm@champion").metadata.model_uuid
+    assert len(mlflow_store.Store(executions.store_uri()).client.search_model_versions("name = 'llm'")) == 1
+    assert [path for path in before if "models" not in path.parts[len(root.parts) :]] == sorted(
+        path for path in (root / "mlartifacts").rglob("*") if path.is_file()
+    )
+    assert (root / "mlflow.db").read_bytes() == database
+
+
+def test_a_link_to_the_repository_moves_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking.finish(params.load())
+    (tmp_path / "link").symlink_to(root)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "link"))
+    assert runs()[0].info.artifact_uri.startswith((root / "mlartifacts").as_uri())
 
 
 def test_the_ui_names_the_remedy_where_there_is_no_store(root: Path) -> None:

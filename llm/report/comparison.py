@@ -93,8 +93,9 @@ def score_rows(
 ) -> list[dict[str, Any]]:
     """A row for each score: `task`, `metric`, `n`, and a cell for each experiment, None where it was not scored.
 
-    A cell has `value`, `low`, `high`, `best`, and where the experiment's answers could be paired with the first one's
-    `difference` and `better`: True, False, or None where no difference is shown.
+    A cell has `value`, `low`, `high`, and where the experiment's answers could be paired with the first one's
+    `difference` and `better`: True, False, or None where no difference is shown. `best` is the best value where that
+    test shows a difference: of the first experiment against all others, of another against the first.
     """
     own = [e.evaluate.get(models[bool(number)], {}) for number, e in enumerate(experiments)]
     merged = {"finetuned": {task: found for scored in reversed(own) for task, found in scored.items()}}
@@ -104,12 +105,15 @@ def score_rows(
         for metric in (name for name in wanted if name):
             found = [scored.get(task, {}).get(metric) for scored in own]
             values = [score["value"] for score in found if score]
-            ranked = metric not in scores.NOT_A_SCORE and len(set(values)) > 1
-            best = (min if metric in scores.LOWER_IS_BETTER else max)(values) if ranked else None
+            best = (min if metric in scores.LOWER_IS_BETTER else max)(values)
             cells = [
-                {**score, "best": score["value"] == best, **_against_first(e, task, metric)} if score else None
+                {**score, **_against_first(e, task, metric)} if score else None
                 for score, e in zip(found, experiments, strict=True)
             ]
+            for cell in filter(None, cells):
+                rivals = [other for other in cells[1:] if other]
+                shown = all(c["better"] is False for c in rivals) if cell is cells[0] else cell["better"] is True
+                cell["best"] = metric not in scores.NOT_A_SCORE and cell["value"] == best and bool(rivals) and shown
             sizes = sorted({score["n"] for score in found if score and score.get("n") is not None})
             rows.append({"task": task, "metric": metric, "n": sizes, "cells": cells})
     return rows

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +58,22 @@ def collect(clip: Callable[[str], str], evaluate: dict[str, Any]) -> dict[str, d
             "variants": variants(evaluate, task, metric, own),
         }
     return found
+
+
+def tests(model: str) -> tuple[str, int]:
+    """Digest and number of the test examples that a model has answered, by task, id and references.
+
+    Scores on other examples than these cannot be compared with its own.
+    """
+    digest, count = hashlib.sha256(), 0
+    for path in sorted(PREDICTIONS.glob(f"{model}-*.parquet")):
+        columns = read(path)
+        if "references" not in columns:  # windows of text
+            continue
+        examples = sorted(zip(columns["id"], columns["references"], strict=True))
+        digest.update(json.dumps([path.stem, examples]).encode())
+        count += len(examples)
+    return digest.hexdigest(), count
 
 
 def read(path: Path) -> Columns:

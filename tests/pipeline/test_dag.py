@@ -173,6 +173,20 @@ def test_an_experiment_reruns_three_stages_and_has_a_complete_run(
     assert points == steps
 
 
+def test_curves_in_mlflow_end_with_the_final_value_and_have_no_other_axis(first: Path) -> None:
+    with sqlite3.connect(first / "mlflow.db") as store:
+        rows = store.execute("select run_uuid, key, step, value from metrics where key like '%/val_loss'").fetchall()
+    for stage in ("pretrain", "finetune"):
+        with (first / f"metrics/{stage}_history.csv").open() as file:
+            history = [(int(row["tokens"]), float(row["val_loss"])) for row in csv.DictReader(file) if row["val_loss"]]
+        assert len(history) > 1
+        ids = {id for id, *_ in rows}
+        curves = [
+            sorted((step, x) for id, key, step, x in rows if (id, key) == (one, f"{stage}/val_loss")) for one in ids
+        ]
+        assert history in curves, stage
+
+
 def test_a_temporary_experiment_lands_in_the_same_store(first: Path) -> None:
     run(first, "git", "checkout", "-q", "params.yaml")
     run(first, "dvc", "exp", "run", "--temp", "-S", "evaluate.examples=4", "-n", "elsewhere", timeout=500)
