@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from bench.contamination import documents
 from llm.data import raw
 from llm.data.clean import duplicates, plan
 from llm.data.clean.rules import Cleaner
 from llm.data.clean.scan import DOCUMENT
+from llm.io import read_yaml
 from llm.params import Clean
 
 MANY = 2_000_000  # made-up documents
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=shared if shared.is_dir() else None)
     parser.add_argument("--megabytes", type=int, default=20)
     args = parser.parse_args()
-    preset = yaml.safe_load(Path("presets/clean.yaml").read_text(encoding="utf-8"))["tokenize"]["clean"]
+    preset = read_yaml("presets/clean.yaml")["tokenize"]["clean"]
     rng = random.Random(0)
     texts = documents(args.text)
     rng.shuffle(texts)

@@ -113,6 +113,31 @@ def read_json(path: str | Path) -> Any:
         ) from None
 
 
+def read_yaml(path: str | Path) -> Any:
+    """Read YAML; a missing or broken file is a UserError that names it."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. Run from the repository's root, or restore it with git.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    return parse_yaml(text, path)
+
+
+def parse_yaml(text: str | bytes, where: str | Path) -> Any:
+    """The value of YAML 1.2, which is what DVC reads and writes; `where` is for the UserError of broken text.
+
+    In YAML 1.1 `no` is false and `1e-4` a text, so that what DVC has written would be read as something else.
+    """
+    from ruamel.yaml import YAML, YAMLError
+
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise UserError(f"{where} is not valid YAML: {error}") from None
+
+
 def link(source: str, target: str) -> None:
     """A second name for the file, or a copy where the file system has none."""
     try:

@@ -46,7 +46,7 @@ SERVING_PACKAGES = (
     "pydantic",
     "tqdm",
     "pandas",
-    "PyYAML",
+    "ruamel.yaml",
     "psutil",
 )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from llm import params
 from llm.errors import UserError
-from llm.io import write_where_told
+from llm.io import parse_yaml, read_yaml, write_where_told
 
 FOLDER = Path("presets")
 NULL = "tag:yaml.org,2002:null"
@@ -66,12 +66,12 @@ def _overlaid(name: str, path: Path) -> tuple[str, list[tuple[str, Any, Any]], p
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar(NULL, "null"))
     data = yaml.load(path.read_text(encoding="utf-8"))
-    overlay = YAML(typ="safe").load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    overlay = read_yaml(FOLDER / f"{name}.yaml")
     changes = list(_merge(data, overlay))
     text = io.StringIO()
     yaml.dump(data, text)
     where = f"params.yaml with presets/{name}.yaml"
-    return text.getvalue(), changes, params.parse(YAML(typ="safe").load(text.getvalue()), where)
+    return text.getvalue(), changes, params.parse(parse_yaml(text.getvalue(), where), where)
 
 
 def _merge(data: Any, overlay: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import UserError
+from llm.io import parse_yaml
 
 WORKSPACE = "workspace"
 
@@ -80,6 +81,10 @@ class Revision:
             return json.loads(self.read(path))
         except ValueError as error:
             raise UserError(f"{self.name}: {path} is not valid JSON ({error}).") from None
+
+    def yaml(self, path: str) -> Any:
+        """Content of a YAML file. Raises UserError as `read`, and where it is not YAML."""
+        return parse_yaml(self.read(path), f"{self.name}: {path}")
 
 
 def experiments(root: Path | None = None) -> list[str]:

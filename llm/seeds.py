@@ -12,8 +12,6 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from llm.errors import UserError
 from llm.evaluate.metrics import COUNTS
 from llm.evaluate.table import MAIN
@@ -57,7 +55,7 @@ class Spread:
 
 def read(revision: Revision) -> Run:
     """Params and scores of a revision. Raises UserError where one of the files is missing."""
-    params = flatten(yaml.safe_load(revision.read(PARAMS)))
+    params = flatten(revision.yaml(PARAMS))
     results = revision.json(SCORES)
     values = {
         (model, task, metric): float(score["value"])

@@ -8,11 +8,11 @@ from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from llm import params
 from llm.errors import UserError
+from llm.io import read_yaml
 from llm.params import Section
 
 NAME = "^[A-Za-z0-9][A-Za-z0-9_-]*$"
@@ -73,22 +73,20 @@ def load(path: Path) -> Tuning:
     Raises:
         UserError: it is missing, or something in it is unknown or impossible; named by key.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; docs/EXPERIMENTS.md has one to begin with.")
+    data = read_yaml(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(data, dict):
             raise UserError(
                 f"{path}: expected keys and their values, found {'nothing' if data is None else type(data).__name__}; "
                 "docs/EXPERIMENTS.md has one to begin with."
             )
         tuning = Tuning.model_validate(data)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; docs/EXPERIMENTS.md has one to begin with.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise UserError(f"{path}:\n" + "\n".join(dict.fromkeys(lines))) from None
-    data = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    data = read_yaml("params.yaml")
     for key, values in tuning.space.items():
         for value in [values.low, values.high] if isinstance(values, Range) else values:
             params.parse(_with(data, key, value, f"{path}: space.{key}"), f"{path}: space.{key} = {value}: params")
@@ -97,7 +95,7 @@ def load(path: Path) -> Tuning:
 
 def current(tuning: Tuning) -> dict[str, Any]:
     """The values in params.yaml, of those keys whose value lies in the space."""
-    data = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    data = read_yaml("params.yaml")
     found = {}
     for key, values in tuning.space.items():
         value = reduce(getitem, key.split("."), data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,26 @@ def test_all_mistakes_are_listed_at_once() -> None:
     data["tokenize"]["vocab_size"] = 1
     with pytest.raises(UserError, match="2 impossible values"):
         params.parse(data)
+
+
+def test_words_and_numbers_are_what_they_are_for_dvc_also_after_it_has_rewritten_the_file(tmp_path: Path) -> None:
+    """DVC writes YAML 1.2, where `no` needs no quotes; read as YAML 1.1 it would be false."""
+    from dvc.utils.serialize import modify_yaml
+
+    path = tmp_path / "params.yaml"
+    shutil.copyfile(ROOT / "params.yaml", path)
+    source = {"source": "files", "kind": "classification", "paths": ["a.csv"], "labels": ["no", "yes"]}
+    with modify_yaml(str(path)) as data:  # what `dvc exp run -S` does
+        data["download"]["answers"] = source
+        data["mix"]["tasks"]["answers"] = {"weight": 1}
+        data["tokenize"]["clean"]["languages"] = ["no", "en"]
+    text = path.read_text().replace("learning_rate: 0.005", "learning_rate: 5e-3")
+    assert "- no\n" in text
+    path.write_text(text)
+    found = params.load(path)
+    assert found.download["answers"].labels == ["no", "yes"]
+    assert found.tokenize.clean.languages == ["no", "en"]
+    assert found.pretrain.learning_rate == 0.005
 
 
 @pytest.mark.parametrize("content", [None, "a: [", "- 1\n- 2\n", "\xff"])

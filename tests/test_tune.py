@@ -247,6 +247,14 @@ def test_a_study_of_few_trials_has_no_importances(tmp_path: Path) -> None:
     assert "<svg" not in report.write(found, tmp_path).read_text()
 
 
+def test_numbers_and_words_of_the_file_are_those_of_yaml_1_2(here: Path) -> None:
+    space = "space: {pretrain.learning_rate: {low: 1e-4, high: 1E-2, log: true}, pretrain.weight_decay: [1e-4, 0.1]}"
+    found = described(here, f"study: a\nmetric: m.json:x\ntrials: 2\n{space}").space
+    assert (found["pretrain.learning_rate"].low, found["pretrain.learning_rate"].high) == (1e-4, 1e-2)
+    assert found["pretrain.weight_decay"] == [1e-4, 0.1]
+    assert all(type(value) is float for value in found["pretrain.weight_decay"])
+
+
 @pytest.mark.parametrize(("text", "found"), [("", "nothing"), ("[]", "list")])
 def test_a_file_without_keys_is_named(here: Path, text: str, found: str) -> None:
     with pytest.raises(UserError, match=rf"tuning.yaml: expected keys and their values, found {found}"):

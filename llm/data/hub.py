@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llm.data.inputs import Input, Row
 from llm.data.manifest import NOT_STATED
 from llm.errors import UserError
-from llm.io import sha256
+from llm.io import parse_yaml, sha256
 from llm.params import HubSource
 
 CONNECT_SECONDS = 0.9  # in which the hub must answer; without a network `datasets` would retry for 24 s
@@ -129,7 +127,7 @@ def licence(source: HubSource) -> str:
         if is_local(source):
             card = (Path(source.id) / "README.md").read_text(encoding="utf-8")
             front = card.split("---", 2)[1] if card.startswith("---") else ""
-            stated = (yaml.safe_load(front) or {}).get("license")
+            stated = (parse_yaml(front, "its card") or {}).get("license")
         else:
             from huggingface_hub import DatasetCard, hf_hub_download
 

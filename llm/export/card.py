@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from llm.data.tokenizer import MARK
-from llm.io import read_json, sha256, write_bytes
+from llm.io import read_json, read_yaml, sha256, write_bytes
 from llm.model.config import Config
 
 LIBRARIES = {"hf": "transformers", "gguf": "gguf", "pt": "pytorch"}  # the hub's names of what reads each form
@@ -46,7 +46,7 @@ def write_card(folder: Path, name: str, model: Path, config: Config, adapter: Pa
         lines += ["", "## Data", "", *_data(manifests)]
         lines += ["", "The licence of the weights follows from the data's:", "", *(f"- {text}" for text in licences)]
     if ours and Path("params.yaml").exists():
-        params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+        params = read_yaml("params.yaml")
         chosen = {key: params[key] for key in SECTIONS if key in params}
         shown = yaml.safe_dump(chosen, sort_keys=False, default_flow_style=None, width=110)
         lines += ["", "## Params", "", "```yaml", *shown.splitlines(), "```"]

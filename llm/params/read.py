@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from llm import scaling
 from llm.addresses import refuse_credentials
 from llm.errors import UserError
+from llm.io import read_yaml
 from llm.params.download import DocsSource, FilesSource, HubSource, MixtureSource
 from llm.params.section import nearest
 from llm.params.whole import Params
@@ -30,13 +30,7 @@ def load(path: str | Path = "params.yaml") -> Params:
         UserError: the file is missing or not YAML, or a key is unknown, missing or out of range; the message lists
             every such key with what was expected.
     """
-    path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Run from the repository's root, or restore it with git.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected sections such as `model:` and `pretrain:`, found {type(data).__name__}.")
     return parse(data, str(path))

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llm.errors import UserError
 from llm.evaluate.paired import Difference
 from llm.io import write_where_told
@@ -51,7 +49,7 @@ def read(revision: Revision) -> Experiment:
     found = Experiment(
         name=revision.name,
         commit=revision.commit,
-        params=history.flatten(yaml.safe_load(revision.read("params.yaml"))),
+        params=history.flatten(revision.yaml("params.yaml")),
         evaluate=revision.json("metrics/evaluate.json"),
         losses={},
         curves={},

@@ -10,9 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from llm.io import read_json, sha256
+from llm.io import read_json, read_yaml, sha256
 
 PACKAGES = (
     *("torch", "numpy", "tokenizers", "tiktoken", "safetensors", "datasets", "pyarrow", "pandas", "scikit-learn"),
@@ -76,7 +74,7 @@ def lock_entries() -> list[dict[str, Any]]:
     path = Path("dvc.lock")
     if not path.is_file():
         return []
-    stages = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stages", {})
+    stages = (read_yaml(path) or {}).get("stages", {})
     entries: dict[str, dict[str, Any]] = {}
     for kind in ("deps", "outs"):
         for stage, parts in stages.items():
