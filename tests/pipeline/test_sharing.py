@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,10 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from tests.pipeline.workspace import run
+from tests.pipeline.workspace import ROOT, run
 from tests.servers import S3
 
-METRICS = ("tokenize", "pretrain", "mix", "finetune", "evaluate", "contamination")
+METRICS = ("tokenize", "pretrain", "mix", "finetune", "evaluate", "contamination", "summary")
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +72,22 @@ def test_without_the_lock_file_the_run_cache_of_a_directory_knows_every_stage(fi
         assert (colleague / f"metrics/{name}.json").read_bytes() == (origin / f"metrics/{name}.json").read_bytes()
 
 
-def test_an_experiment_is_pushed_with_its_results_and_applied_elsewhere(
+def test_an_experiment_that_is_older_than_the_remote_is_pushed_with_its_results_and_applied_elsewhere(
     first: Path, small_rank: CompletedProcess[str], tmp_path: Path
 ) -> None:
-    colleague = tmp_path / "colleague"
-    run(tmp_path, "git", "clone", "-q", str(first), str(colleague))
-    run(tmp_path, "git", "clone", "-q", "--bare", str(first), "hub.git")
-    for root in (first, colleague):
-        run(root, "dvc", "remote", "add", "--local", "--default", "storage", str(tmp_path / "storage"))
+    """DVC pushes and pulls an experiment with the configuration of its commit, but for .dvc/config.local."""
+    storage, colleague = tmp_path / "storage", tmp_path / "colleague"
+    origin = author(first, tmp_path / "author", str(storage))  # the remote is a commit after the experiment
+    run(tmp_path, "git", "clone", "-q", "--bare", str(origin), "hub.git")
+    [command] = re.findall(r"^(dvc remote add --local .*?)(?:  +#.*)?$", (ROOT / "docs/SHARING.md").read_text(), re.M)
+    run(first, "dvc", "remote", "add", "storage", str(storage))  # as committed since; taken back below
+    run(first, "bash", "-c", command)
+    run(first, "git", "checkout", "-q", ".dvc/config")
     run(first, "dvc", "exp", "push", str(tmp_path / "hub.git"), "small-rank")
-    run(colleague, "git", "remote", "set-url", "origin", str(tmp_path / "hub.git"))
+    (first / ".dvc/config.local").unlink()
+    assert len([path for path in storage.rglob("*") if path.is_file()]) > 20
+    run(tmp_path, "git", "clone", "-q", str(tmp_path / "hub.git"), str(colleague))
+    run(colleague, "bash", "-c", command)
     run(colleague, "dvc", "exp", "pull", "origin", "small-rank")
     run(colleague, "dvc", "exp", "apply", "small-rank")
     done = run(colleague, "dvc", "repro", "--pull")

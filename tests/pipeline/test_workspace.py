@@ -64,6 +64,23 @@ def test_an_experiment_in_the_workspace_waits_for_a_repro_and_removes_nothing(
     assert "Experiment conflicts with existing experiment 'other'" in again.stderr
 
 
+def test_a_second_repro_is_refused_by_dvc_with_the_process_named_and_disturbs_nothing(repository: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(run, repository, "dvc", "--wait-for-lock", "repro", PYTHONPATH=str(ROOT))
+        until = time.monotonic() + 240
+        while not (repository / "out" / "3").exists():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        second = run(repository, "dvc", "--wait-for-lock", "repro", check=False, PYTHONPATH=str(ROOT))
+        assert second.returncode != 0
+        assert "is busy, it is being blocked by" in second.stderr  # as docs/RESUME.md says
+        assert "(PID " in second.stderr
+        assert "Running stage 'slow'" in first.result(timeout=240).stdout
+    assert len(list((repository / "out").iterdir())) == 60
+    again = run(repository, "dvc", "repro", PYTHONPATH=str(ROOT))
+    assert "up to date" in again.stdout
+
+
 def test_the_lock_is_taken_in_the_main_workspace_alone_and_never_from_a_living_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
