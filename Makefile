@@ -19,8 +19,8 @@ export DO_NOT_TRACK := 1
 
 N ?= 200
 
-# Columns of `dvc exp show` that `make runs` leaves out: intervals, counts, other models, all but the headline scores.
-HIDDEN := Created|Executor|base\.|baseline|variant|contamination|trainable|val_loss_by|.*(\.low|\.high|\.n|\.signature)$$|.*(mean_length|truncated|unfinished|empty|rouge1|rouge2|rougeL\.|bleu|mcc|f1_macro|exact_match|accuracy_normalised|perplexity|language_modeling\.loss|/)
+# The commits that experiments began from, beside the present one: DVC shows none of an earlier commit unasked.
+BEGUN = git for-each-ref --format='%(refname)' refs/exps | sed -nE 's,^refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/.*,--rev \1\2,p' | sort -u
 
 .PHONY: repro test torture techniques lint runs ui setup clean
 
@@ -45,7 +45,7 @@ lint: $(VENV)/.dev
 	@mypy
 
 runs: $(VENV)/.run
-	@dvc exp show --only-changed --drop '$(HIDDEN)'
+	@dvc exp show --only-changed --drop 'Created|Executor' --rev HEAD $$($(BEGUN))
 
 ui: $(VENV)/.run
 	@python -m llm ui

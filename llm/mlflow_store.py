@@ -106,7 +106,8 @@ class Store:
         run_id = run.info.run_id
         if resume and run.info.status != "RUNNING":
             self.client.update_run(run_id, status="RUNNING")
-        wanted = {_key(key): value[:6000] for key, value in state["params"].items()}
+        # A param that is null switches something off that most runs do without: a third of all, and nothing to compare.
+        wanted = {_key(key): value[:6000] for key, value in state["params"].items() if value != "null"}
         params = [Param(key, value) for key, value in wanted.items() if key not in run.data.params]
         for i in range(0, len(params), 100):
             self.client.log_batch(run_id, params=params[i : i + 100])

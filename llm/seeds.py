@@ -64,8 +64,11 @@ def read(revision: Revision) -> Run:
         for metric, score in scores.items()
         if metric not in COUNTS and "/" not in metric
     }
-    settings = {key: value for key, value in params.items() if key not in SEEDS}
-    return Run(revision.name, tuple(params.get(key) for key in SEEDS), settings, values)
+    return Run(revision.name, tuple(params.get(key) for key in SEEDS), _settings(params), values)
+
+
+def _settings(params: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in params.items() if key not in SEEDS}
 
 
 def collect(names: list[str]) -> list[Run]:
@@ -92,9 +95,9 @@ def collect(names: list[str]) -> list[Run]:
             runs = [read(revision)]
         for name in experiments():
             with Revision(name) as revision:
-                if revision.list("metrics") and SCORES in revision.list("metrics"):
-                    run = read(revision)
-                    runs += [run] if run.settings == runs[0].settings else []
+                # Params are in git; the scores of others need not be on this machine.
+                if _settings(flatten(revision.yaml(PARAMS))) == runs[0].settings and SCORES in revision.list("metrics"):
+                    runs.append(read(revision))
     found = {run.seeds: run for run in reversed(runs)}  # of equal seeds the first: the results are the same
     if len(found) < 2:
         raise UserError(

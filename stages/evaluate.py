@@ -70,7 +70,7 @@ def main() -> None:
         for name, measures in found.measures.items():
             book.add(name, LANGUAGE_MODELING, measures)
         comparison = {"finetuned - base": book.comparison("base", "finetuned")}
-        tracked.log_metrics(table.flat(book.results, found.contamination))
+        tracked.log_metrics({".".join(key): value for key, value in table.headlines(book.results).items()})
         write_bytes("metrics/scores.csv", table.scores_csv(book.results).encode())
         write_json("metrics/contamination.json", found.contamination_by_text)
         write_json("metrics/comparison.json", comparison)

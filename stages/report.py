@@ -1,22 +1,26 @@
-"""Write metrics/report/ from what the other stages left, and complete the MLflow run."""
+"""Write metrics/report/ and metrics/summary.json from what the other stages left, and complete the MLflow run."""
 
 from __future__ import annotations
 
 from llm import outputs, params, tracking, workspace
 from llm.errors import run_stage
-from llm.io import whole_directory
+from llm.io import whole_directory, write_json
 from llm.mlflow_store import Score
-from llm.report import predictions
+from llm.report import history, predictions, summary
 from llm.report.page import write_report
 from llm.report.tables import write_tables
 from llm.timing import stage_timing
 
 
 def main() -> None:
-    """Params read: all (they are shown). Outputs: metrics/report/{report.html, report.md, figures, numbers, tables}."""
+    """Params read: all (they are shown).
+
+    Outputs: metrics/report/{report.html, report.md, figures, numbers, tables}, metrics/summary.json.
+    """
     p = params.load()
     with stage_timing("report"):
         with tracking.stage(p, "report") as run, whole_directory("metrics/report", outputs.REPORT) as directory:
+            write_json(summary.PATH, summary.summary(history.metrics()))
             about = {"name": run.state["name"], "id": run.run_id or ""}
             found = write_report(p, directory, about)
             tables = [f"metrics/report/tables/{path.name}" for path in write_tables(directory)]

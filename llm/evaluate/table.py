@@ -6,10 +6,12 @@ import csv
 import io
 from typing import Any
 
-from llm.evaluate.metrics import COUNTS
+from llm.evaluate.metrics import COUNTS, LOWER_IS_BETTER
 
 Results = dict[str, dict[str, dict[str, dict[str, Any]]]]  # model -> task -> metric -> score
 
+# The metric that stands for a task, the first one present: ROUGE-Lsum as it is reported, the rest as the tasks' papers.
+HEADLINE = ("accuracy", "f1", "rougeLsum", "rougeL", "bits_per_byte", "perplexity")
 # Scores of one scale, from 0 to 1 (Matthews correlation: from -1): one bar chart.
 UNIT = ("exact_match", "f1", "accuracy", "mcc", "f1_macro", "rouge1", "rouge2", "rougeLsum")
 # The scores that are shown; those of a task's own come behind them.
@@ -71,12 +73,15 @@ def scores_csv(results: Results) -> str:
     return out.getvalue()
 
 
-def flat(results: Results, contamination: dict[str, float]) -> dict[str, float]:
-    """`model/task/metric` → value and `contamination/task` → fraction, the keys of metrics/evaluate.json joined."""
-    values = {
-        f"{model}/{task}/{metric}": score["value"]
-        for model, tasks in results.items()
-        for task, scores in tasks.items()
-        for metric, score in scores.items()
-    }
-    return values | {f"contamination/{task}": fraction for task, fraction in contamination.items()}
+def headlines(results: Results) -> dict[tuple[str, str, str], float]:
+    """(model, task, metric) → value of the metric that stands for a task, of the finetuned model.
+
+    Of the base model it is there where less is better, on plain text: what finetuning has cost.
+    """
+    found = {}
+    for model in ("finetuned", "base"):
+        for task, scores in results.get(model, {}).items():
+            metric = next((metric for metric in HEADLINE if metric in scores), None)
+            if metric and (model == "finetuned" or metric in LOWER_IS_BETTER):
+                found[model, task, metric] = float(scores[metric]["value"])
+    return found

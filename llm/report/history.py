@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import UserError
+from llm.evaluate.table import headlines
 from llm.io import read_json
 
 
@@ -55,27 +56,20 @@ def timings(since: float = 0.0) -> dict[str, dict[str, Any]]:
 
 
 def scalars(since: float) -> dict[str, float]:
-    """`stage/metric` → number: metrics/<stage>.json, and the times of stages that ran after `since`.
+    """`stage/metric` → number: what runs are compared by, and the times of stages that ran after `since`.
 
-    Nested keys are joined by dots: `evaluate/finetuned.classification.accuracy`. Scores count with their value;
-    intervals and signatures stay in the file. A timing file older than `since` is of another execution: DVC does not
-    track these files, and the stage came from the cache.
+    These are the numbers on the top level of metrics/<stage>.json, and of scores what stands for each task, with its
+    value: `evaluate/finetuned.classification.accuracy`. The rest would bury them: it stays in the files. A timing file
+    older than `since` is of another execution: DVC does not track these files, and the stage came from the cache.
     """
     # MLflow's UI makes a section of all that stands before the last slash: one slash, one section a stage.
     values: dict[str, Any] = {}
-    stages = {
-        stage: content for stage, content in metrics().items() if stage != "comparison"
-    }  # of scores that are there
+    stages = {stage: content for stage, content in metrics().items() if stage != "summary"}  # of what is there
     for stage, content in (*stages.items(), *timings(since).items()):
-        values |= {f"{stage}/{key.replace('/', '.')}": value for key, value in flatten(_values(content)).items()}
+        values |= {f"{stage}/{key.replace('/', '.')}": value for key, value in content.items()}
+    values |= {f"evaluate/{'.'.join(key)}": value for key, value in headlines(stages.get("evaluate", {})).items()}
     return {key: float(value) for key, value in values.items() if type(value) in (int, float)}
 
 
 def _sorted(pattern: str) -> list[Path]:
     return sorted(Path("metrics").glob(pattern))
-
-
-def _values(node: Any) -> Any:
-    if not isinstance(node, dict):
-        return node
-    return node["value"] if "value" in node else {key: _values(inner) for key, inner in node.items()}

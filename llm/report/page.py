@@ -33,8 +33,8 @@ HERE = Path(__file__).parent
 def write_report(params: Params, directory: Path, run: dict[str, str] | None = None) -> dict[str, Any]:
     """Write report.html, report.md, figures/*.svg and numbers/*.json into an existing directory.
 
-    The numbers are the files `metrics/*.json` as the stages wrote them. Git has them too, but a remote of DVC has only
-    what an output holds, and without them the run cache there would not know any stage that has metrics.
+    The numbers are the files `metrics/*.json` as the stages wrote them. Git has the summary too, but a remote of DVC
+    has only what an output holds, and without it the run cache there would not know the report.
 
     Returns:
         What `collect` found.

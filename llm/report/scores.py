@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from llm.evaluate.metrics import COUNTS, LOWER_IS_BETTER
+from llm.evaluate.table import HEADLINE
 
-__all__ = ["LOWER_IS_BETTER"]
+__all__ = ["HEADLINE", "LOWER_IS_BETTER"]
 
-# The metric that stands for a task, the first one present. ROUGE-Lsum as DESIGN 9 says; the rest as the tasks' papers.
-HEADLINE = ("accuracy", "f1", "rougeLsum", "rougeL", "bits_per_byte", "perplexity")
 NOT_A_SCORE = frozenset({"mean_length", *COUNTS})  # shown, never "best"
 LABELS = {
     "bleu": "BLEU",

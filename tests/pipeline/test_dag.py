@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sqlite3
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.pipeline.workspace import checkout, run
+from llm.revisions import Revision
+from tests.pipeline.workspace import ROOT, checkout, run
 
 NOT_REPRODUCED = {"metrics/report"}  # states times and the MLflow run
 
@@ -34,11 +36,17 @@ def test_a_second_repro_runs_nothing(first: Path) -> None:
     assert "Data and pipelines are up to date" in run(first, "dvc", "repro").stdout
 
 
+def test_the_status_of_the_seven_stages_is_clean_and_only_what_is_made_on_demand_is_not(first: Path) -> None:
+    assert run(first, "dvc", "status", "dvc.yaml").stdout.strip() == "Data and pipelines are up to date."
+    shown = json.loads(run(first, "dvc", "status", "--json").stdout)
+    assert set(shown) == {"scaling/dvc.yaml:scaling", "techniques/dvc.yaml:techniques"}
+
+
 def test_another_checkout_gives_the_same_bytes(first: Path, tmp_path: Path) -> None:
     second = checkout(tmp_path / "elsewhere")
     run(second, "dvc", "repro", timeout=500, PYTHONHASHSEED="7")
     assert hashes(second) == hashes(first)
-    assert len(hashes(first)) == 18
+    assert len(hashes(first)) == 19
 
 
 def test_shards_are_what_the_meta_file_says(first: Path) -> None:
@@ -49,6 +57,21 @@ def test_shards_are_what_the_meta_file_says(first: Path) -> None:
         assert sum(map(len, arrays)) == meta[split]["tokens"]
         assert sum(int((a == meta["eos_id"]).sum()) for a in arrays) == meta[split]["documents"]
     assert meta["val"]["documents"] > 0
+
+
+def test_tables_show_a_dozen_numbers_and_the_rest_is_in_files(first: Path) -> None:
+    summary = json.loads((first / "metrics/summary.json").read_text())
+    scores = json.loads((first / "metrics/evaluate.json").read_text())["finetuned"]
+    assert summary["question_answering_f1"] == scores["question_answering"]["f1"]["value"]
+    assert summary["pretrain_val_loss"] == json.loads((first / "metrics/pretrain.json").read_text())["val_loss"]
+    assert 8 <= len(summary) <= 12
+    assert all(type(value) in (int, float) for value in summary.values())
+    shown = run(first, "dvc", "metrics", "show", "--json").stdout
+    assert json.loads(shown)[""]["data"] == {"metrics/summary.json": {"data": summary}}
+    header, *_ = run(first, "dvc", "metrics", "show").stdout.splitlines()
+    assert len(header) < 400
+    tracked = run(first, "git", "ls-files", "metrics").stdout.split()
+    assert tracked == ["metrics/summary.json"]
 
 
 def test_metrics_have_the_promised_keys(first: Path) -> None:
@@ -193,6 +216,19 @@ def test_a_temporary_experiment_lands_in_the_same_store(first: Path) -> None:
     assert "elsewhere" in runs(first)
     shown = run(first, "dvc", "exp", "show", "--csv").stdout
     assert "elsewhere" in shown
+
+
+def test_make_runs_shows_experiments_of_earlier_commits_too(first: Path, small_rank: CompletedProcess[str]) -> None:
+    run(first, "git", "commit", "-qm", "another", "--allow-empty")
+    shutil.copyfile(ROOT / "Makefile", first / "Makefile")
+    done = run(first, "make", "runs", "--assume-old", ".venv/.run")
+    assert "small-rank" in done.stdout
+    assert "summarization_rougeLsum" in done.stdout or "finetune_val_loss" in done.stdout
+    assert "small-rank" not in run(first, "dvc", "exp", "show").stdout, "DVC alone shows none"
+    (first / "Makefile").unlink()
+    # Experiments that were compared before are compared by name, whatever is checked out.
+    with Revision("small-rank", first) as revision:
+        assert revision.json("metrics/evaluate.json")["finetuned"]
 
 
 @pytest.mark.parametrize(
