@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -87,3 +91,21 @@ def test_remarks_say_how_sure_a_gain_is_and_what_was_odd() -> None:
     assert "more than chance" in (remarks.forgetting(workspace.comparison(), number) or "")
     sources = remarks.by_source(workspace.evaluation())["language_modeling"]
     assert sources["rows"] == [("numpy", 40, [1.111, None]), ("others", 20, [1.777, None])]
+
+
+def test_test_sets_are_told_apart_by_their_examples_and_not_by_the_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A champion's score is compared on the same examples only."""
+    workspace.full(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    digest, count = predictions.tests("finetuned")
+    assert count == 40 * len(workspace.TASKS)
+    path = Path("metrics/predictions/finetuned-classification.parquet")
+    rows = pq.read_table(path).to_pylist()
+    pq.write_table(pa.Table.from_pylist([{**row, "prediction": "other"} for row in rows]), path)
+    assert predictions.tests("finetuned") == (digest, count)
+    pq.write_table(pa.Table.from_pylist(rows[:10]), path)
+    fewer = predictions.tests("finetuned")
+    assert fewer[0] != digest
+    assert fewer[1] == count - 30
