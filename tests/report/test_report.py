@@ -236,7 +236,7 @@ def test_timings_older_than_the_run_are_not_its_own(tmp_path: Path, monkeypatch:
     assert "pretrain/tokens_per_second" not in cached
     assert cached["evaluate/finetuned.question_answering.f1"] == 0.61
     assert "evaluate/contamination.summarization" not in cached, "a detail, which is in the file"
-    assert cached["evaluate/finetuned.language_modeling.bits_per_byte.numpy"] == 1.111
+    assert "evaluate/finetuned.language_modeling.bits_per_byte.numpy" not in cached
     assert {key.count("/") for key in cached} == {1}, "one section a stage in MLflow's UI"
     assert not any(key.endswith((".low", ".high", ".n", ".p_value")) for key in cached)
 
