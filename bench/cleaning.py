@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from bench.contamination import documents
-from llm.data import raw
-from llm.data.clean import duplicates, plan
-from llm.data.clean.rules import Cleaner
-from llm.data.clean.scan import DOCUMENT
-from llm.io import read_yaml
+from llm.corpus.clean import duplicates, plan
+from llm.corpus.clean.rules import Cleaner
+from llm.corpus.clean.scan import DOCUMENT
 from llm.params import Clean
+from llm.runtime.io import read_yaml
+from llm.sources import raw
 
 MANY = 2_000_000  # made-up documents
 SIGNED = 200_000  # of them with a signature

@@ -18,9 +18,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from llm.data import docs, inputs, readers
-from llm.data.ngrams import N, words
 from llm.evaluate.contamination import Contamination
+from llm.sources.docs import source as docs
+from llm.sources.readers import open as readers
+from llm.sources.readers import paths
+from llm.text.ngrams import N, words
 
 PLAIN_BYTES = 5_000_000  # compared with sets of tuples too
 
@@ -30,7 +32,7 @@ def documents(folder: Path | None) -> list[str]:
     if folder is None:
         return [record["text"] for record in docs.records("pretrain", None)[0]]
     found = []
-    for source in inputs.find([str(folder)], "--text"):
+    for source in paths.find([str(folder)], "--text"):
         with readers.open_table(source, "auto", "pretrain") as table:
             found += [
                 row.record["text"] for row in table.rows if row.record and isinstance(row.record.get("text"), str)

@@ -64,8 +64,8 @@ def texts(seed: int, size: int) -> Iterator[str]:
 
 def make_raw(folder: Path, size: int) -> int:
     """data/raw/pretrain; bytes of text."""
-    from llm.data.raw import Writer
-    from llm.io import write_json
+    from llm.runtime.io import write_json
+    from llm.sources.raw import Writer
 
     with Writer(folder, "pretrain") as writer:
         for number, text in enumerate(texts(0, size)):
@@ -117,7 +117,7 @@ class Run:
 
     def chunks(self) -> int:
         """Of the corpus."""
-        from llm.data.chunks import find_chunks
+        from llm.corpus.chunks import find_chunks
 
         self._chunks: int = getattr(self, "_chunks", None) or len(find_chunks(self.folder / "data/raw/pretrain"))
         return self._chunks
@@ -201,8 +201,8 @@ def make_shards(folder: Path, size: int) -> None:
     """Random tokens of about `size` bytes; they need not mean anything here."""
     import numpy as np
 
-    from llm.data.shard_writer import ShardWriter
-    from llm.io import write_json
+    from llm.corpus.shard_writer import ShardWriter
+    from llm.runtime.io import write_json
 
     folder.mkdir(parents=True)
     rng, meta = np.random.default_rng(0), {"dtype": "uint16", "vocab_size": 4096, "eos_id": 0}
@@ -245,13 +245,13 @@ def train(folder: str, steps: str, limit: str) -> None:
     import numpy as np
 
     from llm import params
+    from llm.data.batches import micro_batches, one_ahead
     from llm.data.shards import TokenStream
+    from llm.data.windows import TokenWindows
     from llm.model.config import Config
     from llm.model.transformer import Transformer
-    from llm.train.loader import micro_batches, one_ahead
-    from llm.train.loop import Trainer, Untracked
-    from llm.train.state import State
-    from llm.train.windows import TokenWindows
+    from llm.train.checkpoint.local import State
+    from llm.train.trainer import Trainer, Untracked
 
     p = params.load(ROOT / "params.yaml")
     model = Transformer(Config(4096, **p.model.dimensions()))

@@ -51,7 +51,7 @@ def packed(vocab: int) -> Any:
 def make_base(gate: Gate, folder: Path, vocab: int) -> None:
     """Write the base model and the adapter that training starts from."""
     from llm.model.config import Config
-    from llm.model.files import save_model
+    from llm.model.hf_files import save_model
     from llm.model.lora import add_lora, save_adapter
     from llm.model.transformer import Transformer
 
@@ -74,10 +74,10 @@ def ours(gate: Gate, folder: Path, vocab: int, precision: str, compiled: bool) -
     os.environ["DVC_ROOT"] = str(folder / f"state-{precision}-{compiled}")
     from llm import params
     from llm.data.order import batch_ids
-    from llm.model.files import load_model
+    from llm.model.hf_files import load_model
     from llm.model.lora import load_adapter
-    from llm.train.loop import Trainer, Untracked
-    from llm.train.state import State
+    from llm.train.checkpoint.local import State
+    from llm.train.trainer import Trainer, Untracked
 
     settings = params.load(ROOT / "params.yaml").finetune.model_copy(
         update={

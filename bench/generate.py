@@ -58,7 +58,7 @@ def peer_of(model: Any, dtype: Any, eos_id: int) -> Any:
     """The same weights in transformers."""
     import transformers
 
-    from llm.model.files import save_model
+    from llm.model.hf_files import save_model
 
     with tempfile.TemporaryDirectory() as directory:
         save_model(model, Path(directory), Path(directory), eos_id)
@@ -112,8 +112,8 @@ def batches(size: str, dtype: str, rounds: int) -> list[list[str]]:
     import numpy as np
     import torch
 
-    from llm.decoding.request import Request
-    from llm.generate import complete
+    from llm.generation.generate import complete
+    from llm.generation.request import Request
 
     model, kind = random_model(size), getattr(torch, dtype)
     peer = peer_of(model, kind, 0)
@@ -157,18 +157,18 @@ def questions(dtype: str, rounds: int, count: int) -> list[list[str]]:
     """Rows of the table of question answering, one prompt at a time."""
     import torch
 
-    from llm.data.tokenizer import Tokenizer
-    from llm.decoding.batch import Batch
-    from llm.decoding.request import Request
-    from llm.evaluate import files
-    from llm.model.files import load_model
+    from llm.evaluate import test_sets
+    from llm.generation.batch import Batch
+    from llm.generation.request import Request
+    from llm.model.hf_files import load_model
     from llm.params import Decoding
+    from llm.tokenizer.bpe import Tokenizer
 
     directory, kind = Path("models/finetuned"), getattr(torch, dtype)
     tokenizer = Tokenizer.load(directory)
     peer = peer_of(load_model(directory), kind, tokenizer.eos_id)
     model = load_model(directory, dtype=kind)
-    tests = {test.name: test for test in files.read_tests(Path("data/mix/test"), count)}
+    tests = {test.name: test for test in test_sets.read_tests(Path("data/mix/test"), count)}
     prompts = [tokenizer.chat_ids(row["prompt"]) for row in tests["question_answering"].rows]
     slots = max(map(len, prompts)) + 32 + GUESSES
     steps: dict[int, int] = {}

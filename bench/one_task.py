@@ -10,8 +10,8 @@ NAME = "summarization"
 
 def write(raw: Path) -> None:
     """Write its records to data/raw."""
-    from llm.data.raw import Writer
-    from llm.io import write_json
+    from llm.runtime.io import write_json
+    from llm.sources.raw import Writer
 
     with Writer(raw / NAME, NAME) as writer:
         for i in range(100):

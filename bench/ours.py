@@ -1,4 +1,4 @@
-"""Children that train with this project's engine: llm.train.loop's own step on llm.model.transformer's model."""
+"""Children that train with this project's engine: llm.train.trainer's own step on llm.model.transformer's model."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def trainer(
     os.environ["DVC_ROOT"] = str(folder)
     from llm import params
     from llm.data.shards import TokenStream
+    from llm.data.windows import TokenWindows
     from llm.model.config import Config
     from llm.model.transformer import Transformer
-    from llm.train.init import new_model_to_shard
-    from llm.train.loop import Trainer
-    from llm.train.state import State
-    from llm.train.windows import TokenWindows
+    from llm.train.checkpoint.local import State
+    from llm.train.initial_model import new_model_to_shard
+    from llm.train.trainer import Trainer
 
     train, val = TokenStream(tokens, "train"), TokenStream(tokens, "val")
     pretrain = params.load(ROOT / "params.yaml").pretrain.model_copy(
@@ -119,16 +119,16 @@ def train_to_end(gate: Gate, shape: Shape, tokens: Path, folder: Path, steps: in
 
 
 def matmul_rates(gate: Gate) -> None:
-    """Matrix-product rates (FLOP/s) of this moment, as llm.train.hardware measures its ceiling."""
+    """Matrix-product rates (FLOP/s) of this moment, as llm.parallel.device measures its ceiling."""
     import torch
 
-    from llm.train import hardware
+    from llm.parallel import device
 
-    where = hardware.device()
+    where = device.device()
     gate.begin()
     while True:
         kinds = {"bf16": torch.bfloat16, "fp32": torch.float32}
-        gate.step_done({name: hardware.matmul_flops_per_second(where, kind) for name, kind in kinds.items()})
+        gate.step_done({name: device.matmul_flops_per_second(where, kind) for name, kind in kinds.items()})
 
 
 def flops_per_token(gate: Gate, shape: Shape) -> float:

@@ -13,7 +13,7 @@ import results
 from shapes import SPEED, Shape, random_tokens
 from workers import Gate, call
 
-INTERVAL = 30.0  # seconds between checkpoints: llm.train.loop.STATE_SECONDS
+INTERVAL = 30.0  # seconds between checkpoints: llm.train.trainer.STATE_SECONDS
 GOAL = 0.01  # of the run, each
 LOADER_GOAL = 0.02  # of step time
 STEPS = 1000  # logged steps of the tracking measurement
@@ -68,7 +68,8 @@ def tracking(gate: Gate, folder: Path) -> dict[str, float]:
     folder.mkdir(parents=True, exist_ok=True)
     os.environ |= {"DVC_ROOT": str(folder), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
     os.chdir(ours.ROOT)
-    from llm import params, tracking
+    from llm import params
+    from llm.tracking import run as tracking
 
     p = params.load()
     began = time.perf_counter()

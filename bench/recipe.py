@@ -46,11 +46,11 @@ def reference(gate: Gate, shape: Shape, tokens: Path, folder: Path, seed: int, r
 
     from llm.data.order import batch_ids
     from llm.data.shards import TokenStream
-    from llm.train import hardware
-    from llm.train.windows import TokenWindows
+    from llm.data.windows import TokenWindows
+    from llm.parallel import device
 
     model = GPT(shape.vocab, shape.hidden, shape.layers, shape.heads, shape.block, seed)
-    model.compute_dtype = hardware.precision("auto", torch.device("cpu"))
+    model.compute_dtype = device.precision("auto", torch.device("cpu"))
     for block in model.blocks:
         block.compile(dynamic=False)
     optimizer = model.optimizer(rate)

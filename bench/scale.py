@@ -1,7 +1,7 @@
 """What several processes cost beside one with the same work, and what many devices would reach.
 
     python bench/scale.py measure    # 1, 2 and 4 processes, replicated and sharded, in turns; about five minutes
-    python bench/scale.py paper      # efficiency at 8, 64 and 512 devices, by llm/train/traffic.py
+    python bench/scale.py paper      # efficiency at 8, 64 and 512 devices, by llm/plan/traffic.py
 
 Contestants take the same global batches of the same model. One process has as many threads as two processes have
 together, so the cores are the same; four have one thread each, and share the cores where there are fewer than four.
@@ -39,8 +39,8 @@ def work(name: str, shape: Shape, tokens: Path, folder: Path, steps: int) -> Non
     """In one process of a contestant: take steps, and let the first process print what they took, as JSON."""
     import psutil
 
-    from llm.timing import peak_memory_bytes
-    from llm.train import distributed
+    from llm.parallel import processes as distributed
+    from llm.runtime.timing import peak_memory_bytes
 
     with distributed.processes():
         settings: dict[str, Any] = {"optimizer": "adamw", "compile": False}
@@ -85,7 +85,7 @@ def contest(name: str, shape: Shape, tokens: Path, steps: int) -> dict[str, Any]
 
 def measure(shape: Shape, rounds: int, steps: int) -> None:
     """Take turns, print the table, and keep the figures in bench/results."""
-    from llm.train.traffic import minimum_bytes, sharded_bytes
+    from llm.plan.traffic import minimum_bytes, sharded_bytes
 
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
     with tempfile.TemporaryDirectory() as folder:
@@ -119,7 +119,7 @@ def measure(shape: Shape, rounds: int, steps: int) -> None:
 
 def paper() -> None:
     """Print the table of efficiencies."""
-    from llm.train.traffic import H100, JOBS, efficiency
+    from llm.plan.traffic import H100, JOBS, efficiency
 
     print(
         f"H100: {H100.flops / 1e12:.0f} TFLOP/s at {H100.utilisation:.0%}, {H100.inside / 1e9:.0f} GB/s within ", end=""

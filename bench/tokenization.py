@@ -97,7 +97,7 @@ def ours(gate: Gate, folder: Path, vocabulary: Path, encoder: str) -> None:
     """stages.tokenize, whole, but that it finds its vocabulary at hand."""
     import yaml
 
-    from llm.data.tokenizer import Tokenizer
+    from llm.tokenizer.bpe import Tokenizer
     from stages import tokenize
 
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -117,7 +117,7 @@ def nanogpt(gate: Gate, folder: Path, vocabulary: Path) -> None:
     import datasets
     import numpy as np
 
-    from llm.data.tokenizer import Tokenizer
+    from llm.tokenizer.bpe import Tokenizer
 
     processes = os.cpu_count() or 1
 
@@ -166,7 +166,7 @@ def batches(gate: Gate, folder: Path, vocabulary: Path, kind: str) -> None:
     """A library's own call for many texts, on batches of 8 MB, each appended to one file."""
     import numpy as np
 
-    from llm.data.tokenizer import Tokenizer
+    from llm.tokenizer.bpe import Tokenizer
 
     def encoder() -> Callable[[list[str]], Iterator[Any]]:
         end = [Tokenizer.load(vocabulary).eos_id]
@@ -215,7 +215,7 @@ PLAIN_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(
 
 def train(gate: Gate, folder: Path, kind: str, vocab_size: int, limit: int) -> None:
     """BPE on the first `limit` bytes of text."""
-    from llm.data.tokenizer import PATTERN, Tokenizer
+    from llm.tokenizer.bpe import PATTERN, Tokenizer
 
     texts = next(documents(folder, limit))
     size = sum(len(text.encode()) for text in texts)
@@ -240,7 +240,7 @@ def written(gate: Gate, folder: Path, vocabulary: Path) -> dict[str, int]:
     """Documents, tokens and a digest of all documents' ids, whatever their order and whichever file they are in."""
     import numpy as np
 
-    from llm.data.tokenizer import Tokenizer
+    from llm.tokenizer.bpe import Tokenizer
 
     end = Tokenizer.load(vocabulary).eos_id
     shards = sorted((folder / "data/tokens").glob("*.npy"))
@@ -264,10 +264,10 @@ def prepare(gate: Gate, folder: Path, text: list[str], limit: int) -> dict[str, 
     """data/raw/pretrain of the first `limit` bytes of text, and the vocabulary for everyone."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from llm import params
-    from llm.data import raw
-    from llm.data.sources import write_raw
-    from llm.data.tokenizer import Tokenizer
     from llm.errors import UserError
+    from llm.sources import raw
+    from llm.sources.download import write_raw
+    from llm.tokenizer.bpe import Tokenizer
 
     whole = ROOT / "data/raw/pretrain"
     if text:

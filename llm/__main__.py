@@ -9,7 +9,7 @@ import sys
 from importlib import import_module
 from typing import TextIO
 
-from llm.commands.arguments import at_least
+from llm.cli.arguments import at_least
 from llm.errors import run_stage
 
 
@@ -42,9 +42,7 @@ def parser() -> argparse.ArgumentParser:
         ("serve", "OpenAI's HTTP interface, and a page to talk to two models side by side"),
         ("tokens", "put the token shards where other machines read them (docs/SCALE.md)"),
     ):
-        import_module(f"llm.commands.{name}").add_arguments(
-            commands.add_parser(name, help=purpose, description=purpose)
-        )
+        import_module(f"llm.cli.{name}").add_arguments(commands.add_parser(name, help=purpose, description=purpose))
     export = commands.add_parser("export", help="write the model for other tools, with a model card")
     export.add_argument("--to", required=True, choices=["hf", "gguf", "pt"])
     export.add_argument("--model", default="models/finetuned", help="model directory (default: %(default)s)")
@@ -73,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     arguments = parser().parse_args()
     if arguments.command == "ui":
-        from llm.ui import start
+        from llm.tracking.ui import start
 
         start()
     elif arguments.command == "plan":
@@ -81,43 +79,43 @@ def main() -> None:
 
         show_plan(arguments.json, arguments.preset, arguments.gpu, arguments.gpus, arguments.price)
     elif arguments.command == "preset":
-        from llm.preset import apply_preset, list_presets
+        from llm.params.presets import apply_preset, list_presets
 
         apply_preset(arguments.name) if arguments.name else list_presets()
     elif arguments.command == "state":
-        from llm.train.prune import list_states, prune_states
+        from llm.train.checkpoint.prune import list_states, prune_states
 
         prune_states() if arguments.prune else list_states()
     elif arguments.command == "status":
-        from llm.status import show_status
+        from llm.tracking.status import show_status
 
         show_status(arguments.json, arguments.watch)
     elif arguments.command == "sources":
-        from llm.data.known import show as show_sources
-        from llm.outputs import refuse_others
+        from llm.runtime.outputs import refuse_others
+        from llm.sources.changed_files import show as show_sources
 
         refuse_others()
         show_sources()
     elif arguments.command == "compare":
-        from llm.compare import show
+        from llm.experiments.compare import show
 
         show(arguments.revisions, tuple(arguments.models), arguments.plot, arguments.json, arguments.html)
     elif arguments.command == "seeds":
-        from llm.seeds import show_seeds
+        from llm.experiments.seeds import show_seeds
 
         show_seeds(arguments.revisions, arguments.json)
     elif arguments.command == "tune":
         from pathlib import Path
 
-        from llm.tune import tune as run_tune
+        from llm.experiments.tune import tune as run_tune
 
         run_tune(Path(arguments.file))
     elif arguments.command == "dvc-plots":
-        from llm.dvc_plots import use_offline_page
+        from llm.experiments.dvc_plots import use_offline_page
 
         use_offline_page()
     elif arguments.command in ("generate", "chat", "serve", "tokens"):
-        import_module(f"llm.commands.{arguments.command}").run(arguments)
+        import_module(f"llm.cli.{arguments.command}").run(arguments)
     elif arguments.command == "export":
         _export(arguments)
 

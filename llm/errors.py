@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from llm import terminal, workspace
 from llm.addresses import without_credentials
-from llm.orphan import end_with_dvc, running_dvc
+from llm.runtime import dvc_lock, terminal
+from llm.runtime.parent_watch import end_with_dvc, running_dvc
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's quota, the limit of `ulimit -f`
 # The place is wrong or not ours: a file where a folder should be, somebody else's folder, a disk that is only read.
@@ -67,7 +67,7 @@ def run_stage(main: Callable[[], None], heedless: bool = True) -> None:
     dvc = running_dvc()
     if dvc is not None:
         end_with_dvc(dvc)
-        workspace.hold(dvc.pid)
+        dvc_lock.hold(dvc.pid)
     try:
         main()
     except UserError as error:

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from llm import params
-from llm.data.checkpoint import fetch
 from llm.errors import UserError, run_stage
-from llm.timing import stage_timing
+from llm.runtime.timing import stage_timing
+from llm.sources.hub_models import fetch
 
 CHECKPOINTS = Path("models/checkpoints")
 

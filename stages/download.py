@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from llm import outputs, params
-from llm.data import known
-from llm.data.finished import finished_work, forget_others
-from llm.data.sources import datasets_of, fingerprint, write_raw
+from llm import params
 from llm.errors import NO_SPACE, no_space, run_stage
-from llm.io import link, read_json, refuse_other_files, whole_directory
-from llm.timing import stage_timing
+from llm.runtime import outputs
+from llm.runtime.io import link, read_json, refuse_other_files, whole_directory
+from llm.runtime.timing import stage_timing
+from llm.sources import changed_files
+from llm.sources.download import datasets_of, fingerprint, write_raw
+from llm.sources.finished import finished_work, forget_others
 
 RAW = Path("data/raw")
 
@@ -36,7 +37,7 @@ def main() -> None:
                     if error.errno in NO_SPACE:
                         raise no_space(done[name], error) from error
                     raise
-                for line in known.note(made):
+                for line in changed_files.note(made):
                     print(f"download: {line}", flush=True)
                 shutil.rmtree(state / f"remote-{name}", ignore_errors=True)
             manifests[name] = read_json(done[name] / "manifest.json")

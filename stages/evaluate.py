@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llm import outputs, params, tracking
-from llm.data.clean.plan import written
+from llm import params
+from llm.corpus.clean.plan import written
 from llm.data.shards import TokenStream, check_tokenizer
-from llm.data.source_counts import validation_sources
-from llm.data.tokenizer import Tokenizer
 from llm.data.val_sample import ValSample
+from llm.data.val_sources import validation_sources
 from llm.errors import run_stage
-from llm.evaluate import baselines, files, heldout, language, table
+from llm.evaluate import baselines, language, table, test_sets, text_baselines
+from llm.evaluate.answers import Answers
 from llm.evaluate.contestant import Contestant, answer_tests, read_text
-from llm.evaluate.run import Answers
 from llm.evaluate.scorebook import LANGUAGE_MODELING, ScoreBook
-from llm.io import whole_directory, write_bytes, write_json
-from llm.timing import stage_timing
-from llm.train.launch import on_all_devices
+from llm.parallel.launch import on_all_devices
+from llm.runtime import outputs
+from llm.runtime.io import whole_directory, write_bytes, write_json
+from llm.runtime.timing import stage_timing
+from llm.tokenizer.bpe import Tokenizer
+from llm.tracking import run
 
 FINETUNED, MIX, TOKENS = Path("models/finetuned"), Path("data/mix"), Path("data/tokens")
 RAW = Path("data/raw/pretrain")
@@ -27,23 +29,24 @@ def main() -> None:
     p = params.load()
     import torch
 
-    from llm.model.files import load_model
-    from llm.train import distributed, hardware
+    from llm.model.hf_files import load_model
+    from llm.parallel import device as hardware
+    from llm.parallel import processes
 
     e, base = p.evaluate, Path(p.finetune.base)
     check_tokenizer(TOKENS, base, "evaluate")
-    tests = files.read_tests(MIX / "test", e.examples)
+    tests = test_sets.read_tests(MIX / "test", e.examples)
     train, val = TokenStream(TOKENS, "train"), TokenStream(TOKENS, "val")
     device = hardware.device()
     with (
-        distributed.processes(),
-        distributed.on_first(stage_timing("evaluate"), {}) as timing,
-        distributed.on_first(tracking.stage(p, "evaluate"), None) as tracked,
-        distributed.on_first(whole_directory("metrics/predictions", outputs.PREDICTIONS), Path()) as predictions,
+        processes.processes(),
+        processes.on_first(stage_timing("evaluate"), {}) as timing,
+        processes.on_first(run.stage(p, "evaluate"), None) as tracked,
+        processes.on_first(whole_directory("metrics/predictions", outputs.PREDICTIONS), Path()) as predictions,
     ):
         timing["device"] = hardware.name(device)
         examples = {
-            test.name: files.train_examples(MIX / "train.parquet", test.name, baselines.TRAIN_EXAMPLES)
+            test.name: test_sets.train_examples(MIX / "train.parquet", test.name, baselines.TRAIN_EXAMPLES)
             for test in tests
         }
         book = ScoreBook(predictions, e.bootstrap, e.confidence, p.seed)
@@ -64,8 +67,8 @@ def main() -> None:
         for test in tests:
             for name, texts in baselines.answers(test.kind, test.rows, examples[test.name], p.seed).items():
                 book.answers(f"baseline:{name}", test, Answers(texts, {}, [], f"baseline:{name}"))
-        found = heldout.text_baselines_and_contamination(
-            tests, files.train_texts(MIX / "train.parquet"), train, text, tokenizer, context
+        found = text_baselines.text_baselines_and_contamination(
+            tests, test_sets.train_texts(MIX / "train.parquet"), train, text, tokenizer, context
         )
         for name, measures in found.measures.items():
             book.add(name, LANGUAGE_MODELING, measures)

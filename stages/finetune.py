@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from llm import outputs, params
-from llm.data.tokenizer import Tokenizer
+from llm import params
 from llm.errors import run_stage
-from llm.io import refuse_other_files, sha256, write_json
-from llm.train.launch import on_all_devices
+from llm.parallel.launch import on_all_devices
+from llm.runtime import outputs
+from llm.runtime.io import refuse_other_files, sha256, write_json
+from llm.tokenizer.bpe import Tokenizer
 
 MIX, ADAPTER, FINETUNED = Path("data/mix"), Path("models/adapter"), Path("models/finetuned")
 
@@ -18,19 +19,20 @@ def main() -> None:
     p = params.load()
     refuse_other_files(ADAPTER, outputs.ADAPTER)  # before training, not after
     refuse_other_files(FINETUNED, outputs.MODEL)
+    from llm.data.examples import packed_examples
     from llm.data.packing import PackedExamples
-    from llm.model.files import digests
+    from llm.model.hf_files import digests
+    from llm.parallel import processes
     from llm.plan import before_training, finetune_plan
-    from llm.stage import training_stage
-    from llm.train import distributed, methods
-    from llm.train.examples import packed_examples
+    from llm.train import finetune_methods
+    from llm.train.checkpoint.local import State, code_version
     from llm.train.history import write_history
-    from llm.train.loop import Trainer
-    from llm.train.state import State, code_version
+    from llm.train.trainer import Trainer
+    from stages.training import training_stage
 
     s, seed = p.finetune, p.seed_of("finetune")
     tokenizer = Tokenizer.load(s.base)
-    model = methods.prepare(s, tokenizer, seed)
+    model = finetune_methods.prepare(s, tokenizer, seed)
     trainable = sum(x.numel() for x in model.parameters() if x.requires_grad)
     train_set: PackedExamples = packed_examples(MIX / "train.parquet", tokenizer, s.sequence_length, seed)[""]
     val_sets = packed_examples(MIX / "val.parquet", tokenizer, s.sequence_length, seed, by_task=True)
@@ -42,17 +44,17 @@ def main() -> None:
         "base": base | {"tokenizer.json": sha256(Path(s.base) / "tokenizer.json")},
         "data/mix": {name: sha256(MIX / f"{name}.parquet") for name in ("train", "val")},
     }
-    inputs |= code_version() | methods.versions(s)
+    inputs |= code_version() | finetune_methods.versions(s)
     state = State("finetune", inputs)
     with training_stage(p, state) as (run, timing):
-        if distributed.first():
+        if processes.first():
             before_training(finetune_plan(p, model.config, steps), state.directory)
         quick = val_sets[""].head(s.eval_tokens)
         trainer = Trainer(model, train_set, val_sets[""], quick, s, steps, seed, state, run)
         result = trainer.run()
         by_task = {task: trainer.engine.evaluate(data) for task, data in sorted(val_sets.items()) if task}
         trainer.engine.gather()
-        if not distributed.first():
+        if not processes.first():
             return  # the first process writes
         timing |= result.timing
         fraction = trainable / (model.config.parameters() + (trainable if s.method != "full" else 0))
@@ -67,7 +69,7 @@ def main() -> None:
             "tokens": result.tokens,
             "val_loss_by_task": by_task,
         }
-        methods.write(model, s, tokenizer, base, ADAPTER, FINETUNED)
+        finetune_methods.write(model, s, tokenizer, base, ADAPTER, FINETUNED)
         write_history("metrics/finetune_history.csv", result.history)
         write_json("metrics/finetune.json", metrics)
         numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}

@@ -5,14 +5,16 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from llm import outputs, params
-from llm.data.clean.plan import written
-from llm.data.tokenizer import Tokenizer
+from llm import params
+from llm.corpus.clean.plan import written
 from llm.errors import UserError, run_stage
-from llm.io import read_json, whole_directory, write_json
-from llm.progress import track
-from llm.tasks import datasets, files, mixture, splits
-from llm.timing import stage_timing
+from llm.runtime import outputs
+from llm.runtime.io import read_json, whole_directory, write_json
+from llm.runtime.progress import track
+from llm.runtime.timing import stage_timing
+from llm.sources import datasets
+from llm.tasks import mix_files, mixture, splits
+from llm.tokenizer.bpe import Tokenizer
 
 RAW, TOKENS, OUT, TEXT = Path("data/raw"), Path("data/tokens"), Path("data/mix"), mixture.LANGUAGE_MODELING
 
@@ -27,7 +29,7 @@ def main() -> None:
         train = draw(splits.TRAIN, mix.examples)
         for d in found:
             if d.weight > 0:
-                files.check_drawn(d.name, train[d.name].examples, train[d.name].dropped, mix.max_tokens)
+                mix_files.check_drawn(d.name, train[d.name].examples, train[d.name].dropped, mix.max_tokens)
         val = draw(splits.VALIDATION, max(1, round(mix.examples * mixture.VALIDATION_SHARE)))
         if mix.pretrain_fraction:
             held_out_fraction = read_json(TOKENS / "meta.json")["val_fraction"]
@@ -48,16 +50,16 @@ def main() -> None:
         with whole_directory(OUT, outputs.MIX) as out:
             (out / "test").mkdir()
             for name, examples in rows.items():
-                files.write_examples(out / f"{name}.parquet", examples)
+                mix_files.write_examples(out / f"{name}.parquet", examples)
             for d in found:
-                test = files.write_test(out / "test" / f"{d.name}.parquet", d, tokenizer, mix.max_tokens)
-                metrics[d.name] = files.task_metrics(d.kind, train[d.name], val[d.name], d.survey, test)
+                test = mix_files.write_test(out / "test" / f"{d.name}.parquet", d, tokenizer, mix.max_tokens)
+                metrics[d.name] = mix_files.task_metrics(d.kind, train[d.name], val[d.name], d.survey, test)
         if mix.pretrain_fraction:
-            metrics[TEXT] = files.task_metrics("pretrain", train[TEXT], val[TEXT])
+            metrics[TEXT] = mix_files.task_metrics("pretrain", train[TEXT], val[TEXT])
         totals = {side: sum(task[side] for task in metrics.values()) for side in ("train", "val", "test")}
         write_json("metrics/mix.json", {"tasks": metrics, **totals})
     about = (f"  {line}" for line in datasets.remarks(found))
-    print("\n".join([f"mix: {totals['train']:,} training examples → {OUT}", *files.describe(metrics), *about]))
+    print("\n".join([f"mix: {totals['train']:,} training examples → {OUT}", *mix_files.describe(metrics), *about]))
 
 
 if __name__ == "__main__":

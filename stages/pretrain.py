@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from llm import outputs, params
+from llm import params
 from llm.data.shards import TokenStream
-from llm.data.source_counts import validation_sources
-from llm.data.tokenizer import Tokenizer
 from llm.data.val_sample import ValSample
+from llm.data.val_sources import validation_sources
 from llm.errors import run_stage
-from llm.io import refuse_other_files, sha256, whole_directory, write_json
-from llm.train.launch import on_all_devices
+from llm.parallel.launch import on_all_devices
+from llm.runtime import outputs
+from llm.runtime.io import refuse_other_files, sha256, whole_directory, write_json
+from llm.tokenizer.bpe import Tokenizer
 
 TOKENS, BASE = Path("data/tokens"), Path("models/base")
 
@@ -20,16 +21,16 @@ TOKENS, BASE = Path("data/tokens"), Path("models/base")
 def main() -> None:
     p = params.load()
     refuse_other_files(BASE, outputs.MODEL)  # before the hours of training, not after
-    from llm.model.files import save_model
+    from llm.data.windows import TokenWindows
+    from llm.model.hf_files import save_model
+    from llm.parallel import processes
     from llm.plan import before_training, pretrain_plan
-    from llm.stage import training_stage
-    from llm.train import distributed
+    from llm.train.checkpoint.local import State, code_version
     from llm.train.history import write_history
-    from llm.train.init import initial_model
-    from llm.train.loop import Trainer
+    from llm.train.initial_model import initial_model
     from llm.train.source_loss import source_losses
-    from llm.train.state import State, code_version
-    from llm.train.windows import TokenWindows
+    from llm.train.trainer import Trainer
+    from stages.training import training_stage
 
     length, across = p.pretrain.sequence_length, p.pretrain.attend_across_documents
     init, seed = Path(p.pretrain.init), p.seed_of("pretrain")
@@ -45,19 +46,19 @@ def main() -> None:
     inputs |= init_digests | code_version()
     state = State("pretrain", inputs)
     with training_stage(p, state) as (run, timing):
-        if distributed.first():
+        if processes.first():
             before_training(pretrain_plan(p, model.config), state.directory)
         val_set = TokenWindows(val, length, across, partial=True)
         names, places, _ = validation_sources(TOKENS, val)
         sample = ValSample(val, tokenizer, p.pretrain.eval_tokens, names, places)
         quick = TokenWindows(sample, length, across, partial=True)
-        if distributed.first():
+        if processes.first():
             print(f"pretrain: validation between steps reads {len(sample):,} tokens: {sample.describe()}", flush=True)
         trainer = Trainer(model, train_set, val_set, quick, p.pretrain, p.pretrain.steps, seed, state, run)
         result = trainer.run()
         by_source = source_losses(trainer.engine, val_set, TOKENS)
         trainer.engine.gather()
-        if not distributed.first():
+        if not processes.first():
             return  # the first process writes
         timing |= result.timing
         metrics = {

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from llm import outputs, params, tracking, workspace
+from llm import params
 from llm.errors import run_stage
-from llm.io import whole_directory, write_json
-from llm.mlflow_store import Score
-from llm.report import history, predictions, summary
+from llm.report import predictions, summary
 from llm.report.page import write_report
 from llm.report.tables import write_tables
-from llm.timing import stage_timing
+from llm.runtime import dvc_lock, metrics_files, outputs
+from llm.runtime.io import whole_directory, write_json
+from llm.runtime.timing import stage_timing
+from llm.tracking import run as tracking
+from llm.tracking.mlflow_store import Score
 
 
 def main() -> None:
@@ -20,7 +22,7 @@ def main() -> None:
     p = params.load()
     with stage_timing("report"):
         with tracking.stage(p, "report") as run, whole_directory("metrics/report", outputs.REPORT) as directory:
-            write_json(summary.PATH, summary.summary(history.metrics()))
+            write_json(summary.PATH, summary.summary(metrics_files.metrics()))
             about = {"name": run.state["name"], "id": run.run_id or ""}
             found = write_report(p, directory, about)
             tables = [f"metrics/report/tables/{path.name}" for path in write_tables(directory)]
@@ -31,4 +33,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     run_stage(main)
-    workspace.release()
+    dvc_lock.release()

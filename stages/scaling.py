@@ -4,45 +4,46 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llm import params, tracking
-from llm.data.tokenizer import Tokenizer
+from llm import params
 from llm.errors import run_stage
-from llm.io import write_bytes, write_json
-from llm.train.launch import on_all_devices
+from llm.parallel.launch import on_all_devices
+from llm.runtime.io import write_bytes, write_json
+from llm.tokenizer.bpe import Tokenizer
+from llm.tracking import run
 
 
 def main() -> None:
     p = params.load()
-    from llm import ladder
-    from llm.report import figures, scaling_figure
-    from llm.timing import stage_timing
-    from llm.train import distributed
-    from llm.train.loop import Tracker, Untracked
+    from llm.experiments import scaling_ladder
+    from llm.parallel import processes
+    from llm.report.figures import curves, scaling
+    from llm.runtime.timing import stage_timing
+    from llm.train.trainer import Tracker, Untracked
 
     vocabulary = Tokenizer.load(Path(params.SCRATCH)).vocab_size
-    rungs = ladder.rungs(p, vocabulary)
+    rungs = scaling_ladder.rungs(p, vocabulary)
     others: Tracker = Untracked()
     with (
-        distributed.processes(),
-        distributed.on_first(stage_timing("scaling"), {}),
-        distributed.on_first(tracking.stage(p, "scaling"), others) as tracked,
+        processes.processes(),
+        processes.on_first(stage_timing("scaling"), {}),
+        processes.on_first(run.stage(p, "scaling"), others) as tracked,
     ):
-        if distributed.first():
-            ladder.announce(rungs)
+        if processes.first():
+            scaling_ladder.announce(rungs)
         losses = []
         for number, rung in enumerate(rungs, 1):
-            losses.append(ladder.run(rung, ladder.Prefixed(tracked, rung.name)))
-            if distributed.first():
+            losses.append(scaling_ladder.run(rung, scaling_ladder.Prefixed(tracked, rung.name)))
+            if processes.first():
                 print(f"scaling: run {number} of {len(rungs)}, {rung.name}: loss {losses[-1]:.4f}", flush=True)
-        if not distributed.first():
+        if not processes.first():
             return  # the first process writes
-        found = ladder.conclude(p, rungs, losses, vocabulary)
-        write_json(ladder.OUT, found)
-        svg = figures.for_file(scaling_figure.draw(found))
-        write_bytes(ladder.OUT.with_suffix(".svg"), svg.encode())
+        found = scaling_ladder.conclude(p, rungs, losses, vocabulary)
+        write_json(scaling_ladder.OUT, found)
+        svg = curves.for_file(scaling.draw(found))
+        write_bytes(scaling_ladder.OUT.with_suffix(".svg"), svg.encode())
         constants = {name: score["value"] for name, score in found["law"].items()}
         tracked.log_metrics(constants | {"held_back_error": found["held_back"]["error"]}, step=0)
-    print("\n".join(ladder.describe(found)))
+    print("\n".join(scaling_ladder.describe(found)))
 
 
 if __name__ == "__main__":

@@ -5,18 +5,18 @@ from __future__ import annotations
 from llm import params
 from llm.errors import run_stage
 from llm.report.techniques import collect, mega
-from llm.timing import stage_timing
+from llm.runtime.timing import stage_timing
 
 STEPS = 30  # of finetune.batch_tokens each: enough for the loss to fall and for a steady time a step
 
 
 def main() -> None:
     p = params.load()
-    from llm.techniques.run import measure_all
-    from llm.train import hardware
+    from llm.experiments.techniques.run import measure_all
+    from llm.parallel import device
 
     with stage_timing("techniques") as timing:
-        timing["device"] = hardware.name(hardware.device())
+        timing["device"] = device.name(device.device())
         timing |= measure_all(p.finetune, STEPS)
     found = collect()
     assert found is not None

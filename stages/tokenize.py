@@ -6,19 +6,20 @@ import shutil
 import time
 from pathlib import Path
 
-from llm import outputs, params
-from llm.data import cluster, corpus_sample, parallel
-from llm.data.chunks import digest, find_chunks
-from llm.data.clean import plan as clean
-from llm.data.corpus import decided_by, describe, encode_corpus, worker_count
-from llm.data.encoder import choose
-from llm.data.source_counts import mixture, save_validation
+from llm import params
+from llm.corpus import sample
+from llm.corpus.chunks import digest, find_chunks
+from llm.corpus.clean import plan as clean
+from llm.corpus.encode import decided_by, describe, encode_corpus, worker_count
+from llm.data.val_sources import mixture, save_validation
 from llm.errors import run_stage
-from llm.io import link, read_json, refuse_other_files, whole_directory, write_json
-from llm.tasks import datasets
+from llm.runtime import outputs, pool, pool_dask
+from llm.runtime.io import link, read_json, refuse_other_files, whole_directory, write_json
+from llm.runtime.state_dirs import unfinished
+from llm.runtime.timing import stage_timing
+from llm.sources import datasets
 from llm.tasks.mixture import Dataset
-from llm.timing import stage_timing
-from llm.unfinished import unfinished
+from llm.tokenizer.encoders import choose
 
 RAW, TOKENIZER, TOKENS = Path("data/raw/pretrain"), Path("data/tokenizer"), Path("data/tokens")
 
@@ -28,7 +29,7 @@ def make_plan(p: params.Params, tests: list[Dataset], kept: Path) -> clean.Plan:
     if kept.is_dir():
         return clean.Plan(p.tokenize.clean, kept)
     examples = datasets.test_texts(tests)  # read only where tokenize.clean.decontaminate is on
-    return clean.prepare(p.tokenize.clean, RAW, kept, examples, p.tokenize.workers or parallel.cores())
+    return clean.prepare(p.tokenize.clean, RAW, kept, examples, p.tokenize.workers or pool.cores())
 
 
 def main() -> None:
@@ -47,13 +48,13 @@ def main() -> None:
     with (
         stage_timing("tokenize") as timing,
         unfinished("tokenize", inputs) as work,
-        parallel.Workers(count) as workers,
+        pool.Workers(count) as workers,
     ):
         began = time.perf_counter()
         plan = make_plan(p, tests, (work / clean.FOLDER).absolute())
-        tokenizer = corpus_sample.make_tokenizer(t, groups, plan, work / "tokenizer")
-        corpus_sample.check_disk(corpus_sample.shard_bytes(groups, tokenizer), work, TOKENS)
-        ordered = workers.ordered if t.engine == "local" else cluster.ordered
+        tokenizer = sample.make_tokenizer(t, groups, plan, work / "tokenizer")
+        sample.check_disk(sample.shard_bytes(groups, tokenizer), work, TOKENS)
+        ordered = workers.ordered if t.engine == "local" else pool_dask.ordered
         shards, counts = encode_corpus(
             found, tokenizer, work, t.val_fraction, t.shard_tokens, plan, ordered, t.encoder, weights
         )

@@ -13,7 +13,7 @@ os.environ.update(
 import dvc  # noqa: F401  its log goes to the sys.stdout of its first import, which may not be one test's own
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ TOGETHER = {
     "tests/pipeline/test_checkpoint.py": "tests/pipeline/test_kill.py",
     "tests/pipeline/test_disk_full.py": "tests/pipeline/test_kill.py",
     "tests/pipeline/test_kill_dvc.py": "tests/pipeline/test_kill.py",
-    "tests/train/test_sharding.py": "tests/train/test_distributed.py",
+    "tests/train/test_fsdp.py": "tests/parallel/test_processes.py",
 }
 
 

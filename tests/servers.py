@@ -17,7 +17,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from llm.ui import environment, free_port
+from llm.tracking.ui import environment, free_port
 
 
 class S3:

@@ -11,7 +11,7 @@ import yaml
 
 from llm.__main__ import parser
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "LOG.md")]
 PLACES = "(?:llm|stages|tests|bench|presets|scaling|techniques|docs)"
 

@@ -15,7 +15,7 @@ def test_links_and_leftovers_of_a_kill_are_ignored(tmp_path: Path) -> None:
     elsewhere.mkdir()
     for name in (".venv", ".state", "data", "models", "mlartifacts", "exports"):
         (tmp_path / name).symlink_to(elsewhere)
-    # As llm.io.whole_directory and write_bytes call them.
+    # As llm.runtime.io.whole_directory and write_bytes call them.
     for name in ("metrics/.predictions.17.tmp/a.parquet", "metrics/.evaluate.json.17.tmp", ".params.yaml.17.tmp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

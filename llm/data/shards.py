@@ -1,6 +1,6 @@
 """Token shards: 1-D `.npy` files that are memory-mapped, every document followed by the end token.
 
-`llm.data.corpus` writes them. Those that are not here may lie at `LLM_TOKENS_URL` (`llm.data.remote_tokens`).
+`llm.corpus.encode` writes them. Those that are not here may lie at `LLM_TOKENS_URL` (`llm.data.remote_shards`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from llm.data import remote_tokens
+from llm.data import remote_shards
 from llm.errors import UserError
-from llm.io import read_json, sha256
+from llm.runtime.io import read_json, sha256
 
 
 def text_hash(text: str | bytes | memoryview) -> int:
@@ -66,7 +66,7 @@ class TokenStream:
         self.shards: list[Any] = []  # each with a length, and sliced
         self.rows_ahead = 0  # worth telling `ahead` before they are read
         missing = {path for path, _ in files if not path.exists()}
-        remote = remote_tokens.from_environment(directory) if missing else None
+        remote = remote_shards.from_environment(directory) if missing else None
         for path, tokens in files:
             if remote and path in missing:
                 self.shards.append(remote.shard(path.name, tokens, self.dtype))
@@ -100,7 +100,7 @@ class TokenStream:
     def ahead(self, start: int, length: int) -> None:
         """Say that these tokens will be read soon; what lies afar is fetched in the background."""
         for shard, first, last in self._places(start, length):
-            if isinstance(self.shards[shard], remote_tokens.RemoteShard):
+            if isinstance(self.shards[shard], remote_shards.RemoteShard):
                 self.shards[shard].ahead(first, last)
 
     def _places(self, start: int, length: int) -> Iterator[tuple[int, int, int]]:

@@ -11,7 +11,7 @@ import numpy as np
 from llm.data.shards import TokenStream, text_hash
 
 if TYPE_CHECKING:
-    from llm.data.tokenizer import Tokenizer
+    from llm.tokenizer.bpe import Tokenizer
 
 
 def choose(

@@ -15,8 +15,8 @@ from typing import Any
 
 from llm import tasks
 from llm.evaluate.metrics import UNANSWERABLE, has_answer
-from llm.evaluate.text import sentences, words
 from llm.tasks.base import uniform
+from llm.text.sentences import sentences, words
 
 Row = Mapping[str, Any]  # of data/mix/test/<task>.parquet
 TFIDF_FEATURES = 20_000

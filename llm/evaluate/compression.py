@@ -25,7 +25,7 @@ PIECE_BYTES = 4096  # of a document that count as one sample: ZDICT weighs sampl
 
 
 class Decoder(Protocol):
-    """The part of `llm.data.tokenizer.Tokenizer` that this module needs."""
+    """The part of `llm.tokenizer.bpe.Tokenizer` that this module needs."""
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids."""
@@ -65,7 +65,7 @@ def token_counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
 
 
 def unigram_nats(stream: TokenStream, counts: np.ndarray, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Code lengths of the same windows as `llm.likelihood.stream_nll`, by add-one smoothed training counts.
+    """Code lengths of the same windows as `llm.generation.likelihood.stream_nll`, by add-one smoothed training counts.
 
     Returns:
         Per window: nats (float64) and predicted tokens.

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from llm.data import ngrams
+from llm.text import ngrams
 
 N = ngrams.N
 

@@ -9,16 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm.data.tokenizer import Tokenizer
 from llm.data.val_sample import ValSample
-from llm.evaluate import language, run
-from llm.evaluate.files import TestSet
+from llm.evaluate import answers as run
+from llm.evaluate import language
 from llm.evaluate.prompts import Shots
 from llm.evaluate.scorebook import LANGUAGE_MODELING, ScoreBook
-from llm.model.files import stop_ids
+from llm.evaluate.test_sets import TestSet
+from llm.model.hf_files import stop_ids
 from llm.model.transformer import Transformer
 from llm.params import Params
-from llm.progress import Progress
+from llm.runtime.progress import Progress
+from llm.tokenizer.bpe import Tokenizer
 
 
 @dataclass

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm.evaluate import compression, metrics
+from llm.evaluate.answers import check_finite, check_vocabulary
 from llm.evaluate.metrics import Measure
-from llm.evaluate.run import check_finite, check_vocabulary
 from llm.tasks.base import key
 
 if TYPE_CHECKING:
     from llm.data.shards import TokenStream
-    from llm.data.tokenizer import Tokenizer
     from llm.data.val_sample import ValSample
     from llm.model.transformer import Transformer
+    from llm.tokenizer.bpe import Tokenizer
 
 WINDOW = 2048  # tokens of context at most for perplexity: logits of a longer one would need gigabytes
 LOGITS = 2**25  # held at a time for perplexity: 128 MB in float32
@@ -54,7 +54,7 @@ def language_modeling(model: Transformer, stream: ValSample, tokenizer: Tokenize
     Raises:
         UserError: the model's logits are not finite.
     """
-    from llm.likelihood import stream_nll
+    from llm.generation.likelihood import stream_nll
 
     check_vocabulary(model, tokenizer, who)
     window = min(model.config.max_position_embeddings, WINDOW)

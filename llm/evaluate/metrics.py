@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from llm.evaluate.intervals import Reduce, bootstrap
-from llm.evaluate.text import RougeTokenizer, sentences, words, writing
+from llm.evaluate.bootstrap import Reduce, bootstrap
+from llm.text.sentences import RougeTokenizer, sentences, words, writing
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 BLEU_ORDER = 4

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llm.evaluate.intervals import CELLS, resampled_sums
+from llm.evaluate.bootstrap import CELLS, resampled_sums
 from llm.evaluate.metrics import Measure
 
 TRIALS = 10_000  # of approximate randomisation: the smallest p-value is one over that

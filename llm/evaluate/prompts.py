@@ -13,7 +13,7 @@ from llm.evaluate.metrics import Measure
 from llm.tasks.base import uniform
 
 if TYPE_CHECKING:
-    from llm.data.tokenizer import Tokenizer
+    from llm.tokenizer.bpe import Tokenizer
 
 BETWEEN = "\n\n"  # stands between the shots of a plain prompt, and so ends a plain answer after shots
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import UserError
-from llm.evaluate import files, metrics, run
-from llm.evaluate.files import TestSet
+from llm.evaluate import answers as run
+from llm.evaluate import metrics, test_sets
 from llm.evaluate.language import Windows
 from llm.evaluate.metrics import Measure
 from llm.evaluate.paired import differences
+from llm.evaluate.test_sets import TestSet
 
 Scores = dict[str, dict[str, Any]]  # metric -> {value, low, high, n, signature}
 LANGUAGE_MODELING = "language_modeling"
@@ -35,7 +36,7 @@ class ScoreBook:
         measures = [*run.measures(test, answers.texts, answers.form), *answers.extra]
         columns = {m.name: m.column for m in measures if m.column is not None} | answers.columns
         path = self.directory / f"{model.replace(':', '_')}-{test.name}.parquet"
-        files.write_predictions(path, test.rows, answers.texts, columns)
+        test_sets.write_predictions(path, test.rows, answers.texts, columns)
         self.add(model, test.name, measures)
 
     def add(self, model: str, task: str, measures: Sequence[Measure]) -> None:
@@ -56,7 +57,7 @@ class ScoreBook:
         """Score a model's loss on held-out text and write its windows to `<model>-language_modeling.parquet`."""
         columns = {"nats": found.nats.tolist(), "tokens": found.tokens.tolist(), "bytes": found.bytes.tolist()}
         path = self.directory / f"{model.replace(':', '_')}-{LANGUAGE_MODELING}.parquet"
-        files.write_columns(path, {"id": [str(i) for i in range(len(found.nats))], **columns})
+        test_sets.write_columns(path, {"id": [str(i) for i in range(len(found.nats))], **columns})
         self.add(model, LANGUAGE_MODELING, [*found.measures(), *more])
 
     def comparison(self, a: str, b: str) -> dict[str, dict[str, dict[str, Any]]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from llm.errors import UserError
 from llm.export.card import write_card
 from llm.export.marker import MARKER, replaceable, write_marker
-from llm.io import read_json, whole_directory, write_json
+from llm.runtime.io import read_json, whole_directory, write_json
 
 
 def export(to: str, model: Path, out: Path, dtype: str = "f16", adapter: Path | None = None) -> Path:
@@ -21,7 +21,7 @@ def export(to: str, model: Path, out: Path, dtype: str = "f16", adapter: Path | 
         UserError: the model is unusable or has no place in that form; a package is missing; `out` holds other files
             than those of an earlier export of the same.
     """
-    from llm.model.files import PROMPT, TOKENIZER_FILES, load_config, load_model
+    from llm.model.hf_files import PROMPT, TOKENIZER_FILES, load_config, load_model
     from llm.model.lora import load_adapter, merge_lora
 
     if out.resolve() == model.resolve():
@@ -48,8 +48,8 @@ def export(to: str, model: Path, out: Path, dtype: str = "f16", adapter: Path | 
         elif adapter is None:
             _copy(model, folder)
         else:
-            from llm.data.tokenizer import Tokenizer
-            from llm.model.files import save_model
+            from llm.model.hf_files import save_model
+            from llm.tokenizer.bpe import Tokenizer
 
             save_model(loaded, folder, model, Tokenizer.load(model).eos_id)
         for name in TOKENIZER_FILES:

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from llm.data.tokenizer import MARK
-from llm.io import read_json, read_yaml, sha256, write_bytes
 from llm.model.config import Config
+from llm.runtime.io import read_json, read_yaml, sha256, write_bytes
+from llm.tokenizer.bpe import MARK
 
 LIBRARIES = {"hf": "transformers", "gguf": "gguf", "pt": "pytorch"}  # the hub's names of what reads each form
 LICENCE = "LICENSE.md"
@@ -88,8 +88,8 @@ def _manifests() -> dict[str, dict[str, Any]]:
 
 
 def _data(manifests: dict[str, dict[str, Any]]) -> list[str]:
+    from llm.report.format import cell
     from llm.report.page import source_of
-    from llm.report.words import cell
 
     rows = [
         "| dataset | source | revision | records | bytes of text | manifest's SHA-256 |",

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from llm.data.pretrained_tokenizer import PretrainedTokenizer
-from llm.data.tokenizer import CHAT_TEMPLATE, GPT2_PATTERN, SPECIAL, Tokenizer
 from llm.errors import UserError
-from llm.io import read_json
 from llm.model.config import Config
 from llm.model.rope import frequencies
 from llm.model.transformer import Transformer
+from llm.runtime.io import read_json
+from llm.tokenizer.bpe import CHAT_TEMPLATE, GPT2_PATTERN, SPECIAL, Tokenizer
+from llm.tokenizer.pretrained import PretrainedTokenizer
 
 BLOCK = 32  # weights that share a scale in q8_0
 LARGEST = 65504.0  # of float16

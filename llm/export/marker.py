@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import UserError
-from llm.io import other_files, read_json, sha256, write_json
+from llm.runtime.io import other_files, read_json, sha256, write_json
 
 MARKER = "export.json"
 

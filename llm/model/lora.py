@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm.errors import UserError, say_once
-from llm.io import read_json, save_tensors, write_json
 from llm.model.attention import Linear
 from llm.model.config import check_fields
-from llm.model.dtensor import fill
 from llm.model.quantized import QuantizedLinear
+from llm.model.sharded_tensor import fill
 from llm.model.transformer import Transformer
+from llm.runtime.io import read_json, save_tensors, write_json
 
 PREFIX = "base_model.model."  # PEFT's name for the wrapped model
 PEFT_DEFAULTS: dict[str, Any] = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0}  # where a file lacks the field
@@ -222,7 +222,7 @@ def load_adapter(model: Transformer, directory: Path, base: Path | None = None) 
         raise UserError(f"{where}: expected an object, found {type(config).__name__}.")
     check_base(directory, base)
     if config.get("peft_type") == "PROMPT_TUNING":
-        from llm.model.prompt import load_prompt
+        from llm.model.soft_prompt import load_prompt
 
         return load_prompt(model, directory)
     if config.get("peft_type") != "LORA":
@@ -315,13 +315,13 @@ def _subtract_start(module: nn.Module, start: str, where: str) -> None:
 
 
 def write_base(directory: Path, base: dict[str, str]) -> None:
-    """Say in an adapter's directory which bytes its base had (`llm.model.files.digests`); PEFT ignores the file."""
+    """Say in an adapter's directory which bytes its base had (`llm.model.hf_files.digests`); PEFT ignores the file."""
     write_json(directory / "base.json", base)
 
 
 def check_base(directory: Path, base: Path | None) -> None:
     """UserError where an adapter's directory says that it was trained on another model than that in `base`."""
-    from llm.model.files import digests
+    from llm.model.hf_files import digests
 
     if base is None or not (directory / "base.json").exists():
         return

@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from llm.model.attention import Attention, Linear, Pair, RMSNorm, rotary_table
 from llm.model.config import Config
-from llm.model.dtensor import fill
 from llm.model.loss import ChunkLoss, chunk_loss, cross_entropy
+from llm.model.sharded_tensor import fill
 
 
 class MLP(nn.Module):

@@ -9,9 +9,9 @@ from llm.params.clean import C4, Clean, GopherQuality, GopherRepetition, NearDup
 from llm.params.download import DocsSource, FilesSource, HubSource, MixtureSource, SingleSource, Source
 from llm.params.evaluate import Decoding, Evaluate
 from llm.params.read import load, parse
+from llm.params.schema import Checkpoint, Mix, MixTask, Params, Scaling, Tokenize
 from llm.params.section import Section
 from llm.params.training import BASE, SCRATCH, Finetune, Lora, Model, Pretrain, PromptTuning, Training
-from llm.params.whole import Checkpoint, Mix, MixTask, Params, Scaling, Tokenize
 
 __all__ = [
     "BASE",

@@ -20,7 +20,7 @@ class DocsSource(SourceBase):
     """The documentation inside the installed packages."""
 
     source: Literal["docs"]
-    packages: list[str] | None = None  # None: the allow-list of `llm.data.docs`
+    packages: list[str] | None = None  # None: the allow-list of `llm.sources.docs.source`
 
 
 class FilesSource(SourceBase):

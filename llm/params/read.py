@@ -7,13 +7,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from llm import scaling
 from llm.addresses import refuse_credentials
 from llm.errors import UserError
-from llm.io import read_yaml
+from llm.params import depth
 from llm.params.download import DocsSource, FilesSource, HubSource, MixtureSource
+from llm.params.schema import Params
 from llm.params.section import nearest
-from llm.params.whole import Params
+from llm.runtime.io import read_yaml
 
 TAGS: dict[str, type[BaseModel]] = {
     "docs": DocsSource,
@@ -42,7 +42,7 @@ def parse(data: dict[str, Any], where: str = "params") -> Params:
         refuse_credentials(data, where)
     except ValueError as error:
         raise UserError(str(error)) from None
-    data = scaling.resolve(data, where)
+    data = depth.resolve(data, where)
     try:
         return Params.model_validate(data)
     except ValidationError as error:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from llm.errors import UserError
+from llm.runtime.units import duration, size
+from llm.train.checkpoint.local import root
 from llm.train.memory import Memory
-from llm.train.state import root
-from llm.units import duration, size
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from llm import params, preset, scaling
-from llm.machines import gpus
-from llm.params import Params
+from llm import params
+from llm.params import Params, depth, presets
+from llm.plan.gpus import gpus
 from llm.plan.plan import Plan
 from llm.plan.stages import finetune_plan, pretrain_config, pretrain_plan
-from llm.units import duration, size
+from llm.runtime.units import duration, size
 
 BYTES_A_TOKEN = 4.4  # of English web text in GPT-2's vocabulary: OpenWebText is 39.8 GB and 9.04e9 tokens (nanoGPT)
 
@@ -29,7 +29,7 @@ def show_plan(
     Raises:
         UserError: the run cannot fit; no such preset or GPU.
     """
-    p = preset.params_with(name) if name else params.load()
+    p = presets.params_with(name) if name else params.load()
     plans = [
         pretrain_plan(p, machine=gpus(gpu, count, p.pretrain.precision) if gpu else None),
         finetune_plan(p, machine=gpus(gpu, count, p.finetune.precision) if gpu else None),
@@ -42,7 +42,7 @@ def show_plan(
     if p.model.depth is not None:
         print(f"model.depth {p.model.depth} gives:")
         for section, values in (("model", p.model), ("pretrain", p.pretrain)):
-            shown = {k: v for k, v in values.model_dump().items() if k in (*scaling.SHAPE, *scaling.TRAINING)}
+            shown = {k: v for k, v in values.model_dump().items() if k in (*depth.SHAPE, *depth.TRAINING)}
             print(f"  {section}: " + ", ".join(f"{key} {value:,}" for key, value in shown.items()))
         print()
     for plan in plans:

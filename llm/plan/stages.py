@@ -7,17 +7,19 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from llm import params, preset, scaling
+from llm import params
 from llm.errors import UserError
-from llm.io import read_json
-from llm.machines import Machine, this_machine
 from llm.model.config import Config
-from llm.model.files import load_config
-from llm.params import Params, Training
+from llm.model.hf_files import load_config
+from llm.parallel import device as hardware
+from llm.parallel import processes
+from llm.params import Params, Training, depth, presets
+from llm.plan.gpus import Machine, this_machine
 from llm.plan.plan import Plan
-from llm.train import distributed, hardware, sharding
+from llm.runtime.io import read_json
+from llm.train import fsdp
+from llm.train.checkpoint.local import root
 from llm.train.memory import adapter_parameters, training_disk, training_memory
-from llm.train.state import root
 
 # Share of the measured matrix-product rate that training reaches where no earlier run tells. CPU: docs/LOG.md, "When
 # compiling pays". CUDA: 38 to 43 % of the peak on H100s (Llama 3, arXiv:2407.21783, table 4).
@@ -36,7 +38,7 @@ def pretrain_plan(p: Params, config: Config | None = None, machine: Machine | No
         repeated = f"; more than {REPEATS} repeat more than they teach" if epochs > REPEATS else ""
         data = f"over the {found:,} training tokens of data/tokens{repeated}"
     evaluated = s.eval_tokens * ((s.steps - 1) // s.eval_every)
-    sharded = machine is None and sharding.wanted(config, s)
+    sharded = machine is None and fsdp.wanted(config, s)
     return _plan("pretrain", config, s, s.steps, epochs, data, evaluated, 0, machine=machine, sharded=sharded)
 
 
@@ -57,7 +59,7 @@ def finetune_plan(
     evaluated = s.eval_tokens * ((steps - 1) // s.eval_every + 1)
     stored = None if s.method == "full" else _stored(p)
     quantized = s.method == "qlora"
-    sharded = machine is None and s.method in ("full", "lora") and sharding.wanted(config, s, adapter)
+    sharded = machine is None and s.method in ("full", "lora") and fsdp.wanted(config, s, adapter)
     return _plan("finetune", config, s, steps, s.epochs, data, evaluated, adapter, quantized, stored, machine, sharded)
 
 
@@ -71,7 +73,7 @@ def pretrain_config(p: Params) -> Config:
     """Of what is pretrained: the checkpoint that it begins with, if that is there, else the model of params."""
     if (Path(p.pretrain.init) / "config.json").exists():
         return load_config(p.pretrain.init)
-    vocabulary = scaling.GPT2_VOCABULARY if p.tokenize.tokenizer == "gpt2" else p.tokenize.vocab_size
+    vocabulary = depth.GPT2_VOCABULARY if p.tokenize.tokenizer == "gpt2" else p.tokenize.vocab_size
     return Config(vocab_size=vocabulary, **p.model.dimensions())
 
 
@@ -82,7 +84,7 @@ def _base_files(p: Params) -> Path:
         UserError: there is neither.
     """
     here = Path(p.finetune.base) / "config.json"
-    known = preset.FOLDER / "shapes" / f"{here.parent.name}.json"
+    known = presets.FOLDER / "shapes" / f"{here.parent.name}.json"
     for path in (here, known):
         if path.exists():
             return path
@@ -161,10 +163,10 @@ def _plan(
         quantized=quantized,
         stored=stored,
     )
-    memory = need(shards=distributed.asked_for() if sharded else 1)
+    memory = need(shards=processes.asked_for() if sharded else 1)
     if not machine.here and memory.peak > machine.memory and not quantized:
         memory = need(shards=machine.devices)
-    optimal = (flops / (6 * scaling.TOKENS_PER_PARAMETER)) ** 0.5  # C = 6 N D with D = 20 N: arXiv:2203.15556
+    optimal = (flops / (6 * depth.TOKENS_PER_PARAMETER)) ** 0.5  # C = 6 N D with D = 20 N: arXiv:2203.15556
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     return Plan(
         stage=stage,
@@ -195,7 +197,7 @@ def _plan(
         disk=training_disk(config, s.optimizer, adapter, stored),
         disk_free=shutil.disk_usage(root()).free if machine.here else None,
         optimal_parameters=round(optimal),
-        optimal_tokens=round(scaling.TOKENS_PER_PARAMETER * optimal),
+        optimal_tokens=round(depth.TOKENS_PER_PARAMETER * optimal),
     )
 
 

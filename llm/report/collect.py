@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import UserError
-from llm.io import read_json
 from llm.model.config import Config
 from llm.params import Params
-from llm.report import history, pedigree, predictions, scores, techniques, tuning
+from llm.report import predictions, scores, techniques, tuning
 from llm.report.corpus import corpus
+from llm.runtime import metrics_files, provenance
+from llm.runtime.io import read_json
 
 CLIP = 1600  # characters of a shown text
 SCALING = Path("metrics/scaling.json")  # of a stage that most runs do without
@@ -27,19 +28,19 @@ def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]
     Args:
         run: MLflow's `name` and `id` of this execution, where there is one.
     """
-    metrics = history.metrics()
+    metrics = metrics_files.metrics()
     evaluate = metrics.get("evaluate", {})
-    manifests = pedigree.manifests()
-    timing = history.timings()
+    manifests = provenance.manifests()
+    timing = metrics_files.timings()
     return {
-        "params": history.flatten(params.model_dump(mode="json")),
+        "params": metrics_files.flatten(params.model_dump(mode="json")),
         "metrics": metrics,
         "model": _model(metrics, params),
         "manifests": manifests,
         "cleaning": metrics.get("tokenize", {}).get("clean"),
         "dropped": _reasons(manifests, metrics.get("mix", {})),
         "corpus": corpus(metrics.get("tokenize", {})),
-        "curves": history.curves(),
+        "curves": metrics_files.curves(),
         "evaluate": evaluate,
         "contamination": evaluate.get("contamination", {}),
         "contamination_by_text": metrics.get("contamination", {}),
@@ -51,10 +52,10 @@ def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]
         "examples": _examples(params.report.data_examples, list(metrics.get("mix", {}).get("tasks", {}))),
         "timing": {stage: timing.get(stage) for stage in STAGES if stage != "report"},
         "techniques": techniques.collect(),
-        "versions": pedigree.versions(),
-        "git": pedigree.git(),
+        "versions": provenance.versions(),
+        "git": provenance.git(),
         "run": run,
-        "lock": pedigree.lock_entries(),
+        "lock": provenance.lock_entries(),
         "overall": scores.overall(evaluate),
         "confidence": params.evaluate.confidence,
     }

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llm.data import gpt2_files
 from llm.data.shards import TokenStream
-from llm.data.source_counts import validation_sources
-from llm.data.tokenizer import Tokenizer
 from llm.data.val_sample import ValSample
+from llm.data.val_sources import validation_sources
 from llm.evaluate.compression import documents
-from llm.io import read_json
+from llm.runtime.io import read_json
+from llm.tokenizer import gpt2 as gpt2_files
+from llm.tokenizer.bpe import Tokenizer
 
 TOKENS, TOKENIZER = Path("data/tokens"), Path("data/tokenizer")
 COMPARED_TOKENS = 500_000  # of held-out text that two tokenizers are compared on, about

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm.io import write_bytes
 from llm.params import Params
-from llm.report import figures, history, prediction_figures, remarks, scaling_figure, scores, techniques, tuning
+from llm.report import commentary, scores, techniques, tuning
 from llm.report.collect import collect
-from llm.report.words import (
+from llm.report.figures import curves, predictions, scaling
+from llm.report.format import (
     cell,
     compact,
     duration,
@@ -23,6 +23,8 @@ from llm.report.words import (
     title,
     tuned,
 )
+from llm.runtime import metrics_files
+from llm.runtime.io import write_bytes
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -40,15 +42,15 @@ def write_report(params: Params, directory: Path, run: dict[str, str] | None = N
         What `collect` found.
     """
     data = collect(params, run)
-    for name, content in history.files().items():
+    for name, content in metrics_files.files().items():
         write_bytes(directory / "numbers" / name, content)
-    drawn = figures.draw(data["curves"], data["evaluate"], data["corpus"])
-    drawn |= prediction_figures.draw(data["predictions"]) | techniques.draw(data["techniques"])
+    drawn = curves.draw(data["curves"], data["evaluate"], data["corpus"])
+    drawn |= predictions.draw(data["predictions"]) | techniques.draw(data["techniques"])
     drawn |= tuning.draw(data["studies"])
     if data["scaling"]:
-        drawn["scaling"] = scaling_figure.draw(data["scaling"])
+        drawn["scaling"] = scaling.draw(data["scaling"])
     for name, svg in drawn.items():
-        write_bytes(directory / "figures" / f"{name}.svg", figures.for_file(svg).encode())
+        write_bytes(directory / "figures" / f"{name}.svg", curves.for_file(svg).encode())
     write_bytes(directory / "report.html", render("page.html.j2", data, drawn).encode())
     write_bytes(directory / "report.md", render("page.md.j2", data, drawn).encode())
     return data
@@ -66,8 +68,8 @@ def render(template: str, data: dict[str, Any], drawn: dict[str, str]) -> str:
         "source_of": source_of,
         "licences": licences(data["manifests"]),
         "lower": scores.LOWER_IS_BETTER,
-        "remarks": remarks.remarks(data["evaluate"], data["comparison"], percent, number),
-        "by_source": remarks.by_source(data["evaluate"]),
+        "remarks": commentary.remarks(data["evaluate"], data["comparison"], percent, number),
+        "by_source": commentary.by_source(data["evaluate"]),
     }
     return fill(template, data | made, drawn)
 
@@ -76,7 +78,7 @@ def fill(template: str, data: dict[str, Any], drawn: dict[str, str]) -> str:
     """A template of this folder with these values, the drawings, the style sheet and a counter for captions."""
     from markupsafe import Markup
 
-    inline = {name: Markup(figures.for_page(name, svg)) for name, svg in drawn.items()}
+    inline = {name: Markup(curves.for_page(name, svg)) for name, svg in drawn.items()}
     counts: dict[str, int] = {}
 
     def caption(kind: str) -> str:
@@ -143,7 +145,7 @@ def summary(data: dict[str, Any]) -> list[str]:
         if metric and (line := _result(evaluate, task, metric)):
             share = data["contamination"].get(task)
             lines.append(line if share is None else f"{line[:-1]}; contamination {percent(share)}.")
-    if line := remarks.forgetting(data["comparison"], number):
+    if line := commentary.forgetting(data["comparison"], number):
         lines.append(line)
     if data["contamination"]:
         task, worst = max(data["contamination"].items(), key=lambda item: item[1])

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llm.io import write_bytes
 from llm.report.predictions import PREDICTIONS, Columns, read
+from llm.runtime.io import write_bytes
 
 ROWS = 1000  # MLflow's page holds a table whole
 TEXT = 2000  # characters of a prompt or an answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llm.io import read_json
+from llm.runtime.io import read_json
 
 PATH = Path("metrics/timing/techniques.json")
 PARTS = ("weights", "gradients", "optimizer", "activations")
@@ -95,7 +95,7 @@ def draw(found: dict[str, Any] | None) -> dict[str, str]:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from llm.report.figures import BLUE, GREEN, INK, MUTED, ORANGE, STYLE, _svg
+    from llm.report.figures.curves import BLUE, GREEN, INK, MUTED, ORANGE, STYLE, _svg
 
     rows = found["rows"]
     with matplotlib.rc_context(STYLE):

@@ -1,4 +1,4 @@
-"""A study of `llm.tune` for people: which params mattered, how the best value fell, every trial.
+"""A study of `llm.experiments.tune` for people: which params mattered, how the best value fell, every trial.
 
 The tuner leaves `metrics/tuning/<study>.json` and a page made of it; the report shows the same section for every study
 that lies there. It needs no Optuna: the importances are in the file.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llm.io import read_json, write_bytes, write_json
-from llm.report import figures
+from llm.report.figures import curves
+from llm.runtime.io import read_json, write_bytes, write_json
 
 FOLDER = Path("metrics/tuning")
 ENOUGH = 4  # finished trials below which importances say nothing
@@ -90,7 +90,7 @@ def draw(studies: list[dict[str, Any]]) -> dict[str, str]:
 
     matplotlib.use("Agg")
     found = {}
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(curves.STYLE):
         for number, study in enumerate(studies):
             done = [trial for trial in study["trials"] if trial["value"] is not None]
             if study["importances"]:
@@ -106,20 +106,20 @@ def _overview(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
     shares = study["importances"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, max(2.2, 0.9 + 0.28 * len(shares))))
     names = sorted(shares, key=lambda key: shares[key])
-    left.barh(names, [shares[key] for key in names], color=figures.BLUE, height=0.62)
-    left.tick_params(axis="y", labelcolor=figures.INK)
+    left.barh(names, [shares[key] for key in names], color=curves.BLUE, height=0.62)
+    left.tick_params(axis="y", labelcolor=curves.INK)
     left.grid(False, axis="y")
     left.set(title="Importance", xlabel="share of the variance", xlim=(0, 1))
     order = sorted(done, key=lambda trial: trial["number"])
     numbers, values = [trial["number"] for trial in order], [trial["value"] for trial in order]
     better = min if study["direction"] == "minimize" else max
     best = [better(values[: end + 1]) for end in range(len(values))]
-    right.plot(numbers, values, "o", color=figures.BLUE, markersize=4)
-    right.step(numbers, best, where="post", color=figures.ORANGE, linewidth=1.2, label="best so far")
+    right.plot(numbers, values, "o", color=curves.BLUE, markersize=4)
+    right.step(numbers, best, where="post", color=curves.ORANGE, linewidth=1.2, label="best so far")
     right.xaxis.get_major_locator().set_params(integer=True)
     right.set(title="Trials", xlabel="trial", ylabel=study["metric"].rsplit(".", 1)[-1].rsplit(":", 1)[-1])
     right.legend()
-    return figures._svg(figure)
+    return curves._svg(figure)
 
 
 def _slices(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
@@ -145,9 +145,9 @@ def _slices(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
             panel.tick_params(axis="x", which="minor", size=0)
         elif all(isinstance(place, int) for place in places) and len(set(places)) <= FEW:
             panel.set_xticks(sorted(set(places)))
-        panel.plot(places, [trial["value"] for trial in known], "o", color=figures.BLUE, markersize=4)
-        panel.plot(places[:1], [trial["value"] for trial in known[:1]], "D", color=figures.ORANGE, markersize=5)
+        panel.plot(places, [trial["value"] for trial in known], "o", color=curves.BLUE, markersize=4)
+        panel.plot(places[:1], [trial["value"] for trial in known[:1]], "D", color=curves.ORANGE, markersize=5)
         panel.set(xlabel=key)
     for panel in grid[:, 0]:
         panel.set(ylabel=study["metric"].rsplit(".", 1)[-1].rsplit(":", 1)[-1])
-    return figures._svg(figure)
+    return curves._svg(figure)

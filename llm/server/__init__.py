@@ -1,1 +1,1 @@
-"""`python -m llm serve`: OpenAI's HTTP interface on the continuous batching of `llm.decoding`."""
+"""`python -m llm serve`: OpenAI's HTTP interface on the continuous batching of `llm.generation`."""

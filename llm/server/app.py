@@ -21,8 +21,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from llm.decoding import request as decoding
-from llm.decoding.text import TextStream
+from llm.generation import request as decoding
+from llm.generation.text_stream import TextStream
 from llm.server import schema, work
 from llm.server.engine import BusyError, ClosedError, Engine, Ticket
 from llm.server.errors import ApiError

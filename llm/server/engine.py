@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from llm.decoding.batch import Batch
-from llm.decoding.request import Completion, Request
-from llm.models import Named
+from llm.generation.batch import Batch
+from llm.generation.loaded_models import Named
+from llm.generation.request import Completion, Request
 
 
 class BusyError(Exception):

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from llm.decoding.request import Completion, Request
 from llm.errors import UserError
-from llm.models import Named
+from llm.generation.loaded_models import Named
+from llm.generation.request import Completion, Request
 from llm.server import schema
 from llm.server.errors import ApiError
 

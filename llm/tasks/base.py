@@ -21,7 +21,7 @@ class UnusableError(Exception):
 
 
 class Encoder(Protocol):
-    """The part of `llm.data.tokenizer.Tokenizer` that this module needs."""
+    """The part of `llm.tokenizer.bpe.Tokenizer` that this module needs."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text."""

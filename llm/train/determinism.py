@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from llm.train import distributed, hardware
+from llm.parallel import device as hardware
+from llm.parallel import processes
 
 
 @contextmanager
@@ -58,8 +59,8 @@ def place(
     Called in every process: they may have devices of several kinds.
     """
     return {
-        "device": f"{device.type.upper()} {' + '.join(sorted(set(distributed.everyone(hardware.name(device)))))}",
-        "processes": distributed.world_size(),
+        "device": f"{device.type.upper()} {' + '.join(sorted(set(processes.everyone(hardware.name(device)))))}",
+        "processes": processes.world_size(),
         "sharded": sharded,
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "dtype": str(dtype).removeprefix("torch."),

@@ -18,16 +18,17 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from llm.data.batches import Dataset, MicroBatch, announced, host_tensors, micro_batches, one_ahead
 from llm.errors import UserError
-from llm.model.dtensor import unshard, whole
 from llm.model.quantized import QuantizedLinear
+from llm.model.sharded_tensor import unshard, whole
 from llm.model.transformer import Transformer
+from llm.parallel import device, processes
 from llm.params import Training
-from llm.train import distributed, dry, hardware, sharding
+from llm.train import fsdp, micro_batch
 from llm.train.determinism import deterministic, place
-from llm.train.loader import Dataset, MicroBatch, announced, host_tensors, micro_batches, one_ahead
-from llm.train.meter import Meter
 from llm.train.optimizer import Optimizers
+from llm.train.throughput import Meter
 
 
 class Engine:
@@ -45,7 +46,7 @@ class Engine:
         Raises:
             UserError: one sequence does not fit the device's memory, or the processes would not compute the same.
         """
-        self.device = hardware.device()
+        self.device = device.device()
         self.model, self.sharded = model, model.fill is not None
         if not self.sharded:
             model.to(self.device)
@@ -53,31 +54,31 @@ class Engine:
         self.length = settings.sequence_length
         self.batch_size = settings.batch_tokens // self.length
         self.flops = model.config.flops_per_token(self.length) * settings.batch_tokens * steps
-        model.compute_dtype = hardware.precision(settings.precision, self.device)
+        model.compute_dtype = device.precision(settings.precision, self.device)
         model.grad_checkpointing = settings.grad_checkpointing
         # Unpacking 4-bit weights is the library's own kernel, at which the compiler would stop in every layer.
         quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
-        self.compiled = not quantized and hardware.compiles(settings.compile, self.device, self.flops)
-        self.rank, self.world_size = distributed.rank(), distributed.world_size()
+        self.compiled = not quantized and device.compiles(settings.compile, self.device, self.flops)
+        self.rank, self.world_size = processes.rank(), processes.world_size()
         if self.world_size > 1:
             chosen = {
                 "sharding": "fsdp" if self.sharded else "ddp",
                 "type": model.compute_dtype,
                 "compiled": self.compiled,
             }
-            distributed.refuse_disagreement(chosen, stage)
+            processes.refuse_disagreement(chosen, stage)
         rows = stage, model, train_set, self.length, self.batch_size
         if self.sharded:  # before layers are compiled: those of a copy would be the original's
-            fits = dry.sharded_micro_batch(*rows, self.compiled)
+            fits = micro_batch.sharded_micro_batch(*rows, self.compiled)
         if self.compiled:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))
             model.compile_parts()
         self.parallel: Any = None  # of several processes: the loss as DistributedDataParallel, or sharded
         if self.sharded:
-            self.parallel = sharding.shard(model, self.device, model.compute_dtype, self.compiled)
+            self.parallel = fsdp.shard(model, self.device, model.compute_dtype, self.compiled)
         else:
-            fits = dry.micro_batch(*rows)
-        self.micro = distributed.balanced(min(distributed.everyone(fits)), self.batch_size, self.world_size)
+            fits = micro_batch.micro_batch(*rows)
+        self.micro = processes.balanced(min(processes.everyone(fits)), self.batch_size, self.world_size)
         self.optimizers = Optimizers(
             model, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.betas
         )
@@ -90,7 +91,7 @@ class Engine:
 
     def batches(self, start: int) -> Generator[MicroBatch]:
         """This process's micro-batches of all steps from `start` on, which `backward` takes in their order."""
-        mine = distributed.dealt(self.batch_size, self.micro, self.rank, self.world_size)
+        mine = processes.dealt(self.batch_size, self.micro, self.rank, self.world_size)
         steps, pin = range(start, self.steps), self.device.type == "cuda"
         return one_ahead(micro_batches(self.train_set, self.seed, steps, self.batch_size, self.micro, mine, pin))
 
@@ -103,7 +104,7 @@ class Engine:
         """
         if self.world_size == 1 or self.sharded:
             return
-        self.parallel = distributed.parallel_loss(self.model)
+        self.parallel = processes.parallel_loss(self.model)
         empty = self.host_tensors(self.train_set, np.zeros(0, dtype=np.int64))
         self.parallel(self.to_device(empty)).backward()
         self.model.zero_grad(set_to_none=True)
@@ -116,7 +117,7 @@ class Engine:
             read: then the step must not be taken, in any process.
         """
         unread: str | None = None
-        rounds = len(distributed.dealt(self.batch_size, self.micro, self.rank, self.world_size))
+        rounds = len(processes.dealt(self.batch_size, self.micro, self.rank, self.world_size))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for i in range(rounds):
             with self.meter.waiting("loader"):
@@ -158,7 +159,7 @@ class Engine:
         self.model.eval()
         total, count = 0.0, 0
         # Equally many for each process, since those of a sharded model compute together; the last may be empty.
-        mine = distributed.dealt(data.num_rows, self.micro, self.rank, self.world_size)
+        mine = processes.dealt(data.num_rows, self.micro, self.rank, self.world_size)
         every = np.arange(data.num_rows)
         ids = [every[number * self.micro : (number + 1) * self.micro] for number in mine]
         with (
@@ -172,7 +173,7 @@ class Engine:
         if self.sharded:
             self.parallel.reshard()
         self.model.train()
-        all_total, all_count = distributed.sums([total, float(count)], self.device)
+        all_total, all_count = processes.sums([total, float(count)], self.device)
         return all_total / all_count
 
     def gather(self) -> None:
@@ -205,7 +206,7 @@ class Engine:
             f"{self.flops:.2e} FLOPs"
         )
         how = [
-            hardware.name(self.device),
+            device.name(self.device),
             str(self.model.compute_dtype).removeprefix("torch."),
             "compiled (the first step takes longer)" if self.compiled else "not compiled",
             f"micro-batch {self.micro} × {self.length} tokens",
@@ -217,7 +218,7 @@ class Engine:
     def conditions(self) -> dict[str, Any]:
         """How it is computed, for the timing file."""
         return {
-            "device": hardware.name(self.device),
+            "device": device.name(self.device),
             "dtype": str(self.model.compute_dtype).removeprefix("torch."),
             "compiled": self.compiled,
             "processes": self.world_size,

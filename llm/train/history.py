@@ -6,7 +6,7 @@ import csv
 import io
 from pathlib import Path
 
-from llm.io import write_bytes
+from llm.runtime.io import write_bytes
 
 COLUMNS = ("step", "tokens", "loss", "learning_rate", "grad_norm", "val_loss")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm.model.dtensor import is_sharded
+from llm.model.sharded_tensor import is_sharded
 
 # Newton-Schulz coefficients of Jordan et al. 2024 (kellerjordan.github.io/posts/muon), as in torch.optim.Muon.
 A, B, C = 3.4445, -4.7750, 2.0315
@@ -33,7 +33,7 @@ def orthogonalize_all(matrices: list[Tensor]) -> Iterable[Tensor]:
     a process."""
     if not is_sharded(matrices[0]):
         return orthogonalize(torch.stack(matrices))
-    from llm.train.sharding import each_whole
+    from llm.train.fsdp import each_whole
 
     # Half the bytes, and no other result: orthogonalize works in bfloat16.
     updates = each_whole([matrix.bfloat16() for matrix in matrices], orthogonalize)  # type: ignore[misc]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from llm.data.source_counts import validation_sources
-from llm.train.windows import Rows, TokenWindows
+from llm.data.val_sources import validation_sources
+from llm.data.windows import Rows, TokenWindows
 
 if TYPE_CHECKING:
     from llm.train.engine import Engine

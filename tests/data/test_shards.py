@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.data.chunks import find_chunks
-from llm.data.clean.plan import Plan
-from llm.data.corpus import describe, encode_corpus
-from llm.data.raw import Writer
-from llm.data.shard_writer import ShardWriter
+from llm.corpus.chunks import find_chunks
+from llm.corpus.clean.plan import Plan
+from llm.corpus.encode import describe, encode_corpus
+from llm.corpus.shard_writer import ShardWriter
 from llm.data.shards import TokenStream, is_validation
-from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
-from llm.io import sha256, write_json
 from llm.params import Clean
+from llm.runtime.io import sha256, write_json
+from llm.sources.raw import Writer
+from llm.tokenizer.bpe import Tokenizer
 
 DOCUMENTS = [
     f"Document {i} returns the {i % 7}th value é中 of <|endoftext|> the array.\n" * (1 + i % 5) for i in range(300)

@@ -1,4 +1,4 @@
-"""Stand-ins with the interfaces of `llm.data.tokenizer` and `llm.data.shards`, and a likelihood computed plainly."""
+"""Stand-ins with the interfaces of `llm.tokenizer.bpe` and `llm.data.shards`, and a likelihood computed plainly."""
 
 from __future__ import annotations
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from llm.errors import UserError
-from llm.evaluate import files, run
-from llm.evaluate.files import TestSet
+from llm.evaluate import answers as run
+from llm.evaluate import test_sets
+from llm.evaluate.answers import Asking
 from llm.evaluate.metrics import Measure
-from llm.evaluate.run import Asking
+from llm.evaluate.test_sets import TestSet
 from tests.evaluate.standins import Bytes
-from tests.evaluate.test_run import held_out
+from tests.evaluate.test_answers import held_out
 from tests.model.conftest import random_model
 
 
@@ -55,7 +56,7 @@ def test_an_empty_or_missing_reference_is_an_empty_text_and_is_counted(reference
 def test_a_null_reference_in_the_file_is_none(tmp_path: Path) -> None:
     row = {**held_out("summarization", 1).rows[0], "references": None}
     pq.write_table(pa.Table.from_pylist([row, row | {"id": "1", "references": ["x"]}]), tmp_path / "s.parquet")
-    (test,) = files.read_tests(tmp_path, None)
+    (test,) = test_sets.read_tests(tmp_path, None)
     assert scores(test, ["x", "x"])["no_reference"].value() == 0.5
 
 

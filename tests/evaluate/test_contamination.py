@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llm.data import ngrams
 from llm.evaluate.contamination import Contamination
+from llm.text import ngrams
 
 
 def sequence(start: int, count: int) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from llm.data.val_sample import ValSample
 from llm.evaluate import language
-from llm.model.files import save_model
+from llm.model.hf_files import save_model
 from tests.evaluate.standins import Bytes, held_out_text
 from tests.model.conftest import random_model
 

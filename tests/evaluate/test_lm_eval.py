@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from llm.data.tokenizer import Tokenizer
-from llm.evaluate import files, language, run
-from llm.model.files import load_model, save_model
+from llm.evaluate import answers as run
+from llm.evaluate import language, test_sets
+from llm.model.hf_files import load_model, save_model
+from llm.tokenizer.bpe import Tokenizer
 from tests.conftest import ROOT
 from tests.evaluate.standins import held_out_text
 from tests.model.conftest import random_model
@@ -50,7 +51,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, (text, label) in enumerate(zip(texts, LABELS * 20, strict=True))
     ]  # fmt: skip
     (path / "data/mix/test").mkdir(parents=True)
-    files.write_columns(
+    test_sets.write_columns(
         path / "data/mix/test/classification.parquet", {name: [row[name] for row in rows] for name in rows[0]}
     )
     # One text: lm-eval begins it after an end token, as our stream does where its first document is empty. It fills
@@ -83,7 +84,7 @@ def theirs(workspace: Path) -> dict[str, dict[str, float]]:
 
 def test_accuracy_is_lm_evals_to_the_last_example(workspace: Path, theirs: dict[str, dict[str, float]]) -> None:
     tokenizer = Tokenizer.load(workspace / "models/finetuned")
-    (test,) = files.read_tests(workspace / "data/mix/test", None)
+    (test,) = test_sets.read_tests(workspace / "data/mix/test", None)
     answers = run.answer(load_model(workspace / "models/finetuned"), tokenizer, test, run.Asking(chat=True))
     accuracy = run.measures(test, answers.texts, answers.form)[0].value()
     assert theirs["our_classification"]["acc,none"] == accuracy

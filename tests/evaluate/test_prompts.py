@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm.evaluate.answers import Asking, answer
 from llm.evaluate.prompts import Shots, prompts
-from llm.evaluate.run import Asking, answer
 from tests.evaluate.standins import Bytes
-from tests.evaluate.test_run import held_out
+from tests.evaluate.test_answers import held_out
 from tests.model.conftest import random_model
 
 TRAIN = [(f"question {i}", f"answer {i}") for i in range(20)]

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 
 from llm import params, tasks
-from llm.data import raw, sources
-from llm.data.tokenizer import Tokenizer
-from llm.evaluate import baselines, run
-from llm.evaluate.files import TestSet
+from llm.evaluate import answers as run
+from llm.evaluate import baselines
+from llm.evaluate.test_sets import TestSet
+from llm.sources import download, raw
 from llm.tasks import mixture, splits
+from llm.tokenizer.bpe import Tokenizer
 from tests.model.conftest import random_model
 
 
 def test_set(directory: Path, name: str, kind: str, **source: Any) -> tuple[TestSet, list[dict[str, Any]]]:
     """The first 60 test examples of a data set, and its raw records."""
     made = params.FilesSource(source="files", **source)
-    manifest = sources.write_raw(name, kind, made, directory)
+    manifest = download.write_raw(name, kind, made, directory)
     task, records = tasks.get(kind), list(raw.read(directory))
     survey = splits.survey(task, name, records, 0.05, 0.2)
     data = mixture.Dataset(name, kind, task, 1.0, lambda: iter(records), survey, manifest.get("positive_label"))

@@ -11,12 +11,12 @@ import pytest
 import torch
 import yaml
 
-from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
 from llm.export import default_directory, export
-from llm.io import sha256, write_json
-from llm.model.files import load_model, save_model
+from llm.model.hf_files import load_model, save_model
 from llm.model.lora import add_lora, save_adapter
+from llm.runtime.io import sha256, write_json
+from llm.tokenizer.bpe import Tokenizer
 from tests.model.conftest import random_model
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -110,7 +110,7 @@ def test_a_tensor_that_does_not_come_back_is_noticed(tmp_path: Path) -> None:
 
 def test_sentencepiece_merges_become_scores_in_their_order(tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf", reason="needs the extra `export`")
-    from tests.data.test_pretrained_tokenizer import write
+    from tests.tokenizer.test_pretrained import write
 
     directory = model_directory(tmp_path / "model", vocab_size=500)
     (directory / "ranks.tiktoken").unlink()

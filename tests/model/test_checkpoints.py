@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from llm.decoding.step import Cache, Step, prefill
 from llm.errors import UserError
+from llm.generation.kv_cache import Cache, Step, prefill
 from llm.model.config import ROTARY, Config
-from llm.model.files import digests, load_config, load_model, save_model
+from llm.model.hf_files import digests, load_config, load_model, save_model
 from llm.model.transformer import Transformer
 
 transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
@@ -235,7 +235,7 @@ def test_broken_sharded_checkpoints_are_named(damage: str, tmp_path: Path) -> No
 MEASURE = """
 import sys
 import torch
-from llm.model.files import load_model
+from llm.model.hf_files import load_model
 
 def high_water():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llm.errors import UserError
-from llm.model.files import save_model
+from llm.model.hf_files import save_model
 from llm.model.lora import LoraLinear, add_lora, load_adapter, merge_lora, save_adapter
 from llm.model.transformer import Transformer
 from tests.model.conftest import random_model

@@ -10,7 +10,7 @@ import torch
 
 from llm.errors import UserError
 from llm.model.config import Config
-from llm.model.files import load_model, save_model
+from llm.model.hf_files import load_model, save_model
 from llm.model.transformer import Transformer
 
 transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")

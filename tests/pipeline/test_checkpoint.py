@@ -13,10 +13,10 @@ import yaml
 from tokenizers import decoders, pre_tokenizers, trainers
 
 from llm.model.config import Config
-from llm.model.files import load_model, save_model
+from llm.model.hf_files import load_model, save_model
 from llm.model.transformer import Transformer
-from tests.data.test_pretrained_tokenizer import CHATML
 from tests.pipeline.workspace import copy, run
+from tests.tokenizer.test_pretrained import CHATML
 
 THEIRS = "models/theirs"
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from llm.revisions import Revision
+from llm.experiments.revisions import Revision
 from tests.pipeline.workspace import ROOT, checkout, run
 
 NOT_REPRODUCED = {"metrics/report"}  # states times and the MLflow run

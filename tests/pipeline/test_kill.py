@@ -16,7 +16,10 @@ from tests.pipeline.torture import MOMENTS, OUTPUTS, Victims, summary, torture
 
 KILLS = int(os.environ.get("LLM_KILLS", "50"))  # that hit; half of them in pretrain, half in finetune
 SEED = int(os.environ.get("LLM_KILLS_SEED", "0"))  # other moments
-OUTPUT = {"pretrain": "stages.pretrain.main", "finetune": "llm.train.methods.write"}  # what makes the outputs whole
+OUTPUT = {
+    "pretrain": "stages.pretrain.main",
+    "finetune": "llm.train.finetune_methods.write",
+}  # what makes the outputs whole
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
 
@@ -36,7 +39,7 @@ def test_stages_killed_anywhere_end_with_the_same_bytes(
     assert len(hits) >= KILLS
     for stage in OUTPUTS if KILLS >= 50 else ():  # then each kind of moment has had its turn
         functions = {hit["function"] for hit in found[stage][0]}
-        assert {"llm.train.state.State._write", "llm.model.files.save_model", OUTPUT[stage]} <= functions
+        assert {"llm.train.checkpoint.local.State._write", "llm.model.hf_files.save_model", OUTPUT[stage]} <= functions
         assert {(hit["point"], hit["when"]) for hit in found[stage][0]} >= {*MOMENTS, ("time", "at")}
 
 

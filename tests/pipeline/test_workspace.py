@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from llm import status, workspace
+from llm.runtime import dvc_lock
+from llm.tracking import status
 from tests.pipeline.workspace import ROOT, run
 
 SLOW = """
 import os, time
 from llm.errors import run_stage
-from llm.timing import stage_timing
+from llm.runtime.timing import stage_timing
 def main():
     with stage_timing("slow"):
         os.mkdir("out")
@@ -88,23 +89,23 @@ def test_the_lock_is_taken_in_the_main_workspace_alone_and_never_from_a_living_p
     locks = tmp_path / ".dvc" / "tmp" / "exps" / "rwlock"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "elsewhere"))  # a temporary run
-    workspace.hold(os.getpid())
+    dvc_lock.hold(os.getpid())
     assert not locks.exists()
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    workspace.hold(os.getpid())
-    workspace.hold(1)
-    assert json.loads(locks.read_text())["write"][workspace.REFERENCES]["pid"] == os.getpid()
-    workspace.release()
+    dvc_lock.hold(os.getpid())
+    dvc_lock.hold(1)
+    assert json.loads(locks.read_text())["write"][dvc_lock.REFERENCES]["pid"] == os.getpid()
+    dvc_lock.release()
     assert json.loads(locks.read_text())["write"] == {}
     dead = subprocess.Popen(["true"])  # not waited for: a zombie is as dead
     while status.psutil.Process(dead.pid).status() != status.psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
-    locks.write_text(json.dumps({"write": {workspace.REFERENCES: {"pid": dead.pid, "cmd": "dvc"}}}))
-    workspace.hold(os.getpid())
-    assert json.loads(locks.read_text())["write"][workspace.REFERENCES]["pid"] == os.getpid()
-    workspace.release(dead.pid)
-    assert workspace.REFERENCES in json.loads(locks.read_text())["write"]
-    workspace.release(os.getpid())
+    locks.write_text(json.dumps({"write": {dvc_lock.REFERENCES: {"pid": dead.pid, "cmd": "dvc"}}}))
+    dvc_lock.hold(os.getpid())
+    assert json.loads(locks.read_text())["write"][dvc_lock.REFERENCES]["pid"] == os.getpid()
+    dvc_lock.release(dead.pid)
+    assert dvc_lock.REFERENCES in json.loads(locks.read_text())["write"]
+    dvc_lock.release(os.getpid())
     assert json.loads(locks.read_text())["write"] == {}
     dead.wait()
 
@@ -112,4 +113,4 @@ def test_the_lock_is_taken_in_the_main_workspace_alone_and_never_from_a_living_p
 def test_dvc_still_asks_for_the_lock_that_is_held() -> None:
     from dvc.repo.experiments.refs import EXEC_NAMESPACE
 
-    assert EXEC_NAMESPACE == workspace.REFERENCES
+    assert EXEC_NAMESPACE == dvc_lock.REFERENCES

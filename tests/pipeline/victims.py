@@ -45,20 +45,20 @@ HEAVY = (  # two thirds of a tiny stage's time, were they imported in each child
     "sqlalchemy.dialects.sqlite",
     "tiktoken",
     "torch._dynamo",
-    "llm.tracking",
-    "llm.train.examples",
-    "llm.train.loop",
+    "llm.tracking.run",
+    "llm.data.examples",
+    "llm.train.trainer",
 )
 
 
 def caller() -> str:
-    """The innermost function of the project that is not a helper of `llm.io`, e.g. `llm.train.state.State._write`."""
+    """The innermost function of the project that is not a helper of `llm.runtime.io`, e.g. `llm.train.checkpoint.local.State._write`."""
     frame, found = sys._getframe(2), ""
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         if module.startswith(("llm.", "stages.")):
             found = f"{module}.{frame.f_code.co_qualname}"
-            if module != "llm.io":
+            if module != "llm.runtime.io":
                 break
         frame = frame.f_back  # type: ignore[assignment]
     return found
@@ -120,9 +120,8 @@ class Harm:
         return counted
 
     def arm(self) -> None:
-        import safetensors.torch
-
         import llm.io
+        import safetensors.torch
 
         def nothing(*args: Any, **kwargs: Any) -> None:
             pass
@@ -154,7 +153,7 @@ class Harm:
                 file.write = self.around("write", real, half_written, lambda _: str(path))  # type: ignore[method-assign]
             return file
 
-        llm.io.open = opened  # type: ignore[attr-defined]
+        llm.runtime.io.open = opened  # type: ignore[attr-defined]
         if "limit" in self.full:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.full["limit"], self.full["limit"]))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = ["networkx", "datasets"]  # documentation small enough to read in seconds, with all three tasks
 
 TINY: dict[str, Any] = {

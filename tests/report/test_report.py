@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from llm import params
-from llm.data.clean.plan import Plan
+from llm.corpus.clean.plan import Plan
 from llm.errors import UserError
 from llm.params import Clean
-from llm.report import history, page, scores, words
+from llm.report import format as words
+from llm.report import page, scores
 from llm.report.collect import collect
 from llm.report.corpus import compared
 from llm.report.page import write_report
+from llm.runtime import metrics_files
 from tests.report import workspace
 
 ATTACK = "<script>alert(1)</script> & {{ 7 * 7 }} | `x` <img src='https://example.org/p.png'>"
@@ -112,22 +114,23 @@ def test_the_corpus_is_shown_with_its_sources_and_tokens(tmp_path: Path, monkeyp
 def test_the_tokenizer_is_compared_with_gpt2s_where_that_is_at_hand(
     here: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llm.data import chunks, corpus, raw
-    from llm.data.tokenizer import GPT2_PATTERN, Tokenizer
-    from llm.io import write_json
+    from llm.corpus import chunks, encode
+    from llm.runtime.io import write_json
+    from llm.sources import raw
+    from llm.tokenizer.bpe import GPT2_PATTERN, Tokenizer
 
     monkeypatch.chdir(tmp_path)
     texts = [f"Document {i} returns the {i}th value of the array, in order." for i in range(60)]
     ours, other = Tokenizer.train(texts, 330), Tokenizer({bytes([i]): i for i in range(256)}, GPT2_PATTERN)
-    monkeypatch.setattr("llm.data.gpt2_files.are_here", lambda: here)
+    monkeypatch.setattr("llm.tokenizer.gpt2.are_here", lambda: here)
     monkeypatch.setattr(Tokenizer, "gpt2", classmethod(lambda cls: other))
     with raw.Writer(tmp_path / "raw", "pretrain") as writer:
         for text in texts:
             writer.write({"id": text, "text": text, "source": ""})
-    shards, counts = corpus.encode_corpus(
+    shards, counts = encode.encode_corpus(
         chunks.find_chunks(tmp_path / "raw"), ours, tmp_path / "data", 0.3, 2000, Plan(Clean(), None)
     )
-    write_json("data/tokens/meta.json", corpus.describe(shards, counts, ours, 0.3))
+    write_json("data/tokens/meta.json", encode.describe(shards, counts, ours, 0.3))
     ours.save("data/tokenizer")
     found = compared()
     assert found is not None
@@ -230,9 +233,9 @@ def test_samples_pair_the_models_by_id(tmp_path: Path, monkeypatch: pytest.Monke
 def test_timings_older_than_the_run_are_not_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace.full(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert history.scalars(0.0)["pretrain/tokens_per_second"] == 8123.4
+    assert metrics_files.scalars(0.0)["pretrain/tokens_per_second"] == 8123.4
     later = (tmp_path / "metrics" / "timing" / "pretrain.json").stat().st_mtime + 60
-    cached = history.scalars(later)
+    cached = metrics_files.scalars(later)
     assert "pretrain/tokens_per_second" not in cached
     assert cached["evaluate/finetuned.question_answering.f1"] == 0.61
     assert "evaluate/contamination.summarization" not in cached, "a detail, which is in the file"

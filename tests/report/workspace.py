@@ -72,7 +72,7 @@ stages:
   tokenize:
     cmd: python -m stages.tokenize
     deps:
-    - path: llm/data/tokenizer.py
+    - path: llm/tokenizer/bpe.py
       md5: 00000000000000000000000000000000
     - path: data/raw/pretrain
       md5: 3f786850e387550fdab836ed7e6dc881.dir

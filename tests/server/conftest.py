@@ -16,12 +16,12 @@ import pytest
 import torch
 import uvicorn
 
-from llm.data.tokenizer import Tokenizer
-from llm.model.files import save_model
+from llm.generation.loaded_models import Shelf
+from llm.model.hf_files import save_model
 from llm.model.lora import LoraLinear, add_lora, save_adapter
-from llm.models import Shelf
 from llm.server.app import application
 from llm.server.engine import Engine
+from llm.tokenizer.bpe import Tokenizer
 from tests.model.conftest import random_model
 
 ROWS, QUEUE, SLOTS, MAX_TOKENS = 3, 2, 200, 150

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from llm.decoding.request import Completion, Request
-from llm.generate import complete
-from llm.models import Shelf
+from llm.generation.generate import complete
+from llm.generation.loaded_models import Shelf
+from llm.generation.request import Completion, Request
 from llm.params import Decoding
 from tests.server.conftest import Running, until
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llm.models import Shelf
+from llm.generation.loaded_models import Shelf
 from tests.server.conftest import Running
 from tests.server.test_openai_client import offline
 

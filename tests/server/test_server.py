@@ -16,9 +16,9 @@ import psutil
 import pytest
 import torch
 
-from llm.decoding.request import Request
 from llm.errors import UserError
-from llm.models import Shelf, stop_ids
+from llm.generation.loaded_models import Shelf, stop_ids
+from llm.generation.request import Request
 from llm.server.engine import ClosedError, Engine, Ticket
 from llm.server.schema import NEUTRAL, NEUTRAL_IN_MESSAGE
 from tests.server.conftest import QUEUE, ROWS, Running, until

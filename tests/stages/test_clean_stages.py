@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from llm.data import raw
 from llm.data.shards import TokenStream
-from llm.data.tokenizer import Tokenizer
 from llm.evaluate.contamination import Contamination
-from llm.io import sha256
+from llm.runtime.io import sha256
+from llm.sources import raw
+from llm.tokenizer.bpe import Tokenizer
 from stages import mix, tokenize
 
 ROOT = Path(__file__).parents[2]

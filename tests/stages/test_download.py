@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from llm import params
-from llm.data import sources
-from llm.data.raw import read
 from llm.errors import UserError
+from llm.sources import download as sources
+from llm.sources.raw import read
 from stages import download
 
 ROOT = Path(__file__).parents[2]

@@ -15,16 +15,16 @@ import pytest
 import torch
 import yaml
 
-from llm.data.raw import Writer
-from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
-from llm.io import sha256, write_json
-from llm.model.files import save_model
+from llm.model.hf_files import save_model
+from llm.runtime.io import sha256, write_json
+from llm.sources.raw import Writer
+from llm.tokenizer.bpe import Tokenizer
 from stages import evaluate
 from tests.conftest import ROOT
-from tests.data.test_pretrained_tokenizer import write as write_checkpoint
 from tests.model.conftest import random_model
 from tests.pipeline.workspace import run
+from tests.tokenizer.test_pretrained import write as write_checkpoint
 
 CONTEXT = "The axis argument names the dimension. It is an integer. Negative values count from the end."
 KINDS: dict[str, dict[str, Any]] = {

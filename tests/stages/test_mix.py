@@ -15,13 +15,13 @@ import pytest
 import yaml
 
 from llm.data.shards import is_validation
-from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
-from llm.io import write_json
+from llm.runtime.io import write_json
 from llm.tasks.splits import normalise
+from llm.tokenizer.bpe import Tokenizer
 from stages import mix
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).parents[2]
 WORDS = ["array", "table", "value", "index", "column", "shape", "type", "zeros", "graph", "node", "edge", "matrix"]
 LABELS = ["numpy", "pandas", "scipy"]
 LIST = pa.list_(pa.string())

@@ -21,7 +21,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from llm.errors import UserError
-from llm.train import launch
+from llm.parallel import launch
 from stages import tokenize
 from tests.pipeline.workspace import ROOT, TINY, environment, run
 from tests.stages.test_tokenize import documents, workspace

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from llm import remote
-from llm.commands.tokens import push
+from llm.cli.tokens import push
 from llm.data import block_cache
 from llm.errors import UserError
-from llm.train.loop import Trainer
+from llm.runtime import remote_fs
+from llm.train.trainer import Trainer
 from stages import pretrain, tokenize
 from tests.pipeline.workspace import TINY
 from tests.servers import S3
 from tests.stages.test_tokenize import documents, workspace
-from tests.train.test_state_remote import s3  # noqa: F401  (a fixture)
+from tests.train.checkpoint.test_remote import s3  # noqa: F401  (a fixture)
 
 BLOCK, LIMIT = 2048, 40 * 1024  # bytes; the corpus has twice as many
 MODEL = Path("models/base/model.safetensors")
@@ -50,9 +50,9 @@ def test_a_model_has_the_same_bytes_though_its_tokens_are_afar_and_the_server_is
     monkeypatch.setenv("LLM_TOKENS_URL", "s3://bucket/tokens")
     monkeypatch.setenv("LLM_TOKENS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LLM_TOKENS_CACHE_GB", str(LIMIT / 1e9))
-    monkeypatch.setattr(remote, "MOST", 0.5)
+    monkeypatch.setattr(remote_fs, "MOST", 0.5)
     step, sizes, write = Trainer._step, [], block_cache.BlockCache.write
-    away, tell, back = {9}, remote.Address._tell, threading.Timer(0.5, s3.start)
+    away, tell, back = {9}, remote_fs.Address._tell, threading.Timer(0.5, s3.start)
 
     def noted(self: block_cache.BlockCache, name: str, data: bytes) -> None:
         write(self, name, data)
@@ -68,21 +68,21 @@ def test_a_model_has_the_same_bytes_though_its_tokens_are_afar_and_the_server_is
             s3.stop()
         return step(self, number)
 
-    def back_once_it_is_missed(self: remote.Address, error: Exception) -> None:
+    def back_once_it_is_missed(self: remote_fs.Address, error: Exception) -> None:
         with suppress(RuntimeError):  # several threads miss it, and a timer starts once
             back.start()
         tell(self, error)
 
     monkeypatch.setattr(block_cache.BlockCache, "write", noted)
     monkeypatch.setattr(Trainer, "_step", interrupted)
-    monkeypatch.setattr(remote, "PATIENCE", 1.0)
+    monkeypatch.setattr(remote_fs, "PATIENCE", 1.0)
     with pytest.raises(UserError, match="start the same command again: it goes on from the last state"):
         pretrain.main()
     assert not MODEL.exists()
 
     s3.start()
-    monkeypatch.setattr(remote, "PATIENCE", 60.0)
-    monkeypatch.setattr(remote.Address, "_tell", back_once_it_is_missed)
+    monkeypatch.setattr(remote_fs, "PATIENCE", 60.0)
+    monkeypatch.setattr(remote_fs.Address, "_tell", back_once_it_is_missed)
     away.add(25)
     capsys.readouterr()
     pretrain.main()

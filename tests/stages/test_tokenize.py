@@ -18,14 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from llm.data import corpus_sample, raw
+from llm.corpus import sample
 from llm.data.shards import TokenStream, is_validation
-from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
-from llm.io import sha256, write_json
+from llm.runtime.io import sha256, write_json
+from llm.sources import raw
+from llm.tokenizer.bpe import Tokenizer
 from stages import tokenize
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 TEXT = "the array returns value of axis shape é中 number 2024 <|endoftext|> index's first\n\n    indented"
 WORDS = re.split(" ", TEXT)
 
@@ -138,7 +139,7 @@ def test_of_much_text_the_tokenizer_sees_a_share(here: Path, monkeypatch: pytest
     seen: list[str] = []
     train = Tokenizer.train
     monkeypatch.setattr(Tokenizer, "train", lambda texts, size: train(seen.extend(texts) or seen, size))
-    monkeypatch.setattr(corpus_sample, "SAMPLE_BYTES", 30_000)
+    monkeypatch.setattr(sample, "SAMPLE_BYTES", 30_000)
     tokenize.main()
     assert 10_000 < sum(len(text.encode()) for text in seen) < 60_000
     assert not any(is_validation(text, 0.1) for text in seen)

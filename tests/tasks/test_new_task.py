@@ -12,12 +12,13 @@ import pytest
 import yaml
 
 from llm import params, tasks
-from llm.data import sources
-from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
-from llm.evaluate import baselines, files, run
+from llm.evaluate import answers as run
+from llm.evaluate import baselines, test_sets
 from llm.evaluate.scorebook import ScoreBook
-from llm.tasks import datasets, splits
+from llm.sources import datasets, download
+from llm.tasks import splits
+from llm.tokenizer.bpe import Tokenizer
 from stages import mix
 from tests.conftest import ROOT
 from tests.model.conftest import random_model
@@ -63,7 +64,7 @@ def test_the_documented_task_goes_from_records_to_scores(
     }
     Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
 
-    manifest = sources.write_raw(
+    manifest = download.write_raw(
         "rewriting", "rewriting", params.load().download["rewriting"], Path("data/raw/rewriting")
     )
     assert (manifest["kind"], manifest["rows"]) == ("rewriting", 60)
@@ -78,13 +79,13 @@ def test_the_documented_task_goes_from_records_to_scores(
     assert {row["task"] for row in train} == {"rewriting"}
     assert all("lain words" in row["prompt"] for row in train)
 
-    (test,) = files.read_tests(Path("data/mix/test"), None)
+    (test,) = test_sets.read_tests(Path("data/mix/test"), None)
     model = random_model(vocab_size=tokenizer.vocab_size, max_position_embeddings=256)
     answers = run.answer(model, tokenizer, test, run.Asking(chat=True))
     assert "at most 48 tokens" in answers.form
     book = ScoreBook(tmp_path, 100, 0.95, 0)
     book.answers("finetuned", test, answers)
-    examples = files.train_examples(Path("data/mix/train.parquet"), "rewriting", 100)
+    examples = test_sets.train_examples(Path("data/mix/train.parquet"), "rewriting", 100)
     for name, texts in baselines.answers(test.kind, test.rows, examples, 0).items():
         book.answers(f"baseline:{name}", test, run.Answers(texts, {}, [], ""))
     assert set(book.results) == {"finetuned", "baseline:copy", "baseline:majority", "baseline:random"}
@@ -106,4 +107,4 @@ def test_a_misspelt_kind_of_a_data_set_is_refused_with_the_new_one_among_the_kno
 ) -> None:
     (folder / "rewriting.py").write_text(documented(), encoding="utf-8")
     with pytest.raises(UserError, match=r"kind 'rewritten' is unknown; expected .*rewriting"):
-        sources.write_raw("mine", "rewritten", params.FilesSource(source="files", paths=["x"]), tmp_path / "out")
+        download.write_raw("mine", "rewritten", params.FilesSource(source="files", paths=["x"]), tmp_path / "out")

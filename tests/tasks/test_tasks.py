@@ -10,10 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llm import tasks
-from llm.data.tokenizer import Tokenizer
 from llm.errors import UserError
 from llm.tasks import base, classification, instructions, question_answering, summarization
 from llm.tasks.base import UnusableError, choose, render, render_test, token_prefix
+from llm.tokenizer.bpe import Tokenizer
 
 SENTENCE = "return the array of a given shape and type filled with zeros where each value is read from disk"
 WORDS = SENTENCE.split(" ")

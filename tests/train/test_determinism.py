@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from llm.model.transformer import Transformer
+from llm.train.checkpoint.local import State
 from llm.train.determinism import deterministic, verdict
-from llm.train.loop import Trainer
-from llm.train.state import State
-from tests.train.test_loop import same, train, weights
+from llm.train.trainer import Trainer
+from tests.train.test_trainer import same, train, weights
 
 CPU: dict[str, Any] = {
     "device": "CPU AMD EPYC 9R14",

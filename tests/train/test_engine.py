@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from llm.train.loop import Trainer
-from llm.train.state import State
+from llm.train.checkpoint.local import State
+from llm.train.trainer import Trainer
 from tests.model.conftest import random_model
-from tests.train.test_loop import Sequences, Silent, settings
+from tests.train.test_trainer import Sequences, Silent, settings
 
 
 @pytest.mark.parametrize("seed", [20_261_121, 2**63 - 1])

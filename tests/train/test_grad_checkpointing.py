@@ -9,7 +9,7 @@ from torch import Tensor
 from llm.model.lora import add_lora
 from llm.model.transformer import Transformer
 from tests.model.conftest import random_model
-from tests.train.test_loop import same, train, weights
+from tests.train.test_trainer import same, train, weights
 
 
 def gradients(model: Transformer) -> tuple[dict[str, Tensor], int]:

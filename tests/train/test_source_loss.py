@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import yaml
 
-from llm.data.raw import Writer
 from llm.data.shards import TokenStream
-from llm.data.source_counts import VALIDATION, validation_sources
+from llm.data.val_sources import VALIDATION, validation_sources
+from llm.data.windows import TokenWindows
 from llm.errors import UserError
-from llm.io import write_json
+from llm.runtime.io import write_json
+from llm.sources.raw import Writer
 from llm.train.source_loss import SourceLabels, SourceWindows
-from llm.train.windows import TokenWindows
 from stages import pretrain, tokenize
 from tests.stages.test_tokenize import one_task
 

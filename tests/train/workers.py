@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from llm.model.transformer import Transformer
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 MICRO = 2  # rows: five micro-batches a step, of which the last has one row, so that no number of processes divides them
 BATCH = 9
 ROWS = 4096
@@ -99,13 +99,13 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
     process where they differ. cards: by process, the kind of its card and the largest micro-batch that fits it.
     """
     from llm.errors import UserError
-    from llm.model.dtensor import unshard
     from llm.model.lora import add_lora
-    from llm.train import distributed, hardware
-    from llm.train.loop import Trainer
-    from llm.train.state import State
+    from llm.model.sharded_tensor import unshard
+    from llm.parallel import device, processes
+    from llm.train.checkpoint.local import State
+    from llm.train.trainer import Trainer
     from tests.model.conftest import random_model
-    from tests.train.test_loop import LENGTH, Sequences, Silent, settings
+    from tests.train.test_trainer import LENGTH, Sequences, Silent, settings
 
     class Recording(Sequences):
         """Too many rows to learn by heart, a third of their tokens noise. Remembers each call."""
@@ -134,7 +134,7 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
                 time.sleep(job["timeout"] + 8)
             return super()._step(step)
 
-    hardware.micro_batch = lambda *_: MICRO
+    device.micro_batch = lambda *_: MICRO
     calls: list[list[int]] = []
     world, root = job["world"], Path(job["root"])
     if rank == 0 and job.get("copy"):
@@ -158,7 +158,7 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
     state, held_out = State("pretrain", inputs), Sequences()
     answer: dict[str, Any] = {}
     try:
-        with distributed.processes(), state.locked(), card(*job["cards"][rank]) if "cards" in job else nullcontext():
+        with processes.processes(), state.locked(), card(*job["cards"][rank]) if "cards" in job else nullcontext():
             trainer = Stoppable(model, Recording(), held_out, held_out, training, job["steps"], 1, state, Silent())
             answer["held"] = sum(local(p).numel() for p in model.parameters())
             result = trainer.run()
@@ -181,7 +181,8 @@ def card(kind: str, most: int) -> Iterator[None]:
     import torch
 
     from llm.model.transformer import Transformer
-    from llm.train import dry, hardware
+    from llm.parallel import device
+    from llm.train import micro_batch
 
     loss = Transformer.loss
 
@@ -191,12 +192,12 @@ def card(kind: str, most: int) -> Iterator[None]:
         return loss(self, **tensors)
 
     def tried(stage: str, model: Transformer, data: Any, *_: Any) -> int:
-        return dry.fitting_in_shards(stage, model, data, 4, torch.device("cpu"), compiled=False)
+        return micro_batch.fitting_in_shards(stage, model, data, 4, torch.device("cpu"), compiled=False)
 
     with (
         mock.patch.object(Transformer, "loss", short_of_memory),
-        mock.patch.object(dry, "sharded_micro_batch", tried),
-        mock.patch.object(hardware, "name", return_value=kind),
+        mock.patch.object(micro_batch, "sharded_micro_batch", tried),
+        mock.patch.object(device, "name", return_value=kind),
     ):
         yield
 
@@ -204,11 +205,11 @@ def card(kind: str, most: int) -> Iterator[None]:
 def started(job: dict[str, Any], sharded: bool) -> Transformer:
     """What `job["start"]` begins with: `new` weights, with the circuit, or a directory's, with an adapter."""
     from llm.model.config import Config
-    from llm.model.files import load_model, model_to_shard
+    from llm.model.hf_files import load_model, model_to_shard
     from llm.model.induction import seed_induction
     from llm.model.lora import add_lora, draw_lora
     from llm.model.transformer import Transformer
-    from llm.train.init import new_model_to_shard
+    from llm.train.initial_model import new_model_to_shard
 
     if job["start"] == "new":
         config = Config(**job["config"])
@@ -230,13 +231,14 @@ def filled(job: dict[str, Any]) -> dict[str, Any]:
     """Digests of a started model's parameters, and their largest part in this process."""
     import torch
 
-    from llm.model.dtensor import whole
-    from llm.train import distributed, sharding
+    from llm.model.sharded_tensor import whole
+    from llm.parallel import processes
+    from llm.train import fsdp
 
-    with distributed.processes():
+    with processes.processes():
         model = started(job, sharded=job["world"] > 1)
         if job["world"] > 1:
-            sharding.shard(model, torch.device("cpu"), torch.bfloat16, compiled=False)
+            fsdp.shard(model, torch.device("cpu"), torch.bfloat16, compiled=False)
         digests, held = {}, 0
         for name, parameter in model.named_parameters():
             value = whole(parameter.detach())
@@ -247,7 +249,7 @@ def filled(job: dict[str, Any]) -> dict[str, Any]:
 
 def to_shard(model: Transformer) -> Transformer:
     """The model on the meta device, whose `fill` gives it its present values."""
-    from llm.model.dtensor import fill
+    from llm.model.sharded_tensor import fill
 
     values = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     model.to("meta")

@@ -1,0 +1,48 @@
+"""The mixed examples of `data/mix`, tokenized and packed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from llm.data.packing import PackedExamples
+from llm.errors import UserError
+from llm.tokenizer.bpe import Tokenizer
+
+
+def packed_examples(
+    path: Path, tokenizer: Tokenizer, length: int, seed: int, by_task: bool = False
+) -> dict[str, PackedExamples]:
+    """Pack the examples of a parquet file into rows of `length` tokens.
+
+    Returns:
+        All examples under "", and with `by_task` also those of each task under its name.
+
+    Raises:
+        UserError: the file is missing or broken, or an example is longer than a row.
+    """
+    try:
+        table = pq.read_table(path, columns=["id", "task", "prompt", "response"])
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise UserError(f"{path} cannot be read ({error}). Run `dvc repro -sf mix` to write it again.") from None
+    groups: dict[str, list[tuple[list[int], int]]] = defaultdict(list)
+    for batch in table.to_batches(max_chunksize=1024):
+        columns = batch.to_pydict()
+        prompts = tokenizer.chat_batch(columns["prompt"])
+        responses = tokenizer.encode_batch(columns["response"])
+        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            head = prompt if columns["prompt"][i] else []  # plain text has no prompt
+            ids = [*head, *response, tokenizer.eos_id]
+            if len(ids) > length:
+                raise UserError(
+                    f"{path}: example {columns['id'][i]} has {len(ids)} tokens, more than "
+                    f"finetune.sequence_length = {length}; lower mix.max_tokens."
+                )
+            groups[""].append((ids, len(head)))
+            if by_task:
+                groups[columns["task"][i]].append((ids, len(head)))
+    if not groups:
+        raise UserError(f"{path} holds no examples; look at metrics/mix.json for what was dropped.")
+    return {name: PackedExamples(items, length, tokenizer.eos_id, seed) for name, items in groups.items()}

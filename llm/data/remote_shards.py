@@ -1,0 +1,261 @@
+"""Token shards on a remote file system: read in blocks, ahead of their use, with a part of them on this disk.
+
+    LLM_TOKENS_URL          where `python -m llm tokens push` put them: s3://bucket/folder, gs://…, file://…
+    LLM_TOKENS_CACHE        folder of the blocks on this disk; ~/.cache/llm/tokens
+    LLM_TOKENS_CACHE_GB     its limit in 10^9 bytes; 20
+
+A shard that lies in data/tokens is read there, one that does not is read at the address. What counts is
+data/tokens/meta.json: its digest names the folder at the address, and what that holds must repeat its shards' digests.
+With them lie the digests of blocks, which each block is compared with when it comes and when it is first read again.
+
+Why blocks: rows are drawn at random from all shards, so that the first batches alone would need all shards whole. Why
+256 KiB: S3 takes 0.1 to 0.2 s to answer, whatever it is asked for; in that time a connection carries ten times as much,
+so that a larger block would cost no more time but, for each row of some kilobytes, more traffic (docs/SCALE.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+import queue
+import threading
+from concurrent.futures import Future
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llm.data.block_cache import BlockCache
+from llm.errors import UserError
+from llm.runtime.env import environment_number
+from llm.runtime.io import read_json, sha256
+from llm.runtime.remote_fs import CONNECTIONS, Address
+
+BLOCK = 1 << 18  # bytes
+DIGEST = 16  # bytes of a block's BLAKE2b
+ROWS_AHEAD = 512  # at most, of which the blocks are fetched before their turn: 128 MiB, some seconds of a fast card
+INDEX = "blocks.json"
+FOLDER, GIGABYTES = "~/.cache/llm/tokens", 20.0
+
+
+class Blocks(NamedTuple):
+    """What `blocks.json` says of a shard."""
+
+    file: str
+    sha256: str
+    bytes: int
+    digests: str  # of its blocks, in hexadecimal, one after the other
+
+
+def digest(block: bytes) -> str:
+    """Of a block."""
+    return hashlib.blake2b(block, digest_size=DIGEST).hexdigest()
+
+
+def place(address: Address, directory: Path) -> str:
+    """The folder at an address that is for these tokens: its name is the digest of their meta.json."""
+    return posixpath.join(address.root, sha256(directory / "meta.json")[:16])
+
+
+def from_environment(directory: Path) -> RemoteTokens | None:
+    """What LLM_TOKENS_URL asks for.
+
+    Raises:
+        UserError: a variable is unusable, or the tokens there are not those that `directory`/meta.json describes.
+    """
+    url = os.environ.get("LLM_TOKENS_URL")
+    if not url:
+        return None
+    limit = environment_number("LLM_TOKENS_CACHE_GB", GIGABYTES, "gigabytes of disk for tokens", least=1e-6)
+    folder = Path(os.environ.get("LLM_TOKENS_CACHE") or FOLDER).expanduser()
+    return _connected(url, directory, sha256(directory / "meta.json"), folder, int(limit * 1e9))
+
+
+@cache  # one for both splits
+def _connected(url: str, directory: Path, _manifest: str, folder: Path, limit: int) -> RemoteTokens:
+    return RemoteTokens(url, directory, folder, limit)
+
+
+class RemoteTokens:
+    """The shards that one manifest describes, at an address. Threads may use it together."""
+
+    def __init__(self, url: str, directory: Path, folder: Path, limit: int) -> None:
+        """Raises UserError where the address does not answer, or has other tokens."""
+        self.address = Address(url, "LLM_TOKENS_URL")
+        self.root = place(self.address, directory)
+        self.block, self.shards = self._index(directory)
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        try:
+            self.cache = BlockCache(folder, limit, processes)
+        except OSError as error:
+            raise UserError(f"LLM_TOKENS_CACHE={folder}: {error.strerror}; name a folder on this disk.") from None
+        if os.environ.get("RANK", "0") == "0":
+            size = sum(shard.bytes for shard in self.shards.values())
+            print(
+                f"tokens: {size / 1e9:.2f} GB at {self.address.url}, up to {limit / 1e9:g} GB of them in {folder}",
+                flush=True,
+            )
+        # Blocks that are fetched ahead must not push one another out before they are read.
+        self.rows_ahead = min(ROWS_AHEAD, limit // (4 * self.block * processes))
+        self._coming: dict[tuple[str, int], Future[bytes]] = {}
+        self._lock = threading.Lock()
+        self._asked: queue.SimpleQueue[tuple[RemoteShard, int, Future[bytes]]] = queue.SimpleQueue()
+        for _ in range(CONNECTIONS):  # daemons: the end of the process does not wait for a remote that is away
+            threading.Thread(target=self._fetch_asked, name="tokens", daemon=True).start()
+
+    def shard(self, file: str, tokens: int, dtype: np.dtype) -> RemoteShard:
+        """A shard as an array."""
+        return RemoteShard(self, self.shards[file], tokens, dtype)
+
+    def ask(self, shard: RemoteShard, number: int) -> Future[bytes]:
+        """A block on its way, which another thread fetches, and keeps on the disk."""
+        key = shard.blocks.sha256, number
+        with self._lock:
+            if (future := self._coming.get(key)) is None:
+                future = self._coming[key] = Future()
+                self._asked.put((shard, number, future))
+        return future
+
+    def _fetch_asked(self) -> None:
+        while True:
+            shard, number, future = self._asked.get()
+            try:
+                data = self._fetch(shard, number)
+            except Exception as error:  # raised again where the block is used
+                future.set_exception(error)
+            else:
+                future.set_result(data)
+            with self._lock:
+                del self._coming[shard.blocks.sha256, number]
+
+    def _fetch(self, shard: RemoteShard, number: int) -> bytes:
+        """Raises UserError where the remote stays away, or has something else."""
+        path, start = posixpath.join(self.root, shard.blocks.file), number * self.block
+        stop = min(start + self.block, shard.blocks.bytes)
+        for _ in range(2):  # a damage on the way does not come twice
+            data: bytes = self._read(path, start, stop)
+            if shard.is_sound(number, data):
+                self._keep(shard.name(number), data)
+                return data
+        raise UserError(
+            f"{self.address.url}: {shard.blocks.file} is not what data/tokens/meta.json describes: bytes {start:,} to "
+            f"{stop:,} were changed since they were put there. Delete {path} there and run "
+            f"`python -m llm tokens push {self.address.url}` where data/tokens is whole."
+        )
+
+    def _keep(self, name: str, data: bytes) -> None:
+        try:
+            self.cache.write(name, data)
+        except OSError as error:
+            raise UserError(
+                f"LLM_TOKENS_CACHE={self.cache.folder} could not be written ({error.strerror}). Free some space, or "
+                f"set LLM_TOKENS_CACHE_GB below {self.cache.limit / 1e9:g}."
+            ) from None
+
+    def _read(self, path: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """Raises UserError where the remote stays away, or has no such file."""
+
+        def read() -> bytes:
+            try:
+                return self.address.fs.cat_file(path, start=start, end=stop)  # type: ignore[no-any-return]
+            except FileNotFoundError:
+                raise UserError(
+                    f"LLM_TOKENS_URL={self.address.url}: {path} is not there. Run `python -m llm tokens push "
+                    f"{self.address.url}` where data/tokens is whole."
+                ) from None
+            except PermissionError as error:
+                raise UserError(f"LLM_TOKENS_URL={self.address.url}: {path} may not be read ({error}).") from None
+
+        try:
+            return self.address.patiently(read)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the remote's package raises
+            raise UserError(
+                f"LLM_TOKENS_URL={self.address.url} does not answer ({type(error).__name__}: {error}). Mend the "
+                "connection and start the same command again: it goes on from the last state."
+            ) from None
+
+    def _index(self, directory: Path) -> tuple[int, dict[str, Blocks]]:
+        """Bytes of a block, and what is known of each shard's."""
+        path = posixpath.join(self.root, INDEX)
+        manifest = read_json(directory / "meta.json")
+        try:
+            index: dict[str, Any] = json.loads(self._read(path))
+            block, shards = int(index["block"]), {s["file"]: Blocks(**s) for s in index["shards"]}
+            expected = {s["file"]: s["sha256"] for split in ("train", "val") for s in manifest[split]["shards"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.address.url}: {path} is not what `python -m llm tokens push` writes ({type(error).__name__}: "
+                f"{error}). Delete it, and push again where data/tokens is whole."
+            ) from None
+        for file, wanted in expected.items():
+            if file not in shards or shards[file].sha256 != wanted:
+                raise UserError(f"{self.address.url}: {path} has another {file} than {directory}/meta.json.")
+        return block, shards
+
+
+class RemoteShard:
+    """A shard at the address, which is sliced as the array that it holds; nothing else is asked of shards."""
+
+    def __init__(self, remote: RemoteTokens, blocks: Blocks, tokens: int, dtype: np.dtype) -> None:
+        self.remote, self.blocks, self.tokens, self.dtype = remote, blocks, tokens, dtype
+        self.header = blocks.bytes - tokens * dtype.itemsize
+        self.sound = bytearray(-(-blocks.bytes // remote.block))  # whether this process has seen that a block is
+
+    def __len__(self) -> int:
+        return self.tokens
+
+    def __getitem__(self, asked: slice) -> np.ndarray:
+        start, stop, _ = asked.indices(self.tokens)
+        first, last = self._bytes(start), self._bytes(max(start, stop))
+        size = self.remote.block
+        numbers = self._numbers(start, stop)
+        if len(numbers) > 1:
+            self.ahead(start, stop)  # all at once
+        parts = [self._part(n, max(first - n * size, 0), min(last - n * size, size)) for n in numbers]
+        return np.frombuffer(b"".join(parts), self.dtype)
+
+    def ahead(self, start: int, stop: int) -> None:
+        """Let the blocks with tokens start … stop be fetched, those that are not here."""
+        for number in self._numbers(start, stop):
+            if self.name(number) not in self.remote.cache:
+                self.remote.ask(self, number)
+
+    def name(self, number: int) -> str:
+        """Of a block, on the disk."""
+        return f"{self.blocks.sha256[:32]}/{number}"
+
+    def is_sound(self, number: int, data: bytes) -> bool:
+        """Whether these are the bytes of the block."""
+        hexadecimal = 2 * DIGEST
+        expected = self.blocks.digests[number * hexadecimal : (number + 1) * hexadecimal]
+        self.sound[number] = digest(data) == expected
+        return bool(self.sound[number])
+
+    def _bytes(self, token: int) -> int:
+        return self.header + token * self.dtype.itemsize
+
+    def _numbers(self, start: int, stop: int) -> range:
+        """Blocks with tokens start … stop."""
+        if stop <= start:
+            return range(0)
+        return range(self._bytes(start) // self.remote.block, -(-self._bytes(stop) // self.remote.block))
+
+    def _part(self, number: int, start: int, stop: int) -> bytes:
+        """Bytes start … stop of a block, from the disk or, where it is not there or no longer sound, from afar."""
+        cache, name = self.remote.cache, self.name(number)
+        if self.sound[number]:
+            part = cache.read(name, start, stop - start)
+        else:
+            whole = cache.read(name, 0, self.remote.block)
+            if whole is not None and not self.is_sound(number, whole):
+                cache.delete(name)
+                whole = None
+            part = None if whole is None else whole[start:stop]
+        if part is None or len(part) < stop - start:
+            part = self.remote.ask(self, number).result()[start:stop]
+        return part

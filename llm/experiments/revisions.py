@@ -1,0 +1,100 @@
+"""Files of a DVC experiment, a git revision or the workspace, whether git or DVC keeps them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llm.errors import UserError
+from llm.runtime.io import parse_yaml
+
+WORKSPACE = "workspace"
+
+
+class Revision:
+    """The repository as an experiment, a branch, a tag or a commit has it; `workspace` is what lies here now."""
+
+    def __init__(self, name: str, root: Path | None = None) -> None:
+        """
+        root: of the repository; the current directory where none is given.
+
+        Raises:
+            UserError: there is no such revision, or no repository.
+        """
+        self.name, self.root = name, Path(root or ".")
+        self._files: Any = None
+        if name == WORKSPACE:
+            return
+        from dvc.api import DVCFileSystem
+        from dvc.exceptions import DvcException
+
+        try:
+            self._files = DVCFileSystem(str(self.root), rev=name)
+            self._files.repo  # noqa: B018  resolves the revision
+        except DvcException as error:
+            raise UserError(
+                f"{name}: {error}. Give a git revision, an experiment of `dvc exp show`, or {WORKSPACE}."
+            ) from None
+
+    def __enter__(self) -> Revision:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._files is not None:
+            self._files.close()
+
+    @property
+    def commit(self) -> str | None:
+        """The revision's commit, 40 digits; None of what lies in the workspace."""
+        return None if self._files is None else str(self._files.repo.get_rev())
+
+    def list(self, directory: str) -> list[str]:
+        """Paths of the files in a directory; none where it is not there."""
+        if self._files is None:
+            return sorted(path.relative_to(self.root).as_posix() for path in (self.root / directory).glob("*"))
+        return sorted(self._files.find(directory)) if self._files.isdir(directory) else []
+
+    def read(self, path: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            UserError: the revision has no such file, or DVC knows it but its content is not on this machine.
+        """
+        try:
+            if self._files is None:
+                return (self.root / path).read_bytes()
+            with self._files.open(path, "rb") as file:
+                return bytes(file.read())
+        except (OSError, FileNotFoundError) as error:
+            message = f"{self.name} has no {path} here ({error})."
+            if self._files is not None:  # DVC counts no experiment among all commits
+                message += (
+                    f" From a remote `dvc fetch --all-commits {path}` brings it where {self.name} is a commit, "
+                    f"`dvc exp pull origin {self.name}` where it is an experiment."
+                )
+            raise UserError(message) from None
+
+    def json(self, path: str) -> Any:
+        """Content of a JSON file. Raises UserError as `read`, and where it is not JSON."""
+        try:
+            return json.loads(self.read(path))
+        except ValueError as error:
+            raise UserError(f"{self.name}: {path} is not valid JSON ({error}).") from None
+
+    def yaml(self, path: str) -> Any:
+        """Content of a YAML file. Raises UserError as `read`, and where it is not YAML."""
+        return parse_yaml(self.read(path), f"{self.name}: {path}")
+
+
+def experiments(root: Path | None = None) -> list[str]:
+    """Names of all experiments of the repository, oldest commit first."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root or ".")) as repo:
+            found = repo.experiments.ls(all_commits=True)
+    except DvcException as error:
+        raise UserError(f"no experiments can be read here ({error}). Run at the top of the repository.") from None
+    return sorted({name for names in found.values() for name, _ in names})

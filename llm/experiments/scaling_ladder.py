@@ -1,0 +1,260 @@
+"""A ladder of small runs by the depth dial, the law that they follow, and what it says of larger ones.
+
+Every size is trained on every number of tokens, each with its own budget, batch, rate and decay by the rules of
+`llm.params.depth`: a law needs runs that ended, not points of longer ones (Hoffmann et al. 2022, section 3.1). One run more,
+larger than all of them, is held back: the law predicts its loss before it is looked at.
+
+A finished run is a file in `.state/scaling-results/`, so a ladder that was killed goes on with the run that it was in.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm import params
+from llm.evaluate import scaling_law as law
+from llm.evaluate.scaling_law import Law
+from llm.model.config import Config
+from llm.parallel import processes
+from llm.params import Params
+from llm.params import depth as scaling
+from llm.runtime.io import read_json, sha256, write_json
+from llm.train.trainer import Tracker
+
+TOKENS = Path("data/tokens")
+OUT = Path("metrics/scaling.json")
+LARGER = (1, 10, 100, 1000)  # budgets for which the best size is told, in units of the held-back run's FLOPs
+DETERMINED = 0.01  # of the lowest loss: an E whose interval lies below it is none
+DEPTHS = range(1, 129)  # of models that are thought of for a budget
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One run. FLOPs are those of training, as `llm.model.config` counts them; the loss is known when it has run."""
+
+    depth: int
+    tokens: int
+    parameters: int
+    flops: float
+    params: Params
+    held_back: bool
+
+    @property
+    def name(self) -> str:
+        return f"depth{self.depth}-{self.tokens}"
+
+
+class Prefixed:
+    """Logs a rung's curves under the rung's name."""
+
+    def __init__(self, tracker: Tracker, prefix: str) -> None:
+        self.tracker, self.prefix = tracker, prefix
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """As the tracker's own."""
+        self.tracker.log_metrics({f"{self.prefix}.{key}": value for key, value in metrics.items()}, step=step)
+
+
+def rungs(p: Params, vocabulary: int) -> list[Rung]:
+    """The ladder of `p.scaling`, cheapest first, and the run that is held back, which is the last."""
+    s = p.scaling
+    found = [_rung(p, vocabulary, depth, tokens, False) for depth in s.depths for tokens in s.tokens]
+    found.sort(key=lambda rung: rung.flops)
+    return [*found, _rung(p, vocabulary, s.held_back_depth, max(s.tokens), True)]
+
+
+def _rung(p: Params, vocabulary: int, depth: int, tokens: int, held_back: bool) -> Rung:
+    data = p.model_dump(mode="json")
+    data["model"] |= {"depth": depth, **dict.fromkeys(scaling.SHAPE, scaling.AUTO)}
+    data["pretrain"] |= dict.fromkeys(scaling.TRAINING, scaling.AUTO)
+    # No circuit that is put in by hand, since small models have no room for it; no validation but the last.
+    data["pretrain"] |= {"tokens": tokens, "init": params.SCRATCH, "induction_init": False, "eval_every": 2**31}
+    data["pretrain"]["batch_tokens"] = scaling.fine_batch_tokens(scaling.resolve(data))
+    own = params.parse(data, f"scaling, depth {depth}")
+    config = Config(vocab_size=vocabulary, **own.model.dimensions())
+    trained = own.pretrain.steps * own.pretrain.batch_tokens
+    flops = config.flops_per_token(own.pretrain.sequence_length) * trained
+    return Rung(depth, trained, config.parameters(), flops, own, held_back)
+
+
+def run(rung: Rung, tracker: Tracker) -> float:
+    """Train a rung, or take over what was trained; returns its loss on all validation tokens (nats)."""
+    from llm.data.shards import TokenStream
+    from llm.data.windows import TokenWindows
+    from llm.tokenizer.bpe import Tokenizer
+    from llm.train.checkpoint.local import State, code_version, root
+    from llm.train.initial_model import initial_model
+    from llm.train.trainer import Trainer
+
+    p = rung.params
+    s, seed = p.pretrain, p.seed_of("pretrain")
+    tokenizer = Tokenizer.load(Path(s.init))
+    inputs = {
+        "seed": seed,
+        "model": p.model.model_dump(mode="json"),
+        "pretrain": s.model_dump(mode="json"),
+        "data/tokens": sha256(TOKENS / "meta.json"),
+        **code_version(),
+    }
+    state = State(f"scaling-{rung.name}", inputs)
+    result = root() / ".state" / "scaling-results" / f"{state.fingerprint}.json"
+    with state.locked():
+        known = processes.everyone(result.exists())[0]
+        if known:
+            loss = float(read_json(result)["val_loss"])
+        else:
+            across = s.attend_across_documents
+            train, val = TokenStream(TOKENS, "train"), TokenStream(TOKENS, "val")
+            val_set = TokenWindows(val, s.sequence_length, across, partial=True)
+            model, _ = initial_model(p, tokenizer, TOKENS)
+            train_set = TokenWindows(train, s.sequence_length, across)
+            trainer = Trainer(model, train_set, val_set, val_set, s, s.steps, seed, state, tracker)
+            loss = trainer.run().val_loss
+        if processes.first():
+            if not known:
+                write_json(result, {"val_loss": loss, "rung": rung.name})
+            shutil.rmtree(state.directory)  # its checkpoints: the loss is all that is needed of it
+        processes.wait()
+    return loss
+
+
+def conclude(p: Params, ladder: list[Rung], losses: list[float], vocabulary: int) -> dict[str, Any]:
+    """The law of the ladder with its intervals, its prediction of the held-back run, and the best sizes for budgets.
+
+    Args:
+        losses: of the ladder, in its order, the held-back run's last.
+    """
+    s = p.scaling
+    n, d, l = (
+        np.array(x, dtype=float)
+        for x in zip(*((r.parameters, r.tokens, y) for r, y in _pairs(ladder, losses)), strict=True)
+    )
+    found = law.fit(n, d, l)
+    resampled = law.bootstrap(n, d, l, s.bootstrap, p.seed)
+    confidence = p.evaluate.confidence
+
+    def told(value: Any) -> dict[str, float]:
+        low, high = law.interval([value(other) for other in resampled], confidence)
+        return {"value": value(found), "low": low, "high": high}
+
+    last, observed = ladder[-1], losses[-1]
+    optimal = [_optimal(p, found, told, vocabulary, last.flops * factor) for factor in LARGER]
+    predicted = told(lambda law: float(law.loss(last.parameters, last.tokens)))
+    return {
+        "runs": [
+            {
+                "depth": rung.depth,
+                "parameters": rung.parameters,
+                "tokens": rung.tokens,
+                "flops": rung.flops,
+                "loss": loss,
+                "fitted": float(found.loss(rung.parameters, rung.tokens)),
+            }
+            for rung, loss in _pairs(ladder, losses)
+        ],
+        "law": {name: told(lambda law, name=name: float(getattr(law, name))) for name in law.NAMES}
+        | {"exponent": told(lambda law: law.exponent)},
+        "held_back": {
+            "depth": last.depth,
+            "parameters": last.parameters,
+            "tokens": last.tokens,
+            "flops": last.flops,
+            "observed": observed,
+            "predicted": predicted,
+            "error": observed - predicted["value"],
+            "within": predicted["low"] <= observed <= predicted["high"],
+        },
+        "optimal": [best | {"beyond": _beyond(best, n, d)} for best in optimal],
+        "E_determined": told(lambda law: law.E)["high"] > DETERMINED * float(l.min()),
+        "resamples": s.bootstrap,
+        "confidence": confidence,
+    }
+
+
+def _pairs(ladder: list[Rung], losses: list[float]) -> list[tuple[Rung, float]]:
+    return [(rung, loss) for rung, loss in zip(ladder, losses, strict=True) if not rung.held_back]
+
+
+def _optimal(p: Params, found: Law, told: Any, vocabulary: int, flops: float) -> dict[str, Any]:
+    """The best model of the dial for a budget: size and tokens of the least loss, by the FLOPs that it really takes.
+
+    `by_formula` is the same for C = 6 N D and sizes between those of the dial.
+    """
+    length = p.pretrain.sequence_length
+    models = [(depth, *shape_of(p, vocabulary, depth, length)) for depth in DEPTHS]
+    depth, parameters, per_token = min(models, key=lambda m: float(found.loss(m[1], flops / m[2])))
+    tokens = flops / per_token
+    return {
+        "flops": flops,
+        "depth": depth,
+        "parameters": parameters,
+        "tokens": round(tokens),
+        "loss": told(lambda law: float(law.loss(parameters, tokens))),
+        "by_formula": told(lambda law: law.optimal(flops)[0]),
+    }
+
+
+def _beyond(best: dict[str, Any], parameters: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
+    """How many times more parameters and tokens a model takes than the ladder's largest; at least 1."""
+    return {
+        "parameters": max(1.0, best["parameters"] / float(parameters.max())),
+        "tokens": max(1.0, best["tokens"] / float(tokens.max())),
+    }
+
+
+def shape_of(p: Params, vocabulary: int, depth: int, length: int) -> tuple[int, float]:
+    """Parameters and training FLOPs a token of the dial's model of this depth."""
+    data = p.model_dump(mode="json")
+    model = data["model"] | {"depth": depth, **dict.fromkeys(scaling.SHAPE, scaling.AUTO)}
+    own = scaling.resolve({**data, "model": model})["model"]
+    config = Config(vocab_size=vocabulary, **{key: value for key, value in own.items() if key != "depth"})
+    return config.parameters(), config.flops_per_token(length)
+
+
+def announce(ladder: list[Rung]) -> None:
+    """Say what the ladder takes before it takes it."""
+    from llm.parallel import device
+    from llm.plan import UTILISATION
+    from llm.plan.gpus import this_machine
+    from llm.runtime.units import duration
+
+    machine = this_machine(ladder[0].params.pretrain.precision)
+    total = sum(rung.flops for rung in ladder)
+    seconds = 0.0
+    for rung in ladder:
+        compiled = device.compiles(rung.params.pretrain.compile, machine.where, rung.flops)
+        kind = "cuda" if machine.where.type == "cuda" else "cpu"
+        seconds += rung.flops / (machine.rate * machine.devices * UTILISATION[kind, compiled])
+    sizes = sorted({rung.parameters for rung in ladder})
+    print(
+        f"scaling: {len(ladder)} runs of {sizes[0]:,} to {sizes[-1]:,} parameters, the last held back · {total:.2e} "
+        f"FLOPs · about {duration(seconds)} on {machine.name}; finished runs are kept",
+        flush=True,
+    )
+
+
+def describe(found: dict[str, Any]) -> list[str]:
+    """The result in a few lines."""
+    constants, held = found["law"], found["held_back"]
+
+    def shown(score: dict[str, float], digits: int = 3) -> str:
+        return f"{score['value']:.{digits}g} [{score['low']:.{digits}g}, {score['high']:.{digits}g}]"
+
+    best = found["optimal"][0]
+    far = [f"{best['beyond'][key]:.3g} times the ladder's {key}" for key in best["beyond"] if best["beyond"][key] > 1]
+    undetermined = "scaling: E, which no model can fall below, is not determined: the ladder's losses lie far above it"
+    return [
+        f"scaling: L = {shown(constants['E'])} + {constants['A']['value']:.4g} / N^{shown(constants['alpha'])} + "
+        f"{constants['B']['value']:.4g} / D^{shown(constants['beta'])}, from {len(found['runs'])} runs",
+        f"scaling: the held-back run ({held['parameters']:,} parameters, {held['tokens']:,} tokens) was predicted at "
+        f"{shown(held['predicted'], 4)}, and came to {held['observed']:.4f} "
+        f"({'within' if held['within'] else 'outside'} the interval, {100 * held['error'] / held['observed']:+.1f} %)",
+        f"scaling: for {best['flops']:.2g} FLOPs the best is depth {best['depth']}: {best['parameters']:,} parameters, "
+        f"{best['tokens']:,} tokens, loss {shown(best['loss'], 4)}" + (f"; {', '.join(far)}" if far else ""),
+        *([] if found["E_determined"] else [undetermined]),
+    ]

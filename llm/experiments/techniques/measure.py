@@ -1,0 +1,164 @@
+"""One technique, measured in a process of its own: `python -m llm.experiments.techniques.measure NAME STEPS OUTPUT`.
+
+Memory is that of tensors, so that it means the same on a CPU and on a GPU. The activations are the most that a forward
+and backward pass of one micro-batch holds at any moment beyond weights, gradients and optimizer state: what is kept for
+the backward pass, and what is at work.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm import params
+from llm.errors import run_stage
+from llm.experiments.techniques.rows import TECHNIQUES, settings_of
+from llm.runtime.io import write_json
+from llm.runtime.timing import peak_memory_bytes
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+MIX = Path("data/mix")
+VAL_BATCHES = 8  # batches of validation examples that the loss is of, or fewer where there are no more
+WARM = 2  # steps that do not count for the time: the first ones allocate
+
+
+def measure(p: params.Params, name: str, steps: int) -> dict[str, Any]:
+    """The figures of technique `name` after `steps` optimizer steps on the examples of data/mix.
+
+    Raises:
+        UserError: as the stage finetune would.
+    """
+    from llm.data.examples import packed_examples
+    from llm.parallel import processes
+    from llm.tokenizer.bpe import Tokenizer
+    from llm.train import finetune_methods
+    from llm.train.checkpoint.local import State
+    from llm.train.trainer import Trainer, Untracked
+
+    technique = next(t for t in TECHNIQUES if t.name == name)
+    s, seed = settings_of(technique, p.finetune), p.seed_of("finetune")
+    tokenizer = Tokenizer.load(s.base)
+    model = finetune_methods.prepare(s, tokenizer, seed)
+    data = packed_examples(MIX / "train.parquet", tokenizer, s.sequence_length, seed)[""]
+    val = packed_examples(MIX / "val.parquet", tokenizer, s.sequence_length, seed)[""].head(
+        VAL_BATCHES * s.batch_tokens
+    )
+    trainer = Trainer(model, data, val, val, s, steps, seed, State("techniques", {"name": name}), Untracked())
+    engine = trainer.engine
+    engine.micro = processes.balanced(technique.rows or engine.batch_size, engine.batch_size, 1)
+    trainer.coming = engine.batches(0)
+    before = engine.evaluate(val)
+    seconds = []
+    for step in range(steps):
+        began = time.perf_counter()
+        trainer._step(step)
+        seconds.append(time.perf_counter() - began)
+    process = peak_memory_bytes()
+    trainer.coming.close()  # type: ignore[attr-defined]  # a generator
+    loss = engine.evaluate(val)
+    row = engine.to_device(engine.host_tensors(data, data_rows(engine.micro, data.num_rows)))
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    memory = {
+        "weights": tensor_bytes([*model.parameters(), *model.buffers()]) + scale_bytes(model),
+        "gradients": tensor_bytes(trainable),  # of their parameters' type
+        "optimizer": tensor_bytes(engine.optimizers.tensors().values()),
+        "activations": passing_bytes(lambda: model.loss(**row).backward(), trainable, engine.device),
+    }
+    return {
+        "name": name,
+        "label": technique.label,
+        "beside": technique.beside,
+        "memory": memory,
+        "peak_bytes": sum(memory.values()),
+        "process_peak_bytes": process,
+        "step_seconds": statistics.median(seconds[WARM:] or seconds),
+        "loss_before": before,
+        "loss": loss,
+        "tokens": steps * s.batch_tokens,
+        "learning_rate": s.learning_rate,
+        "parameters": model.config.parameters(),
+        "trainable_parameters": sum(parameter.numel() for parameter in trainable),
+        "rows": engine.micro,
+        "batch_rows": engine.batch_size,
+        "activation_type": str(model.compute_dtype).removeprefix("torch."),
+        "checkpointing": technique.checkpointing,
+        "method": technique.method,
+    }
+
+
+def data_rows(count: int, available: int) -> Any:
+    """Numbers of `count` rows, the first ones again where there are too few."""
+    import numpy as np
+
+    return np.arange(count, dtype=np.int64) % available
+
+
+def tensor_bytes(tensors: Any) -> int:
+    """Memory of tensors; one that is there twice counts once."""
+    found: dict[int, int] = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+def scale_bytes(model: nn.Module) -> int:
+    """What 4-bit matrices keep beside them: scales, the scales of scales, and the code."""
+    from llm.model.quantized import QuantizedLinear
+
+    states = [module.state for module in model.modules() if isinstance(module, QuantizedLinear)]
+    nested = [state.state2 for state in states if state.state2 is not None]
+    parts = [part for state in (*states, *nested) for part in (state.absmax, state.code)]
+    return tensor_bytes(part for part in parts if part is not None)
+
+
+def passing_bytes(run: Callable[[], None], trainable: list[nn.Parameter], device: torch.device) -> int:
+    """The most bytes that `run`, a forward and backward pass, holds beyond what is there before and after it.
+
+    A first run makes the gradients, which the second, the measured one, adds to.
+    """
+    import torch
+
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        most = torch.cuda.max_memory_allocated(device) - before
+    else:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+        ) as profile:
+            run()
+        # Each allocation, and with a minus each release, of PyTorch's allocator.
+        results = profile.profiler.kineto_results  # type: ignore[union-attr]
+        changes = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
+        most = held = 0
+        for _, change in changes:
+            held += change
+            most = max(most, held)
+    for parameter in trainable:
+        parameter.grad = None
+    return most
+
+
+def main() -> None:
+    name, steps, output = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as root:  # of the state that a non-finite loss leaves
+        os.environ["DVC_ROOT"] = root
+        write_json(output, measure(params.load(), name, int(steps)))
+
+
+if __name__ == "__main__":
+    run_stage(main)

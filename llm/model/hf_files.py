@@ -1,0 +1,283 @@
+"""Model directories in Hugging Face's layout, in and out; no conversion step, no pickle."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llm.errors import UserError, say_once
+from llm.model.config import Config
+from llm.model.sharded_tensor import fill
+from llm.model.transformer import Transformer
+from llm.runtime import outputs
+from llm.runtime.io import read_json, save_tensors, sha256, write_json
+
+if TYPE_CHECKING:
+    from llm.tokenizer.bpe import Tokenizer
+
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+TOKENIZER_FILES = outputs.TOKENIZER
+STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # safetensors' names
+FLOATS = tuple(STORED.values())
+PROMPT = "prompt"  # folder of a model directory with the soft prompt that the model was finetuned with, in PEFT's files
+LAYER_MATRIX = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
+HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
+RECOMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # buffers of old checkpoints, which follow from the config
+
+
+def save_model(model: Transformer, directory: Path, tokenizer: Path, eos_id: int) -> None:
+    """Write config, weights, generation config and the tokenizer's files into an existing directory.
+
+    tokenizer: directory with the tokenizer's files; where it is a model's, the ids of special tokens and the
+        generation config are taken over from it as well.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del tensors[HEAD]
+    if tensors.pop("soft_prompt", None) is not None:
+        from llm.model.soft_prompt import save_prompt
+
+        (directory / PROMPT).mkdir()
+        save_prompt(model, directory / PROMPT, base="..")
+    save_tensors(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eos_id)
+    config = model.config.to_json(eos_id, dtype)
+    if (tokenizer / "config.json").exists():
+        theirs = read_json(tokenizer / "config.json")
+        config |= {key: theirs.get(key) for key in ids}
+    write_json(directory / "config.json", config)
+    if (tokenizer / "generation_config.json").exists():
+        shutil.copyfile(tokenizer / "generation_config.json", directory / "generation_config.json")
+    else:
+        write_json(directory / "generation_config.json", {**ids, "do_sample": False})
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).exists():
+            shutil.copyfile(tokenizer / name, directory / name)
+
+
+def load_config(directory: str | Path) -> Config:
+    """The `config.json` of a model directory. Raises UserError like `Config.from_json`.
+
+    Where it ties the embeddings, but the weights hold an output projection of their own, they are
+    not tied: the weights decide, as in `transformers`.
+    """
+    path = Path(directory) / "config.json"
+    if not path.exists():
+        raise UserError(f"{path}: no such file. Run `dvc repro` to make it, or name a Hugging Face model directory.")
+    config = Config.from_json(read_json(path), str(path))
+    if config.tie_word_embeddings and _has_own_head(Path(directory)):
+        say_once(f"{path} ties the embeddings, but the weights hold another {HEAD}, which is used.")
+        config = replace(config, tie_word_embeddings=False)
+    return config
+
+
+def _has_own_head(directory: Path) -> bool:
+    """Say whether a directory's weights hold an output projection unlike the embeddings."""
+    from safetensors import SafetensorError, safe_open
+
+    if not any((directory / name).exists() for name in (WEIGHTS, INDEX)):
+        return False
+    found: dict[str, Path] = {}
+    for path in weight_files(directory):
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= dict.fromkeys({HEAD, EMBEDDINGS} & set(file.keys()), path)
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(path, error) from None
+    if len(found) < 2:
+        return False
+    head, embeddings = [_read(found[name], name) for name in (HEAD, EMBEDDINGS)]
+    return head.dtype != embeddings.dtype or not torch.equal(head, embeddings)
+
+
+def _read(path: Path, name: str) -> torch.Tensor:
+    """Read one tensor of a file; the file's pages stay in memory only while it is open."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name)
+
+
+def load_model(
+    directory: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    keep_stored: bool = False,
+    quantize: bool = False,
+) -> Transformer:
+    """Read a model directory.
+
+    The modules are made without memory and get their tensors one by one: the peak is the model and one tensor.
+
+    Args:
+        dtype: type of the activations; weights are kept in it as well, so decoding in bfloat16 halves the memory.
+        keep_stored: weights stay in the type of the file, which loses nothing: they are cast at use.
+        quantize: the layers' matrices are put into 4 bits as they come (llm/model/quantized.py).
+
+    Raises:
+        UserError: a file is missing, truncated or of another model; pickled weights are refused.
+    """
+    from llm.model.quantized import QuantizedLinear
+
+    directory = Path(directory)
+    model = _without_memory(load_config(directory))
+    model.compute_dtype = dtype
+    for name, tensor in _tensors(directory, model):
+        kind = tensor.dtype if keep_stored else dtype
+        # A copy, and not a view of the file, which may be replaced while the model is in use.
+        model.load_state_dict({name: tensor.to(device, kind, copy=True)}, strict=False, assign=True)
+        del tensor
+        if quantize and LAYER_MATRIX.fullmatch(name):
+            parent, _, child = name.removesuffix(".weight").rpartition(".")
+            module = model.get_submodule(parent)
+            setattr(module, child, QuantizedLinear(getattr(module, child)))
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    if (directory / PROMPT).is_dir():
+        from llm.model.soft_prompt import load_prompt
+
+        load_prompt(model, directory / PROMPT)
+    return model.eval()
+
+
+def model_to_shard(directory: str | Path, keep_stored: bool = False) -> Transformer:
+    """The model of a directory on the meta device; once it is sharded, its `fill` reads it tensor by tensor.
+
+    Raises:
+        UserError: like `load_model`; what is wrong with a tensor's data is found by `fill`.
+    """
+    directory = Path(directory)
+    model = _without_memory(load_config(directory))
+    wanted = _shapes(model)
+    for name, kind in _stored_types(directory).items() if keep_stored else ():
+        if name in wanted:
+            parameter = model.get_parameter(name)
+            parameter.data = parameter.data.to(kind)
+
+    def read() -> None:
+        for name, tensor in _tensors(directory, model, wanted):
+            fill(model.get_parameter(name), tensor)
+
+    model.fill = read
+    return model
+
+
+def _without_memory(config: Config) -> Transformer:
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+def _shapes(model: Transformer) -> dict[str, torch.Size]:
+    """Of the tensors that a model's files hold."""
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del shapes[HEAD]
+    return shapes
+
+
+def _stored_types(directory: Path) -> dict[str, torch.dtype]:
+    """Types of the tensors in a directory's files."""
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, torch.dtype] = {}
+    for path in weight_files(directory):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    found[name] = STORED.get(file.get_slice(name).get_dtype(), torch.float32)
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(path, error) from None
+    return found
+
+
+def _tensors(
+    directory: Path, model: Transformer, wanted: dict[str, torch.Size] | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and value of each of a model's tensors, one in memory at a time; checked (UserError) against `wanted`."""
+    from safetensors import SafetensorError, safe_open
+
+    wanted = wanted or _shapes(model)
+    missing = set(wanted)
+    stored = _stored_types(directory)
+    tied = model.config.tie_word_embeddings
+    for path in weight_files(directory):
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+            for key in names:
+                if RECOMPUTED.search(key) or (key == HEAD and tied and EMBEDDINGS in stored):
+                    continue
+                # Tied embeddings may be stored under either name.
+                name = EMBEDDINGS if key == HEAD and tied else key
+                if name not in wanted:
+                    raise UserError(f"{path}: unexpected tensor {name}; is config.json of this model?")
+                tensor = _read(path, key)
+                if tensor.shape != wanted[name]:
+                    raise UserError(
+                        f"{path}: {name} has shape {tuple(tensor.shape)}, config.json asks for {tuple(wanted[name])}."
+                    )
+                if tensor.dtype not in FLOATS:
+                    raise UserError(f"{path}: {name} is of type {tensor.dtype}; expected float32, bfloat16 or float16.")
+                missing.discard(name)
+                yield name, tensor
+                del tensor
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(path, error) from None
+    if missing:
+        raise UserError(f"{directory}: tensor {min(missing)} is missing (and {len(missing) - 1} more).")
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be read ({error}). It may be truncated: copy or make it again.")
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model directory: the one file before an index, which may be older.
+
+    Raises:
+        UserError: there are none, or the weights are pickled.
+    """
+    if (directory / WEIGHTS).exists():
+        return [directory / WEIGHTS]
+    index = directory / INDEX
+    if index.exists():
+        try:
+            names = sorted(set(read_json(index)["weight_map"].values()))
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
+            raise UserError(f"{index}: expected a `weight_map` of tensor names to files.") from None
+        if any(Path(name).name != name for name in names):
+            raise UserError(f"{index}: file names must not hold a path.")
+        return [directory / name for name in names]
+    if list(directory.glob("*.bin")) or list(directory.glob("*.pt*")):
+        raise UserError(
+            f"{directory} holds pickled weights, which can run code when loaded; convert them to safetensors first."
+        )
+    raise UserError(f"{directory}: no {WEIGHTS}. Run `dvc repro` to make it.")
+
+
+def digests(directory: Path) -> dict[str, Any]:
+    """SHA-256 of the files that decide what the model in a directory computes, by name."""
+    paths = [directory / "config.json", *weight_files(directory)]
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file. It may be truncated: copy or make it again.")
+    return {path.name: sha256(path) for path in paths}
+
+
+def stop_ids(directory: Path, tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's, and those that `generation_config.json` names besides."""
+    path = directory / "generation_config.json"
+    content = (read_json(path) if path.is_file() else None) or {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected an object, found {type(content).__name__}.")
+    named = content.get("eos_token_id")
+    return tokenizer.end_ids | {*(named if isinstance(named, list) else [named] if named is not None else [])}

@@ -1,0 +1,125 @@
+"""What the machine decides: device, precision, compilation and micro-batch. None of it is a hyperparameter.
+
+Each is a function of the hardware's class and the model, never of the moment (free memory, load), so that a run and
+its resumption choose the same.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from llm.errors import UserError
+from llm.model.config import Config
+from llm.train.memory import layer_activations
+
+COMPILE_PAYS = 1.5e13  # training FLOPs that repay compiling without a cache on two cores: 0.8 to 2.2e13, docs/LOG.md
+COMPILE_PAYS_CUDA = 2.5e15  # an estimate
+COMPILE_SECONDS = 16.0  # until the first step without the compiler's cache (docs/LOG.md); 1.5 with it
+MICRO_TOKENS_CPU = 2048  # activations of more fall out of the caches; docs/LOG.md has the figures
+ACTIVATION_SHARE = 0.4  # of a GPU's memory
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def device() -> torch.device:
+    """`LLM_DEVICE` if set, else the first accelerator, else the CPU; of several processes each has a device of its own.
+
+    Raises:
+        UserError: the named device is unknown or not here.
+    """
+    wanted = os.environ.get("LLM_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted == "cuda" and "LOCAL_RANK" in os.environ:
+        wanted = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        chosen = torch.device(wanted)
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {wanted} cannot be used ({reason}); try LLM_DEVICE=cpu, or fewer processes.") from None
+    return chosen
+
+
+def name(where: torch.device) -> str:
+    """The device's name for people."""
+    from llm.runtime.timing import device_name
+
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else device_name()
+
+
+@cache
+def _cpu_has_bf16() -> bool:
+    """Matrix products in bfloat16 in hardware: AVX-512 BF16 or AMX (x86), BF16 (Arm)."""
+    info = Path("/proc/cpuinfo")
+    if platform.system() != "Linux" or not info.exists():
+        return False
+    words = set(info.read_text(encoding="utf-8", errors="replace").split())
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def precision(setting: str, where: torch.device) -> torch.dtype:
+    """Type of the activations: `auto` is bfloat16 where the hardware multiplies it."""
+    if setting == "auto":
+        native = torch.cuda.is_bf16_supported() if where.type == "cuda" else _cpu_has_bf16()
+        return torch.bfloat16 if native else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[setting]
+
+
+def compiles(setting: bool | str, where: torch.device, flops: float) -> bool:
+    """Whether to use torch.compile: `auto` where a C++ compiler is at hand and the run is long enough to repay it."""
+    if setting != "auto":
+        return bool(setting)
+    if where.type == "cuda":
+        return flops > COMPILE_PAYS_CUDA
+    has_compiler = any(shutil.which(compiler) for compiler in (os.environ.get("CXX") or "g++", "clang++"))
+    return has_compiler and flops > COMPILE_PAYS
+
+
+def micro_batch(
+    config: Config, sequence_length: int, batch_size: int, where: torch.device, memory: int | None = None
+) -> int:
+    """Sequences per forward pass, at most the global batch.
+
+    On a CPU, what stays near the caches. On a GPU, the largest power of two whose activations in bfloat16, not compiled
+    (`layer_activations`), fit a stated share of the card's memory; a dry batch confirms it (llm/train/micro_batch.py).
+
+    Args:
+        memory: bytes of the card; None: of the one that is here.
+    """
+    if where.type == "cuda":
+        token = config.num_hidden_layers * layer_activations(config, sequence_length, 2, False, False)
+        fits = int(ACTIVATION_SHARE * (memory or total_memory(where)) / (sequence_length * token))
+        size = 1 << max(0, fits.bit_length() - 1)
+    else:
+        size = max(1, MICRO_TOKENS_CPU // sequence_length)
+    return max(1, min(size, batch_size))
+
+
+def total_memory(where: torch.device) -> int:
+    """Bytes that a run may use: the card's, or the machine's, or what a container leaves of it. Never what is free."""
+    if where.type == "cuda":
+        return int(torch.cuda.get_device_properties(where).total_memory)
+    import psutil
+
+    limits = [int(psutil.virtual_memory().total)]
+    for path in CONTAINER_LIMITS:
+        if path.exists() and (text := path.read_text().strip()).isdigit():
+            limits.append(int(text))
+    return min(limits)
+
+
+def matmul_flops_per_second(where: torch.device, dtype: torch.dtype) -> float:
+    """Rate of a large matrix product, measured now (best of five): the ceiling that MFU is stated against."""
+    size = 8192 if where.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=where, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):  # the first warms up
+        began = time.perf_counter()
+        float((a @ b)[0, 0])  # reading a value waits for the device
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * size**3 / best

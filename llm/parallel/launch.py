@@ -1,0 +1,107 @@
+"""One command on one device and on eight: a training stage starts its own processes, with torchrun's own engine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+
+import psutil
+
+from llm.errors import UserError
+from llm.parallel import gpu_lease
+from llm.runtime.parent_watch import end_with
+
+STOPPING = "300"  # seconds for the last step and its checkpoint after SIGTERM; torchelastic gives 30
+RESTARTS = 3  # after processes that a signal ended, such as the kernel's when memory runs out
+
+
+def processes() -> int:
+    """`LLM_PROCESSES` if set, else one for each CUDA device, unless `LLM_DEVICE` names the one to use.
+
+    Raises:
+        UserError: `LLM_PROCESSES` is not a positive number, or more than 1 beside a `LLM_DEVICE` that names one.
+    """
+    given = os.environ.get("LLM_PROCESSES")
+    if given is not None:
+        if not given.isdecimal() or int(given) == 0:
+            raise UserError(f"LLM_PROCESSES={given!r}: expected the number of training processes, 1 or more.")
+        if int(given) > 1 and ":" in os.environ.get("LLM_DEVICE", ""):
+            raise UserError(
+                f"LLM_PROCESSES={given} needs as many devices, and LLM_DEVICE={os.environ['LLM_DEVICE']} names one: "
+                "unset one of them, or choose the devices with CUDA_VISIBLE_DEVICES."
+            )
+        return int(given)
+    if os.environ.get("LLM_DEVICE"):
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def on_all_devices(main: Callable[[], None], module: str) -> Callable[[], None]:
+    """`main`, or where this machine has several devices and nobody else started the processes, one of it on each.
+
+    Args:
+        module: what `python -m` runs to come to `main`.
+    """
+
+    def run() -> None:
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # one of several, of this launcher's or of torchrun
+            end_with(psutil.Process(os.getppid()))
+        cores = gpu_lease.take()
+        if "WORLD_SIZE" in os.environ or (count := processes()) == 1:
+            main()
+        else:
+            _launch(module, count, cores or os.cpu_count() or 1)
+
+    return run
+
+
+def _launch(module: str, count: int, cores: int) -> None:
+    """Run `python -m module` in `count` processes; start all anew where a signal ended one, from the last state.
+
+    What a process has to say it says itself, so a failure ends here without a further message.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", STOPPING)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it tells each failure again, at length
+    # Each process takes its share of the cores, as torchrun gives it one: more threads would wait for one another.
+    if os.environ.get("OMP_NUM_THREADS") in (None, str(cores)):
+        os.environ["OMP_NUM_THREADS"] = str(max(1, cores // count))
+    for attempt in range(RESTARTS + 1):
+        with tempfile.TemporaryDirectory(prefix="llm-launch-") as notes:
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=count,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                run_id=f"{os.getpid()}-{attempt}",
+                max_restarts=0,  # after an error of the user's as well as after a signal
+                monitor_interval=0.1,
+                logs_specs=DefaultLogsSpecs(log_dir=notes),
+            )
+            try:
+                elastic_launch(config, sys.executable)("-m", module)
+                return
+            except SignalException as error:  # the processes were asked to end, and did
+                sys.exit(128 + int(error.sigval))
+            except ChildFailedError as error:
+                # When one ends, the others get SIGTERM: only another signal came from outside.
+                ended = [f for f in error.failures.values() if f.exitcode < 0 and f.exitcode != -signal.SIGTERM]
+        if not ended or attempt == RESTARTS:
+            sys.exit(1)
+        print(
+            f"{module}: process {ended[0].local_rank} of {count} was ended by {ended[0].signal_name()}; all start "
+            f"again from the last state ({attempt + 1} of {RESTARTS})",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,71 @@
+"""Score distributions, and scores by the length of the prompt, as SVG."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llm.report import scores
+from llm.report.figures.curves import BLUE, GREEN, PAPER, STYLE, _svg
+
+COLOUR = {"finetuned": BLUE, "base": GREEN}
+BARS = 10  # of a histogram, between 0 and 1
+
+
+def draw(predictions: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """`predictions_<task>` → SVG in stand-in colours."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with matplotlib.rc_context(STYLE):
+        return {f"predictions_{task}": _figure(found) for task, found in predictions.items()}
+
+
+def _figure(found: dict[str, Any]) -> str:
+    from matplotlib import pyplot as plt
+
+    label = scores.label(found["metric"])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, max(2.5, 0.7 + 0.2 * len(found["by_label"]))))
+    if found["by_label"]:
+        _labels(left, found["by_label"])
+    else:
+        _spread(left, found["scores"], label)
+    for model, bins in found["by_length"].items():
+        middle = [f"{b['low']}–{b['high']}" for b in bins]
+        right.errorbar(
+            middle, [b["mean"] for b in bins], yerr=[b["error"] for b in bins], color=COLOUR[model], marker="o",
+            markersize=3.5, linewidth=1.4, capsize=2, label=model,
+        )  # fmt: skip
+    right.set(title=f"{label} by the length of the prompt", xlabel="words of the prompt", ylabel="mean and its error")
+    right.set_ylim(bottom=0)
+    right.legend()
+    return _svg(figure)
+
+
+def _spread(axes: Any, values_of: dict[str, list[float]], label: str) -> None:
+    """A histogram; every score that has a figure lies between 0 and 1."""
+    edges = np.linspace(0, 1, BARS + 1)
+    width = 0.9 / BARS / len(values_of)
+    for place, (model, values) in enumerate(values_of.items()):
+        counts, _ = np.histogram(np.clip(values, 0, 1), edges)
+        axes.bar(
+            edges[:-1] + width * (place + 0.5) + 0.05 / BARS, counts / max(1, len(values)), width=width,
+            color=COLOUR[model], label=model,
+        )  # fmt: skip
+    axes.set(title=f"How {label} is spread", xlabel=f"{label} of an example", ylabel="share of the examples")
+
+
+def _labels(axes: Any, shares: dict[str, dict[str, float]]) -> None:
+    """The share of each label's examples that are right: finetuned as a bar, base as a mark on it."""
+    names = list(shares)[::-1]
+    axes.barh(range(len(names)), [shares[name]["finetuned"] for name in names], color=COLOUR["finetuned"], height=0.62)
+    if all("base" in shares[name] for name in names):
+        axes.plot(
+            [shares[name]["base"] for name in names], range(len(names)), "o", color=COLOUR["base"], markersize=5,
+            markeredgecolor=PAPER,
+        )  # fmt: skip
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(False, axis="y")
+    axes.set(title="Accuracy by label, commonest first", xlabel="share of the label's examples that are right")
+    axes.set_xlim(0, 1)

@@ -1,0 +1,44 @@
+"""The directories that stages write, and the names of the files that they write there.
+
+A directory is replaced only where it holds no other file: `llm.runtime.io.whole_directory` refuses. DVC deletes the outputs of
+a stage before it runs it, without looking; so `make repro` asks `refuse_others` first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llm.runtime.io import refuse_other_files
+
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "ranks.tiktoken",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+)
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "base.json", "NONE.txt")
+MODEL = ("config.json", "generation_config.json", "model.safetensors", *TOKENIZER, *(f"prompt/{n}" for n in ADAPTER))
+RAW = ("*/manifest.json", "*/part-*.parquet")
+TOKENS = ("meta.json", "*.npy", "clean/*.npy")
+MIX = ("*.parquet", "test/*.parquet")
+PREDICTIONS = ("*.parquet",)
+REPORT = ("report.*", "figures/*", "numbers/*", "tables/*")
+
+WRITTEN = {
+    "data/raw": RAW,
+    "data/tokenizer": TOKENIZER,
+    "data/tokens": TOKENS,
+    "data/mix": MIX,
+    "models/base": MODEL,
+    "models/adapter": ADAPTER,
+    "models/finetuned": MODEL,
+    "metrics/predictions": PREDICTIONS,
+    "metrics/report": REPORT,
+}
+
+
+def refuse_others() -> None:
+    """Raise UserError where an output directory holds a file that no stage writes: DVC would delete it."""
+    for path, files in WRITTEN.items():
+        refuse_other_files(Path(path), files)

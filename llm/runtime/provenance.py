@@ -1,0 +1,98 @@
+"""Where a number comes from: code, versions, and the hashes of what went in."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from llm.runtime.io import read_json, read_yaml, sha256
+
+PACKAGES = (
+    *("torch", "numpy", "tokenizers", "tiktoken", "safetensors", "datasets", "pyarrow", "pandas", "scikit-learn"),
+    *("sacrebleu", "rouge-score", "datasketch", "zstandard", "dvc", "mlflow", "matplotlib", "jinja2", "pydantic"),
+)
+
+
+def versions() -> dict[str, str]:
+    """Version of Python and of each package that can change a result; packages that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git() -> dict[str, str]:
+    """`commit` (40 digits) and `dirty` ("true" where tracked files differ); empty outside of a repository."""
+    commit = _git("rev-parse", "--verify", "--quiet", "HEAD")
+    if not commit:
+        return {}
+    return {"commit": commit, "dirty": "true" if _git("status", "--porcelain", "--untracked-files=no") else "false"}
+
+
+def _git(*arguments: str) -> str:
+    """What git prints; "" where it fails or is not installed."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+@cache
+def code_digest() -> str:
+    """SHA-256 over the names and bytes of this package's and the stages' Python files."""
+    package = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for directory in (package, package.parent / "stages"):
+        for path in sorted(directory.rglob("*.py")):
+            digest.update(f"{path.relative_to(package.parent).as_posix()}\0{sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def manifests() -> dict[str, dict[str, Any]]:
+    """The manifest of each dataset in data/raw, `pretrain` first, with the manifest's own `sha256` added.
+
+    A manifest holds the digest of each of its files, so its digest stands for the dataset.
+    """
+    paths = sorted(Path("data/raw").glob("*/manifest.json"), key=lambda path: (path.parent.name != "pretrain", path))
+    return {path.parent.name: {**read_json(path), "sha256": sha256(path)} for path in paths}
+
+
+def lock_entries() -> list[dict[str, Any]]:
+    """Every data file of `dvc.lock` once, sorted by path: `path`, `md5`, `size` (bytes), `stage` that writes it.
+
+    Stages that have not finished yet, `report` itself for one, are not in the lock file of this run.
+    """
+    path = Path("dvc.lock")
+    if not path.is_file():
+        return []
+    stages = (read_yaml(path) or {}).get("stages", {})
+    entries: dict[str, dict[str, Any]] = {}
+    for kind in ("deps", "outs"):
+        for stage, parts in stages.items():
+            for item in parts.get(kind, []):
+                if item["path"].endswith(".py") or stage == "report":
+                    continue
+                writer = stage if kind == "outs" else entries.get(item["path"], {}).get("stage", "")
+                entry = {"path": item["path"], "md5": item.get("md5", ""), "size": item.get("size"), "stage": writer}
+                entries[item["path"]] = entry
+    return [entries[path] for path in sorted(entries)]
+
+
+def input_hashes() -> dict[str, str]:
+    """Name → digest of what training read: manifests and token shards (SHA-256), and the rest of `dvc.lock` (md5)."""
+    hashes = {f"data/raw/{name}": f"sha256:{manifest['sha256']}" for name, manifest in manifests().items()}
+    if Path("data/tokens/meta.json").is_file():
+        hashes["data/tokens"] = f"sha256:{sha256('data/tokens/meta.json')}"
+    for entry in lock_entries():
+        if entry["path"].startswith(("data/", "models/")) and entry["md5"]:
+            hashes.setdefault(entry["path"], f"md5:{entry['md5']}")
+    return hashes

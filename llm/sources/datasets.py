@@ -1,0 +1,87 @@
+"""The datasets of `mix.tasks`: their records in data/raw, the side of each, and what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from llm import params, tasks
+from llm.errors import UserError
+from llm.runtime.io import read_json
+from llm.runtime.progress import track
+from llm.sources import raw
+from llm.tasks import mixture, splits
+from llm.tasks.mixture import Dataset
+
+SHOWN = 5  # labels that a line names
+
+
+def read(directory: Path, p: params.Mix) -> list[Dataset]:
+    """Read each task's records once, put each on a side, and refuse what cannot be trained on or tested with.
+
+    Args:
+        directory: data/raw.
+
+    Raises:
+        UserError: no task has a weight, a data set is missing or of no known kind, a side or a label is missing.
+    """
+    if not any(task.weight for task in p.tasks.values()):
+        raise UserError("mix.tasks: no task has a weight above 0, so there is nothing to train on; raise one.")
+    placed, about = [], {}
+    for name in p.tasks:
+        if name in (mixture.LANGUAGE_MODELING, "pretrain"):
+            raise UserError(
+                f"mix.tasks.{name}: the name stands for plain pretraining text; call the task something else."
+            )
+        if not (directory / name / "manifest.json").is_file():
+            raise UserError(f"mix.tasks.{name}: {directory / name} has no manifest.json. Run `dvc repro download`.")
+        about[name] = read_json(directory / name / "manifest.json")
+        task = tasks.get(about[name]["kind"], name)
+        records = track(raw.read(directory / name), f"split {name}", unit="record")
+        placed.append(splits.place(task, name, records, p.val_fraction, p.test_fraction))
+    found = []
+    for one, survey in zip(placed, splits.settle(placed), strict=True):
+        kind, positive = about[one.name]["kind"], about[one.name].get("positive_label")
+        read_again = partial(raw.read, directory / one.name)
+        weight = p.tasks[one.name].weight
+        found.append(
+            Dataset(
+                one.name, kind, one.task, weight, read_again, survey, positive if positive in survey.labels else None
+            )
+        )
+        mixture.check(found[-1])
+    if not p.pretrain_fraction and not any(d.survey.count(splits.VALIDATION) for d in found if d.weight > 0):
+        raise UserError(mixture.NO_VALIDATION)
+    return found
+
+
+def remarks(datasets: list[Dataset]) -> Iterator[str]:
+    """Lines on what training and scores lack, and go on without."""
+    for d in datasets:
+        if d.weight > 0 and not d.survey.count(splits.VALIDATION):
+            yield (
+                f"{d.name}: no validation example, so the validation loss says nothing of it; give "
+                f"download.{d.name} val_paths (of the hub: val_split), or raise mix.val_fraction"
+            )
+        if d.survey.unknown:
+            yield (
+                f"{d.name}: {d.survey.dropped['label_not_in_train']:,} records have labels that no training example "
+                f"has, and are left out: {', '.join(map(repr, d.survey.unknown[:SHOWN]))}"
+                f"{', …' if len(d.survey.unknown) > SHOWN else ''}"
+            )
+        shared = {reason: n for reason, n in d.survey.dropped.items() if "_in_test_of_" in reason}
+        if shared:
+            yield f"{d.name}: left out, because another task tests with the same: {splits.listed(shared)}"
+
+
+def test_texts(datasets: list[Dataset]) -> Iterator[str]:
+    """Input texts and references of every task's test side."""
+    for d in datasets:
+        columns = [column for column in raw.fields(d.kind) if column not in (*raw.PLACE, "label")]
+        for record in d.side(splits.TEST):
+            for value in map(record.get, columns):
+                yield from value if isinstance(value, list) else [value] if value else []
+
+
+test_texts.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest thinks of the name

@@ -1,0 +1,124 @@
+"""Two real tasks from documentation: summarise it, tell which library it documents. Questions: `docs_questions`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from llm.sources.docs.dedup import words
+from llm.sources.docs.prose import STOPWORDS, first_characters, sentences
+from llm.sources.docs.scan import Corpus
+from llm.sources.docs.split import Row, across_modules, split_of, stamp
+
+# -- summarization ----------------------------------------------------------------------------------------------------
+
+SUMMARY_CHARACTERS = (20, 150)
+DOCUMENT_CHARACTERS = (200, 1200)
+MIN_SUPPORT = 0.5  # of the summary's content words must occur in the document, else it cannot be written from it
+
+
+def summarization(found: Corpus, dropped: Counter[str], kept: Row) -> list[Row]:
+    """The body of a docstring → its summary line, where the body says enough to write the line from it."""
+    rows: list[Row] = []
+    for entry in found.entries:
+        document = first_characters(
+            [*entry.doc.body, *entry.doc.notes, *(item.line() for item in entry.doc.fields)], DOCUMENT_CHARACTERS[1]
+        )
+        if len(document) < DOCUMENT_CHARACTERS[0]:
+            dropped["summarization: document under 200 characters"] += 1
+        elif reason := poor_summary(entry.doc.summary, document):
+            dropped[f"summarization: {reason}"] += 1
+        else:
+            rows.append(
+                {
+                    "id": stamp(entry.id),
+                    "document": document,
+                    "summary": entry.doc.summary,
+                    "group": entry.module,
+                    "split": split_of(entry.module),
+                }
+            )
+    return across_modules(rows, lambda row: row["document"], "summarization", dropped)
+
+
+def poor_summary(summary: str, document: str) -> str:
+    """Why a line is not a one-sentence summary of the document, or ""."""
+    low, high = SUMMARY_CHARACTERS
+    if not low <= len(summary) <= high or len(summary.split()) < 4:
+        return "summary too short or too long"
+    if not re.match(r"[A-Z]", summary) or not summary.endswith(".") or len(sentences(summary)) != 1:
+        return "summary is not one sentence"
+    if "\n" in summary or ": " in summary:
+        return "summary is a heading or a list"
+    if " ".join(words(summary)) in " ".join(words(document)):
+        return "summary stands in the document"
+    stems = [word[:5] for word in words(summary) if word not in STOPWORDS and len(word) > 2]
+    known = {word[:5] for word in words(document)}
+    if len(stems) < 2 or sum(stem in known for stem in stems) < MIN_SUPPORT * len(stems):
+        return "summary says what the document does not"
+    return ""
+
+
+# -- classification ---------------------------------------------------------------------------------------------------
+
+TEXT_CHARACTERS = (150, 700)
+PER_CLASS = 1000
+LABELS = {"sklearn": "scikit-learn", "torch": "pytorch", "datasets": "huggingface", "huggingface_hub": "huggingface"}
+PREFIX = re.compile(
+    r"\b(?:numpy|np|scipy|pandas|pd|sklearn|torch|networkx|nx|matplotlib|mpl|plt|pyplot|nltk|sqlalchemy|sa|mlflow|datasets|"
+    r"huggingface_hub|hf|python)\.(?=\w)"
+)
+NAMES = re.compile(
+    r"\w*(?:numpy|scipy|pandas|sklearn|scikit[- ]?learn|scikits?|torch|networkx|matplotlib|pyplot|pylab|nltk|"
+    r"natural language toolkit|sqlalchemy|mlflow|hugging[ _]?face|python)\w*",
+    re.I,
+)
+ALIASES = re.compile(r"\b(?:np|pd|nx|mpl|plt|hf|HF(?:_\w+)?)\b")
+MASK = "[library]"
+
+
+def classification(found: Corpus, dropped: Counter[str], kept: Row) -> list[Row]:
+    """Which library a text documents, the libraries' names masked; at most `PER_CLASS` texts a library."""
+    rows: list[Row] = []
+    own = sorted({entry.package for entry in found.entries if not NAMES.fullmatch(entry.package)} - {"datasets"})
+    for entry in found.entries:
+        prose = [entry.doc.summary, *entry.doc.body, *entry.doc.notes, *(item.line() for item in entry.doc.fields)]
+        text = mask(first_characters([part for part in prose if part], TEXT_CHARACTERS[1]), own)
+        if len(text) > TEXT_CHARACTERS[1]:
+            text = first_characters([text], TEXT_CHARACTERS[1])
+        if len(text) < TEXT_CHARACTERS[0]:
+            dropped["classification: under 150 characters"] += 1
+        elif text.count(MASK) > 4:
+            dropped["classification: mostly names"] += 1
+        else:
+            label = LABELS.get(entry.package, entry.package)
+            rows.append(
+                {
+                    "id": stamp(entry.id),
+                    "text": text,
+                    "text_pair": None,
+                    "label": label,
+                    "group": entry.module,
+                    "split": split_of(entry.module),
+                }
+            )
+    rows = across_modules(rows, lambda row: row["text"], "classification", dropped)
+    counts: Counter[str] = Counter()
+    balanced = []
+    for row in rows:
+        counts[row["label"]] += 1
+        if counts[row["label"]] <= PER_CLASS:
+            balanced.append(row)
+        else:
+            dropped["classification: over the library's share"] += 1
+    kept["labels"] = dict(sorted(Counter(row["label"] for row in balanced).items()))
+    return balanced
+
+
+def mask(text: str, packages: Iterable[str] = ()) -> str:
+    """Remove import prefixes and replace library names, those of `packages` too."""
+    text = ALIASES.sub(MASK, NAMES.sub(MASK, PREFIX.sub("", text)))
+    folded = text.casefold()  # to look for a name in it takes a hundredth of the expression's time
+    others = "|".join(re.escape(name) for name in packages if name.casefold() in folded)
+    return re.sub(rf"\w*(?:{others})\w*", MASK, text, flags=re.I) if others else text

@@ -1,0 +1,166 @@
+"""The embedded source `docs`: the documentation inside the installed packages, as text and as tasks.
+
+Nothing is imported or executed. The corpus depends on the versions of Python and of the packages, and on nothing else:
+not on what else is installed, the order of a directory listing, the hash seed or the place of the checkout.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llm.errors import UserError
+from llm.runtime.pool import Workers, cores
+from llm.sources.docs import questions, split
+from llm.sources.docs import records as docs_tasks
+from llm.sources.docs.dedup import JACCARD, PERMUTATIONS, SHINGLE_WORDS, drop_near_duplicates, drop_repeated_paragraphs
+from llm.sources.docs.scan import DISTRIBUTIONS, PACKAGES, PYTHON, Corpus, Entry, module_entries, source_files, topics
+
+MIN_DOCUMENT_CHARACTERS = 100
+DOCUMENT_CHARACTERS = 3000  # a module's documentation is cut into documents of about this length
+FILES_AT_A_TIME = 50  # parsed by one process
+KINDS = ("pretrain", "summarization", "question_answering", "classification")
+
+
+def records(kind: str, packages: list[str] | None = None) -> tuple[Iterator[dict[str, Any]], dict[str, Any]]:
+    """Raw records of a kind, ordered by id, and a dict that is complete once the iterator is exhausted.
+
+    Args:
+        kind: one of `KINDS`; the fields of a record are those of `data/raw` (see `llm.sources.raw`).
+        packages: import names, "python" for the whole standard library; None for `PACKAGES`.
+
+    Raises:
+        UserError: no such kind, or a package is not installed.
+    """
+    if kind not in KINDS:
+        raise UserError(f"the source `docs` has no records of kind {kind!r}; it has {', '.join(KINDS)}.")
+    chosen = tuple(dict.fromkeys(packages or PACKAGES))
+    info: dict[str, Any] = {
+        "kept": {},
+        "dropped": {},
+        "licence": "; ".join(f"{name}: {licence(name)}" for name in chosen),
+        "revision": ", ".join([f"Python {platform.python_version()}", *versions(chosen)]),
+        "notes": "Docstrings of the installed packages, read with ast, never imported. "
+        f"Near duplicates: MinHash-LSH, {SHINGLE_WORDS}-word shingles, {PERMUTATIONS} permutations, Jaccard {JACCARD}; "
+        f"between modules of a task {split.NEAR}.",
+    }
+    return _records(kind, chosen, info), info
+
+
+def _records(kind: str, packages: tuple[str, ...], info: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    found = corpus(packages)
+    dropped = Counter(found.dropped)
+    build: Callable[[Corpus, Counter[str], dict[str, Any]], list[dict[str, Any]]] = {
+        "pretrain": pretrain,
+        "summarization": docs_tasks.summarization,
+        "question_answering": questions.question_answering,
+        "classification": docs_tasks.classification,
+    }[kind]
+    info["kept"] |= {"modules": found.modules, "docstrings": len(found.entries)}
+    rows = build(found, dropped, info["kept"])
+    info["kept"]["records"] = len(rows)
+    info["dropped"] |= dict(sorted(dropped.items()))
+    yield from rows
+
+
+def pretrain(found: Corpus, dropped: Counter[str], kept: dict[str, Any]) -> list[dict[str, Any]]:
+    """Documents of a few thousand characters: a module's entries in source order, and Python's topics.
+
+    The first entry of a document has its full name, the others the name inside the module.
+    """
+    rows = []
+    characters: Counter[str] = Counter()
+    modules: dict[str, list[Entry]] = {}
+    for entry in [*found.entries, *found.topics]:
+        modules.setdefault(entry.module, []).append(entry)
+    for module, entries in modules.items():
+        if split.split_of(module) == "test":
+            dropped["docstring: of a module that the tasks are tested on"] += len(entries)
+            continue
+        documents: list[list[str]] = [[]]
+        for entry in entries:
+            text = entry.text(entry.short if documents[-1] else entry.name)
+            if documents[-1] and sum(map(len, documents[-1])) + len(text) > DOCUMENT_CHARACTERS:
+                documents.append([])
+                text = entry.text(entry.name)
+            documents[-1].append(text)
+        for number, parts in enumerate(documents):
+            text = "\n\n".join(parts)
+            if len(text) < MIN_DOCUMENT_CHARACTERS:
+                dropped[f"document under {MIN_DOCUMENT_CHARACTERS} characters"] += 1
+                continue
+            package = entries[0].package
+            characters[package] += len(text)
+            rows.append({"id": split.stamp(f"{module}#{number}"), "text": text, "source": package})
+    kept["characters"] = dict(characters)
+    return sorted(rows, key=lambda row: row["id"])
+
+
+# -- extraction -------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def corpus(packages: tuple[str, ...]) -> Corpus:
+    """Read, parse and de-duplicate; cached, so that the four kinds share one scan."""
+    found = Corpus()
+    entries: list[Entry] = []
+    files = [(package, *file) for package in packages for file in source_files(package, found.dropped)]
+    found.modules = len(files)
+    parts = [files[first : first + FILES_AT_A_TIME] for first in range(0, len(files), FILES_AT_A_TIME)]
+    with Workers(min(cores(), len(parts))) as workers:
+        for some, dropped in workers.ordered(_scanner, parts):
+            entries += some
+            found.dropped += dropped
+    entries = drop_repeated_paragraphs(entries, found.dropped)
+    found.entries = drop_near_duplicates(entries, found.dropped)
+    if PYTHON in packages:
+        found.topics = drop_near_duplicates(topics(found.dropped), found.dropped)
+    return found
+
+
+def _scanner() -> Callable[[list[tuple[str, str, Path]]], tuple[list[Entry], Counter[str]]]:
+    return _scan
+
+
+def _scan(files: list[tuple[str, str, Path]]) -> tuple[list[Entry], Counter[str]]:
+    """The entries of some files, and what was left out of them."""
+    dropped: Counter[str] = Counter()
+    return [entry for file in files for entry in module_entries(*file, dropped)], dropped
+
+
+# -- provenance -------------------------------------------------------------------------------------------------------
+
+
+def versions(packages: Iterable[str]) -> list[str]:
+    """`distribution==version` of those packages that are not Python's own."""
+    out = []
+    for package in packages:
+        if package != PYTHON and package not in sys.stdlib_module_names:
+            name = DISTRIBUTIONS.get(package, package)
+            try:
+                version = importlib.metadata.version(name).partition("+")[0]  # without the build's tag (torch's +cpu)
+            except importlib.metadata.PackageNotFoundError:
+                version = "unknown"
+            out.append(f"{name}=={version}")
+    return out
+
+
+def licence(package: str) -> str:
+    """The package's licence as its own metadata states it, in a few words."""
+    if package == PYTHON or package in sys.stdlib_module_names:
+        return "PSF-2.0"
+    try:
+        stated = importlib.metadata.metadata(DISTRIBUTIONS.get(package, package)).json
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+    for key in ("license_expression", "license"):
+        if 0 < len(stated.get(key, "")) < 100:
+            return str(stated[key])
+    classified = [item.rsplit(" :: ", 1)[-1] for item in stated.get("classifier", []) if item.startswith("License")]
+    return ", ".join(classified) or "see the package"

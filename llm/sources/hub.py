@@ -1,0 +1,180 @@
+"""Hugging Face data sets, streamed: by id and pinned revision from the hub, or by path from a local directory.
+
+Code that comes with a data set is never run: `datasets` 4 and later has no way to, and nothing here asks for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm.errors import UserError
+from llm.params import HubSource
+from llm.runtime.io import parse_yaml, sha256
+from llm.sources.manifest import NOT_STATED
+from llm.sources.readers.paths import Input, Row
+
+CONNECT_SECONDS = 0.9  # in which the hub must answer; without a network `datasets` would retry for 24 s
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One split, not yet read."""
+
+    columns: list[str] | None  # None: known only from the records
+    labels: dict[str, list[str]]  # class names by column
+    rows: Callable[[Callable[[list[str]], list[str]]], Iterator[Row]]  # given what to keep of the columns
+
+
+def open_split(name: str, source: HubSource, split: str) -> Stream:
+    """Open a split for streaming.
+
+    Args:
+        name: of the data set under `download`, for messages.
+
+    Raises:
+        UserError: the hub cannot be reached; no such data set, configuration, revision or split; damaged files.
+    """
+    where = f"download.{name}: {source.id}"
+    local = is_local(source)
+    if not local:
+        check_reachable(where)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import datasets
+
+    datasets.utils.logging.set_verbosity_error()
+    with _explained(where, local):
+        dataset = datasets.load_dataset(
+            source.id,
+            source.config,
+            split=split,
+            revision=None if local else source.revision,
+            streaming=True,
+        )
+        if dataset.features is None:
+            dataset = dataset._resolve_features()
+    features = dataset.features or {}
+    labels = {key: list(f.names) for key, f in features.items() if isinstance(f, datasets.ClassLabel)}
+    columns = list(features) or None
+
+    def rows(keep: Callable[[list[str]], list[str]]) -> Iterator[Row]:
+        chosen = dataset.select_columns(keep(columns)) if columns else dataset
+        iterator, number = iter(chosen), 0
+        while True:
+            with _explained(f"{where}, split {split}, after record {number}", local):
+                record = next(iterator, None)
+            if record is None:
+                return
+            number += 1
+            yield Row(number, record)
+
+    return Stream(columns, labels, rows)
+
+
+class _explained:  # noqa: N801 - reads as a statement
+    """Turns what `datasets` raises about a source into a UserError."""
+
+    def __init__(self, where: str, local: bool) -> None:
+        self.where, self.local = where, local
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        if not isinstance(error, Exception) or isinstance(error, UserError):
+            return
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        if isinstance(error, ConnectionError | TimeoutError) or "Connection" in type(error).__name__:
+            remedy = "The network failed; rerun when it is back."
+        elif self.local:
+            remedy = "Correct id, config or split, or mend the directory's files."
+        else:
+            remedy = "Correct id, config, split or revision; a gated data set needs `hf auth login`."
+        raise UserError(f"{self.where}: {lines[0][:300].rstrip('.')}. {remedy}") from error
+
+
+def is_local(source: HubSource) -> bool:
+    """Whether the id is a directory of this machine."""
+    return Path(source.id).is_dir()
+
+
+def revision(source: HubSource) -> str:
+    """The pinned revision, or the digest of a local directory's files (names and content)."""
+    if not is_local(source):
+        return source.revision
+    digest = hashlib.sha256()
+    for path in _data_files(source.id):
+        digest.update(f"{path.relative_to(source.id).as_posix()}\0{sha256(path)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def stamps(source: HubSource) -> list[list[str]]:
+    """Name and stamp of each file of a local directory; a pinned revision does not change."""
+    return [[str(path), Input(str(path)).stamp()] for path in _data_files(source.id)] if is_local(source) else []
+
+
+def licence(source: HubSource) -> str:
+    """The licence that the data set's card states."""
+    try:
+        if is_local(source):
+            card = (Path(source.id) / "README.md").read_text(encoding="utf-8")
+            front = card.split("---", 2)[1] if card.startswith("---") else ""
+            stated = (parse_yaml(front, "its card") or {}).get("license")
+        else:
+            from huggingface_hub import DatasetCard, hf_hub_download
+
+            path = hf_hub_download(source.id, "README.md", repo_type="dataset", revision=source.revision)
+            stated = DatasetCard.load(path).data.to_dict().get("license")
+    except Exception as error:  # a card is courtesy: without one the data are still what they are
+        return f"{NOT_STATED} (no readable card: {type(error).__name__})"
+    if isinstance(stated, list):
+        return ", ".join(map(str, stated))
+    return str(stated) if stated else NOT_STATED
+
+
+def _data_files(directory: str) -> list[Path]:
+    return sorted(p for p in Path(directory).rglob("*") if p.is_file() and not p.name.startswith("."))
+
+
+def check_reachable(where: str) -> None:
+    """Fail within a second where the hub, or the proxy to it, does not answer.
+
+    Raises:
+        UserError: it does not, or HF_HUB_OFFLINE forbids to ask.
+    """
+    advice = (
+        "Connect and rerun, or use local files: source: files, or the path of a downloaded data set as id. "
+        "`source: docs` needs no network."
+    )
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        raise UserError(f"{where}: the hub is not asked because HF_HUB_OFFLINE is set. Unset it, or: {advice}")
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    address = urllib.parse.urlsplit(endpoint)
+    proxy = urllib.request.getproxies().get(address.scheme)
+    if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
+        address = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    host, port = address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
+    outcome: list[str] = []
+
+    def connect() -> None:
+        try:
+            with socket.create_connection((host, port), timeout=CONNECT_SECONDS):
+                outcome.append("")
+        except OSError as error:
+            outcome.append(error.strerror or str(error))
+
+    # In a thread: a name server that does not answer cannot be given a time limit.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(CONNECT_SECONDS)
+    reason = outcome[0] if outcome else f"no answer within {CONNECT_SECONDS} s"
+    if reason:
+        raise UserError(f"{where}: {host}:{port} cannot be reached ({reason}). {advice}")

@@ -1,0 +1,54 @@
+"""Model directories from the Hugging Face hub, at a pinned commit: config, safetensors, tokenizer; nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from llm.errors import NO_SPACE, UserError
+from llm.runtime.io import whole_directory
+from llm.sources.hub import check_reachable
+
+# By name, so that neither code nor pickles nor copies of the weights in other formats come along.
+PATTERNS = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "LICENSE*",
+    "README.md",
+)
+
+
+def fetch(model_id: str, revision: str, directory: Path) -> int:
+    """Download a model into `directory`, whole or not at all; returns its bytes.
+
+    Raises:
+        UserError: the hub cannot be reached or has no such model or commit, or the model is in no usable format.
+    """
+    where = f"checkpoints: {model_id} at {revision[:12]}"
+    check_reachable(where)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import snapshot_download
+
+    with whole_directory(directory, PATTERNS) as folder:
+        try:
+            snapshot_download(model_id, revision=revision, local_dir=folder, allow_patterns=list(PATTERNS))
+        except Exception as error:  # the hub's own, and those of whichever HTTP library it uses
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
+                raise
+            first = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{where}: cannot be fetched ({first}). Look at the id and the commit; a model behind a licence wants "
+                "HF_TOKEN in the environment."
+            ) from None
+        shutil.rmtree(folder / ".cache", ignore_errors=True)  # the hub's notes on times, which DVC would hash
+        if not (folder / "config.json").exists() or not list(folder.glob("*.safetensors")):
+            raise UserError(f"{where}: it has no config.json and *.safetensors; pickled weights are not fetched.")
+        return sum(path.stat().st_size for path in folder.iterdir())

@@ -1,0 +1,257 @@
+"""From the bytes of a file to the bytes of its content: decompressed, in UTF-8, and no more of them than is believable.
+
+Nothing is read further ahead than a buffer, so a reader holds what it is given and not the file.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, cast
+
+from llm.errors import UserError
+from llm.sources.readers.paths import COMPRESSED, Input
+
+CHUNK = 1 << 18
+MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
+# Text shrinks to a third or a tenth, a log perhaps to a hundredth. What unpacks to more than this is no text.
+BOMB_RATIO, BOMB_BYTES = 200, 256 << 20  # the ratio counts from so many unpacked bytes on
+# Longest first: UTF-32's little-endian mark begins with UTF-16's.
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+class Counting(io.RawIOBase):
+    """Counts the bytes that were read, for progress; keeps the position of seekable files."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.count = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self.file.seekable()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.file.read(len(buffer))
+        buffer[: len(data)] = data
+        self.count += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+class _Filter(io.RawIOBase):
+    """A stream made of another: `next` gives its next bytes, b"" at the end."""
+
+    def __init__(self) -> None:
+        self.ready, self.at = b"", 0
+
+    def readable(self) -> bool:
+        return True
+
+    def next(self) -> bytes:
+        raise NotImplementedError
+
+    def readinto(self, buffer: Any) -> int:
+        if self.at >= len(self.ready):
+            self.ready, self.at = self.next(), 0
+        piece = memoryview(self.ready)[self.at : self.at + len(buffer)]  # not the rest, which may be 128 MiB
+        buffer[: len(piece)] = piece
+        self.at += len(piece)
+        return len(piece)
+
+
+class _Zstd(_Filter):
+    """Decompressed zstd frames. `zstandard`'s own stream reader takes a truncated file for a complete one."""
+
+    def __init__(self, file: io.BufferedReader[Any], shown: str) -> None:
+        import zstandard
+
+        super().__init__()
+        self.file, self.shown = file, shown
+        self.decompressor = zstandard.ZstdDecompressor()
+        self.frame = self.decompressor.decompressobj()
+        self.inside = False  # a frame
+
+    def next(self) -> bytes:
+        while True:
+            chunk = self.frame.unused_data if self.frame.eof else b""
+            if self.frame.eof:
+                self.frame, self.inside = self.decompressor.decompressobj(), False
+            # Little at a time: four bytes of zstd may be 128 KiB, these 128 MiB.
+            chunk = chunk or self.file.read(1 << 12)
+            if not chunk:
+                if self.inside:
+                    raise UserError(
+                        f"{self.shown}: ends in the middle of its zstd data; it is incomplete: copy it again."
+                    )
+                return b""
+            self.inside = True
+            data: bytes = self.frame.decompress(chunk)
+            self.inside = not self.frame.eof
+            if data:
+                return data
+
+
+class _Xz(_Filter):
+    """Decompressed xz streams, with dictionaries of at most 256 MiB (xz -9 takes 64); LZMAFile takes any."""
+
+    def __init__(self, file: io.BufferedReader[Any]) -> None:
+        super().__init__()
+        self.file, self.decompressor = file, self._new()
+
+    def _new(self) -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=256 << 20)
+
+    def next(self) -> bytes:
+        while True:
+            chunk = b""
+            if self.decompressor.eof:  # perhaps another stream, behind padding with zeros
+                chunk = self.decompressor.unused_data.lstrip(b"\0")
+                while not chunk:
+                    if not (more := self.file.read(CHUNK)):
+                        return b""
+                    chunk = more.lstrip(b"\0")
+                self.decompressor = self._new()
+            elif self.decompressor.needs_input and not (chunk := self.file.read(CHUNK)):
+                raise EOFError
+            if data := self.decompressor.decompress(chunk, CHUNK):
+                return data
+
+
+class _Believable(_Filter):
+    """Refuses content that unpacks to far more than text does (a "gzip bomb")."""
+
+    def __init__(self, content: BinaryIO, stored: Counting, shown: str) -> None:
+        super().__init__()
+        self.content, self.stored, self.shown, self.count = content, stored, shown, 0
+
+    def next(self) -> bytes:
+        data = self.content.read(CHUNK)
+        self.count += len(data)
+        if self.count > BOMB_BYTES and self.count > BOMB_RATIO * self.stored.count:
+            raise UserError(
+                f"{self.shown}: {self.stored.count:,} stored bytes unpack to more than {self.count:,}, over "
+                f"{BOMB_RATIO} times as much; that is no text. Take it out of the paths, or unpack it first if it is."
+            )
+        return data
+
+
+class _Transcoded(_Filter):
+    """UTF-8 made of another encoding; bytes that it does not have come out as they are, and are refused further on."""
+
+    def __init__(self, content: BinaryIO, encoding: str, shown: str) -> None:
+        super().__init__()
+        self.content, self.encoding, self.shown, self.at = content, encoding, shown, 0
+        errors = "strict" if encoding.startswith("utf") else "surrogateescape"
+        self.decoder = codecs.getincrementaldecoder(encoding)(errors)
+        self.ended = False
+
+    def next(self) -> bytes:
+        while not self.ended:
+            data = self.content.read(CHUNK)
+            self.ended = not data
+            try:
+                text = self.decoder.decode(data, self.ended)
+            except UnicodeError as error:
+                raise UserError(
+                    f"{self.shown}: is not {self.encoding} after byte {self.at:,} ({error.__class__.__name__}: "
+                    f"{getattr(error, 'reason', error)}). Copy it again, or say its encoding: download.<name>.encoding."
+                ) from None
+            self.at += len(data)
+            if text:
+                return text.encode("utf-8", "surrogateescape")
+        return b""
+
+
+def decompress(file: io.BufferedReader[Any], stored: Counting, source: Input) -> io.BufferedReader[Any]:
+    """A buffered stream of the file's content; compression is found by content, and must fit the name.
+
+    Args:
+        file: the stored bytes, read through `stored`.
+
+    Raises:
+        UserError: the name says compressed and the content does not; the content is damaged, or unpacks to far more
+            than text does (while reading).
+    """
+    head = file.peek(8)[:8]
+    codec = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
+    named = COMPRESSED.get(PurePosixPath(source.name).suffix.lower())
+    if named and codec != named and not (named == "zstd" and head[1:4] == b"\x2a\x4d\x18"):  # skippable frame
+        raise UserError(
+            f"{source.shown}: is not {named} data, though its name says so (it begins with {head!r}). "
+            "Copy or download it again, or rename it."
+        )
+    content: Any
+    if codec == "gzip":
+        content = gzip.GzipFile(fileobj=file)
+    elif codec == "zstd" or named == "zstd":
+        content = io.BufferedReader(_Zstd(file, source.shown), CHUNK)
+    elif codec == "bzip2" and (named or head[4:8] == b"1AY&"):  # the mark of its first block: "BZh" alone may be text
+        content = bz2.BZ2File(file)
+    elif codec == "xz":
+        content = io.BufferedReader(_Xz(file), CHUNK)
+    else:
+        return file
+    return io.BufferedReader(_Believable(cast(BinaryIO, content), stored, source.shown), CHUNK)
+
+
+class _Again(_Filter):
+    """What was read from a stream already, and then the rest of it."""
+
+    def __init__(self, read: bytes, content: BinaryIO) -> None:
+        super().__init__()
+        self.ready, self.content = read, content
+
+    def next(self) -> bytes:
+        return self.content.read(CHUNK)
+
+
+def again(read: bytes, content: io.BufferedReader[Any]) -> io.BufferedReader[Any]:
+    """A stream that begins with bytes that were read from it."""
+    return io.BufferedReader(_Again(read, cast(BinaryIO, content)), CHUNK)
+
+
+def in_utf8(content: io.BufferedReader[Any], encoding: str, shown: str) -> io.BufferedReader[Any]:
+    """A stream in UTF-8.
+
+    Args:
+        encoding: a name that Python knows, or auto: UTF-16 and UTF-32 by their byte order mark, else UTF-8.
+    """
+    if encoding == "auto":
+        head = content.peek(4)[:4]
+        found = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
+        if found is None:
+            return content
+        encoding = found
+    if codecs.lookup(encoding).name == "utf-8":
+        return content
+    return io.BufferedReader(_Transcoded(cast(BinaryIO, content), encoding, shown), CHUNK)
+
+
+def looks_like(sample: bytes) -> str:
+    """The encoding that bytes which are not UTF-8 are probably in, "" where that cannot be told."""
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(sample[: 1 << 16]).best()
+    if best is None or best.encoding in ("utf_8", "ascii"):
+        return ""
+    return "cp1252" if "cp1252" in best.could_be_from_charset else best.encoding  # of equals, the usual one

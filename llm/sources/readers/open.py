@@ -1,0 +1,187 @@
+"""A file opened as a table: decompressed, its format found, its rows as a stream.
+
+The formats are in `llm.sources.readers.text`, `llm.sources.readers.tables` and `llm.sources.readers.json`.
+
+A reader yields `Row`s in file order: a record as the file has it, or why there is none at that place. What makes the
+rest of a file unreadable (damage, an open quote, a list that never ends) is a UserError. Text is UTF-8 by now; bytes
+that are not become lone surrogates here and are refused, record by record, in `llm.sources.record_schema`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from llm.errors import UserError
+from llm.sources.readers import tables
+from llm.sources.readers import text as text_files
+from llm.sources.readers.compression import Counting, again, decompress, in_utf8
+from llm.sources.readers.file_types import HEAD, refuse_foreign
+from llm.sources.readers.json import json_list, jsonl, squad
+from llm.sources.readers.paths import MAX_RECORD, Input, Row, reading
+from llm.sources.readers.tables import Keep
+
+CHUNK = 1 << 20  # bytes, stored, that are read at a time
+TABULAR = {".csv": "csv", ".tsv": "tsv"}
+LINES = {".jsonl": "jsonl", ".ndjson": "jsonl"}
+
+
+class Table(NamedTuple):
+    """An opened file."""
+
+    format: str
+    columns: list[str] | None  # the same for all rows, or None
+    labels: dict[str, list[str]]  # class names that the file brings, by column
+    rows: Iterator[Row]
+    position: Callable[[], int]  # stored bytes read so far
+    notes: list[str]  # complete when the rows are exhausted
+
+
+@contextmanager
+def open_table(
+    source: Input, format: str, kind: str, keep: Keep = list, encoding: str = "auto", header: bool = True
+) -> Iterator[Table]:
+    """A file as a Table, closed at the end of the block.
+
+    Args:
+        format: as `params.FilesSource.format`; auto: by extension and content.
+        kind: of the data set; plain text is read for `pretrain` only.
+        keep: given the names of a columnar file, those to read.
+        encoding: as `params.FilesSource.encoding`.
+        header: as `params.FilesSource.header`.
+
+    Raises:
+        UserError: the file is empty, damaged, or of another format than said.
+    """
+    with reading(source):
+        if source.size() == 0:
+            raise UserError(f"{source.shown}: the file is empty. Put the data there, or take it out of the paths.")
+        raw = source.open()
+    counter = Counting(raw)
+    stored = io.BufferedReader(counter, CHUNK)
+    notes: list[str] = []
+    columns: list[str] | None = None
+    labels: dict[str, list[str]] = {}
+    with stored:
+        with reading(source):
+            content = decompress(stored, counter, source)
+            packed = content is not stored
+            refuse_foreign(content.peek(HEAD)[:HEAD], source.shown, packed)
+            if not content.peek(4).startswith(b"PAR1"):
+                content = in_utf8(content, encoding, source.shown)
+            head = content.peek(CHUNK)
+            _check_head(head, source)
+            name = detect(head, source, format, kind)
+            if name == "json" and head.lstrip()[:1] == b"{" and b"\n" not in head:
+                # The first line is longer than what was looked at; if another object follows, it is a record.
+                line = content.readline(MAX_RECORD + 1)
+                if content.peek(1).lstrip()[:1] == b"{" and line.endswith(b"\n"):
+                    name = "jsonl"
+                content = again(line, content)
+        if not header and name not in ("csv", "tsv"):
+            raise UserError(f"{source.shown}: is {name}; `header: false` is for csv and tsv. Take it out.")
+        if name == "parquet":
+            if packed:
+                raise UserError(f"{source.shown}: parquet inside another compression cannot be read. Decompress it.")
+            columns, labels, rows = tables.parquet(content, source.shown, keep)
+        elif name in ("csv", "tsv"):
+            judged = "" if name == "tsv" and format == "auto" else name
+            columns, rows = tables.table(content, source.shown, judged, head, kind, header, notes)
+        elif name == "text":
+            rows = text_files.text(content, source.shown, notes)
+        elif name == "jsonl":
+            rows = jsonl(content)
+        else:
+            rows = json_list(content, source.shown)
+        if name not in ("text", "parquet", "csv", "tsv"):
+            rows = squad(rows, only=format == "squad")
+        yield Table(name, columns, labels, _guarded(rows, source), lambda: counter.count, notes)
+
+
+def _guarded(rows: Iterator[Row], source: Input) -> Iterator[Row]:
+    with reading(source):
+        iterator = iter(rows)
+    while True:  # only the reader's own errors are translated, not those of who consumes the rows
+        with reading(source):
+            row = next(iterator, None)
+        if row is None:
+            return
+        yield row
+
+
+def _check_head(head: bytes, source: Input) -> None:
+    shown = source.shown
+    if not head:
+        raise UserError(f"{shown}: nothing is left after decompression; it is empty. Copy or download it again.")
+    if not head.strip(b"\0"):
+        raise UserError(f"{shown}: holds only NUL bytes, as after a copy that broke off. Copy or download it again.")
+    if not head.startswith(b"PAR1"):
+        _check_width(head[: 1 << 12], shown)
+    if not head.strip() and len(head) < CHUNK:
+        raise UserError(f"{shown}: holds only white space. Put the data there, or take it out of the paths.")
+
+
+def _check_width(head: bytes, shown: str) -> None:
+    """UTF-16 and UTF-32 without a byte order mark, which a NUL in every few bytes gives away."""
+    head = head[: len(head) // 4 * 4]
+    for guess in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be") if head.count(0) * 5 > len(head) else ():
+        try:
+            text = head.decode(guess)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text and sum(map(str.isascii, text)) * 2 > len(text):
+            raise UserError(
+                f"{shown}: looks like {guess} without a byte order mark; expected UTF-8. "
+                f"Say so: download.<name>.encoding: {guess}."
+            )
+
+
+def detect(head: bytes, source: Input, format: str, kind: str) -> str:
+    """text, jsonl, json, parquet, csv or tsv, from the extension and the first bytes."""
+    suffix, start = source.suffix, head.removeprefix(codecs.BOM_UTF8).lstrip()
+    if head.startswith(b"PAR1"):
+        found = "parquet"
+    elif suffix == ".parquet" or format == "parquet":
+        raise UserError(
+            f"{source.shown}: is not parquet (it begins with {head[:4]!r}). Download it again, or rename it."
+        )
+    elif format in ("squad", "alpaca"):
+        found = _json_container(start)
+    elif format != "auto":
+        found = format
+    elif suffix in TABULAR or suffix in LINES:
+        found = (TABULAR | LINES)[suffix]
+    elif suffix == ".json":
+        found = _json_container(start)
+    elif kind == "pretrain":
+        found = _json_container(start) if suffix == "" and start[:1] in (b"{", b"[") else "text"
+    elif start[:1] in (b"{", b"["):
+        found = _json_container(start)
+    else:
+        found = "tsv" if b"\t" in head.split(b"\n", 1)[0] else "text"
+    if found == "text" and kind != "pretrain":
+        raise UserError(
+            f"{source.shown}: is plain text; {kind} needs records with columns: .jsonl, .json, .parquet, .csv or .tsv "
+            "(a tab in its first line). Convert it, or name its format."
+        )
+    if found == "jsonl" and start[:1] == b"[":
+        says, more = ("name", "") if format == "auto" else ("format", " and take out format: jsonl")
+        raise UserError(
+            f"{source.shown}: is a JSON list, though its {says} says one JSON object a line. Rename it to .json{more}."
+        )
+    return found
+
+
+def _json_container(start: bytes) -> str:
+    """A list or object over the file, or one object a line."""
+    if start[:1] != b"{":
+        return "json"
+    try:
+        first = json.loads(start.split(b"\n", 1)[0])
+    except ValueError:
+        return "json"
+    return "json" if isinstance(first.get("data"), list) else "jsonl"

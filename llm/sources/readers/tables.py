@@ -1,0 +1,203 @@
+"""Files with columns: CSV, TSV and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any, BinaryIO
+
+from llm.errors import UserError
+from llm.sources.readers.paths import MAX_RECORD, Row, short
+
+BUFFER = 1 << 20  # bytes of a parquet column that are read at a time
+HELD = 64 << 20  # bytes of the parquet rows that are held at a time
+SNIFFED = 1 << 20  # bytes by which a TSV's quotes are judged
+_FIELD = re.compile(r'("[^"]*(?:""[^"]*)*"|[^"\t\n]*)([\t\n])')
+Keep = Callable[[list[str]], list[str]]  # given the names of the columns, those to read
+
+
+def table(
+    file: BinaryIO, shown: str, name: str, head: bytes, kind: str, header: bool, notes: list[str]
+) -> tuple[list[str], Iterator[Row]]:
+    """Columns and rows of CSV as RFC 4180 says (also with ; or tabs), or of TSV as GLUE writes it: quotes are text.
+
+    Args:
+        name: csv, tsv, or "" for a TSV whose quotes are judged by its beginning.
+        head: that beginning.
+        kind: of the data set: a file without a header may be a known one.
+        header: the first line holds the names; else columns are called 0, 1, …
+        notes: gets a line where the file could mean two things.
+    """
+    csv.field_size_limit(MAX_RECORD)
+    quotes = quotes_are(head) if name == "" else "marks" if name == "csv" else "text"
+    newline = "" if quotes == "marks" else None
+    lines = _Lines(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=newline), shown)
+    if quotes == "marks":
+        if name == "":
+            notes.append(f"{shown}: quotes around fields are read as CSV's; format: tsv would keep them as text")
+        first = head.split(b"\n", 1)[0].decode("utf-8", "replace")
+        records = _csv(lines, "\t" if name == "" else max(",;\t", key=first.count), shown)
+    else:
+        records = _tsv(lines, shown, unsure=quotes == "none")
+    number, names = next(records, (1, []))
+    if header and (known := headerless(kind, names)):
+        notes.append(f"{shown} has no header; its columns are read as {', '.join(known)}, as its publisher has them")
+    elif not header:
+        known = [str(position) for position in range(len(names))]
+    if known:
+        records, names = chain([(number, names)], records), known
+    return names, (_fields(line, fields, names) for line, fields in records)
+
+
+def headerless(kind: str, first: list[str]) -> list[str]:
+    """The columns of data sets that are published without a header, by a file's first record; [] for others."""
+    if kind != "classification":
+        return []
+    cola = len(first) == 4 and re.fullmatch(r"[a-z]+[-_]?\d\d", first[0]) and first[2] in ("", "*")
+    if cola and first[1] in ("0", "1"):
+        return ["source_code", "label", "annotation", "sentence"]
+    # AG News, and others of Zhang et al. 2015: class from 1, title, text. Named as where they have a header.
+    if len(first) == 3 and re.fullmatch(r"[1-9]\d?", first[0]) and all(" " in text.strip() for text in first[1:]):
+        return ["Class Index", "Title", "Description"]
+    return []
+
+
+def quotes_are(head: bytes) -> str:
+    """What quotes in a TSV are: "marks" around fields, as CSV and pandas write them; "text", as in GLUE; or "none".
+
+    They are marks where the whole beginning fits, and a field holds a doubled quote, or the header is quoted, or lines
+    as they stand have not all the same number of fields.
+    """
+    text = head.decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n")
+    whole = len(head) < SNIFFED
+    if not re.search(r'(?m)(?:^|\t)"', text):
+        return "none"
+    lines = [line for line in text.split("\n")[: None if whole else -1] if line]
+    even = len({line.count("\t") for line in lines}) < 2
+    at = count = 0
+    counts, doubled = set(), text.startswith('"')
+    text += "\n" if whole and not text.endswith("\n") else ""
+    while field := _FIELD.match(text, at):
+        doubled |= '""' in field[1][1:-1]
+        at, count = field.end(), count + 1
+        if field[2] == "\n":
+            counts |= {count} if count > 1 or field[1] else set()
+            count = 0
+    rest = len(text) - at  # of the record that the beginning was cut in
+    fits = len(counts) < 2 and (rest == 0 if whole else rest < SNIFFED // 16)
+    return "marks" if fits and (doubled or not even) else "text"
+
+
+class _Lines:
+    """Lines of a table, none of them, and no record over several, longer than any record may be."""
+
+    def __init__(self, stream: io.TextIOWrapper, shown: str) -> None:
+        self.stream, self.shown, self.number, self.held = stream, shown, 0, 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self.stream.readline(MAX_RECORD + 1)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        self.held += len(line)
+        if self.held > MAX_RECORD:
+            raise UserError(
+                f"{self.shown}:{self.number}: a record of more than {MAX_RECORD >> 20} MB. Is a quote left open, or is "
+                "this no table?"
+            )
+        return line
+
+
+def _tsv(lines: _Lines, shown: str, unsure: bool) -> Iterator[tuple[int, list[str]]]:
+    """`unsure`: no field of the beginning had quotes around it; one that does later might mean either."""
+    for number, line in enumerate(lines, 1):
+        lines.held = 0
+        if number > 1 and not line.strip("\n"):
+            continue
+        fields = line.rstrip("\n").split("\t")
+        if unsure and any(field[:1] == '"' for field in fields):
+            raise UserError(
+                f"{shown}:{number}: a field in quotes, the first one of the file: {short(line)}. Say what "
+                "they are, download.<name>.format: csv (marks around it, as of pandas) or tsv (a part of the text)."
+            )
+        yield number, fields
+
+
+def _csv(lines: _Lines, delimiter: str, shown: str) -> Iterator[tuple[int, list[str]]]:
+    reader: Any = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        number = reader.line_num + 1
+        lines.held = 0
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise UserError(
+                f"{shown}:{number}: broken CSV up to line {reader.line_num} ({error}); expected quotes that are "
+                "closed and doubled inside a field. Mend it, or, where tabs divide the fields and quotes are plain "
+                "text, set download.<name>.format: tsv."
+            ) from None
+        if fields is None:
+            return
+        if fields:
+            yield number, fields
+
+
+def _fields(number: int, fields: list[str], names: list[str]) -> Row:
+    if len(fields) != len(names):
+        what = f"{len(fields)} fields, expected {len(names)} ({', '.join(names)}): {short(' | '.join(fields))}"
+        return Row(number, None, "wrong number of fields", what)
+    return Row(number, dict(zip(names, fields, strict=True)))
+
+
+def parquet(file: BinaryIO, shown: str, keep: Keep) -> tuple[list[str], dict[str, list[str]], Iterator[Row]]:
+    """Rows of a parquet file, with the class names that `datasets` writes into its metadata.
+
+    Columns are read through small buffers, so that a row group may be larger than memory; and so many rows at a time
+    that they cannot be more than `HELD` bytes even where each is as long as its column's whole dictionary.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        opened = pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
+        names = list(opened.schema_arrow.names)
+        groups = [opened.metadata.row_group(i) for i in range(opened.num_row_groups)]
+        sizes = [group.column(i).total_uncompressed_size for group in groups for i in range(group.num_columns)]
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(shown, error) from None
+
+    def rows() -> Iterator[Row]:
+        number, batch_size = 0, max(1, min(256, HELD // max([1, *sizes])))
+        try:
+            for batch in opened.iter_batches(batch_size=batch_size, columns=keep(names), use_threads=False):
+                for record in batch.to_pylist():
+                    number += 1
+                    if any(isinstance(value, str) and len(value) > MAX_RECORD for value in record.values()):
+                        yield Row(number, None, f"a text of more than {MAX_RECORD >> 20} MB")
+                    else:
+                        yield Row(number, record)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise _damaged(shown, error, f" after row {number}") from None
+
+    return names, class_names(opened.schema_arrow.metadata), rows()
+
+
+def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
+    """Names of integer classes by column, from the metadata of a file that `datasets` wrote."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: list(f["names"]) for name, f in features.items() if f.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}  # not written by `datasets`: there are no names to find
+
+
+def _damaged(shown: str, error: BaseException, place: str = "") -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"{shown}: truncated or damaged parquet{place} ({reason}). Copy or download it again.")

@@ -1,0 +1,293 @@
+"""The tokenizer of somebody else's checkpoint: any `tokenizer.json` that `tokenizers` reads, and its chat template.
+
+Byte-level BPE (Llama 3, Qwen, SmolLM) and SentencePiece's BPE with byte fallback (Llama 2, Mistral, TinyLlama) alike.
+A template is a program by a stranger: it runs in Jinja's sandbox, and its clock stands still, so
+that today's date does not get into the data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm.errors import UserError, say_once
+from llm.runtime.io import read_json
+from llm.tokenizer.bpe import Tokenizer, _json, soft_prompt_ids, valid_unicode
+
+if TYPE_CHECKING:
+    import jinja2
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TODAY = date(2024, 7, 26)  # for templates that ask: the default of Llama 3's own templates
+# For base models, which have none: Alpaca's headings (Taori et al. 2023), in tokens that such a model has seen.
+PLAIN_TEMPLATE = (
+    "{% if bos_token is defined %}{{ bos_token }}{% endif %}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '### Instruction:\n' + message['content'] + '\n\n### Response:\n' }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token + '\n\n' }}"
+    "{% else %}{{ raise_exception('unknown role ' + message['role']) }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+class PretrainedTokenizer(Tokenizer):
+    """A `tokenizer.json` with the interface of ours.
+
+    The strings of special tokens that stand in a plain text are plain text (`encode`). In a conversation they are
+    special tokens, as in `transformers`: a template's own cannot be told from those in a message.
+    """
+
+    def __init__(self, files: Mapping[str, bytes], where: str, rows: int | None = None) -> None:
+        """`files`: those of FILES that are there, by name; `where` names their place in messages.
+
+        rows: of the model's embedding, where there is a model. Added tokens beyond it become plain
+            text.
+
+        Raises:
+            UserError: a file is broken, or the end-of-text token is missing or not in the vocabulary.
+        """
+        import tokenizers
+
+        self.where, self._files = where, dict(files)
+        self.pattern = ""  # of tokenizer.json: no fast encoder of ours cuts a text as it does
+        try:
+            self.lacking = self._leave_aside(rows)
+            self._plain = tokenizers.Tokenizer.from_buffer(self._files["tokenizer.json"])
+            self._special = tokenizers.Tokenizer.from_buffer(self._files["tokenizer.json"])
+        except Exception as error:  # what Rust raises has no class of its own
+            raise UserError(f"{where}/tokenizer.json cannot be read ({error}). Copy it again.") from None
+        for each in (self._plain, self._special):
+            each.no_truncation()
+            each.no_padding()
+        self._plain.encode_special_tokens = True
+        config = _parsed(files, "tokenizer_config.json", where)
+        named = {**_parsed(files, "special_tokens_map.json", where), **config}
+        self.tokens = {name: _content(named[name]) for name in SPECIAL_NAMES if named.get(name)}
+        eos = self.tokens.get("eos_token")
+        eos_id = self._plain.token_to_id(eos) if eos else None
+        if eos_id is None:
+            raise UserError(
+                f"{where}/tokenizer_config.json: eos_token is {eos!r}; expected a token of tokenizer.json, since it "
+                "ends every text and answer."
+            )
+        self.eos_id = eos_id
+        self.vocab_size = max(self._plain.get_vocab(with_added_tokens=True).values()) + 1
+        bare, word = [self._plain.encode("a", add_special_tokens=special).ids for special in (False, True)]
+        first = next(i for i in range(len(word)) if word[i : i + len(bare)] == bare)
+        self.around = tuple(word[:first]), tuple(word[first + len(bare) :])
+        self._word = bare
+        self.template = _template(files, config, where)
+        if self.template is None:
+            self.template = PLAIN_TEMPLATE
+            self._files["tokenizer_config.json"] = _json({**config, "chat_template": PLAIN_TEMPLATE})
+
+    @classmethod
+    def load(cls, directory: str | Path) -> PretrainedTokenizer:
+        """Read a directory's files.
+
+        Raises:
+            UserError: as `__init__`, or there is no `tokenizer.json`.
+        """
+        directory = Path(directory)
+        files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
+        if "tokenizer.json" not in files:
+            others = ", ".join(sorted(path.name for path in directory.glob("tokenizer*"))) or "nothing like it"
+            raise UserError(
+                f"{directory}/tokenizer.json: no such file (there is {others}). `transformers` writes it: "
+                f"AutoTokenizer.from_pretrained(...).save_pretrained({str(directory)!r})."
+            )
+        model = directory / "config.json"
+        rows = read_json(model).get("vocab_size") if model.is_file() else None
+        tokenizer = cls(files, str(directory), rows)
+        tokenizer.prefix = soft_prompt_ids(directory)
+        return tokenizer
+
+    def _leave_aside(self, rows: int | None) -> list[str]:
+        """Take added tokens without an embedding out of `tokenizer.json`; returns them."""
+        if rows is None:
+            return []
+        content = _parsed(self._files, "tokenizer.json", self.where)
+        added = content.get("added_tokens") or []
+        beyond = [token for token in added if token["id"] >= rows]
+        if beyond:
+            content["added_tokens"] = [token for token in added if token not in beyond]
+            self._files["tokenizer.json"] = json.dumps(content, ensure_ascii=False).encode()
+            names = ", ".join(f"{token['content']} ({token['id']})" for token in beyond)
+            say_once(
+                f"{self.where}/tokenizer.json has tokens beyond the model's embedding of {rows} rows; they are plain "
+                f"text here: {names}."
+            )
+        return [token["content"] for token in beyond]
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._plain.encode(valid_unicode(text), add_special_tokens=False).ids)
+
+    def encode_to_numpy(self, text: str) -> np.ndarray:
+        return np.array(self.encode(text), dtype=np.uint32)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        encoded = self._plain.encode_batch_fast([valid_unicode(text) for text in texts], add_special_tokens=False)
+        return [list(each.ids) for each in encoded]
+
+    def decode_after(self, prompt: Sequence[int]) -> Callable[[Sequence[int]], str]:
+        """As in `Tokenizer`: alone, SentencePiece's decoder drops the first blank of a text."""
+        if not self._plain.decode(list(prompt), skip_special_tokens=True):
+            return self.decode  # there is no text before it
+        start = len(self.decode(self._word))
+        return lambda ids: self.decode([*self._word, *ids])[start:]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(self._plain.decode(list(ids), skip_special_tokens=False))
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        return self.decode(ids).encode()
+
+    def chat_ids(self, prompt: str) -> list[int]:
+        return self.conversation_ids([{"role": "user", "content": prompt}])
+
+    def chat_batch(self, prompts: list[str]) -> list[list[int]]:
+        texts = [valid_unicode(self.render([{"role": "user", "content": prompt}], True)) for prompt in prompts]
+        encoded = self._special.encode_batch_fast(texts, add_special_tokens=False)
+        return [[*self.prefix, *each.ids] for each in encoded]
+
+    def conversation_ids(self, messages: Iterable[Mapping[str, str]], add_generation_prompt: bool = True) -> list[int]:
+        """A conversation of `{"role": ..., "content": ...}`, as the chat template renders it.
+
+        Raises:
+            UserError: the template refuses the conversation or is broken.
+        """
+        text = valid_unicode(self.render(messages, add_generation_prompt))
+        return [*self.prefix, *self._special.encode(text, add_special_tokens=False).ids]
+
+    def render(self, messages: Iterable[Mapping[str, str]], add_generation_prompt: bool) -> str:
+        """The text of a conversation. Raises UserError like `conversation_ids`."""
+        import jinja2
+
+        try:
+            return self._compiled.render(
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self.tokens,
+            )
+        except UserError:
+            raise
+        except Exception as error:  # a stranger's program can raise anything
+            kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
+            raise UserError(f"{self.where}: the chat template cannot render this conversation: {kind}{error}") from None
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the checkpoint came with a chat template of its own."""
+        return self.template != PLAIN_TEMPLATE
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The end token, and the special token that the template puts behind an answer.
+
+        They differ in Qwen2.5's base models, which end a text with one and a turn with the other.
+        """
+        answer = "the answer"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+        try:
+            behind = self.render(turns, add_generation_prompt=False).rpartition(answer)[2]
+        except UserError:
+            return frozenset({self.eos_id})  # a template of questions alone; whoever shows it an answer is told
+        added = self._special.get_added_tokens_decoder()
+        ids = self._special.encode(behind, add_special_tokens=False).ids
+        return frozenset({self.eos_id, *[i for i in ids if i in added and added[i].special][:1]})
+
+    def files(self) -> dict[str, bytes]:
+        """What `save` writes, by name: the bytes that were read, and a chat template where there was none."""
+        return dict(self._files)
+
+    @cached_property
+    def _compiled(self) -> jinja2.Template:
+        """The template in the environment that `transformers` gives it, but with a fixed date."""
+        import jinja2
+        import jinja2.ext
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        def raise_exception(message: str) -> None:
+            raise jinja2.TemplateError(message)
+
+        def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+            return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_generation_tag(), jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = tojson
+        environment.globals["raise_exception"] = raise_exception
+        environment.globals["strftime_now"] = TODAY.strftime
+        template = self.template or ""
+        if "strftime_now" in template:
+            say_once(f"{self.where}: the chat template asks for the date; it gets {TODAY:%d %B %Y}, whatever the day.")
+        spoken = {content: name for name, content in self.tokens.items()}
+        for token in self.lacking:
+            if token in template or spoken.get(token, token) in template:
+                raise UserError(
+                    f"{self.where}: the chat template uses {token}, for which the model has no embedding: tokenizer "
+                    "and config.json are not of the same model."
+                )
+        try:
+            return environment.from_string(template)
+        except Exception as error:  # as in `render`
+            raise UserError(f"{self.where}: the chat template is broken: {error}") from None
+
+
+def _generation_tag() -> type[jinja2.ext.Extension]:
+    """`{% generation %} … {% endgeneration %}`, which marks what an assistant says; here it just renders."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body).set_lineno(line)
+
+    return Generation
+
+
+def _parsed(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(files.get(name, b"{}"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}/{name} is not valid JSON ({error}). Copy it again.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{where}/{name}: expected an object, found {type(content).__name__}.")
+    return content
+
+
+def _content(token: Any) -> str:
+    """The string of a special token, which may be written as an object."""
+    return str(token["content"]) if isinstance(token, dict) else str(token)
+
+
+def _template(files: Mapping[str, bytes], config: dict[str, Any], where: str) -> str | None:
+    if "chat_template.jinja" in files:
+        try:
+            return files["chat_template.jinja"].decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}/chat_template.jinja is not UTF-8 ({error}). Copy it again.") from None
+    found = config.get("chat_template")
+    if isinstance(found, list) and all(isinstance(each, dict) and {"name", "template"} <= set(each) for each in found):
+        found = {each["name"]: each["template"] for each in found}.get("default")  # several, by name
+    if not isinstance(found, str | None):
+        raise UserError(
+            f"{where}/tokenizer_config.json: chat_template is a {type(found).__name__} that cannot be used; expected a "
+            "string, or a list of objects with name and template."
+        )
+    return found

@@ -1,0 +1,353 @@
+"""The MLflow store: what a queued operation becomes there. Every write can be repeated without effect.
+
+Only this module imports mlflow, but for `llm.tracking.pyfunc_model`, which is a part of a logged model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import sqlite3
+import sys
+import warnings
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+from llm.addresses import public, without_credentials
+from llm.runtime import provenance
+from llm.runtime.io import sha256
+from llm.tracking import executions
+from llm.tracking.executions import Operation, State
+
+EXECUTION = "llm.execution"  # the tag by which the store knows an execution
+MODEL = "llm.model"  # the tag by which a run names the registered version that has its model's bytes
+# Where MLflow's tables hold addresses of artifacts.
+ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+SERVING_PACKAGES = (
+    "torch",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "tiktoken",
+    "pydantic",
+    "tqdm",
+    "pandas",
+    "ruamel.yaml",
+    "psutil",
+)
+
+
+class Store:
+    """The calls to MLflow. Every method may raise whatever the store raises."""
+
+    def __init__(self, uri: str) -> None:
+        # Fail in seconds, not in minutes: the spool is the second attempt.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        import mlflow
+
+        for name in ("alembic", "mlflow", "urllib3.connectionpool"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        # It logs what it raises, with a traceback, as where a database has no room; the caller says it in a line.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        self.uri, self.mlflow = uri, mlflow
+        self._ids: dict[str, str] = {}
+        self._curves: dict[tuple[str, str], dict[int, float]] = {}
+        # The first use of a database makes its tables; two processes that do so at once crash.
+        with executions.lock(executions.directory() / "store.lock"):
+            self._make_database()
+            self.client = mlflow.MlflowClient(uri)
+            self.client.search_experiments(max_results=1)
+            if uri == executions.own_store():
+                follow(executions.root())
+
+    def _make_database(self) -> None:
+        """Make a missing SQLite database under another name first: MLflow could not use one made by halves."""
+        path = Path(self.uri.removeprefix("sqlite:///"))
+        if not self.uri.startswith("sqlite:///") or path.exists() or not path.parent.is_dir():
+            return
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.unlink(missing_ok=True)  # of a process that was killed: this one holds the lock
+        self.mlflow.MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
+        temporary.rename(path)
+
+    def experiment_id(self, name: str) -> str | None:
+        """Id of the experiment called `name`, or None."""
+        found = self.client.get_experiment_by_name(name)
+        return found.experiment_id if found else None
+
+    def open(self, state: State, resume: bool = False) -> str:
+        """The run's id; makes experiment and run where they do not exist. `resume` marks the run as running."""
+        from mlflow.entities import Param
+
+        with executions.lock(executions.directory() / "store.lock"):
+            experiment = self._open_experiment(state["experiment"])
+            query = f"tags.`{EXECUTION}` = '{state['execution']}'"
+            found = self.client.search_runs([experiment], query, max_results=1)
+            tags = {EXECUTION: state["execution"]}
+            started = int(state["started"] * 1000)
+            run = found[0] if found else self.client.create_run(experiment, started, tags, state["name"])
+        run_id = run.info.run_id
+        if resume and run.info.status != "RUNNING":
+            self.client.update_run(run_id, status="RUNNING")
+        # A param that is null switches something off that most runs do without: a third of all, and nothing to compare.
+        wanted = {_key(key): value[:6000] for key, value in state["params"].items() if value != "null"}
+        params = [Param(key, value) for key, value in wanted.items() if key not in run.data.params]
+        for i in range(0, len(params), 100):
+            self.client.log_batch(run_id, params=params[i : i + 100])
+        self._ids[state["execution"]] = run_id
+        return run_id
+
+    def _open_experiment(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            # A server decides itself where artifacts go; with a database it would be the current directory.
+            local = not self.uri.startswith(("http:", "https:", "databricks"))
+            return self.client.create_experiment(name, artifacts(executions.root()) if local else None)
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return found.experiment_id
+
+    def replay(self, current: str) -> None:
+        """Write what stages could not, and remove their spool files. The `current` execution is not ended by it."""
+        directory = executions.directory() / "spool"
+        for path in sorted(directory.glob("*.jsonl")):
+            with executions.lock(directory / ".lock"):
+                records = executions.read_spool(path) if path.exists() else []  # another process may have been faster
+                if not records or (records[0]["store"] or public(executions.own_store())) != public(self.uri):
+                    continue
+                for operation in records[1:]:
+                    if operation["op"] != "end" or records[0]["execution"] != current:
+                        self.apply(records[0], operation)
+                path.unlink()
+
+    def apply(self, state: State, operation: Operation) -> None:
+        """Write one operation; to repeat it changes nothing. One that MLflow calls invalid is left out, and said so."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._apply(self._ids.get(state["execution"]) or self.open(state), state, operation)
+        except MlflowException as error:
+            if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
+                raise
+            print(
+                without_credentials(f"warning: MLflow refuses {operation['op']}: {str(error)[:300]}"),
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _apply(self, run_id: str, state: State, operation: Operation) -> None:
+        from mlflow.entities import RunTag
+
+        match operation["op"]:
+            case "metrics":
+                self._log_points(run_id, operation["points"])
+            case "scalars":
+                self._log_scalars(run_id, operation["values"], operation["time"])
+            case "tags":
+                tags = [RunTag(_key(key), value[:8000]) for key, value in operation["tags"].items()]
+                for i in range(0, len(tags), 100):
+                    self.client.log_batch(run_id, tags=tags[i : i + 100])
+            case "inputs":
+                self._log_inputs(run_id)
+            case "artifacts":
+                for name, folder, digest in operation["files"]:
+                    path = executions.root() / name
+                    if path.is_file() and sha256(path) == digest:
+                        self.client.log_artifact(run_id, str(path), folder or None)
+            case "model":
+                self._log_model(run_id, state["experiment"], operation)
+            case "end":
+                self.client.set_terminated(run_id, operation["status"], operation["time"])
+
+    def _curve(self, run_id: str, key: str) -> dict[int, float]:
+        """Step → value of a metric in the store, read once."""
+        if (run_id, key) not in self._curves:
+            points = sorted(self.client.get_metric_history(run_id, key), key=lambda point: point.timestamp)
+            self._curves[run_id, key] = {point.step: point.value for point in points}
+        return self._curves[run_id, key]
+
+    def _log_points(self, run_id: str, points: list[Any], again: bool = False) -> None:
+        """Write the points whose step the run does not have; `again`: the others too."""
+        from mlflow.entities import Metric
+
+        new: dict[tuple[str, int], Metric] = {}
+        for name, value, timestamp, step in points:
+            key = _key(name)
+            if again or step not in self._curve(run_id, key):
+                new.setdefault((key, step), Metric(key, value, timestamp, step))
+        metrics = list(new.values())
+        for i in range(0, len(metrics), 1000):
+            self.client.log_batch(run_id, metrics=metrics[i : i + 1000])
+            for metric in metrics[i : i + 1000]:
+                self._curve(run_id, metric.key)[metric.step] = metric.value
+
+    def _log_scalars(self, run_id: str, values: dict[str, float], timestamp: int) -> None:
+        """Make each value the latest of its key: at its curve's last step, or at step 0 where it has none."""
+        points = []
+        for name, value in values.items():
+            curve = self._curve(run_id, _key(name))
+            last = max(curve, default=0)
+            if curve.get(last) != value and math.isfinite(value):
+                points.append((name, value, timestamp, last))
+        self._log_points(run_id, points, again=True)
+
+    def _log_inputs(self, run_id: str) -> None:
+        """The datasets as MLflow dataset inputs; the digest is that of the manifest, cut to MLflow's 36 characters."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = []
+        for name, manifest in provenance.manifests().items():
+            source = json.dumps(manifest.get("source", {}))[:65535]
+            profile = json.dumps({key: manifest.get(key) for key in ("rows", "bytes", "licence", "revision")})
+            dataset = Dataset(name, manifest["sha256"][:36], str(manifest.get("kind", "")), source, profile=profile)
+            context = "pretraining" if manifest.get("kind") == "pretrain" else "finetuning"
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+        if inputs:
+            self.client.log_inputs(run_id, inputs)
+
+    def _log_model(self, run_id: str, name: str, operation: Operation) -> None:
+        """Register a model directory as `name`, once for the same bytes, and alias the best as champion."""
+        directory = executions.root() / operation["directory"]
+        if not (directory / "model.safetensors").is_file() or directory_digest(directory) != operation["digest"]:
+            return  # replayed later, when the workspace holds another experiment's model
+        name = re.sub(r"[/:]", "-", name)  # a registered model's name must not hold them
+        if not self.client.search_registered_models(f"name = '{name}'", max_results=1):
+            self.client.create_registered_model(name)
+        score = Score(operation["score"], operation.get("tests", ""), operation.get("examples", 0))
+        version = next((v for v in self._versions(name) if v.tags.get("digest") == operation["digest"]), None)
+        if version is None:
+            info = self._log_pyfunc(run_id, directory)
+            weights = sha256(directory / "model.safetensors")
+            tags = {"sha256": weights, "digest": operation["digest"], **score.tags()}
+            version = self.client.create_model_version(name, info.model_uri, run_id, tags, await_creation_for=0)
+        elif score.beats(Score.of(version.tags)):
+            for key, value in score.tags().items():
+                self.client.set_model_version_tag(name, version.version, key, value)
+        self.client.set_tag(run_id, MODEL, f"models:/{name}/{version.version}")
+        champion = self._champion(name)
+        if champion is None or score.beats(champion):
+            self.client.set_registered_model_alias(name, "champion", str(version.version))
+
+    def _champion(self, name: str) -> Score | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return Score.of(self.client.get_model_version_by_alias(name, "champion").tags)
+        except MlflowException:  # there is none yet
+            return None
+
+    def _log_pyfunc(self, run_id: str, directory: Path) -> Any:
+        package = Path(__file__).resolve().parent
+        versions = provenance.versions()
+        self.mlflow.set_tracking_uri(self.uri)
+        from llm.tracking.pyfunc_model import PARAMS
+
+        signature = self.mlflow.models.infer_signature(["a prompt"], ["an answer"], PARAMS)
+        with self.mlflow.start_run(run_id=run_id), warnings.catch_warnings(record=True):
+            # Recorded and dropped, that type hints are missing: on purpose, see llm.tracking.pyfunc_model. MLflow resets any filter.
+            return self.mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(package / "serving.py"),
+                artifacts={"model": str(directory)},
+                code_paths=[str(package)],
+                signature=signature,
+                pip_requirements=[_requirement(key, versions) for key in SERVING_PACKAGES],
+            )
+
+    def _versions(self, name: str) -> list[Any]:
+        return list(self.client.search_model_versions(f"name = '{name}'"))
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model was scored: the mean of its tasks' headline scores, on which test examples, and on how many."""
+
+    value: float | None
+    tests: str = ""  # digest of the examples
+    examples: int = 0
+
+    @classmethod
+    def of(cls, tags: dict[str, str]) -> Score:
+        """The score that a registered version's tags tell."""
+        value = float(tags["score"]) if "score" in tags else None
+        return cls(value, tags.get("tests", ""), int(tags.get("examples", "0")))
+
+    def tags(self) -> dict[str, str]:
+        """The same as tags of a registered version."""
+        if self.value is None:
+            return {}
+        return {"score": repr(self.value), "tests": self.tests, "examples": str(self.examples)}
+
+    def beats(self, champion: Score) -> bool:
+        """Whether the champion has to go: on the same examples by its value, else by the number of examples.
+
+        Values on different examples do not compare. The better-founded one stays, the newer where they are equal.
+        """
+        if self.value is None or champion.value is None:
+            return champion.value is None
+        if self.tests == champion.tests:
+            return self.value >= champion.value
+        return self.examples >= champion.examples
+
+
+def directory_digest(directory: Path) -> str:
+    """One digest of all files of a directory and their names."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    lines = [f"{path.relative_to(directory).as_posix()} {sha256(path)}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def artifacts(root: Path) -> str:
+    """Where a repository's own store keeps artifacts, as MLflow writes it."""
+    return (root / "mlartifacts").as_uri()
+
+
+def follow(root: Path) -> None:
+    """Let the addresses in a repository's own store follow the repository, which was moved or copied since.
+
+    MLflow keeps them absolute, and would write to the old place: into the original, where this is a copy.
+    """
+    new = artifacts(root)
+    with closing(sqlite3.connect(root / "mlflow.db", timeout=60)) as database, database:
+        found = database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+        for (old,) in found:
+            if not old or not old.startswith("file:") or not old.endswith("/mlartifacts") or _same_place(old, new):
+                continue
+            for table, column in ADDRESSES:
+                database.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) IN (?, ?)",
+                    (new, len(old) + 1, len(old) + 1, old, f"{old}/"),
+                )
+
+
+def _same_place(one: str, other: str) -> bool:
+    """Whether two addresses of files lead to one folder, by links too."""
+    first, second = (Path(url2pathname(urlparse(uri).path)).resolve() for uri in (one, other))
+    return first == second
+
+
+def _requirement(name: str, versions: dict[str, str]) -> str:
+    """The version that is installed, without what names a build of it, such as `+cpu`: registries do not have those."""
+    return f"{name}=={versions[name].partition('+')[0]}" if name in versions else name
+
+
+def _key(name: str) -> str:
+    """A key that MLflow takes: word characters, '/', '.', '-', ':' and space, at most 250."""
+    return re.sub(r"[^/\w.\- :]", "_", name)[:250]

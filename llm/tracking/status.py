@@ -1,0 +1,205 @@
+"""`python -m llm status`: the stages that run now, and those that ended badly within the last day."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from tqdm import tqdm
+
+from llm.runtime.units import duration, size
+from llm.tracking import executions
+
+SILENT = 60.0  # seconds without a sign of life after which a living process is said to be frozen
+KEEP = 86400.0  # seconds that a stage which ended badly is shown
+
+
+@dataclass(frozen=True)
+class Running:
+    """A stage that runs, or that did not come to its end. Bytes, seconds; None: not known, or does not apply."""
+
+    experiment: str
+    stage: str
+    doing: str  # a part of the stage, such as a data set's name
+    pid: int
+    host: str
+    directory: str
+    progress: float | None  # share
+    done: float | None
+    total: float | None
+    unit: str
+    loss: str | None
+    val_loss: str | None
+    tokens_per_second: float | None
+    seconds_left: float | None
+    elapsed: float
+    memory: int | None  # of the process and its children
+    device_memory: int | None
+    health: str
+    alive: bool
+
+
+def read() -> list[Running]:
+    """All that has left a file, oldest first. Files of processes that are long gone are removed."""
+    found = []
+    for path in sorted((executions.root() / ".state" / "running").glob("*.json")):
+        facts = _facts(path)
+        if facts is None:
+            continue
+        process = _process(facts)
+        here = facts["host"] == socket.gethostname()
+        if process is None and time.time() - facts["updated"] > KEEP:
+            path.unlink(missing_ok=True)
+            continue
+        found.append(_running(facts, process, here))
+    return sorted(found, key=lambda item: -item.elapsed)
+
+
+def _facts(path: Path) -> dict[str, Any] | None:
+    """A file's content; None where it went away. It is written in place, so half of it may have to be read again."""
+    for _ in range(20):
+        try:
+            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return facts
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            time.sleep(0.05)
+    return None  # its writer was killed while it wrote
+
+
+def _process(facts: dict[str, Any]) -> psutil.Process | None:
+    """The process, if it lives on this machine and is not another one that has the number now."""
+    try:
+        process = psutil.Process(facts["pid"])
+        alive = process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= facts["started"] + 1
+        return process if alive and facts["host"] == socket.gethostname() else None
+    except psutil.Error:
+        return None
+
+
+def _memory(process: psutil.Process) -> int | None:
+    """Resident memory of a process and its children."""
+    total = 0
+    try:
+        for member in (process, *process.children(recursive=True)):
+            total += int(member.memory_info().rss)
+    except psutil.Error:  # one ended meanwhile
+        return total or None
+    return total
+
+
+def _running(facts: dict[str, Any], process: psutil.Process | None, here: bool) -> Running:
+    silent = time.time() - facts["updated"]
+    alive = process is not None if here else "ended" not in facts and silent < SILENT
+    if "ended" in facts:
+        health = f"ended: {facts['ended']}"
+    elif not alive:
+        health = "killed: the process is gone" if here else f"no sign of life for {duration(silent)}"
+    elif silent > SILENT:
+        health = f"frozen: no sign of life for {duration(silent)}"
+    else:
+        health = str(facts["health"])
+    done, total = facts.get("done"), facts.get("total")
+    return Running(
+        experiment=facts["experiment"] or _place(facts["directory"]),
+        stage=facts["stage"],
+        doing=facts.get("doing", ""),
+        pid=facts["pid"],
+        host=facts["host"],
+        directory=facts["directory"],
+        progress=done / total if total and done is not None else None,
+        done=done,
+        total=total,
+        unit=facts.get("unit", ""),
+        loss=facts.get("loss"),
+        val_loss=facts.get("val"),
+        tokens_per_second=facts.get("tokens_per_second"),
+        seconds_left=facts.get("seconds_left") if alive else None,
+        elapsed=facts["updated"] - facts["started"],
+        memory=_memory(process) if process else None,
+        device_memory=facts.get("peak_device_memory_bytes"),
+        health=health,
+        alive=alive,
+    )
+
+
+def _place(directory: str) -> str:
+    return "workspace" if Path(directory) == executions.root().absolute() else Path(directory).name
+
+
+def forget(experiment: str) -> None:
+    """Show an experiment no more, since it was stopped for good; waits until its stages have ended."""
+    end = time.monotonic() + SILENT
+    for path in (executions.root() / ".state" / "running").glob("*.json"):
+        while (facts := _facts(path)) and facts["experiment"] == experiment:
+            if _process(facts) is None or time.monotonic() > end:
+                path.unlink(missing_ok=True)
+            else:
+                time.sleep(0.1)
+
+
+def validation(experiment: str, stage: str) -> list[tuple[int, float]]:
+    """(tokens, validation loss) of a running stage of an experiment, as far as it has come since it was started."""
+    paths = (executions.root() / ".state" / "running").glob(f"{stage}-*.json")
+    # One that was stopped leaves its file, and another may have had its name since.
+    own = [facts for path in paths if (facts := _facts(path)) and facts["experiment"] == experiment]
+    last = max(own, key=lambda facts: facts["started"], default={})
+    return [(int(tokens), float(loss)) for tokens, loss in last.get("validations", [])]
+
+
+def waiting() -> list[str]:
+    """Names of the experiments that wait in DVC's queue; none outside a DVC repository."""
+    if not (executions.root() / ".dvc" / "tmp" / "exps" / "celery").is_dir():
+        return []  # no queue was ever used: DVC need not be loaded
+    from dvc.repo import Repo
+
+    with Repo(str(executions.root())) as repo:
+        return [entry.name or entry.stash_rev[:7] for entry in repo.experiments.celery_queue.iter_queued()]
+
+
+def show_status(as_json: bool = False, every: float | None = None) -> None:
+    """Print a table, once or every so many seconds until Ctrl-C."""
+    try:
+        while True:
+            found, queued = read(), waiting()
+            if as_json:
+                print(json.dumps({"stages": [asdict(item) for item in found], "queued": queued}), flush=True)
+            else:
+                print("\n".join(lines(found, queued)), flush=True)
+            if every is None:
+                return
+            time.sleep(every)
+    except KeyboardInterrupt:
+        return
+
+
+def lines(found: list[Running], queued: list[str]) -> list[str]:
+    """The table."""
+    rows = [("experiment", "stage", "progress", "loss", "val", "tokens/s", "left", "memory", "pid", "health")]
+    for item in found:
+        share = f"{100 * item.progress:.0f}%" if item.progress is not None else ""
+        if not share and item.done is not None:
+            share = f"{tqdm.format_sizeof(item.done)} {item.unit}"
+        memory = [size(item.memory)] if item.memory else []
+        memory += [f"{size(item.device_memory)} on the GPU"] if item.device_memory else []
+        rate = f"{item.tokens_per_second:,.0f}" if item.tokens_per_second else ""
+        left = duration(item.seconds_left) if item.seconds_left is not None else ""
+        stage = item.stage if item.doing in ("", item.stage) else f"{item.stage} ({item.doing})"
+        pid = str(item.pid) if item.host == socket.gethostname() else f"{item.pid} on {item.host}"
+        losses = item.loss or "", item.val_loss or ""
+        rows.append((item.experiment, stage, share, *losses, rate, left, " + ".join(memory), pid, item.health))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    table = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if not found:
+        table = ["no stage runs"]
+    if any(not item.alive for item in found):
+        table.append("What ended goes on from its last state with the same command (docs/RESUME.md).")
+    if queued:
+        table.append(f"queued: {', '.join(queued)} (`dvc queue start` runs them)")
+    return table

@@ -1,0 +1,82 @@
+"""Checkpoints of a sharded model: each process writes what it holds, and any number of processes reads it.
+
+PyTorch's torch.distributed.checkpoint does both, in safetensors files that say which rows they hold. (Its own format
+keeps the table of contents in a pickle.) The checkpoint counts once the first process has written the digests of all
+files into meta.json and given the folder its name: llm/train/checkpoint/local.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm.parallel import processes
+from llm.runtime.io import sha256
+
+WHOLE = "tensors.safetensors"  # of a state that one process wrote
+
+
+def start(tensors: dict[str, Tensor], directory: Path) -> Future[Any]:
+    """Copy the tensors, and write this process's shards in the background; all processes must do so."""
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter, async_save
+
+    writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
+    return async_save(tensors, storage_writer=writer, process_group=processes.saving())  # type: ignore[return-value]
+
+
+def files(future: Future[Any], directory: Path) -> dict[str, str]:
+    """Digests of the files that all processes wrote, by name.
+
+    Raises:
+        OSError: in every process, where one of them could not write.
+    """
+    problem: str | None = None
+    mine: dict[str, str] = {}
+    try:
+        future.result()
+        prefix = f"shard-{processes.rank() + 1:05d}-"  # DCP's name
+        mine = {path.name: sha256(path) for path in directory.glob(f"{prefix}*")}
+    except Exception as error:  # DCP's own, which wraps those of all processes; or OSError
+        problem = str(error).strip().splitlines()[-1]
+    answers = processes.everyone((mine, problem), processes.saving())
+    for number, (_, reason) in enumerate(answers):
+        if reason is not None:
+            raise OSError(f"process {number}: {reason}")
+    return {name: digest for found, _ in answers for name, digest in found.items()}
+
+
+def problem(path: Path, meta: dict[str, Any]) -> str | None:
+    """What is wrong with a checkpoint's files; each process reads its part of them."""
+    listed = meta.get("files") or {WHOLE: meta["sha256"]}
+    found = {item.name for item in path.glob("*.safetensors")}
+    for name in sorted(listed.keys() ^ found):
+        return f"shard {name} is missing" if name in listed else f"{name} is none of its {len(listed)} shards"
+    for name in sorted(listed)[processes.rank() :: processes.world_size()]:
+        if sha256(path / name) != listed[name]:
+            return f"the bytes of {name} are not those that were written"
+    return None
+
+
+def read(path: Path, empty: Callable[[str, torch.Size], Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, of which each process reads the rows that it holds.
+
+    empty: by name and shape of the whole, what a tensor is read into.
+    """
+    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+
+    reader = HuggingFaceStorageReader(str(path))
+    shapes = {name: item.size for name, item in reader.read_metadata().state_dict_metadata.items()}  # type: ignore[union-attr]
+    tensors = {name: empty(name, shape) for name, shape in shapes.items()}
+    group = processes.saving()
+    load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), process_group=group, no_dist=group is None)
+    return tensors
+
+
+def agreed(found: str | None) -> str | None:
+    """The first process's problem that has one, in every process."""
+    return next((answer for answer in processes.everyone(found) if answer is not None), None)
