@@ -33,6 +33,7 @@ from llm.runtime import pool
 from llm.runtime.env import environment_number
 from llm.runtime.io import read_json, sha256, write_json
 from llm.runtime.progress import Progress
+from llm.runtime.provenance import code_digest
 from llm.tokenizer.bpe import Tokenizer, valid_unicode
 from llm.tokenizer.encoders import make_encoder
 from llm.tokenizer.split_points import content
@@ -242,10 +243,8 @@ def describe(
 
 def code_version() -> dict[str, str]:
     """Digest of the source that decides what is written, and the versions that do."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return {"code": digest.hexdigest(), **{name: version(name) for name in ("tiktoken", "tokenizers", "pyarrow")}}
+    versions = {name: version(name) for name in ("tiktoken", "tokenizers", "pyarrow")}
+    return {"code": code_digest("corpus", "text", "tokenizer"), **versions}
 
 
 def decided_by(p: Params, raw: Path) -> dict[str, Any]:

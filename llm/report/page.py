@@ -29,7 +29,7 @@ from llm.runtime.io import write_bytes
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-HERE = Path(__file__).parent
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(params: Params, directory: Path, run: dict[str, str] | None = None) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def fill(template: str, data: dict[str, Any], drawn: dict[str, str]) -> str:
         counts[kind] = counts.get(kind, 0) + 1
         return f"{kind} {counts[kind]}."
 
-    style = Markup((HERE / "style.css").read_text(encoding="utf-8"))
+    style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
     page = environment(".html" in template).get_template(template)
     return page.render(**data, figures=inline, style=style, caption=caption)
 
@@ -95,7 +95,7 @@ def environment(autoescape: bool) -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     made = Environment(
-        loader=FileSystemLoader(HERE),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,

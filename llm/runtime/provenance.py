@@ -47,13 +47,17 @@ def _git(*arguments: str) -> str:
 
 
 @cache
-def code_digest() -> str:
-    """SHA-256 over the names and bytes of this package's and the stages' Python files."""
-    package = Path(__file__).resolve().parents[1]
+def code_digest(*packages: str) -> str:
+    """Return the SHA-256 of the names and bytes of all Python files in packages of `llm`.
+
+    Args:
+        packages: names such as "model"; without any, all of `llm` and the stages.
+    """
+    llm = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    for directory in (package, package.parent / "stages"):
+    for directory in [llm / name for name in packages] or [llm, llm.parent / "stages"]:
         for path in sorted(directory.rglob("*.py")):
-            digest.update(f"{path.relative_to(package.parent).as_posix()}\0{sha256(path)}\n".encode())
+            digest.update(f"{path.relative_to(llm.parent).as_posix()}\0{sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -22,6 +22,7 @@ from llm.addresses import all_public
 from llm.errors import UserError
 from llm.runtime.io import write_json
 from llm.runtime.progress import Progress
+from llm.runtime.provenance import code_digest
 from llm.sources.hub_records import write_hub
 from llm.sources.local_files import write_files
 from llm.sources.manifest import joined, manifest
@@ -166,8 +167,7 @@ def fingerprint(name: str, kind: str, source: params.Source) -> str:
     The times keep a second look cheap; they decide only whether an interrupted stage's finished work is used again.
     """
     digest = hashlib.sha256(json.dumps([name, kind, source.model_dump(mode="json")], sort_keys=True).encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    digest.update(code_digest("sources", "text").encode())
     digest.update(platform.python_version().encode())
     for line in sorted({f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}):
         digest.update(line.encode())

@@ -254,17 +254,18 @@ class Store:
             return None
 
     def _log_pyfunc(self, run_id: str, directory: Path) -> Any:
-        package = Path(__file__).resolve().parent
+        package = Path(__file__).resolve().parents[1]
         versions = provenance.versions()
         self.mlflow.set_tracking_uri(self.uri)
         from llm.tracking.pyfunc_model import PARAMS
 
         signature = self.mlflow.models.infer_signature(["a prompt"], ["an answer"], PARAMS)
         with self.mlflow.start_run(run_id=run_id), warnings.catch_warnings(record=True):
-            # Recorded and dropped, that type hints are missing: on purpose, see llm.tracking.pyfunc_model. MLflow resets any filter.
+            # Drop the warning that type hints are missing: they are on purpose (see pyfunc_model),
+            # and MLflow resets any filter.
             return self.mlflow.pyfunc.log_model(
                 name="model",
-                python_model=str(package / "serving.py"),
+                python_model=str(package / "tracking" / "pyfunc_model.py"),
                 artifacts={"model": str(directory)},
                 code_paths=[str(package)],
                 signature=signature,

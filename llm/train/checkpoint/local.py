@@ -31,11 +31,12 @@ from llm.model.sharded_tensor import is_sharded
 from llm.parallel import processes
 from llm.runtime.io import save_tensors, sha256, write_bytes
 from llm.runtime.locks import held
+from llm.runtime.provenance import code_digest
 from llm.train.checkpoint import sharded
 from llm.train.checkpoint.remote import remote
 
-# Of llm/data, what training uses of it; the rest comes to it as files, whose digests are inputs.
-DATA = ("order.py", "packing.py", "pretrained_tokenizer.py", "shards.py", "source_counts.py", "tokenizer.py")
+# The packages that decide what is computed.
+CODE = ("data", "model", "parallel", "tokenizer", "train")
 KEEP = 2  # checkpoints: the newest, and one to fall back to
 
 
@@ -46,12 +47,7 @@ def root() -> Path:
 
 def code_version() -> dict[str, str]:
     """Digest of the source that decides what is computed, and the versions that do."""
-    package = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    paths = [path for folder in ("model", "train") for path in sorted((package / folder).glob("*.py"))]
-    for path in (*paths, *(package / "data" / name for name in DATA)):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return {"code": digest.hexdigest(), "torch": torch.__version__}
+    return {"code": code_digest(*CODE), "torch": torch.__version__}
 
 
 class State:

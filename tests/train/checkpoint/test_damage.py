@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from llm.train.checkpoint import local as state_module
 from llm.train.checkpoint.local import State, code_version
+from tests.conftest import ROOT
 
 TENSORS = {"weight": torch.linspace(-1, 1, 300), "moment": torch.ones(7, 3)}
 
@@ -188,9 +188,12 @@ def test_other_code_and_another_torch_are_other_versions(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "__version__", "2.99.0")
     assert code_version() == {**here, "torch": "2.99.0"}
     package = tmp_path / "llm"
-    shutil.copytree(Path(state_module.__file__).parent.parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(state_module, "__file__", str(package / "train" / "state.py"))
+    shutil.copytree(ROOT / "llm", package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "__file__", str(package / "runtime" / "provenance.py"))
+    provenance.code_digest.cache_clear()
     assert code_version()["code"] == here["code"]
     with (package / "model" / "attention.py").open("a") as file:
         file.write("\n")
+    provenance.code_digest.cache_clear()
     assert code_version()["code"] != here["code"]
+    provenance.code_digest.cache_clear()
