@@ -43,6 +43,7 @@ lint: $(VENV)/.dev
 	@ruff check .
 	@ruff format --check .
 	@mypy
+	@lint-imports --no-cache
 
 runs: $(VENV)/.run
 	@dvc exp show --only-changed --drop 'Created|Executor' --rev HEAD $$($(BEGUN))

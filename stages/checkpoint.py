@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from llm import params
-from llm.errors import UserError, run_stage
+from llm.errors import UserError
+from llm.runtime.stage import run_stage
 from llm.runtime.timing import stage_timing
 from llm.sources.hub_models import fetch
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from llm import params
-from llm.errors import NO_SPACE, no_space, run_stage
+from llm.errors import NO_SPACE, no_space
 from llm.runtime import outputs
 from llm.runtime.io import link, read_json, refuse_other_files, whole_directory
+from llm.runtime.stage import run_stage
 from llm.runtime.timing import stage_timing
 from llm.sources import changed_files
 from llm.sources.download import datasets_of, fingerprint, write_raw

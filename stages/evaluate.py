@@ -9,7 +9,6 @@ from llm.corpus.clean.plan import written
 from llm.data.shards import TokenStream, check_tokenizer
 from llm.data.val_sample import ValSample
 from llm.data.val_sources import validation_sources
-from llm.errors import run_stage
 from llm.evaluate import baselines, language, table, test_sets, text_baselines
 from llm.evaluate.answers import Answers
 from llm.evaluate.contestant import Contestant, answer_tests, read_text
@@ -17,6 +16,7 @@ from llm.evaluate.scorebook import LANGUAGE_MODELING, ScoreBook
 from llm.parallel.launch import on_all_devices
 from llm.runtime import outputs
 from llm.runtime.io import whole_directory, write_bytes, write_json
+from llm.runtime.stage import run_stage
 from llm.runtime.timing import stage_timing
 from llm.tokenizer.bpe import Tokenizer
 from llm.tracking import run

@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 
 from llm import params
-from llm.errors import run_stage
 from llm.parallel.launch import on_all_devices
 from llm.runtime import outputs
 from llm.runtime.io import refuse_other_files, sha256, write_json
+from llm.runtime.stage import run_stage
 from llm.tokenizer.bpe import Tokenizer
 
 MIX, ADAPTER, FINETUNED = Path("data/mix"), Path("models/adapter"), Path("models/finetuned")

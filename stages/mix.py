@@ -7,10 +7,11 @@ from pathlib import Path
 
 from llm import params
 from llm.corpus.clean.plan import written
-from llm.errors import UserError, run_stage
+from llm.errors import UserError
 from llm.runtime import outputs
 from llm.runtime.io import read_json, whole_directory, write_json
 from llm.runtime.progress import track
+from llm.runtime.stage import run_stage
 from llm.runtime.timing import stage_timing
 from llm.sources import datasets
 from llm.tasks import mix_files, mixture, splits

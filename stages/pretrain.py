@@ -9,10 +9,10 @@ from llm import params
 from llm.data.shards import TokenStream
 from llm.data.val_sample import ValSample
 from llm.data.val_sources import validation_sources
-from llm.errors import run_stage
 from llm.parallel.launch import on_all_devices
 from llm.runtime import outputs
 from llm.runtime.io import refuse_other_files, sha256, whole_directory, write_json
+from llm.runtime.stage import run_stage
 from llm.tokenizer.bpe import Tokenizer
 
 TOKENS, BASE = Path("data/tokens"), Path("models/base")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from llm import params
-from llm.errors import run_stage
 from llm.report import predictions, summary
 from llm.report.page import write_report
 from llm.report.tables import write_tables
 from llm.runtime import dvc_lock, metrics_files, outputs
 from llm.runtime.io import whole_directory, write_json
+from llm.runtime.stage import run_stage
 from llm.runtime.timing import stage_timing
 from llm.tracking import run as tracking
 from llm.tracking.mlflow_store import Score

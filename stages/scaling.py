@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from llm import params
-from llm.errors import run_stage
 from llm.parallel.launch import on_all_devices
 from llm.runtime.io import write_bytes, write_json
+from llm.runtime.stage import run_stage
 from llm.tokenizer.bpe import Tokenizer
 from llm.tracking import run
 

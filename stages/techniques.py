@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from llm import params
-from llm.errors import run_stage
 from llm.report.techniques import collect, mega
+from llm.runtime.stage import run_stage
 from llm.runtime.timing import stage_timing
 
 STEPS = 30  # of finetune.batch_tokens each: enough for the loss to fall and for a steady time a step

@@ -12,9 +12,9 @@ from llm.corpus.chunks import digest, find_chunks
 from llm.corpus.clean import plan as clean
 from llm.corpus.encode import decided_by, describe, encode_corpus, worker_count
 from llm.data.val_sources import mixture, save_validation
-from llm.errors import run_stage
 from llm.runtime import outputs, pool, pool_dask
 from llm.runtime.io import link, read_json, refuse_other_files, whole_directory, write_json
+from llm.runtime.stage import run_stage
 from llm.runtime.state_dirs import unfinished
 from llm.runtime.timing import stage_timing
 from llm.sources import datasets

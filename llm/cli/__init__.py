@@ -1,1 +1,1 @@
-"""`python -m llm`'s commands that ask a model: their arguments, and what they do. Torch is imported when they run."""
+"""The commands of `python -m llm`, one a file. Torch and MLflow are imported when a command runs."""

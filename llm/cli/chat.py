@@ -1,4 +1,4 @@
-"""`python -m llm chat`: a conversation in the terminal."""
+"""Talk to the models in the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m llm generate`: one prompt, or a file of them."""
+"""Continue or answer prompts: one, or a file of them."""
 
 from __future__ import annotations
 

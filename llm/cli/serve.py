@@ -1,4 +1,4 @@
-"""`python -m llm serve`."""
+"""Serve OpenAI's HTTP interface, and a page to talk to two models side by side."""
 
 from __future__ import annotations
 

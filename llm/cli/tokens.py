@@ -1,4 +1,4 @@
-"""`python -m llm tokens push URL`: the token shards on a remote file system, for machines that read them there."""
+"""Put the token shards on a remote file system, where other machines read them (docs/SCALE.md)."""
 
 from __future__ import annotations
 

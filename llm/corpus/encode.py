@@ -26,7 +26,6 @@ from llm.corpus.clean.plan import Plan
 from llm.corpus.clean.report import Tally
 from llm.corpus.shard_writer import ShardWriter
 from llm.corpus.statistics import SPLITS, Counts
-from llm.data.shards import is_validation
 from llm.errors import UserError
 from llm.params import Params
 from llm.runtime import pool
@@ -34,6 +33,7 @@ from llm.runtime.env import environment_number
 from llm.runtime.io import read_json, sha256, write_json
 from llm.runtime.progress import Progress
 from llm.runtime.provenance import code_digest
+from llm.text.hashing import is_validation
 from llm.tokenizer.bpe import Tokenizer, valid_unicode
 from llm.tokenizer.encoders import make_encoder
 from llm.tokenizer.split_points import content

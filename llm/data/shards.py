@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,6 @@ import numpy as np
 from llm.data import remote_shards
 from llm.errors import UserError
 from llm.runtime.io import read_json, sha256
-
-
-def text_hash(text: str | bytes | memoryview) -> int:
-    """Hash a document's text, a string or its UTF-8, to 64 bits."""
-    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
-
-
-def is_validation(text: str | memoryview, val_fraction: float) -> bool:
-    """Whether a document is held out: a hash of its text alone, so adding documents never moves old ones across.
-
-    `text`: a string or its UTF-8.
-    """
-    return text_hash(text) < val_fraction * 2**64
 
 
 def check_tokenizer(tokens: Path, model: Path, stage: str) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm.data.shards import TokenStream, text_hash
+from llm.data.shards import TokenStream
+from llm.text.hashing import text_hash
 
 if TYPE_CHECKING:
     from llm.tokenizer.bpe import Tokenizer

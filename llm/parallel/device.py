@@ -1,4 +1,4 @@
-"""What the machine decides: device, precision, compilation and micro-batch. None of it is a hyperparameter.
+"""What the machine decides: device, precision and compilation. None of it is a hyperparameter.
 
 Each is a function of the hardware's class and the model, never of the moment (free memory, load), so that a run and
 its resumption choose the same.
@@ -16,14 +16,10 @@ from pathlib import Path
 import torch
 
 from llm.errors import UserError
-from llm.model.config import Config
-from llm.train.memory import layer_activations
 
 COMPILE_PAYS = 1.5e13  # training FLOPs that repay compiling without a cache on two cores: 0.8 to 2.2e13, docs/LOG.md
 COMPILE_PAYS_CUDA = 2.5e15  # an estimate
 COMPILE_SECONDS = 16.0  # until the first step without the compiler's cache (docs/LOG.md); 1.5 with it
-MICRO_TOKENS_CPU = 2048  # activations of more fall out of the caches; docs/LOG.md has the figures
-ACTIVATION_SHARE = 0.4  # of a GPU's memory
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -78,26 +74,6 @@ def compiles(setting: bool | str, where: torch.device, flops: float) -> bool:
         return flops > COMPILE_PAYS_CUDA
     has_compiler = any(shutil.which(compiler) for compiler in (os.environ.get("CXX") or "g++", "clang++"))
     return has_compiler and flops > COMPILE_PAYS
-
-
-def micro_batch(
-    config: Config, sequence_length: int, batch_size: int, where: torch.device, memory: int | None = None
-) -> int:
-    """Sequences per forward pass, at most the global batch.
-
-    On a CPU, what stays near the caches. On a GPU, the largest power of two whose activations in bfloat16, not compiled
-    (`layer_activations`), fit a stated share of the card's memory; a dry batch confirms it (llm/train/micro_batch.py).
-
-    Args:
-        memory: bytes of the card; None: of the one that is here.
-    """
-    if where.type == "cuda":
-        token = config.num_hidden_layers * layer_activations(config, sequence_length, 2, False, False)
-        fits = int(ACTIVATION_SHARE * (memory or total_memory(where)) / (sequence_length * token))
-        size = 1 << max(0, fits.bit_length() - 1)
-    else:
-        size = max(1, MICRO_TOKENS_CPU // sequence_length)
-    return max(1, min(size, batch_size))
 
 
 def total_memory(where: torch.device) -> int:

@@ -20,6 +20,7 @@ from llm.runtime.io import read_json
 from llm.train import fsdp
 from llm.train.checkpoint.local import root
 from llm.train.memory import adapter_parameters, training_disk, training_memory
+from llm.train.micro_batch import default_micro_batch
 
 # Share of the measured matrix-product rate that training reaches where no earlier run tells. CPU: docs/LOG.md, "When
 # compiling pays". CUDA: 38 to 43 % of the peak on H100s (Llama 3, arXiv:2407.21783, table 4).
@@ -144,7 +145,7 @@ def _plan(
     compiled = not quantized and hardware.compiles(s.compile, where, flops)
     utilisation, source = _utilisation(stage, where.type, machine.name, compiled)
     rows = -(-s.batch_tokens // s.sequence_length // machine.devices)
-    micro = hardware.micro_batch(config, s.sequence_length, rows, where, machine.memory)
+    micro = default_micro_batch(config, s.sequence_length, rows, where, machine.memory)
     share = 1.0
     if source.startswith("typical"):  # a measured rate counts both in already
         share = (2 / 3 if adapter else 1.0) * (4 / 3 if s.grad_checkpointing else 1.0)  # no gradient of frozen weights

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TypeVar
 
-from llm.data.shards import is_validation
 from llm.errors import UserError
 from llm.tasks.base import Encoder, Example, Record, Task, UnusableError, key, render, render_test, token_prefix
 from llm.tasks.splits import TEST, TRAIN, Survey, listed
+from llm.text.hashing import is_validation
 
 T = TypeVar("T")
 LANGUAGE_MODELING = "language_modeling"  # the task's name of plain pretraining text

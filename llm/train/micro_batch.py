@@ -1,4 +1,4 @@
-"""One dry batch: forward and backward at full size, before data or time is spent on a run that does not fit."""
+"""How many sequences go through the model at a time: by formula, and on a GPU confirmed by one dry batch."""
 
 from __future__ import annotations
 
@@ -13,18 +13,42 @@ from torch import Tensor, nn
 
 from llm.data.batches import Dataset
 from llm.errors import UserError
+from llm.model.config import Config
 from llm.model.sharded_tensor import is_sharded
 from llm.model.transformer import Transformer
 from llm.parallel import device as hardware
 from llm.train import fsdp
+from llm.train.memory import layer_activations
 
+MICRO_TOKENS_CPU = 2048  # activations of more fall out of the caches; docs/LOG.md has the figures
+ACTIVATION_SHARE = 0.4  # share of GPU memory for activations
 OPTIMIZER_BYTES = 8  # a trained parameter: AdamW's two float32 moments, the most that any of the optimizers keeps
+
+
+def default_micro_batch(
+    config: Config, sequence_length: int, batch_size: int, where: torch.device, memory: int | None = None
+) -> int:
+    """Sequences per forward pass, at most the global batch.
+
+    On a CPU, what stays near the caches. On a GPU, the largest power of two whose activations in bfloat16, not compiled
+    (`layer_activations`), fit a stated share of the card's memory; a dry batch confirms it.
+
+    Args:
+        memory: bytes of the card; None: of the one that is here.
+    """
+    if where.type == "cuda":
+        token = config.num_hidden_layers * layer_activations(config, sequence_length, 2, False, False)
+        fits = int(ACTIVATION_SHARE * (memory or hardware.total_memory(where)) / (sequence_length * token))
+        size = 1 << max(0, fits.bit_length() - 1)
+    else:
+        size = max(1, MICRO_TOKENS_CPU // sequence_length)
+    return max(1, min(size, batch_size))
 
 
 def micro_batch(stage: str, model: Transformer, data: Dataset, length: int, batch_size: int) -> int:
     """Sequences per forward pass: what the hardware's class says, on a GPU confirmed by a dry batch."""
     device = next(model.parameters()).device
-    size = hardware.micro_batch(model.config, length, batch_size, device)
+    size = default_micro_batch(model.config, length, batch_size, device)
     return fitting_micro_batch(stage, model, data, size) if device.type == "cuda" else size
 
 
@@ -33,7 +57,7 @@ def sharded_micro_batch(
 ) -> int:
     """As `micro_batch`, for a model on the meta device that is to be sharded; called in every process."""
     device = hardware.device()
-    size = hardware.micro_batch(model.config, length, batch_size, device)
+    size = default_micro_batch(model.config, length, batch_size, device)
     return fitting_in_shards(stage, model, data, size, device, compiled) if device.type == "cuda" else size
 
 

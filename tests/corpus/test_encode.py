@@ -23,7 +23,7 @@ from llm.corpus.clean.plan import Plan
 from llm.corpus.clean.rules import Cleaned
 from llm.corpus.encode import describe, encode_corpus
 from llm.corpus.statistics import Counts
-from llm.data.shards import TokenStream, is_validation
+from llm.data.shards import TokenStream
 from llm.errors import UserError
 from llm.params import Clean
 from llm.runtime import disk
@@ -31,6 +31,7 @@ from llm.runtime import pool as parallel
 from llm.runtime.io import sha256, write_json
 from llm.runtime.pool import Workers
 from llm.sources.raw import Writer
+from llm.text.hashing import is_validation
 from llm.tokenizer.bpe import Tokenizer
 
 TEXTS = [

@@ -14,11 +14,12 @@ from llm.corpus.chunks import find_chunks
 from llm.corpus.clean.plan import Plan
 from llm.corpus.encode import describe, encode_corpus
 from llm.corpus.shard_writer import ShardWriter
-from llm.data.shards import TokenStream, is_validation
+from llm.data.shards import TokenStream
 from llm.errors import UserError
 from llm.params import Clean
 from llm.runtime.io import sha256, write_json
 from llm.sources.raw import Writer
+from llm.text.hashing import is_validation
 from llm.tokenizer.bpe import Tokenizer
 
 DOCUMENTS = [

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.data.shards import is_validation, text_hash
 from llm.data.val_sample import ValSample, choose
+from llm.text.hashing import is_validation, text_hash
 from tests.evaluate.standins import Bytes, Stream, held_out_text
 
 Document = tuple[int, int, int]  # hash, tokens, source

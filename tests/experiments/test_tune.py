@@ -25,7 +25,7 @@ pytest.importorskip("optuna")
 STAGE = """
 import os, time
 from llm.runtime import heartbeat as beacon; from llm import params
-from llm.errors import run_stage
+from llm.runtime.stage import run_stage
 from llm.runtime.io import write_json
 from llm.runtime.timing import stage_timing
 def main():

@@ -17,7 +17,7 @@ from tests.pipeline.workspace import ROOT, run
 
 SLOW = """
 import os, time
-from llm.errors import run_stage
+from llm.runtime.stage import run_stage
 from llm.runtime.timing import stage_timing
 def main():
     with stage_timing("slow"):

@@ -176,7 +176,7 @@ def child(job: dict[str, Any], record: int) -> None:
     os.dup2(log, 2)
     status = 1
     try:
-        from llm.errors import run_stage
+        from llm.runtime.stage import run_stage
 
         Harm(job["kill"], job["full"], record).arm()
         run_stage(importlib.import_module(f"stages.{job['stage']}").main)

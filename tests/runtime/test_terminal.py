@@ -14,7 +14,8 @@ from tests.conftest import ROOT
 STAGE = """
 import os, sys
 from pathlib import Path
-from llm.errors import UserError, run_stage
+from llm.errors import UserError
+from llm.runtime.stage import run_stage
 
 def main():
     with open("result", "w") as file:

@@ -114,7 +114,7 @@ def test_a_changed_file_is_read_again_after_a_run_that_broke_off(workspace: Path
 def test_the_stage_ends_with_one_message_and_imports_no_torch(workspace: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     code = (
-        "import sys; from llm.errors import run_stage; from stages.download import main; run_stage(main); "
+        "import sys; from llm.runtime.stage import run_stage; from stages.download import main; run_stage(main); "
         "assert not {'torch', 'datasets', 'mlflow'} & set(sys.modules), 'heavy imports'"
     )
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from llm.data.shards import is_validation
 from llm.errors import UserError
 from llm.runtime.io import write_json
 from llm.tasks.splits import normalise
+from llm.text.hashing import is_validation
 from llm.tokenizer.bpe import Tokenizer
 from stages import mix
 

@@ -19,10 +19,11 @@ import pytest
 import yaml
 
 from llm.corpus import sample
-from llm.data.shards import TokenStream, is_validation
+from llm.data.shards import TokenStream
 from llm.errors import UserError
 from llm.runtime.io import sha256, write_json
 from llm.sources import raw
+from llm.text.hashing import is_validation
 from llm.tokenizer.bpe import Tokenizer
 from stages import tokenize
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.data.shards import is_validation
 from llm.errors import UserError
 from llm.tasks import classification, instructions, mixture, question_answering, splits, summarization
 from llm.tasks.base import Example, UnusableError, key
 from llm.tasks.mixture import Dataset, allocate, chunks, draw, draw_tasks, draw_text, shuffled, text_share
 from llm.tasks.splits import DROPPED, TEST, TRAIN, VALIDATION, carve, normalise, survey
+from llm.text.hashing import is_validation
 from llm.tokenizer.bpe import Tokenizer
 
 TEXTS = ["alpha", "Alpha!", "beta  gamma", "Beta gamma", "delta", "epsilon zeta", "?!"]

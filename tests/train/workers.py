@@ -101,7 +101,8 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
     from llm.errors import UserError
     from llm.model.lora import add_lora
     from llm.model.sharded_tensor import unshard
-    from llm.parallel import device, processes
+    from llm.parallel import processes
+    from llm.train import micro_batch
     from llm.train.checkpoint.local import State
     from llm.train.trainer import Trainer
     from tests.model.conftest import random_model
@@ -134,7 +135,7 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
                 time.sleep(job["timeout"] + 8)
             return super()._step(step)
 
-    device.micro_batch = lambda *_: MICRO
+    micro_batch.default_micro_batch = lambda *_: MICRO
     calls: list[list[int]] = []
     world, root = job["world"], Path(job["root"])
     if rank == 0 and job.get("copy"):

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm import params
-from llm.errors import run_stage
 from llm.experiments.techniques.rows import TECHNIQUES, settings_of
 from llm.runtime.io import write_json
+from llm.runtime.stage import run_stage
 from llm.runtime.timing import peak_memory_bytes
 
 if TYPE_CHECKING:

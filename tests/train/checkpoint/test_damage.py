@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from llm.runtime import provenance
 from llm.train.checkpoint.local import State, code_version
 from tests.conftest import ROOT
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm.errors import UserError, run_stage
+from llm.errors import UserError
 from llm.runtime.io import save_tensors, whole_directory, write_bytes, write_json
+from llm.runtime.stage import run_stage
 from llm.train.checkpoint.local import State
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
