@@ -6,10 +6,11 @@ from llm import params
 from llm.report import predictions, summary
 from llm.report.page import write_report
 from llm.report.tables import write_tables
-from llm.runtime import dvc_lock, metrics_files, outputs
+from llm.runtime import dvc_lock, outputs
 from llm.runtime.io import whole_directory, write_json
 from llm.runtime.stage import run_stage
 from llm.runtime.timing import stage_timing
+from llm.tracking import metrics_files
 from llm.tracking import run as tracking
 from llm.tracking.mlflow_store import Score
 

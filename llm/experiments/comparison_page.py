@@ -19,8 +19,8 @@ from llm.report.collect import clip, clip_middle
 from llm.report.figures import curves as figures
 from llm.report.figures import differences
 from llm.report.page import fill
-from llm.runtime import metrics_files
 from llm.runtime.io import write_where_told
+from llm.tracking import metrics_files
 
 STAGES = {"pretrain": "Pretraining", "finetune": "Finetuning"}  # those with a curve and a validation loss
 SAMPLES = 4  # examples shown a task

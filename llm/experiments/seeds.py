@@ -16,7 +16,7 @@ from llm.errors import UserError
 from llm.evaluate.metrics import COUNTS
 from llm.evaluate.table import MAIN
 from llm.experiments.revisions import WORKSPACE, Revision, experiments
-from llm.runtime.metrics_files import flatten
+from llm.tracking.metrics_files import flatten
 
 SEEDS = ("seed", "pretrain.seed", "finetune.seed")
 SCORES, PARAMS = "metrics/evaluate.json", "params.yaml"

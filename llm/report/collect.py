@@ -14,8 +14,9 @@ from llm.model.config import Config
 from llm.params import Params
 from llm.report import predictions, scores, techniques, tuning
 from llm.report.corpus import corpus
-from llm.runtime import metrics_files, provenance
+from llm.runtime import provenance
 from llm.runtime.io import read_json
+from llm.tracking import metrics_files
 
 CLIP = 1600  # characters of a shown text
 SCALING = Path("metrics/scaling.json")  # of a stage that most runs do without

@@ -23,8 +23,8 @@ from llm.report.format import (
     title,
     tuned,
 )
-from llm.runtime import metrics_files
 from llm.runtime.io import write_bytes
+from llm.tracking import metrics_files
 
 if TYPE_CHECKING:
     from jinja2 import Environment

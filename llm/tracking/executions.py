@@ -21,8 +21,9 @@ from typing import Any
 from llm.addresses import public
 from llm.errors import UserError
 from llm.params import Params
-from llm.runtime import metrics_files, provenance
+from llm.runtime import provenance
 from llm.runtime.io import read_json, write_json
+from llm.tracking import metrics_files
 
 STUDY = (("optuna.study", "LLM_STUDY"), ("optuna.trial", "LLM_TRIAL"))  # what llm.experiments.tune tells its trials
 State = dict[str, Any]

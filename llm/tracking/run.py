@@ -28,9 +28,9 @@ from typing import Any
 
 from llm.addresses import without_credentials
 from llm.params import Params
-from llm.runtime import heartbeat, metrics_files
+from llm.runtime import heartbeat
 from llm.runtime.io import sha256, write_json
-from llm.tracking import executions
+from llm.tracking import executions, metrics_files
 from llm.tracking.executions import Operation, State
 from llm.tracking.mlflow_store import Score, Store, directory_digest
 

@@ -18,7 +18,7 @@ from llm.report import page, scores
 from llm.report.collect import collect
 from llm.report.corpus import compared
 from llm.report.page import write_report
-from llm.runtime import metrics_files
+from llm.tracking import metrics_files
 from tests.report import workspace
 
 ATTACK = "<script>alert(1)</script> & {{ 7 * 7 }} | `x` <img src='https://example.org/p.png'>"

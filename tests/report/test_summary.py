@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llm.report.summary import summary
-from llm.runtime import metrics_files
+from llm.tracking import metrics_files
 from tests.report import workspace
 
 

@@ -13,22 +13,21 @@ import yaml
 from tests.conftest import ROOT
 
 FILES = ("dvc.yaml", "scaling/dvc.yaml", "techniques/dvc.yaml")
-# What a stage runs and what decides nothing of what it writes: errors, locks, logs, plans. Params are dependencies by
-# their values.
+# What every stage runs and what decides nothing of what it writes. Params are dependencies by their values.
 AROUND = {
-    *("beacon", "errors", "executions", "held", "io", "lease", "machines", "mlflow_store", "orphan", "params", "plan"),
-    *("preset", "progress", "revisions", "scaling", "serving", "stage", "timing", "tracking", "unfinished", "units"),
-    *("workspace", "commands", "environment", "models", "data/gpt2_files.py", "outputs", "terminal"),
-    *("remote", "data/block_cache.py", "data/remote_tokens.py"),  # where tokens are read: their digests say which
+    *("addresses", "errors", "runtime", "params", "plan", "tracking"),
+    *("parallel/launch.py", "parallel/gpu_lease.py"),  # which processes run, on which devices
+    *("data/block_cache.py", "data/remote_shards.py"),  # where tokens are read: their digests say which they are
+    "tokenizer/gpt2.py",  # fetches files, whose digests it checks
+    "training",  # stages/training.py: locks, timing and tracking around a training stage
 }
-# And of single stages.
+# The same for single stages.
 APART = {
-    "checkpoint": {"data", "tasks"},  # of the hub's module it asks whether the hub is there
-    "download": {"tasks"},  # of a kind of task it asks for the columns; a prompt's wording is no reason to fetch again
-    "evaluate": {"train/launch.py", "train/memory.py"},  # which processes, and how many rows at a time
-    "report": {"data/ngrams.py", "model/rope_config.py", "tasks"},  # which modules that it needs bring along
-    "scaling": {"data/ngrams.py", "evaluate", "report/scores.py"},  # of other figures
-    "techniques": {"data/ngrams.py", "evaluate", "report"},  # of the report's page on it
+    "checkpoint": {"sources", "tasks"},  # the hub's module is asked only whether the hub can be reached
+    "download": {"tasks"},  # only the columns of a kind are used; a new prompt is no reason to fetch again
+    "report": {"tasks"},
+    "scaling": {"evaluate", "report", "text"},  # figures of other pages
+    "techniques": {"evaluate", "report", "text"},
 }
 
 
@@ -57,7 +56,7 @@ def run_by(module: str, around: set[str]) -> set[str]:
     while waiting:
         path = waiting.pop()
         name = path.relative_to(ROOT).as_posix()
-        if name in seen or any(within(name, f"llm/{other}") for other in around):
+        if name in seen or any(within(name, f"{top}/{other}") for other in around for top in ("llm", "stages")):
             continue
         seen.add(name)
         waiting += imported(path)
