@@ -1,11 +1,13 @@
-"""How fast each cleaning rule is, alone, on real text; and what the pass that compares documents takes.
+"""How fast each cleaning rule is, alone, on real text; and what the pass that compares documents
+takes.
 
     python -m bench.cleaning [--text DIR] [--megabytes 20]
 
-Every line is one rule of `tokenize.clean` at its paper's value, alone, in one process, on the same documents: the files
-of the folder (the shared test data by default), or without a folder the documentation in the installed packages. Behind
-it the whole of `presets/clean.yaml`; then the comparing pass with one process and with two, and the sorting of digests
-of two million documents that were made up, in bounded memory.
+Every line is one rule of `tokenize.clean` at its paper's value, alone, in one process, on the same
+documents: the files of the folder (the shared test data by default), or without a folder the
+    documentation in the installed packages. Behind
+it the whole of `presets/clean.yaml`; then the comparing pass with one process and with two, and the
+sorting of digests of two million documents that were made up, in bounded memory.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ SIGNED = 200_000  # of them with a signature
 
 def single_rules(preset: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Each rule of the preset that looks at one document, by itself."""
-    found: dict[str, dict[str, Any]] = {"unicode: nfc": {"unicode": "nfc"}, "unicode: ftfy": {"unicode": "ftfy"}}
+    found: dict[str, dict[str, Any]] = {
+        "unicode: nfc": {"unicode": "nfc"},
+        "unicode: ftfy": {"unicode": "ftfy"},
+    }
     for name in ("whitespace", "min_characters", "languages"):
         found[name] = {name: preset[name]}
     for rule, value in preset["personal_data"].items():
@@ -57,7 +62,9 @@ def peak() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     shared = Path(os.environ.get("LLM_TEST_DATA", "../shared/data")) / "pretrain"
     parser.add_argument("--text", type=Path, default=shared if shared.is_dir() else None)
     parser.add_argument("--megabytes", type=int, default=20)
@@ -96,7 +103,8 @@ def compare(folder: Path, texts: list[str], preset: dict[str, Any], size: float)
             writer.write({"id": str(i), "text": text, "source": ""})
     print(f"\n{'comparing pass':34} {'MB/s':>8} {'removed':>9} {'paragraphs':>11}")
     rules: dict[str, dict[str, Any]] = {
-        name: {name: preset[name]} for name in ("exact_duplicates", "duplicate_paragraphs", "near_duplicates")
+        name: {name: preset[name]}
+        for name in ("exact_duplicates", "duplicate_paragraphs", "near_duplicates")
     }
     together = {key: value for rule in rules.values() for key, value in rule.items()}
     examples = [" ".join(text.split()[:60]) for text in texts[:1000]]
@@ -112,7 +120,10 @@ def compare(folder: Path, texts: list[str], preset: dict[str, Any], size: float)
         seconds = time.perf_counter() - began
         removed = np.load(folder / "plan" / plan.REMOVED)
         dropped = np.load(folder / "plan" / plan.PARAGRAPHS)
-        print(f"{name:34} {size / seconds:8.1f} {int((removed > 0).sum()):9,} {len(dropped):11,}", flush=True)
+        print(
+            f"{name:34} {size / seconds:8.1f} {int((removed > 0).sum()):9,} {len(dropped):11,}",
+            flush=True,
+        )
         written.append(made.digests())
     assert written[-1] == written[-2], "the number of processes must not matter"
 
@@ -134,14 +145,20 @@ def sort(folder: Path) -> None:
     print(f"\n{'made-up documents':34} {'seconds':>8} {'found':>9} {'MiB more':>11}")
     for budget in (256, 16):
         duplicates.BUDGET, base, began = budget << 20, peak(), time.perf_counter()
-        found = sum(len(batch) for batch in duplicates.repeated(folder / "documents", DOCUMENT, removed))
+        found = sum(
+            len(batch) for batch in duplicates.repeated(folder / "documents", DOCUMENT, removed)
+        )
         seconds = time.perf_counter() - began
         assert found == expected
-        print(f"{f'{MANY:,} digests, {budget} MiB at a time':34} {seconds:8.1f} {found:9,} {peak() - base:11.0f}")
+        print(
+            f"{f'{MANY:,} digests, {budget} MiB at a time':34} {seconds:8.1f} {found:9,} {peak() - base:11.0f}"
+        )
     base, began = peak(), time.perf_counter()
     found = len(duplicates.similar(folder / "signed", folder / "signatures", 0.8, 128, removed))
     assert found == SIGNED // 10
-    print(f"{f'{SIGNED:,} signatures':34} {time.perf_counter() - began:8.1f} {found:9,} {peak() - base:11.0f}")
+    print(
+        f"{f'{SIGNED:,} signatures':34} {time.perf_counter() - began:8.1f} {found:9,} {peak() - base:11.0f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""When torch.compile pays on this CPU, and with which attention: eager, compiled, and compiled around PyTorch's kernel.
+"""When torch.compile pays on this CPU, and with which attention: eager, compiled, and compiled
+around PyTorch's kernel.
 
     python bench/compiling.py [--seconds 20]
 
-The three take turns on the same micro-batch (forward and backward) in one process; figures are the 20th percentile of
-their times. The compiler starts without a cache; its second start, with it, is a process of its own.
-"""
+The three take turns on the same micro-batch (forward and backward) in one process; figures are the
+20th percentile of their times. The compiler starts without a cache; its second start, with it, is a
+process of its own."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def measure(name: str, seconds: float, only: str | None) -> dict[str, float]:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
 
     hidden, intermediate, layers, heads, kv_heads, length, micro = SHAPES[name]
-    config = Config(4096, hidden, intermediate, layers, heads, kv_heads, 64, length, 1e4, 1e-6, False, True)
+    config = Config(
+        4096, hidden, intermediate, layers, heads, kv_heads, 64, length, 1e4, 1e-6, False, True
+    )
     dtype = device.precision("auto", torch.device("cpu"))
     ids = torch.randint(0, 4096, (micro, length), generator=torch.Generator().manual_seed(0))
     plain = attention.attend
@@ -71,7 +74,8 @@ def measure(name: str, seconds: float, only: str | None) -> dict[str, float]:
     end = time.perf_counter() + (0 if only else seconds)
     while time.perf_counter() < end:
         for variant, model in models.items():
-            # Guards see which attention a model was traced with: it must be in place for each one's turn.
+            # Guards see which attention a model was traced with: it must be in place for each one's
+            # turn.
             attention.attend = kernel if variant == "compiled, kernel" else plain
             times[variant].append(one_pass(model))
     found |= {variant: float(np.percentile(taken, 20)) for variant, taken in times.items() if taken}
@@ -83,14 +87,21 @@ def measure(name: str, seconds: float, only: str | None) -> dict[str, float]:
 def in_a_process(name: str, seconds: float, cache: str, *more: str) -> dict[str, float]:
     """`measure` with a compiler's cache of its own."""
     command = [sys.executable, __file__, "--child", name, "--seconds", str(seconds), *more]
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "LLM_DEVICE": "cpu", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "TORCHINDUCTOR_CACHE_DIR": cache,
+        "LLM_DEVICE": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=20.0, help="of measured passes a shape")
     parser.add_argument("--shape", choices=SHAPES, help="this one alone")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -99,15 +110,22 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(measure(arguments.child, arguments.seconds, arguments.only)))
         return
-    print("| shape | eager | compiled | compiled, kernel | GFLOP/s (of the matrix rate) | start | pays from FLOPs |")
+    print(
+        "| shape | eager | compiled | compiled, kernel | GFLOP/s (of the matrix rate) | start | pays from FLOPs |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name in [arguments.shape] if arguments.shape else SHAPES:
         with tempfile.TemporaryDirectory() as cache:
             cold = in_a_process(name, arguments.seconds, cache)
             again = in_a_process(name, arguments.seconds, cache, "--only", "compiled")
-        eager, compiled, kernel = (cold[variant] for variant in ("eager", "compiled", "compiled, kernel"))
+        eager, compiled, kernel = (
+            cold[variant] for variant in ("eager", "compiled", "compiled, kernel")
+        )
         starts = [run["compiled: first"] - compiled for run in (cold, again)]
-        pays = [start / (eager - compiled) * cold["flops"] if eager > compiled else float("inf") for start in starts]
+        pays = [
+            start / (eager - compiled) * cold["flops"] if eager > compiled else float("inf")
+            for start in starts
+        ]
         rates = [cold["flops"] / taken for taken in (eager, compiled)]
         print(
             f"| {name} | {1e3 * eager:.0f} ms | {1e3 * compiled:.0f} ms | {1e3 * kernel:.0f} ms | "

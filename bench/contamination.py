@@ -1,12 +1,13 @@
-"""How long it takes to find the test examples that the training text contains: 200 MB against 10,000 by default.
+"""How long it takes to find the test examples that the training text contains: 200 MB against
+10,000 by default.
 
     python -m bench.contamination [--text DIR] [--megabytes 200] [--examples 10000]
 
-The text is that of the folder's files (the shared test data by default), repeated up to the size; without a folder it
-is the documentation in the installed packages. The examples are passages of 40 to 150 words from documents that are not
-scanned (some are quoted elsewhere); of half of them a run of 13 words is planted in the text, in another case and with
-other punctuation. The planted ones must all be found, and on the first 5 MB the answer must be that of sets of tuples.
-"""
+The text is that of the folder's files (the shared test data by default), repeated up to the size;
+without a folder it is the documentation in the installed packages. The examples are passages of 40
+to 150 words from documents that are not scanned (some are quoted elsewhere); of half of them a run
+of 13 words is planted in the text, in another case and with other punctuation. The planted ones
+must all be found, and on the first 5 MB the answer must be that of sets of tuples."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def documents(folder: Path | None) -> list[str]:
     for source in paths.find([str(folder)], "--text"):
         with readers.open_table(source, "auto", "pretrain") as table:
             found += [
-                row.record["text"] for row in table.rows if row.record and isinstance(row.record.get("text"), str)
+                row.record["text"]
+                for row in table.rows
+                if row.record and isinstance(row.record.get("text"), str)
             ]
     return found
 
@@ -57,12 +60,17 @@ def planted(example: str, rng: random.Random) -> str:
     """13 words in a row of an example, written in another way."""
     line = words(example)
     start = rng.randrange(len(line) - N + 1)
-    return ", ".join(word.upper() if word.isascii() else word for word in line[start : start + N]) + "!"
+    return (
+        ", ".join(word.upper() if word.isascii() else word for word in line[start : start + N])
+        + "!"
+    )
 
 
 def scanned(texts: list[str], plants: list[str], size: int) -> Iterator[str]:
     """The training text: the documents over and over, a planted passage after every so many."""
-    every = max(1, size // max(1, sum(map(len, texts)) // max(1, len(texts))) // max(1, len(plants)))
+    every = max(
+        1, size // max(1, sum(map(len, texts)) // max(1, len(texts))) // max(1, len(plants))
+    )
     done, number, rest = 0, 0, iter(plants)
     while done < size:
         for text in texts:
@@ -77,7 +85,9 @@ def scanned(texts: list[str], plants: list[str], size: int) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     shared = Path(os.environ.get("LLM_TEST_DATA", "../shared/data")) / "pretrain"
     parser.add_argument("--text", type=Path, default=shared if shared.is_dir() else None)
     parser.add_argument("--megabytes", type=int, default=200)
@@ -104,7 +114,9 @@ def main() -> None:
     fractions = check.fractions()
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"{'test examples':34} {len(tests):>12,}  ({runs:,} runs of {N} words, prepared in {prepared:.1f} s)")
+    print(
+        f"{'test examples':34} {len(tests):>12,}  ({runs:,} runs of {N} words, prepared in {prepared:.1f} s)"
+    )
     print(f"{'training text':34} {size / 1e6:>12,.1f}  MB")
     print(f"{'scan, one process':34} {seconds:>12.1f}  s")
     print(f"{'':34} {size / 1e6 / seconds:>12.1f}  MB/s")
@@ -116,14 +128,18 @@ def main() -> None:
 
 
 def _plain(tests: list[str], texts: list[str]) -> None:
-    """The same question asked of sets of tuples, on a piece of the text: seconds, and whether the answers agree."""
+    """The same question asked of sets of tuples, on a piece of the text: seconds, and whether the
+    answers agree.
+    """
     some, size = [], 0
     for text in texts:
         some.append(text)
         size += len(text.encode())
         if size > PLAIN_BYTES:
             break
-    tests = tests[:1000] + [" ".join(text.split()[:60]) for text in some[:200]]  # these are contained
+    tests = tests[:1000] + [
+        " ".join(text.split()[:60]) for text in some[:200]
+    ]  # these are contained
     began = time.perf_counter()
     lines = [words(test) for test in tests]
     wanted = {tuple(line[i : i + N]) for line in lines for i in range(len(line) - N + 1)}
@@ -131,7 +147,9 @@ def _plain(tests: list[str], texts: list[str]) -> None:
     for text in some:
         line = words(text)
         found.update(wanted.intersection(zip(*(line[i:] for i in range(N)), strict=False)))
-    plain = sum(any(tuple(line[i : i + N]) in found for i in range(len(line) - N + 1)) for line in lines)
+    plain = sum(
+        any(tuple(line[i : i + N]) in found for i in range(len(line) - N + 1)) for line in lines
+    )
     seconds = time.perf_counter() - began
     check = Contamination()
     for test in tests:
@@ -141,7 +159,9 @@ def _plain(tests: list[str], texts: list[str]) -> None:
         check.scan(text)
     ours = round(check.fractions()["t"] * len(tests))
     rate, others = size / 1e6 / seconds, size / 1e6 / (time.perf_counter() - began)
-    print(f"{f'sets of tuples, {size / 1e6:.0f} MB':34} {rate:>12.1f}  MB/s, {plain} of {len(tests)} found")
+    print(
+        f"{f'sets of tuples, {size / 1e6:.0f} MB':34} {rate:>12.1f}  MB/s, {plain} of {len(tests)} found"
+    )
     print(f"{'ours, the same':34} {others:>12.1f}  MB/s, {ours} of {len(tests)} found")
     assert plain == ours, "the two disagree"
 

@@ -1,12 +1,13 @@
-"""A corpus that is large: memory, kills and worker counts of tokenize, and the loader under a memory limit.
+"""A corpus that is large: memory, kills and worker counts of tokenize, and the loader under a
+memory limit.
 
     python bench/corpus.py tokenize [--gb 5] [--workers 1 2 4] [--tokenizer gpt2]
     python bench/corpus.py loader [--shards-gb 3] [--limit-gb 1] [--steps 30]
 
-`tokenize` makes a corpus of words that follow Zipf's law, runs the stage once for each number of workers and kills it
-(SIGKILL) on the way, and compares all bytes. Memory is the largest resident set of any one of its processes. `loader`
-trains the default model on shards larger than the memory that the process may have, the page cache included.
-"""
+`tokenize` makes a corpus of words that follow Zipf's law, runs the stage once for each number of
+workers and kills it (SIGKILL) on the way, and compares all bytes. Memory is the largest resident
+set of any one of its processes. `loader` trains the default model on shards larger than the memory
+that the process may have, the page cache included."""
 
 from __future__ import annotations
 
@@ -33,11 +34,14 @@ WARM = 2  # steps before the loader's waiting counts
 EVICTED = "no control group here: shards taken out of the page cache before each step"
 
 
-# -- a corpus ----------------------------------------------------------------------------------------------------------
+# -- a corpus
+# ----------------------------------------------------------------------------------------------------------
 
 
 def texts(seed: int, size: int) -> Iterator[str]:
-    """Documents of together about `size` bytes: 400,000 made-up words by Zipf's law, sentences, paragraphs."""
+    """Documents of together about `size` bytes: 400,000 made-up words by Zipf's law, sentences,
+    paragraphs.
+    """
     import numpy as np
 
     rng = np.random.default_rng(seed)
@@ -53,7 +57,9 @@ def texts(seed: int, size: int) -> Iterator[str]:
     while made < size:
         chosen = np.minimum(rng.zipf(1.15, size=400_000), 1 << 40) * 7919 % len(table)
         many, at = table[chosen].tolist(), 0
-        for length in np.minimum(rng.lognormal(6.0, 1.2, size=1000).astype(int) + 5, 200_000).tolist():
+        for length in np.minimum(
+            rng.lognormal(6.0, 1.2, size=1000).astype(int) + 5, 200_000
+        ).tolist():
             text = " ".join(many[at : at + length])
             at += length
             made += len(text)
@@ -74,7 +80,8 @@ def make_raw(folder: Path, size: int) -> int:
     return writer.bytes
 
 
-# -- tokenize, killed --------------------------------------------------------------------------------------------------
+# -- tokenize, killed
+# --------------------------------------------------------------------------------------------------
 
 
 class Run:
@@ -82,16 +89,28 @@ class Run:
 
     def __init__(self, folder: Path, workers: int) -> None:
         environment = os.environ | {"DVC_ROOT": str(folder), "LLM_STATE_SECONDS": "2"}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        self.folder, self.log, self.began = folder, open(folder / f"{workers}.log", "a"), time.monotonic()  # noqa: SIM115
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+        )
+        self.folder, self.log, self.began = (
+            folder,
+            open(folder / f"{workers}.log", "a"),
+            time.monotonic(),
+        )  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "stages.tokenize"], cwd=folder, env=environment, stdout=self.log, stderr=self.log
+            [sys.executable, "-m", "stages.tokenize"],
+            cwd=folder,
+            env=environment,
+            stdout=self.log,
+            stderr=self.log,
         )
         self.peak = 0  # bytes of the largest of its processes
         self.together = 0
 
     def watch(self, until: float = 1.0) -> float:
-        """Wait until a share of the chunks is on record, or until it ends; the seconds since it began."""
+        """Wait until a share of the chunks is on record, or until it ends; the seconds since it
+        began.
+        """
         import psutil
 
         me = psutil.Process(self.process.pid)
@@ -119,7 +138,9 @@ class Run:
         """Of the corpus."""
         from llm.corpus.chunks import find_chunks
 
-        self._chunks: int = getattr(self, "_chunks", None) or len(find_chunks(self.folder / "data/raw/pretrain"))
+        self._chunks: int = getattr(self, "_chunks", None) or len(
+            find_chunks(self.folder / "data/raw/pretrain")
+        )
         return self._chunks
 
     def kill(self) -> None:
@@ -158,7 +179,9 @@ def tokenize(folder: Path, size: int, workers: list[int], tokenizer: str) -> Non
         params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
         params["tokenize"] |= {"tokenizer": tokenizer, "workers": count}
         one_task.alone(params)
-        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+        (folder / "params.yaml").write_text(
+            yaml.safe_dump(params, sort_keys=False), encoding="utf-8"
+        )
         first = Run(folder, count)
         first.watch(until=0.4)
         killed = first.process.poll() is None
@@ -187,14 +210,22 @@ def tokenize(folder: Path, size: int, workers: list[int], tokenizer: str) -> Non
             )
         )
         print(f"{count} workers: {lines[-1]}", flush=True)
-    head = ("workers", "whole run", "after a kill at 40 %", "largest process, MB", "all together, MB", "sha256 of both")
+    head = (
+        "workers",
+        "whole run",
+        "after a kill at 40 %",
+        "largest process, MB",
+        "all together, MB",
+        "sha256 of both",
+    )
     print("\n" + results.table(head, lines))
     biggest = max(float(line[3].replace(",", "")) for line in lines) * 1e6
     print(f"\n- all bytes equal: {'yes' if len(set(found)) == 1 else 'NO'}; largest process "
           f"{biggest / BUDGET:.0%} of the budget of 1 GiB; {results.machine()}")  # fmt: skip
 
 
-# -- the loader --------------------------------------------------------------------------------------------------------
+# -- the loader
+# --------------------------------------------------------------------------------------------------------
 
 
 def make_shards(folder: Path, size: int) -> None:
@@ -210,14 +241,23 @@ def make_shards(folder: Path, size: int) -> None:
         writer = ShardWriter(folder, split, np.dtype(np.uint16), 100_000_000)
         for _ in range(0, tokens, 1 << 24):
             writer.add(rng.integers(0, 4096, size=min(tokens, 1 << 24), dtype=np.uint16))
-        meta[split] = {"tokens": tokens, "documents": 1, "bytes": 4 * tokens, "shards": writer.close()}  # type: ignore[assignment]
+        meta[split] = {
+            "tokens": tokens,
+            "documents": 1,
+            "bytes": 4 * tokens,
+            "shards": writer.close(),
+        }  # type: ignore[assignment]
         os.sync()
     write_json(folder / "meta.json", meta)
 
 
 def limit_memory(limit: int) -> Path | None:
-    """Put this process into a control group with a limit of memory, page cache included; None where it may not."""
-    own = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
+    """Put this process into a control group with a limit of memory, page cache included; None where
+    it may not.
+    """
+    own = dict(
+        line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines()
+    )
     for root, group, name in (
         ("/sys/fs/cgroup/memory", own.get("memory"), "memory.limit_in_bytes"),
         ("/sys/fs/cgroup", own.get(""), "memory.max"),
@@ -237,10 +277,18 @@ def limit_memory(limit: int) -> Path | None:
 
 
 def train(folder: str, steps: str, limit: str) -> None:
-    """In a process of its own: some steps of the default model on the shards; prints figures as JSON."""
+    """In a process of its own: some steps of the default model on the shards; prints figures as
+    JSON.
+    """
     group = limit_memory(int(limit)) if int(limit) else None
     evict = bool(int(limit)) and group is None
-    how = f"a control group of {int(limit) / 1e9:.1f} GB" if group else EVICTED if evict else "no limit"
+    how = (
+        f"a control group of {int(limit) / 1e9:.1f} GB"
+        if group
+        else EVICTED
+        if evict
+        else "no limit"
+    )
     os.environ["DVC_ROOT"] = folder
     import numpy as np
 
@@ -264,10 +312,13 @@ def train(folder: str, steps: str, limit: str) -> None:
     run = Trainer(model, sets[0], sets[1], sets[1], settings, int(steps), 1, state, Untracked())
     batch, micro = run.engine.batch_size, run.engine.micro
     numbers = range(batch // micro)
-    run.coming = one_ahead(micro_batches(sets[0], 1, range(int(steps)), batch, micro, numbers, False))
+    run.coming = one_ahead(
+        micro_batches(sets[0], 1, range(int(steps)), batch, micro, numbers, False)
+    )
     files = [os.open(path, os.O_RDONLY) for path in Path(folder, "tokens").glob("*.npy")]
     for step in range(int(steps)):
-        # Once in any case: pages that the parent read before are counted as the parent's, not as this process's.
+        # Once in any case: pages that the parent read before are counted as the parent's, not as
+        # this process's.
         for file in files if evict or (int(limit) and step == 0) else ():
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         if step == WARM:
@@ -317,11 +368,27 @@ def loader(folder: Path, size: int, limit: int, steps: int) -> None:
         f = json.loads(done.stdout.splitlines()[-1])
         if f["group"]:
             Path(f["group"]).rmdir()
-        row = (name, f["how"], f"{f['step']:.3f}", f"{f['share']:.2%}", f"{1e3 * f['read']:.1f}", f"{f['faults']:,}")
+        row = (
+            name,
+            f["how"],
+            f"{f['step']:.3f}",
+            f"{f['share']:.2%}",
+            f"{1e3 * f['read']:.1f}",
+            f"{f['faults']:,}",
+        )
         lines.append(row)
         print(row, flush=True)
-    head = ("", "limited by", "s a step", "of it waiting for rows", "ms to read a step's rows", "major page faults")
-    print(f"\nShards of {size / 1e9:.1f} GB; default model, batches of 8,192 tokens, {steps} steps.\n")
+    head = (
+        "",
+        "limited by",
+        "s a step",
+        "of it waiting for rows",
+        "ms to read a step's rows",
+        "major page faults",
+    )
+    print(
+        f"\nShards of {size / 1e9:.1f} GB; default model, batches of 8,192 tokens, {steps} steps.\n"
+    )
     print(results.table(head, lines) + f"\n\n- {results.machine()}")
 
 

@@ -1,10 +1,10 @@
 """Finetuning with LoRA side by side with `transformers` + `peft`: `python bench/finetune.py`.
 
-Both train the same adapter on the same 25M-parameter base, step by step on the very same examples, whose lengths are
-SQuAD's (a context and a question of about 190 tokens, an answer of about five): here packed into rows without
-attention across examples, there padded to the longest of the batch, with the loop and the loss of `transformers`.
-They take turns; figures are medians over the rounds. Both start from the same adapter: losses agree step by step.
-"""
+Both train the same adapter on the same 25M-parameter base, step by step on the very same examples,
+whose lengths are SQuAD's (a context and a question of about 190 tokens, an answer of about five):
+here packed into rows without attention across examples, there padded to the longest of the batch,
+with the loop and the loss of `transformers`. They take turns; figures are medians over the rounds.
+Both start from the same adapter: losses agree step by step."""
 
 from __future__ import annotations
 
@@ -24,12 +24,17 @@ ROOT = Path(__file__).resolve().parent.parent
 LENGTH, BATCH_TOKENS = 512, 4096  # of a packed row; of an optimizer step: about twenty examples
 EXAMPLES, SEED, RATE = 4096, 1, 1e-3
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-GOALS = {8192: (3.0, 0.45), 32768: (3.0, 0.25)}  # of issue 6: times the examples/s, share of the memory
+GOALS = {
+    8192: (3.0, 0.45),
+    32768: (3.0, 0.25),
+}  # of issue 6: times the examples/s, share of the memory
 OVER_FLOAT32 = 6.0
 
 
 def examples(vocab: int) -> list[tuple[list[int], int]]:
-    """Token ids (prompt, answer, end token 0) and the prompt's length; the answer is a span of the prompt."""
+    """Token ids (prompt, answer, end token 0) and the prompt's length; the answer is a span of the
+    prompt.
+    """
     random = np.random.default_rng(SEED)
     found = []
     for _ in range(EXAMPLES):
@@ -97,7 +102,9 @@ def ours(gate: Gate, folder: Path, vocab: int, precision: str, compiled: bool) -
     for step in range(steps):
         loss, _, _ = run._step(step)
         rows = batch_ids(SEED, step, run.engine.batch_size, data.num_rows)
-        gate.step_done((time.perf_counter() - gate.began, sum(len(data.packed[row]) for row in rows), loss))
+        gate.step_done(
+            (time.perf_counter() - gate.began, sum(len(data.packed[row]) for row in rows), loss)
+        )
 
 
 def theirs(gate: Gate, folder: Path, vocab: int, precision: str) -> None:
@@ -133,7 +140,9 @@ def theirs(gate: Gate, folder: Path, vocab: int, precision: str) -> None:
         step += 1
 
 
-def compare(folder: Path, vocab: int, precision: str, rounds: int, slice_steps: int, compiled: bool) -> dict[str, Any]:
+def compare(
+    folder: Path, vocab: int, precision: str, rounds: int, slice_steps: int, compiled: bool
+) -> dict[str, Any]:
     """Figures of both at one precision: one step each to warm up, then rounds in turns."""
     common: dict[str, Any] = {"folder": folder, "vocab": vocab, "precision": precision}
     cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
@@ -147,7 +156,9 @@ def compare(folder: Path, vocab: int, precision: str, rounds: int, slice_steps: 
         for name, child in children.items():
             done = child.steps(slice_steps)
             steps[name] += done
-            rates[name].append(sum(count for _, count, _ in done) / sum(seconds for seconds, _, _ in done))
+            rates[name].append(
+                sum(count for _, count, _ in done) / sum(seconds for seconds, _, _ in done)
+            )
     for child in children.values():
         child.stop()
     losses = {name: [loss for _, _, loss in done] for name, done in steps.items()}
@@ -181,20 +192,35 @@ def show() -> str:
         )  # fmt: skip
         curves.append(
             f"vocabulary {vocab:,}, {f['precision']}, loss by step: "
-            + "; ".join(f"{name} {', '.join(f'{x:.4f}' for x in f['losses'][name])}" for name in ("ours", "peft"))
+            + "; ".join(
+                f"{name} {', '.join(f'{x:.4f}' for x in f['losses'][name])}"
+                for name in ("ours", "peft")
+            )
         )
     head = (
         "vocabulary", "precision", "examples/s, ours", "transformers + peft", "ratio", "over its float32",
         "peak GB, ours", "transformers + peft", "ratio", "losses differ by at most",
     )  # fmt: skip
-    goals = "; ".join(f"at {v:,} {s} times the examples/s and {m} of the memory" for v, (s, m) in GOALS.items())
-    return "\n".join([results.table(head, rows), "", f"Goals: {goals}; {OVER_FLOAT32} times its float32.", "", *curves])
+    goals = "; ".join(
+        f"at {v:,} {s} times the examples/s and {m} of the memory" for v, (s, m) in GOALS.items()
+    )
+    return "\n".join(
+        [
+            results.table(head, rows),
+            "",
+            f"Goals: {goals}; {OVER_FLOAT32} times its float32.",
+            "",
+            *curves,
+        ]
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vocab", type=int, nargs="+", default=list(GOALS))
-    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    parser.add_argument(
+        "--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"]
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="a round")
     parser.add_argument("--eager", action="store_true", help="do not compile ours")
@@ -208,7 +234,9 @@ def main() -> None:
             maker = Worker(make_base, folder / "make.log", folder=folder, vocab=vocab)
             maker.result()
             for precision in asked.precision:
-                found = compare(folder, vocab, precision, asked.rounds, asked.steps, not asked.eager)
+                found = compare(
+                    folder, vocab, precision, asked.rounds, asked.steps, not asked.eager
+                )
                 results.store("finetune", f"{vocab}-{precision}", {**about, **found})
                 print(f"finetune: {vocab:,} {precision}: {found['ratio']:.2f} times", flush=True)
     print("\n" + show())

@@ -1,13 +1,14 @@
 """Decoding side by side: ours, transformers' generate, and a loop without a cache.
 
-    python bench/generate.py [--rounds 5] [--sizes 5M 25M] [--dtypes float32 bfloat16] [--questions 40]
+    python bench/generate.py [--rounds 5] [--sizes 5M 25M] [--dtypes float32 bfloat16] [--questions
+    40]
 
-The variants take turns on the same prompts (256 tokens, 64 new ones, none ends early) in one process a model and type;
-figures are medians of the rounds, prefill included, the compiler's start not. `mixed` has prompts of 64 to 256 tokens,
-in transformers padded on the left. In float32 every token is compared. Question answering needs `models/finetuned` and
-`data/mix/test/question_answering.parquet` of a run (`dvc repro` or `dvc pull`): real prompts one at a time, answers as
-long as the model makes them.
-"""
+The variants take turns on the same prompts (256 tokens, 64 new ones, none ends early) in one
+process a model and type; figures are medians of the rounds, prefill included, the compiler's start
+not. `mixed` has prompts of 64 to 256 tokens, in transformers padded on the left. In float32 every
+token is compared. Question answering needs `models/finetuned` and
+`data/mix/test/question_answering.parquet` of a run (`dvc repro` or `dvc pull`): real prompts one at
+a time, answers as long as the model makes them."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import results
 
 PROMPT, NEW = 256, 64
-UNCACHED = 4  # tokens that the loop without a cache is timed over; its time is scaled up, and so flattered a little
+# tokens that the loop without a cache is timed over; its time is scaled up, and so flattered a
+# little
+UNCACHED = 4
 GUESSES = 7
 SIZES = {  # vocabulary, hidden, intermediate, layers, heads, key-value heads
     "5M": (4096, 256, 704, 4, 4, 2),
@@ -45,7 +48,9 @@ def random_model(size: str) -> Any:
     from llm.model.transformer import Transformer
 
     vocab, hidden, intermediate, layers, heads, kv_heads = SIZES[size]
-    config = Config(vocab, hidden, intermediate, layers, heads, kv_heads, 64, 512, 1e4, 1e-6, False, True)
+    config = Config(
+        vocab, hidden, intermediate, layers, heads, kv_heads, 64, 512, 1e4, 1e-6, False, True
+    )
     model = Transformer(config)
     model.initialize(0)
     generator = torch.Generator().manual_seed(1)
@@ -73,7 +78,12 @@ def theirs(peer: Any, prompts: Answers, new: int, eos_id: int, least: int, **mor
     ids = torch.tensor([[eos_id] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     out = peer.generate(
-        ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=least or None, do_sample=False, **more
+        ids,
+        attention_mask=mask,
+        max_new_tokens=new,
+        min_new_tokens=least or None,
+        do_sample=False,
+        **more,
     )
     return [row[: row.index(eos_id)] if eos_id in row else row for row in out[:, longest:].tolist()]
 
@@ -85,11 +95,15 @@ def uncached(model: Any, prompts: Answers, new: int) -> Answers:
     ids = torch.tensor(prompts)
     with torch.inference_mode():
         for _ in range(new):
-            ids = torch.cat((ids, model.lm_head(model.hidden_states(ids)[:, -1]).argmax(-1)[:, None]), dim=1)
+            ids = torch.cat(
+                (ids, model.lm_head(model.hidden_states(ids)[:, -1]).argmax(-1)[:, None]), dim=1
+            )
     return ids[:, len(prompts[0]) :].tolist()
 
 
-def turns(variants: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[str, float], dict[str, Any]]:
+def turns(
+    variants: dict[str, Callable[[], Any]], rounds: int
+) -> tuple[dict[str, float], dict[str, Any]]:
     """Median seconds and last result of each variant; the first turn warms up and is not counted."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     found = {}
@@ -130,7 +144,12 @@ def batches(size: str, dtype: str, rounds: int) -> list[list[str]]:
 
         def ours(compiled: bool, prompts: Answers = prompts) -> Answers:
             requests = [Request(prompt, NEW) for prompt in prompts]
-            return [c.ids for c in complete(model, requests, frozenset(), batch_size=len(prompts), compiled=compiled)]
+            return [
+                c.ids
+                for c in complete(
+                    model, requests, frozenset(), batch_size=len(prompts), compiled=compiled
+                )
+            ]
 
         variants: dict[str, Callable[[], Any]] = {
             "compiled": lambda: ours(True),
@@ -141,7 +160,11 @@ def batches(size: str, dtype: str, rounds: int) -> list[list[str]]:
             variants["uncached"] = lambda prompts=prompts: uncached(model, prompts, UNCACHED)  # type: ignore[misc]
         times, found = turns(variants, rounds)
         rate = {name: len(prompts) * NEW / taken for name, taken in times.items()}
-        loop = f"{rate['compiled'] * times['uncached'] / UNCACHED / len(prompts):.1f}" if "uncached" in times else "–"
+        loop = (
+            f"{rate['compiled'] * times['uncached'] / UNCACHED / len(prompts):.1f}"
+            if "uncached" in times
+            else "–"
+        )
         equal = [same(found["transformers"], found[name]) for name in ("compiled", "eager")]
         rows.append(
             [
@@ -212,16 +235,22 @@ def questions(dtype: str, rounds: int, count: int) -> list[list[str]]:
 def in_a_process(*arguments: str) -> list[list[str]]:
     """Rows that this file makes in a process of its own, whose compiler starts afresh."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    done = subprocess.run([sys.executable, __file__, *arguments], env=environment, stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments], env=environment, stdout=subprocess.PIPE, check=True
+    )
     rows: list[list[str]] = json.loads(done.stdout.splitlines()[-1])
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"]
+    )
     parser.add_argument("--questions", type=int, default=40, help="0: none")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -238,7 +267,15 @@ def main() -> None:
     began = time.perf_counter()
     print(" · ".join(f"{key} {value}" for key, value in results.machine().items()))
     print(f"\nTokens/s, {PROMPT} + {NEW} tokens, prefill included\n", flush=True)
-    head = ["size", "type", "batch", "transformers", "ours, eager", "ours, compiled", "eager ÷ transformers"]
+    head = [
+        "size",
+        "type",
+        "batch",
+        "transformers",
+        "ours, eager",
+        "ours, compiled",
+        "eager ÷ transformers",
+    ]
     head += ["compiled ÷ transformers", "compiled ÷ no cache", "equal answers (compiled, eager)"]
     table = [
         row
@@ -253,8 +290,18 @@ def main() -> None:
             for dtype in arguments.dtypes
             for row in in_a_process("--child", "questions", "--dtypes", dtype, *common)
         ]
-        head = ["type", "", "a question", "÷ transformers", "equal answers", "tokens an answer", "tokens a step"]
-        print(f"\nQuestion answering, one prompt at a time, {arguments.questions} prompts of the test set\n")
+        head = [
+            "type",
+            "",
+            "a question",
+            "÷ transformers",
+            "equal answers",
+            "tokens an answer",
+            "tokens a step",
+        ]
+        print(
+            f"\nQuestion answering, one prompt at a time, {arguments.questions} prompts of the test set\n"
+        )
         print(results.table(head, rows))
     print(f"\n{time.perf_counter() - began:.0f} s")
 

@@ -1,9 +1,10 @@
-"""The reference of `recipe`: a GPT-2 as nanoGPT trains it (LayerNorm, GELU, learned positions, tied embeddings).
+"""The reference of `recipe`: a GPT-2 as nanoGPT trains it (LayerNorm, GELU, learned positions, tied
+embeddings).
 
-Written for this comparison; the recipe's numbers (initialisation, AdamW's groups and betas, cosine to a tenth) are
-those of karpathy/nanoGPT. It computes in the same way as our model (bf16 activations where the hardware has them, one
-compiled layer), so that only the recipe differs, not the rounding.
-"""
+Written for this comparison; the recipe's numbers (initialisation, AdamW's groups and betas, cosine
+to a tenth) are those of karpathy/nanoGPT. It computes in the same way as our model (bf16
+activations where the hardware has them, one compiled layer), so that only the recipe differs, not
+the rounding."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, seq, width = x.shape
         q, k, v = (
-            part.view(batch, seq, self.heads, -1).transpose(1, 2) for part in self.c_attn(self.ln_1(x)).chunk(3, -1)
+            part.view(batch, seq, self.heads, -1).transpose(1, 2)
+            for part in self.c_attn(self.ln_1(x)).chunk(3, -1)
         )
         x = x + self.attn_proj(attend(q, k, v, None).transpose(1, 2).reshape(batch, seq, width))
         return x + self.mlp_proj(F.gelu(self.c_fc(self.ln_2(x))))
@@ -59,7 +61,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Token and learned position embeddings, blocks, LayerNorm, tied output."""
 
-    def __init__(self, vocab: int, width: int, layers: int, heads: int, block: int, seed: int) -> None:
+    def __init__(
+        self, vocab: int, width: int, layers: int, heads: int, block: int, seed: int
+    ) -> None:
         super().__init__()
         self.wte, self.wpe = nn.Embedding(vocab, width), nn.Embedding(block, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
@@ -67,7 +71,9 @@ class GPT(nn.Module):
         self.compute_dtype = torch.float32
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:  # GPT-2: 0.02, into the residual stream less by the root of the additions to it
+            if (
+                parameter.dim() == 2
+            ):  # GPT-2: 0.02, into the residual stream less by the root of the additions to it
                 std = 0.02 / math.sqrt(2 * layers) if name.endswith("proj.weight") else 0.02
                 parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
@@ -84,5 +90,8 @@ class GPT(nn.Module):
         """AdamW, weight decay 0.1 on matrices, betas 0.9 and 0.95."""
         matrices = [p for p in self.parameters() if p.dim() >= 2]
         vectors = [p for p in self.parameters() if p.dim() < 2]
-        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+        groups = [
+            {"params": matrices, "weight_decay": 0.1},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
         return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)

@@ -1,4 +1,6 @@
-"""Children for one cross-entropy, forward and backward: this project's chunks, the naive way, PyTorch's own."""
+"""Children for one cross-entropy, forward and backward: this project's chunks, the naive way,
+PyTorch's own.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def _status(key: str) -> int:
 
 
 def function(kind: str) -> Callable[..., Any] | None:
-    """f(hidden (1, tokens, width), weight (vocab, width), targets (1, tokens)), summed, or None where torch has none"""
+    """f(hidden (1, tokens, width), weight (vocab, width), targets (1, tokens)), summed, or None
+    where torch has none
+    """
     import torch
     import torch.nn.functional as F
 
@@ -44,7 +48,9 @@ def function(kind: str) -> Callable[..., Any] | None:
 
     def own(hidden: Any, weight: Any, targets: Any) -> Any:
         options = torch.nn.LinearCrossEntropyOptions(acc_policy="accurate")
-        return F.linear_cross_entropy(hidden[0], weight.to(hidden.dtype), targets[0], reduction="sum", options=options)
+        return F.linear_cross_entropy(
+            hidden[0], weight.to(hidden.dtype), targets[0], reduction="sum", options=options
+        )
 
     if kind == "chunks":
         return cross_entropy
@@ -70,8 +76,12 @@ def inputs(tokens: int, vocab: int, width: int, dtype: str) -> tuple[Any, Any, A
     return hidden.requires_grad_(), weight.requires_grad_(), targets
 
 
-def measure(gate: Gate, kind: str, tokens: int, vocab: int, width: int, dtype: str, cache: Path) -> None:
-    """Each step: seconds and extra memory (bytes) of one forward and backward. Nothing where the kind is missing."""
+def measure(
+    gate: Gate, kind: str, tokens: int, vocab: int, width: int, dtype: str, cache: Path
+) -> None:
+    """Each step: seconds and extra memory (bytes) of one forward and backward. Nothing where the
+    kind is missing.
+    """
     hidden, weight, targets = inputs(tokens, vocab, width, dtype)
     loss = function(kind)
     gate.begin()
@@ -85,8 +95,12 @@ def measure(gate: Gate, kind: str, tokens: int, vocab: int, width: int, dtype: s
         gate.step_done({"seconds": took, "extra_memory": _peak() - before})
 
 
-def errors(gate: Gate, kind: str, tokens: int, vocab: int, width: int, dtype: str) -> dict[str, float] | None:
-    """Relative errors of the loss and of both gradients against the naive way in float64, on the same inputs."""
+def errors(
+    gate: Gate, kind: str, tokens: int, vocab: int, width: int, dtype: str
+) -> dict[str, float] | None:
+    """Relative errors of the loss and of both gradients against the naive way in float64, on the
+    same inputs.
+    """
     import torch
 
     found = function(kind)
@@ -96,7 +110,11 @@ def errors(gate: Gate, kind: str, tokens: int, vocab: int, width: int, dtype: st
     loss = found(hidden, weight, targets)
     loss.backward()
     exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
-    logits = exact[0][0] @ exact[1].to(hidden.dtype).double().T if dtype != "float32" else exact[0][0] @ exact[1].T
+    logits = (
+        exact[0][0] @ exact[1].to(hidden.dtype).double().T
+        if dtype != "float32"
+        else exact[0][0] @ exact[1].T
+    )
     wanted = torch.nn.functional.cross_entropy(logits, targets[0], reduction="sum")
     wanted.backward()
     return {"loss": float((loss.double() - wanted).abs() / wanted)} | {

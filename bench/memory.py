@@ -18,7 +18,9 @@ TOKENS, VOCAB, WIDTH = 4096, 32768, 512  # of the loss alone
 
 
 def steps(folder: Path) -> dict[str, Any]:
-    """Peak resident memory after three steps, each framework in a process of its own, one after another."""
+    """Peak resident memory after three steps, each framework in a process of its own, one after
+    another.
+    """
     tokens = folder / "tokens"
     random_tokens(tokens, MEMORY.vocab)
     common: dict[str, Any] = {"shape": MEMORY, "tokens": tokens}
@@ -48,7 +50,9 @@ def loss_alone(folder: Path, rounds: int) -> dict[str, Any]:
     sizes: dict[str, Any] = {"tokens": TOKENS, "vocab": VOCAB, "width": WIDTH, "dtype": "bfloat16"}
     cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
     children = {
-        kind: Worker(losses.measure, folder / f"{kind}.log", cache, kind=kind, cache=folder, **sizes)
+        kind: Worker(
+            losses.measure, folder / f"{kind}.log", cache, kind=kind, cache=folder, **sizes
+        )
         for kind in losses.KINDS
     }
     found: dict[str, Any] = {}
@@ -70,14 +74,18 @@ def loss_alone(folder: Path, rounds: int) -> dict[str, Any]:
         }
         for dtype in ("bfloat16", "float32"):
             small = sizes | {"dtype": dtype, "tokens": 1024}
-            found[kind][dtype] = call(losses.errors, folder / f"{kind}-{dtype}.log", cache, kind=kind, **small)
+            found[kind][dtype] = call(
+                losses.errors, folder / f"{kind}-{dtype}.log", cache, kind=kind, **small
+            )
     return found
 
 
 def run(folder: Path, rounds: int) -> None:
     """Measure, store."""
     results.store("memory", "steps", {"rows": steps(folder), "machine": results.machine()})
-    results.store("memory", "loss", {"rows": loss_alone(folder, rounds), "machine": results.machine()})
+    results.store(
+        "memory", "loss", {"rows": loss_alone(folder, rounds), "machine": results.machine()}
+    )
 
 
 def show() -> str:
@@ -88,7 +96,11 @@ def show() -> str:
         rows = found["steps"]["rows"]
         trainer = rows.get("Trainer, its defaults", {}).get("peak_memory")
         lines = [
-            [name, f"{row['peak_memory'] / 1e6:,.0f}", f"{row['peak_memory'] / trainer:.2f}" if trainer else "–"]
+            [
+                name,
+                f"{row['peak_memory'] / 1e6:,.0f}",
+                f"{row['peak_memory'] / trainer:.2f}" if trainer else "–",
+            ]
             for name, row in rows.items()
         ]
         about = found["steps"]["machine"]
@@ -100,7 +112,9 @@ def show() -> str:
         )
         if trainer:
             share = rows["ours"]["peak_memory"] / trainer
-            parts.append(f"- Share of Trainer's: {share:.2f} (goal {SHARE}: {results.against(share, SHARE, False)}).")
+            parts.append(
+                f"- Share of Trainer's: {share:.2f} (goal {SHARE}: {results.against(share, SHARE, False)})."
+            )
     if "loss" in found:
         rows = found["loss"]["rows"]
 
@@ -109,7 +123,13 @@ def show() -> str:
             return f"{e['loss']:.1e}, {e['by_hidden']:.1e}, {e['by_weight']:.1e}"
 
         lines = [
-            [kind, f"{r['seconds']:.2f}", f"{r['extra_memory'] / 1e6:,.0f}", cell(r, "bfloat16"), cell(r, "float32")]
+            [
+                kind,
+                f"{r['seconds']:.2f}",
+                f"{r['extra_memory'] / 1e6:,.0f}",
+                cell(r, "bfloat16"),
+                cell(r, "float32"),
+            ]
             for kind, r in rows.items()
         ]
         mine, naive = rows["chunks compiled"], rows["naive"]
@@ -120,7 +140,9 @@ def show() -> str:
         parts.append(
             f"The loss alone, both passes: {TOKENS:,} tokens, {WIDTH} wide, vocabulary {VOCAB:,}, bf16. Errors "
             "are relative (loss, gradient by hidden states, by weights), against float64 on the same inputs.\n\n"
-            + results.table(("", "seconds", "extra memory, MB", "errors, bf16", "errors, float32"), lines)
+            + results.table(
+                ("", "seconds", "extra memory, MB", "errors, bf16", "errors, float32"), lines
+            )
             + f"\n\n- Compiled chunks: {less:.1f} times less memory than naive (goal {TIMES_LESS:.0f}: "
             f"{results.against(less, TIMES_LESS, True)}), {faster:.2f} times its speed (goal 1: "
             f"{results.against(faster, 1.0, True)}), loss within {loss:.0e} (goal {LOSS_ERROR:.0e}: "

@@ -17,7 +17,9 @@ def write(raw: Path) -> None:
         for i in range(100):
             text = {"document": f"document {i}", "summary": f"summary {i}"}
             writer.write({"id": f"s{i}", "group": f"s{i}", "split": "", **text})
-    write_json(raw / NAME / "manifest.json", {"kind": NAME, "rows": writer.rows, "bytes": writer.bytes})
+    write_json(
+        raw / NAME / "manifest.json", {"kind": NAME, "rows": writer.rows, "bytes": writer.bytes}
+    )
 
 
 def alone(params: dict[str, Any]) -> None:

@@ -1,4 +1,6 @@
-"""Children that train with this project's engine: llm.train.trainer's own step on llm.model.transformer's model."""
+"""Children that train with this project's engine: llm.train.trainer's own step on
+llm.model.transformer's model.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class NoTracker:
 
 
 class Offsets:
-    """Training rows that start at any token, as nanoGPT draws them; row i predicts tokens i+1 … i+length."""
+    """Training rows that start at any token, as nanoGPT draws them; row i predicts tokens i+1 …
+    i+length.
+    """
 
     def __init__(self, ids: np.ndarray, length: int) -> None:
         self.ids, self.length = ids.astype(np.int64), length
@@ -49,7 +53,9 @@ def trainer(
     to_shard: bool = False,
     **settings: Any,
 ) -> Any:
-    """A Trainer of `shape` on the shards in `tokens`, with its state in `folder`; `settings` replace params.yaml's."""
+    """A Trainer of `shape` on the shards in `tokens`, with its state in `folder`; `settings`
+    replace params.yaml's.
+    """
     os.environ["DVC_ROOT"] = str(folder)
     from llm import params
     from llm.data.shards import TokenStream
@@ -82,9 +88,13 @@ def trainer(
     if not to_shard:
         model.initialize(seed)
     train_set = (
-        Offsets(train.read(0, len(train)), shape.block) if any_offset else TokenWindows(train, shape.block, True)
+        Offsets(train.read(0, len(train)), shape.block)
+        if any_offset
+        else TokenWindows(train, shape.block, True)
     )
-    val_set = TokenWindows(val, shape.block, True)  # whole windows only, as nanoGPT's block size cuts them
+    val_set = TokenWindows(
+        val, shape.block, True
+    )  # whole windows only, as nanoGPT's block size cuts them
     state = State("bench", {"shape": shape.name, "seed": seed, "steps": steps, **settings})
     state.directory.mkdir(parents=True, exist_ok=True)
     run = Trainer(model, train_set, val_set, val_set, pretrain, steps, seed, state, NoTracker())
@@ -102,7 +112,9 @@ def train(gate: Gate, shape: Shape, tokens: Path, folder: Path, **settings: Any)
         gate.step_done()
 
 
-def train_to_end(gate: Gate, shape: Shape, tokens: Path, folder: Path, steps: int, **settings: Any) -> dict[str, Any]:
+def train_to_end(
+    gate: Gate, shape: Shape, tokens: Path, folder: Path, steps: int, **settings: Any
+) -> dict[str, Any]:
     """All `steps`, then the loss on the whole validation split, outside the timed seconds."""
     run = trainer(shape, tokens, folder, steps, **settings)
     gate.begin()
@@ -128,7 +140,9 @@ def matmul_rates(gate: Gate) -> None:
     gate.begin()
     while True:
         kinds = {"bf16": torch.bfloat16, "fp32": torch.float32}
-        gate.step_done({name: device.matmul_flops_per_second(where, kind) for name, kind in kinds.items()})
+        gate.step_done(
+            {name: device.matmul_flops_per_second(where, kind) for name, kind in kinds.items()}
+        )
 
 
 def flops_per_token(gate: Gate, shape: Shape) -> float:

@@ -1,4 +1,6 @@
-"""What exactness costs: checkpoints, tracking and the loader, each beside the steps that it is part of."""
+"""What exactness costs: checkpoints, tracking and the loader, each beside the steps that it is part
+of.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,12 @@ LOADER_GOAL = 0.02  # of step time
 STEPS = 1000  # logged steps of the tracking measurement
 
 
-def checkpoints(gate: Gate, shape: Shape, tokens: Path, folder: Path, rounds: int) -> dict[str, Any]:
-    """Steps while no checkpoint is written and while one is, in turns, by this engine's own `_save`."""
+def checkpoints(
+    gate: Gate, shape: Shape, tokens: Path, folder: Path, rounds: int
+) -> dict[str, Any]:
+    """Steps while no checkpoint is written and while one is, in turns, by this engine's own
+    `_save`.
+    """
     run = ours.trainer(shape, tokens, folder, 100_000, optimizer="muon")
     for step in range(3):
         run._step(step)
@@ -64,7 +70,9 @@ def checkpoints(gate: Gate, shape: Shape, tokens: Path, folder: Path, rounds: in
 
 
 def tracking(gate: Gate, folder: Path) -> dict[str, float]:
-    """1,000 logged steps into MLflow on sqlite: seconds in the loop's thread, and until all is in the store."""
+    """1,000 logged steps into MLflow on sqlite: seconds in the loop's thread, and until all is in
+    the store.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     os.environ |= {"DVC_ROOT": str(folder), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
     os.chdir(ours.ROOT)
@@ -80,7 +88,10 @@ def tracking(gate: Gate, folder: Path) -> dict[str, float]:
         used = time.process_time()
         for step in range(STEPS):
             first = time.perf_counter()
-            run.log_metrics({"tokens": step, "loss": 1 / (step + 1), "learning_rate": 0.1, "grad_norm": 1.0}, step=step)
+            run.log_metrics(
+                {"tokens": step, "loss": 1 / (step + 1), "learning_rate": 0.1, "grad_norm": 1.0},
+                step=step,
+            )
             in_loop += time.perf_counter() - first
         closing = time.perf_counter()
     return {
@@ -116,14 +127,18 @@ def loader(gate: Gate, shape: Shape, tokens: Path, folder: Path) -> dict[str, fl
 def run(folder: Path, rounds: int) -> None:
     """Measure, store."""
     about = results.machine()
-    found: dict[str, Any] = {"tracking": call(tracking, folder / "tracking.log", folder=folder / "tracking")}
+    found: dict[str, Any] = {
+        "tracking": call(tracking, folder / "tracking.log", folder=folder / "tracking")
+    }
     cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
     for name, shape in SPEED.items():
         tokens = folder / name / "tokens"
         random_tokens(tokens, shape.vocab)
         common: dict[str, Any] = {"shape": shape, "tokens": tokens, "folder": folder / name}
         found[name] = {
-            "checkpoints": call(checkpoints, folder / f"checkpoints-{name}.log", cache, rounds=rounds, **common),
+            "checkpoints": call(
+                checkpoints, folder / f"checkpoints-{name}.log", cache, rounds=rounds, **common
+            ),
             "loader": call(loader, folder / f"loader-{name}.log", cache, **common),
         }
         print(f"overhead {name}: {found[name]}", flush=True)

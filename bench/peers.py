@@ -1,6 +1,7 @@
 """Children that train with other people's code, each with its own training loop as it stands.
 
-A hook that PyTorch calls after every optimizer step tells the driver; the loops themselves are not touched. Nothing of
+A hook that PyTorch calls after every optimizer step tells the driver; the loops themselves are not
+touched. Nothing of
 nanoGPT is here: its train.py runs out of the checkout that `--nanogpt` names.
 """
 
@@ -19,7 +20,9 @@ FOREVER = 1_000_000  # steps
 
 
 def hugging_face(gate: Gate, shape: Shape, tokens: Path, folder: Path, **arguments: Any) -> None:
-    """transformers.Trainer with LlamaForCausalLM and its defaults, but for what would only write files."""
+    """transformers.Trainer with LlamaForCausalLM and its defaults, but for what would only write
+    files.
+    """
     import numpy as np
     import torch
     from torch.utils.data import Dataset
@@ -32,7 +35,9 @@ def hugging_face(gate: Gate, shape: Shape, tokens: Path, folder: Path, **argumen
             return (len(self.ids) - 1) // shape.block
 
         def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-            window = torch.from_numpy(self.ids[i * shape.block : (i + 1) * shape.block].astype(np.int64))
+            window = torch.from_numpy(
+                self.ids[i * shape.block : (i + 1) * shape.block].astype(np.int64)
+            )
             return {"input_ids": window, "labels": window}
 
     config = LlamaConfig(
@@ -63,13 +68,30 @@ def hugging_face(gate: Gate, shape: Shape, tokens: Path, folder: Path, **argumen
 
 
 def nanogpt(
-    gate: Gate, checkout: Path, tokens: Path, folder: Path, arguments: dict[str, Any], config: str = ""
+    gate: Gate,
+    checkout: Path,
+    tokens: Path,
+    folder: Path,
+    arguments: dict[str, Any],
+    config: str = "",
 ) -> None:
-    """nanoGPT's train.py, with `--key=value` arguments; it reads train.bin, val.bin and meta.pkl from `tokens`."""
+    """nanoGPT's train.py, with `--key=value` arguments; it reads train.bin, val.bin and meta.pkl
+    from `tokens`.
+    """
     os.chdir(checkout)
     sys.path.insert(0, str(checkout))
-    arguments = {"device": "cpu", "compile": False, "dataset": str(tokens), "out_dir": str(folder), **arguments}
-    sys.argv = ["train.py", *([config] if config else []), *(f"--{key}={value}" for key, value in arguments.items())]
+    arguments = {
+        "device": "cpu",
+        "compile": False,
+        "dataset": str(tokens),
+        "out_dir": str(folder),
+        **arguments,
+    }
+    sys.argv = [
+        "train.py",
+        *([config] if config else []),
+        *(f"--{key}={value}" for key, value in arguments.items()),
+    ]
     mark_optimizer_steps(gate)
     gate.begin()
     runpy.run_path("train.py", run_name="__main__")
@@ -92,7 +114,9 @@ def nanogpt_shape(shape: Shape) -> dict[str, Any]:
 
 
 def nanogpt_loss(gate: Gate, checkout: Path, tokens: Path, folder: Path) -> dict[str, Any]:
-    """Loss of the checkpoint that train.py wrote, with nanoGPT's own model, on all whole blocks of val.bin."""
+    """Loss of the checkpoint that train.py wrote, with nanoGPT's own model, on all whole blocks of
+    val.bin.
+    """
     import numpy as np
     import torch
 
@@ -106,13 +130,20 @@ def nanogpt_loss(gate: Gate, checkout: Path, tokens: Path, folder: Path) -> dict
     ids = torch.from_numpy(np.fromfile(tokens / "val.bin", dtype=np.uint16).astype(np.int64))
     block = model.config.block_size
     rows = (len(ids) - 1) // block
-    inputs, targets = ids[: rows * block].view(rows, block), ids[1 : rows * block + 1].view(rows, block)
+    inputs, targets = (
+        ids[: rows * block].view(rows, block),
+        ids[1 : rows * block + 1].view(rows, block),
+    )
     total = 0.0
     with torch.no_grad():
         for first in range(0, rows, 64):
             logits, _ = model(inputs[first : first + 64], targets[first : first + 64])
             wanted = targets[first : first + 64]
-            total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum"))
+            total += float(
+                torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1), wanted.flatten(), reduction="sum"
+                )
+            )
     return {
         "val_loss": total / (rows * block),
         "val_tokens": rows * block,
@@ -132,14 +163,21 @@ def litgpt(gate: Gate, shape: Shape, tokens: Path, folder: Path) -> None:
     from torch.utils.data import DataLoader
 
     class Tokens(DataModule):
-        def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
+        def connect(
+            self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None
+        ) -> None:
             self.batch_size = batch_size
 
         def train_dataloader(self) -> DataLoader:
             ids = np.load(tokens / "train-00000.npy", mmap_mode="r")
             count = (len(ids) - 1) // shape.block
-            rows = [ids[i * shape.block : (i + 1) * shape.block + 1].astype(np.int64) for i in range(count)]
-            return DataLoader([torch.from_numpy(row) for row in rows], batch_size=self.batch_size, shuffle=True)
+            rows = [
+                ids[i * shape.block : (i + 1) * shape.block + 1].astype(np.int64)
+                for i in range(count)
+            ]
+            return DataLoader(
+                [torch.from_numpy(row) for row in rows], batch_size=self.batch_size, shuffle=True
+            )
 
         val_dataloader = train_dataloader
 

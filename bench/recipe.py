@@ -1,7 +1,8 @@
-"""Loss at equal text, tokens and size: nanoGPT's recipe (bench/gpt.py) and this project's, over seeds.
+"""Loss at equal text, tokens and size: nanoGPT's recipe (bench/gpt.py) and this project's, over
+seeds.
 
-The text is the project's own (`dvc repro tokenize`), or `--text` cut into bytes. Each run is its own process and is
-stored on its own, so that a long comparison can be made in parts (`--runs`).
+The text is the project's own (`dvc repro tokenize`), or `--text` cut into bytes. Each run is its
+own process and is stored on its own, so that a long comparison can be made in parts (`--runs`).
 """
 
 from __future__ import annotations
@@ -30,14 +31,26 @@ RUNS = (  # nanoGPT says 1e-3 for "baby networks"; other rates are tried for fai
 
 
 def _shape(vocab: int) -> Shape:
-    return Shape("recipe", vocab, hidden=256, intermediate=688, layers=4, heads=4, block=256, micro=8, accumulate=2)
+    return Shape(
+        "recipe",
+        vocab,
+        hidden=256,
+        intermediate=688,
+        layers=4,
+        heads=4,
+        block=256,
+        micro=8,
+        accumulate=2,
+    )
 
 
 def _steps(shape: Shape) -> int:
     return TOKENS // shape.batch_tokens
 
 
-def reference(gate: Gate, shape: Shape, tokens: Path, folder: Path, seed: int, rate: float) -> dict[str, Any]:
+def reference(
+    gate: Gate, shape: Shape, tokens: Path, folder: Path, seed: int, rate: float
+) -> dict[str, Any]:
     """nanoGPT's recipe over the very batches that our engine draws for this seed."""
     import math
 
@@ -54,7 +67,9 @@ def reference(gate: Gate, shape: Shape, tokens: Path, folder: Path, seed: int, r
     for block in model.blocks:
         block.compile(dynamic=False)
     optimizer = model.optimizer(rate)
-    train_set, val_set = (TokenWindows(TokenStream(tokens, split), shape.block, True) for split in ("train", "val"))
+    train_set, val_set = (
+        TokenWindows(TokenStream(tokens, split), shape.block, True) for split in ("train", "val")
+    )
     steps = _steps(shape)
     size = shape.batch_tokens // shape.block
 
@@ -93,23 +108,36 @@ def _text(folder: Path, text: Path | None) -> tuple[Path, int]:
     if text is None:
         found = ours.ROOT / "data" / "tokens"
         if not (found / "meta.json").is_file():
-            raise SystemExit("recipe: no data/tokens here. Run `dvc repro tokenize` first, or give --text PATH.")
-        return found, int(json.loads((found / "meta.json").read_text(encoding="utf-8"))["vocab_size"])
+            raise SystemExit(
+                "recipe: no data/tokens here. Run `dvc repro tokenize` first, or give --text PATH."
+            )
+        return found, int(
+            json.loads((found / "meta.json").read_text(encoding="utf-8"))["vocab_size"]
+        )
     ids = np.frombuffer(text.read_bytes(), dtype=np.uint8)
     write_tokens(folder / "tokens", ids[: int(0.9 * len(ids))], ids[int(0.9 * len(ids)) :], 256)
     return folder / "tokens", 256
 
 
 def run(folder: Path, text: Path | None, wanted: list[str]) -> None:
-    """Each run of `wanted` (`reference@RATE@SEED`, `ours@SEED` or `ours-tied@SEED`), one after another; store each."""
+    """Each run of `wanted` (`reference@RATE@SEED`, `ours@SEED` or `ours-tied@SEED`), one after
+    another; store each.
+    """
     tokens, vocab = _text(folder, text)
     shape = _shape(vocab)
     cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
     for name in wanted:
         kind, *numbers = name.split("@")
-        common: dict[str, Any] = {"shape": shape, "tokens": tokens, "folder": folder / name, "seed": int(numbers[-1])}
+        common: dict[str, Any] = {
+            "shape": shape,
+            "tokens": tokens,
+            "folder": folder / name,
+            "seed": int(numbers[-1]),
+        }
         if kind == "reference":
-            child = Worker(reference, folder / f"{name}.log", cache, rate=float(numbers[0]), **common)
+            child = Worker(
+                reference, folder / f"{name}.log", cache, rate=float(numbers[0]), **common
+            )
         else:
             child = Worker(
                 ours.train_to_end,
@@ -141,9 +169,18 @@ def show() -> str:
         label = {"ours": "ours, params.yaml's settings", "ours-tied": "ours, tied embeddings"}.get(
             kind, f"nanoGPT's recipe, rate {numbers[0]}"
         )
-        lines.append([label, numbers[-1], f"{row['parameters']:,}", f"{row['val_loss']:.4f}", f"{row['seconds']:.0f}"])
+        lines.append(
+            [
+                label,
+                numbers[-1],
+                f"{row['parameters']:,}",
+                f"{row['val_loss']:.4f}",
+                f"{row['seconds']:.0f}",
+            ]
+        )
     return (
         f"### Better per step\n\n{one['tokens']:,} training tokens, vocabulary {one['vocab']:,}, loss on whole windows "
         f"of the validation split. {one['machine']['machine']}, torch {one['machine']['torch']}, "
-        f"{one['machine']['date']}.\n\n" + results.table(("", "seed", "parameters", "val loss", "seconds"), lines)
+        f"{one['machine']['date']}.\n\n"
+        + results.table(("", "seed", "parameters", "val loss", "seconds"), lines)
     )

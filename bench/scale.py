@@ -1,11 +1,12 @@
 """What several processes cost beside one with the same work, and what many devices would reach.
 
-    python bench/scale.py measure    # 1, 2 and 4 processes, replicated and sharded, in turns; about five minutes
-    python bench/scale.py paper      # efficiency at 8, 64 and 512 devices, by llm/plan/traffic.py
+    python bench/scale.py measure    # 1, 2 and 4 processes, replicated and sharded, in turns; about
+    five minutes python bench/scale.py paper      # efficiency at 8, 64 and 512 devices, by
+    llm/plan/traffic.py
 
-Contestants take the same global batches of the same model. One process has as many threads as two processes have
-together, so the cores are the same; four have one thread each, and share the cores where there are fewer than four.
-"""
+Contestants take the same global batches of the same model. One process has as many threads as two
+processes have together, so the cores are the same; four have one thread each, and share the cores
+where there are fewer than four."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ QUICK = 0.2  # quantile of the steps that counts: what another program slowed do
 
 
 def work(name: str, shape: Shape, tokens: Path, folder: Path, steps: int) -> None:
-    """In one process of a contestant: take steps, and let the first process print what they took, as JSON."""
+    """In one process of a contestant: take steps, and let the first process print what they took,
+    as JSON.
+    """
     import psutil
 
     from llm.parallel import processes as distributed
@@ -44,7 +47,9 @@ def work(name: str, shape: Shape, tokens: Path, folder: Path, steps: int) -> Non
 
     with distributed.processes():
         settings: dict[str, Any] = {"optimizer": "adamw", "compile": False}
-        run = ours.trainer(shape, tokens, folder, 10 * steps, to_shard=name.startswith("fsdp"), **settings)
+        run = ours.trainer(
+            shape, tokens, folder, 10 * steps, to_shard=name.startswith("fsdp"), **settings
+        )
         run.engine.open_exchange()
         for step in range(2):  # what is allocated once
             run._step(step)
@@ -61,8 +66,14 @@ def work(name: str, shape: Shape, tokens: Path, folder: Path, steps: int) -> Non
             quick = sorted(seconds)[int(QUICK * len(seconds))]
             parameters = run.engine.model.config.parameters()
             embeddings = run.engine.model.model.embed_tokens.weight.numel()  # tied
-            rounds = len(distributed.dealt(run.engine.batch_size, run.engine.micro, 0, run.engine.world_size))
-            found = {"step_seconds": quick, "memory": max(memory), "sent": sent / steps / run.engine.world_size}
+            rounds = len(
+                distributed.dealt(run.engine.batch_size, run.engine.micro, 0, run.engine.world_size)
+            )
+            found = {
+                "step_seconds": quick,
+                "memory": max(memory),
+                "sent": sent / steps / run.engine.world_size,
+            }
             found |= {"parameters": parameters, "embeddings": embeddings, "rounds": rounds}
             found["width"] = run.engine.model.compute_dtype.itemsize
             print(json.dumps(found), flush=True)
@@ -71,12 +82,26 @@ def work(name: str, shape: Shape, tokens: Path, folder: Path, steps: int) -> Non
 def contest(name: str, shape: Shape, tokens: Path, steps: int) -> dict[str, Any]:
     """One contestant's turn, in processes of its own."""
     processes, threads = CONTESTANTS[name]
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ours.ROOT), "LLM_DEVICE": "cpu"}
+    start = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+    ]
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": str(ours.ROOT),
+        "LLM_DEVICE": "cpu",
+    }
     with tempfile.TemporaryDirectory() as folder:
         words = ["work", "--name", name, "--size", shape.name, "--steps", str(steps)]
         place = ["--tokens", str(tokens), "--folder", folder]
-        done = subprocess.run([*start, __file__, *words, *place], env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            [*start, __file__, *words, *place], env=env, capture_output=True, text=True
+        )
     if done.returncode:
         sys.exit(done.stderr[-4000:])
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -93,15 +118,22 @@ def measure(shape: Shape, rounds: int, steps: int) -> None:
         for _ in range(rounds):
             for name, turns in found.items():
                 turns.append(contest(name, shape, Path(folder), steps))
-    print(f"{shape.name}: {found['one'][0]['parameters']:,} parameters, {shape.batch_tokens:,} tokens a step\n")
-    print("| | tokens/s | time a step beside one | memory a process | sent a step and process | formula | minimum |")
+    print(
+        f"{shape.name}: {found['one'][0]['parameters']:,} parameters, {shape.batch_tokens:,} tokens a step\n"
+    )
+    print(
+        "| | tokens/s | time a step beside one | memory a process | sent a step and process | formula | minimum |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name, turns in found.items():
         processes, first = CONTESTANTS[name][0], turns[0]
         ratio = statistics.median(
-            t["step_seconds"] / one["step_seconds"] for t, one in zip(turns, found["one"], strict=True)
+            t["step_seconds"] / one["step_seconds"]
+            for t, one in zip(turns, found["one"], strict=True)
         )
-        seconds, sent = (statistics.median(t[key] for t in turns) for key in ("step_seconds", "sent"))
+        seconds, sent = (
+            statistics.median(t[key] for t in turns) for key in ("step_seconds", "sent")
+        )
         least = minimum_bytes(first["parameters"], processes)
         formula = least
         if name.startswith("fsdp"):
@@ -109,7 +141,9 @@ def measure(shape: Shape, rounds: int, steps: int) -> None:
                 first["parameters"], first["embeddings"], processes, first["rounds"], first["width"]
             )
         told = (
-            [f"{sent / 1e6:.1f} MB", f"{formula / 1e6:.1f} MB", f"{least / 1e6:.1f} MB"] if processes > 1 else [""] * 3
+            [f"{sent / 1e6:.1f} MB", f"{formula / 1e6:.1f} MB", f"{least / 1e6:.1f} MB"]
+            if processes > 1
+            else [""] * 3
         )
         memory = f"{max(t['memory'] for t in turns) / 1e6:,.0f} MB"
         cells = [name, f"{shape.batch_tokens / seconds:,.0f}", f"{ratio:.2f}", memory, *told]
@@ -122,7 +156,8 @@ def paper() -> None:
     from llm.plan.traffic import H100, JOBS, efficiency
 
     print(
-        f"H100: {H100.flops / 1e12:.0f} TFLOP/s at {H100.utilisation:.0%}, {H100.inside / 1e9:.0f} GB/s within ", end=""
+        f"H100: {H100.flops / 1e12:.0f} TFLOP/s at {H100.utilisation:.0%}, {H100.inside / 1e9:.0f} GB/s within ",
+        end="",
     )
     print(
         f"a machine of {H100.machine}, {H100.network / 1e9:.0f} GB/s between machines, {H100.hop * 1e6:.0f} µs a hop\n"
@@ -135,7 +170,9 @@ def paper() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["measure", "paper", "work"])
     parser.add_argument("--size", choices=["tiny", *SPEED], default="5M")
     parser.add_argument("--rounds", type=int, default=3)

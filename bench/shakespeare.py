@@ -1,11 +1,12 @@
 """Time to loss on character-level Shakespeare, against nanoGPT's own CPU configuration.
 
-nanoGPT runs its train.py out of the checkout with the README's arguments. Ours trains the same number of parameters
-with Muon, rotary positions, QK-norm, zero-initialised output projections, batch 16 and linear decay to zero: what
-exports as Qwen3ForCausalLM. A rate that decays to zero must know its length, so `--ladder` first tries lengths and
-prints each; then three runs alternate in slices: nanoGPT, ours at the shortest length that reached nanoGPT's loss, and
-ours at the length that fills nanoGPT's time. Losses are taken outside the timed seconds, on all whole blocks of the
-validation split.
+nanoGPT runs its train.py out of the checkout with the README's arguments. Ours trains the same
+number of parameters with Muon, rotary positions, QK-norm, zero-initialised output projections,
+batch 16 and linear decay to zero: what exports as Qwen3ForCausalLM. A rate that decays to zero must
+    know its length, so `--ladder` first tries lengths and
+prints each; then three runs alternate in slices: nanoGPT, ours at the shortest length that reached
+nanoGPT's loss, and ours at the length that fills nanoGPT's time. Losses are taken outside the timed
+seconds, on all whole blocks of the validation split.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from workers import Worker, call
 SHARE, AT_WALL = 0.12, 1.60  # goals of issue 3
 STEPS = 2000  # of nanoGPT, by its README
 REACHES = 170  # steps of ours that reach nanoGPT's loss: found by --ladder, see docs/BENCH.md
-# nanoGPT's README: "python train.py config/train_shakespeare_char.py --device=cpu --compile=False ...", but for the
-# evaluation inside the run, which comes at its end only.
+# nanoGPT's README: "python train.py config/train_shakespeare_char.py --device=cpu --compile=False
+# ...", but for the evaluation inside the run, which comes at its end only.
 CONFIG = "config/train_shakespeare_char.py"
 ARGUMENTS: dict[str, Any] = {
     "eval_iters": 20,
@@ -42,9 +43,18 @@ ARGUMENTS: dict[str, Any] = {
     "dropout": 0.0,
     "eval_interval": STEPS,
 }
-# SwiGLU of 336 instead of GELU of 512, and an output matrix of its own: nanoGPT's number of parameters within 1 %.
+# SwiGLU of 336 instead of GELU of 512, and an output matrix of its own: nanoGPT's number of
+# parameters within 1 %.
 SHAPE = Shape(
-    "shakespeare", vocab=65, hidden=128, intermediate=336, layers=4, heads=4, block=64, micro=16, accumulate=1
+    "shakespeare",
+    vocab=65,
+    hidden=128,
+    intermediate=336,
+    layers=4,
+    heads=4,
+    block=64,
+    micro=16,
+    accumulate=1,
 )
 SETTINGS: dict[str, Any] = {
     "optimizer": "muon",
@@ -54,19 +64,26 @@ SETTINGS: dict[str, Any] = {
     "warmup_fraction": 0.0,
     "decay_fraction": 1.0,
     "min_lr_fraction": 0.0,
-    "compile": True,  # what it takes with a cache is a part of the seconds; without one it is told apart
+    # what it takes with a cache is a part of the seconds; without one it is told apart
+    "compile": True,
     "precision": "bf16",
 }
 
 
 def prepare(text: Path, nanogpt: Path | None, tokens: Path) -> None:
-    """Characters as nanoGPT numbers and splits them: by its own prepare.py where there is a checkout."""
+    """Characters as nanoGPT numbers and splits them: by its own prepare.py where there is a
+    checkout.
+    """
     tokens.mkdir(parents=True, exist_ok=True)
     if nanogpt:
         shutil.copy(nanogpt / "data" / "shakespeare_char" / "prepare.py", tokens)
         shutil.copy(text, tokens / "input.txt")
-        subprocess.run([sys.executable, "prepare.py"], cwd=tokens, check=True, stdout=subprocess.DEVNULL)
-        train, val = (np.fromfile(tokens / f"{split}.bin", dtype=np.uint16) for split in ("train", "val"))
+        subprocess.run(
+            [sys.executable, "prepare.py"], cwd=tokens, check=True, stdout=subprocess.DEVNULL
+        )
+        train, val = (
+            np.fromfile(tokens / f"{split}.bin", dtype=np.uint16) for split in ("train", "val")
+        )
         vocab = int(max(train.max(), val.max())) + 1
     else:
         characters = text.read_text(encoding="utf-8")
@@ -76,7 +93,9 @@ def prepare(text: Path, nanogpt: Path | None, tokens: Path) -> None:
         vocab = len(numbers)
     write_tokens(tokens, train, val, vocab)
     if vocab != SHAPE.vocab:
-        print(f"shakespeare: {text} has {vocab} characters, not 65: another text, other losses than nanoGPT's README")
+        print(
+            f"shakespeare: {text} has {vocab} characters, not 65: another text, other losses than nanoGPT's README"
+        )
 
 
 def _ours(tokens: Path, folder: Path, name: str, steps: int, vocab: int, **settings: Any) -> Worker:
@@ -103,20 +122,29 @@ def _vocab(tokens: Path) -> int:
     return int(json.loads((tokens / "meta.json").read_text(encoding="utf-8"))["vocab_size"])
 
 
-def ladder(tokens: Path, folder: Path, lengths: tuple[int, ...], **settings: Any) -> list[dict[str, Any]]:
+def ladder(
+    tokens: Path, folder: Path, lengths: tuple[int, ...], **settings: Any
+) -> list[dict[str, Any]]:
     """Runs of each length; steps, seconds and loss of each."""
     found = []
     for steps in lengths:
         child = _ours(tokens, folder, f"ladder-{steps}", steps, _vocab(tokens), **settings)
         seconds = sum(child.steps(steps))
         run = child.result() | {"steps": steps, "seconds": seconds}
-        print(f"shakespeare: ours, {steps} steps: loss {run['val_loss']:.4f} after {seconds:.1f} s", flush=True)
+        print(
+            f"shakespeare: ours, {steps} steps: loss {run['val_loss']:.4f} after {seconds:.1f} s",
+            flush=True,
+        )
         found.append(run)
     return found
 
 
-def compare(tokens: Path, folder: Path, nanogpt: Path, steps: int, slices: int, long: int | None) -> dict[str, Any]:
-    """nanoGPT's run, ours of `steps`, and ours of `long` steps (default: what fills nanoGPT's time), in slices."""
+def compare(
+    tokens: Path, folder: Path, nanogpt: Path, steps: int, slices: int, long: int | None
+) -> dict[str, Any]:
+    """nanoGPT's run, ours of `steps`, and ours of `long` steps (default: what fills nanoGPT's
+    time), in slices.
+    """
     theirs = Worker(
         peers.nanogpt,
         folder / "nanogpt.log",
@@ -132,7 +160,9 @@ def compare(tokens: Path, folder: Path, nanogpt: Path, steps: int, slices: int, 
     if long is None:
         trial = _ours(tokens, folder, "trial", 10_000, vocab)
         trial.steps(5)
-        pairs = [(results.median(theirs.steps(20)), results.median(trial.steps(20))) for _ in range(3)]
+        pairs = [
+            (results.median(theirs.steps(20)), results.median(trial.steps(20))) for _ in range(3)
+        ]
         trial.stop()
         took += [pair[0] for pair in pairs for _ in range(20)]
         long = int(0.97 * STEPS * results.median(a / b for a, b in pairs))
@@ -141,7 +171,9 @@ def compare(tokens: Path, folder: Path, nanogpt: Path, steps: int, slices: int, 
     left = STEPS - 1 - len(took)
     mine: dict[str, list[float]] = {"short": [], "long": []}
     for i in range(slices):
-        took += theirs.steps(left // slices if i < slices - 1 else left - (slices - 1) * (left // slices))
+        took += theirs.steps(
+            left // slices if i < slices - 1 else left - (slices - 1) * (left // slices)
+        )
         for name, child, total in (("short", short, steps), ("long", full, long)):
             count = total // slices if i < slices - 1 else total - (slices - 1) * (total // slices)
             mine[name] += child.steps(count)
@@ -152,7 +184,11 @@ def compare(tokens: Path, folder: Path, nanogpt: Path, steps: int, slices: int, 
     for name, run in runs.items():
         run["seconds"] = sum(mine[name])
     found = call(
-        peers.nanogpt_loss, folder / "loss.log", checkout=nanogpt, tokens=tokens, folder=folder / "nanogpt-out"
+        peers.nanogpt_loss,
+        folder / "loss.log",
+        checkout=nanogpt,
+        tokens=tokens,
+        folder=folder / "nanogpt-out",
     )
     return {"nanogpt": found | {"steps": STEPS, "seconds": sum(took)}, **runs}
 
@@ -169,7 +205,9 @@ def run(folder: Path, nanogpt: Path | None, text: Path | None, asked: Any) -> No
         return
     tokens = folder / "tokens"
     prepare(text, nanogpt, tokens)
-    first = _ours(tokens, folder, "first", 10, _vocab(tokens))  # fills the compiler's cache, for this bench alone
+    first = _ours(
+        tokens, folder, "first", 10, _vocab(tokens)
+    )  # fills the compiler's cache, for this bench alone
     cold = first.steps(1)[0]
     first.stop()
     about = results.machine() | {"text": text.name, "cold_seconds": cold}
@@ -189,8 +227,14 @@ def show() -> str:
     found = results.stored("shakespeare")
     parts = ["### Time to loss, character-level Shakespeare"]
     if "ladder" in found:
-        lines = [[r["steps"], f"{r['val_loss']:.4f}", f"{r['seconds']:.1f}"] for r in found["ladder"]["runs"]]
-        parts.append("Ours, each length a run of its own:\n\n" + results.table(("steps", "loss", "seconds"), lines))
+        lines = [
+            [r["steps"], f"{r['val_loss']:.4f}", f"{r['seconds']:.1f}"]
+            for r in found["ladder"]["runs"]
+        ]
+        parts.append(
+            "Ours, each length a run of its own:\n\n"
+            + results.table(("steps", "loss", "seconds"), lines)
+        )
     if "compare" in found:
         run = found["compare"]
         theirs, short, long = run["nanogpt"], run["short"], run["long"]
@@ -215,7 +259,10 @@ def show() -> str:
         parts.append(
             f"Loss on {theirs['val_tokens']:,} (ours {short['val_tokens']:,}) tokens of the validation split, context "
             f"64. {run['machine']['machine']}, torch {run['machine']['torch']}, {run['machine']['date']}.\n\n"
-            + results.table(("", "parameters", "steps", "training seconds", "share of nanoGPT's", "val loss"), lines)
+            + results.table(
+                ("", "parameters", "steps", "training seconds", "share of nanoGPT's", "val loss"),
+                lines,
+            )
             + "\n\n- Ours is compiled, nanoGPT runs as its README says (`--compile=False`). The seconds of ours hold "
             f"what the compiler takes with its cache; the very first step on a machine takes "
             f"{run['machine']['cold_seconds']:.1f} s.\n- Time to nanoGPT's loss: {share:.3f} of its time"

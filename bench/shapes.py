@@ -41,7 +41,10 @@ class Shape:
 
     def gpt_parameters(self) -> int:
         """Of nanoGPT's model of this width and depth (no biases), learned positions included."""
-        return self.layers * (12 * self.hidden**2 + 2 * self.hidden) + (self.vocab + self.block + 1) * self.hidden
+        return (
+            self.layers * (12 * self.hidden**2 + 2 * self.hidden)
+            + (self.vocab + self.block + 1) * self.hidden
+        )
 
 
 SPEED = {
@@ -52,7 +55,9 @@ MEMORY = Shape("32k vocabulary", vocab=32768, hidden=256, intermediate=704, laye
 
 
 def write_tokens(folder: Path, train: np.ndarray, val: np.ndarray, vocab: int) -> None:
-    """The same ids in both projects' forms: shards with meta.json, and nanoGPT's .bin files with meta.pkl."""
+    """The same ids in both projects' forms: shards with meta.json, and nanoGPT's .bin files with
+    meta.pkl.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     meta: dict[str, object] = {"dtype": "uint16", "vocab_size": vocab, "eos_id": 0}
     for split, ids in (("train", train), ("val", val)):

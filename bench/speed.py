@@ -32,9 +32,21 @@ def workers(shape: Shape, folder: Path, nanogpt: Path | None) -> dict[str, Worke
     common: dict[str, Any] = {"shape": shape, "tokens": tokens}
     cold = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache-ours")}
     found = {
-        OURS: Worker(ours.train, folder / "ours.log", cold, folder=folder / "ours", optimizer="adamw", **common),
+        OURS: Worker(
+            ours.train,
+            folder / "ours.log",
+            cold,
+            folder=folder / "ours",
+            optimizer="adamw",
+            **common,
+        ),
         "ours, Muon": Worker(
-            ours.train, folder / "ours-muon.log", cold, folder=folder / "muon", optimizer="muon", **common
+            ours.train,
+            folder / "ours-muon.log",
+            cold,
+            folder=folder / "muon",
+            optimizer="muon",
+            **common,
         ),
     }
     if importlib.util.find_spec("transformers") and importlib.util.find_spec("accelerate"):
@@ -45,9 +57,13 @@ def workers(shape: Shape, folder: Path, nanogpt: Path | None) -> dict[str, Worke
         ):
             log = folder / f"{name.replace(' ', '-')}.log"
             cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache-hf")}
-            found[name] = Worker(peers.hugging_face, log, cache, folder=folder / "hf", **common, **arguments)
+            found[name] = Worker(
+                peers.hugging_face, log, cache, folder=folder / "hf", **common, **arguments
+            )
     else:
-        print("speed: no row for Hugging Face Trainer: transformers and accelerate are not installed (make setup)")
+        print(
+            "speed: no row for Hugging Face Trainer: transformers and accelerate are not installed (make setup)"
+        )
     if nanogpt:
         arguments = peers.nanogpt_shape(shape)
         found["nanogpt"] = Worker(
@@ -63,7 +79,9 @@ def workers(shape: Shape, folder: Path, nanogpt: Path | None) -> dict[str, Worke
         print("speed: no row for nanoGPT: give a checkout with --nanogpt PATH")
     if importlib.util.find_spec("litgpt") and importlib.util.find_spec("lightning"):
         cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache-litgpt")}
-        found["litgpt"] = Worker(peers.litgpt, folder / "litgpt.log", cache, folder=folder / "litgpt-out", **common)
+        found["litgpt"] = Worker(
+            peers.litgpt, folder / "litgpt.log", cache, folder=folder / "litgpt-out", **common
+        )
     else:
         print("speed: no row for litgpt: it is not installed")
     return found
@@ -90,7 +108,8 @@ def measure(shape: Shape, folder: Path, nanogpt: Path | None, rounds: int) -> di
         for name, child in children.items():
             took[name].append(results.median(child.steps(3 if "ours" in name else 1)))
     figures: dict[str, Any] = {
-        "shape": vars(shape) | {"llama_parameters": shape.parameters(), "gpt_parameters": shape.gpt_parameters()},
+        "shape": vars(shape)
+        | {"llama_parameters": shape.parameters(), "gpt_parameters": shape.gpt_parameters()},
         "matmul_bf16": results.median(rate["bf16"] for rate in ceiling),
         "matmul_fp32": results.median(rate["fp32"] for rate in ceiling),
         "flops_per_token": call(ours.flops_per_token, folder / "flops.log", shape=shape),
@@ -100,7 +119,9 @@ def measure(shape: Shape, folder: Path, nanogpt: Path | None, rounds: int) -> di
                 "tokens_per_second": shape.batch_tokens / results.median(took[name]),
                 "first_step_seconds": first[name],
                 "peak_memory": child.peak_memory,
-                "ours_times_faster": results.median(b / a for a, b in zip(took[OURS], took[name], strict=True)),
+                "ours_times_faster": results.median(
+                    b / a for a, b in zip(took[OURS], took[name], strict=True)
+                ),
             }
             for name, child in children.items()
         },
@@ -112,7 +133,9 @@ def measure(shape: Shape, folder: Path, nanogpt: Path | None, rounds: int) -> di
 
 
 def compile_seconds(shape: Shape, folder: Path) -> dict[str, float]:
-    """What the first step takes beyond a later one: with an empty cache, and in a second process with the first's."""
+    """What the first step takes beyond a later one: with an empty cache, and in a second process
+    with the first's.
+    """
     found = {}
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache-compile")}
     for name in ("cold", "cached"):
@@ -178,4 +201,6 @@ def run(folder: Path, nanogpt: Path | None, sizes: list[str], rounds: int) -> No
     """Measure, store."""
     for name in sizes:
         about = results.machine()
-        results.store("speed", name, measure(SPEED[name], folder / name, nanogpt, rounds) | {"machine": about})
+        results.store(
+            "speed", name, measure(SPEED[name], folder / name, nanogpt, rounds) | {"machine": about}
+        )

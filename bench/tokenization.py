@@ -1,11 +1,13 @@
-"""Text to token ids side by side, from Parquet to files on disk, and the training of a BPE vocabulary.
+"""Text to token ids side by side, from Parquet to files on disk, and the training of a BPE
+vocabulary.
 
     python bench/tokenization.py [--text FILE ...] [--mb 150] [--rounds 3] [--train-mb 40]
 
-Everyone gets the same Parquet files and the same vocabulary: GPT-2's where its files are (see TIKTOKEN_CACHE_DIR), else
-one trained here, as tiktoken.Encoding and as tokenizer.json. They take turns, each in a process of its own, imports not
-counted; figures are medians, ratios are medians of the rounds' ratios. Memory is the proportional share (PSS) of the
-process and all that it starts. What they wrote is compared, document by document.
+Everyone gets the same Parquet files and the same vocabulary: GPT-2's where its files are (see
+TIKTOKEN_CACHE_DIR), else one trained here, as tiktoken.Encoding and as tokenizer.json. They take
+turns, each in a process of its own, imports not counted; figures are medians, ratios are medians of
+the rounds' ratios. Memory is the proportional share (PSS) of the process and all that it starts.
+What they wrote is compared, document by document.
 
 (Not bench/tokenize.py: for every bench that would stand before the standard library's `tokenize`.)
 """
@@ -42,7 +44,7 @@ ROWS = {
 }
 
 
-# -- what runs in a process of its own ---------------------------------------------------------------------------------
+# -- what runs in a process of its own
 
 
 def used() -> float:
@@ -52,7 +54,9 @@ def used() -> float:
 
 
 class Peak:
-    """Largest memory of this process and all below it while the block runs, looked at four times a second."""
+    """Largest memory of this process and all below it while the block runs, looked at four times a
+    second.
+    """
 
     def __enter__(self) -> Peak:
         self.bytes, self.done = 0, threading.Event()
@@ -90,7 +94,9 @@ def turns(gate: Gate, work: Callable[[], None], before: Callable[[], None] = lam
         began, cpu = time.perf_counter(), used()
         with Peak() as peak:
             work()
-        gate.step_done({"seconds": time.perf_counter() - began, "cpu": used() - cpu, "memory": peak.bytes})
+        gate.step_done(
+            {"seconds": time.perf_counter() - began, "cpu": used() - cpu, "memory": peak.bytes}
+        )
 
 
 def ours(gate: Gate, folder: Path, vocabulary: Path, encoder: str) -> None:
@@ -107,7 +113,9 @@ def ours(gate: Gate, folder: Path, vocabulary: Path, encoder: str) -> None:
     os.chdir(folder)
     os.environ["DVC_ROOT"] = str(folder)
     Tokenizer.gpt2 = classmethod(lambda cls: cls.load(vocabulary))  # type: ignore[method-assign, assignment]
-    turns(gate, tokenize.main, lambda: shutil.rmtree(folder / "data" / "tokens", ignore_errors=True))
+    turns(
+        gate, tokenize.main, lambda: shutil.rmtree(folder / "data" / "tokens", ignore_errors=True)
+    )
 
 
 def nanogpt(gate: Gate, folder: Path, vocabulary: Path) -> None:
@@ -138,7 +146,9 @@ def nanogpt(gate: Gate, folder: Path, vocabulary: Path) -> None:
             array = np.memmap(folder / f"{name}.bin", dtype=np.uint16, mode="w+", shape=(length,))
             batches, at = min(1024, len(part)), 0
             for number in range(batches):
-                batch = part.shard(num_shards=batches, index=number, contiguous=True).with_format("numpy")
+                batch = part.shard(num_shards=batches, index=number, contiguous=True).with_format(
+                    "numpy"
+                )
                 ids = np.concatenate(batch["ids"])
                 array[at : at + len(ids)] = ids
                 at += len(ids)
@@ -173,14 +183,17 @@ def batches(gate: Gate, folder: Path, vocabulary: Path, kind: str) -> None:
         if kind == "tiktoken":
             encoding = Tokenizer.load(vocabulary)._encoding
             return lambda texts: (
-                i + end for i in encoding.encode_ordinary_batch(texts, num_threads=os.cpu_count() or 1)
+                i + end
+                for i in encoding.encode_ordinary_batch(texts, num_threads=os.cpu_count() or 1)
             )
         if kind == "tokenizers":
             import tokenizers
 
             peer = tokenizers.Tokenizer.from_file(str(vocabulary / "tokenizer.json"))
             peer.normalizer = None  # it serves chat templates only
-            return lambda texts: (i.ids + end for i in peer.encode_batch_fast(texts, add_special_tokens=False))
+            return lambda texts: (
+                i.ids + end for i in peer.encode_batch_fast(texts, add_special_tokens=False)
+            )
         if kind == "gigatoken":
             import gigatoken
 
@@ -195,7 +208,10 @@ def batches(gate: Gate, folder: Path, vocabulary: Path, kind: str) -> None:
 
         def flat(texts: list[str]) -> Iterator[Any]:
             ids, offsets = fast.encode_batch_flat(texts, split_special_tokens=True)
-            parts = np.split(np.frombuffer(ids, np.uint32), np.frombuffer(offsets, np.uint64)[1:-1].astype(np.int64))
+            parts = np.split(
+                np.frombuffer(ids, np.uint32),
+                np.frombuffer(offsets, np.uint64)[1:-1].astype(np.int64),
+            )
             return (np.append(part, end) for part in parts)
 
         return flat
@@ -205,12 +221,15 @@ def batches(gate: Gate, folder: Path, vocabulary: Path, kind: str) -> None:
         with open(folder / "train.bin", "wb") as file:
             for texts in documents(folder, 8 << 20):
                 if texts:
-                    np.concatenate([np.asarray(ids, dtype=np.uint16) for ids in encode(texts)]).tofile(file)
+                    np.concatenate(
+                        [np.asarray(ids, dtype=np.uint16) for ids in encode(texts)]
+                    ).tofile(file)
 
     turns(gate, work)
 
 
-PLAIN_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # which fastokens knows
+# which fastokens knows
+PLAIN_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def train(gate: Gate, folder: Path, kind: str, vocab_size: int, limit: int) -> None:
@@ -237,7 +256,9 @@ def train(gate: Gate, folder: Path, kind: str, vocab_size: int, limit: int) -> N
 
 
 def written(gate: Gate, folder: Path, vocabulary: Path) -> dict[str, int]:
-    """Documents, tokens and a digest of all documents' ids, whatever their order and whichever file they are in."""
+    """Documents, tokens and a digest of all documents' ids, whatever their order and whichever file
+    they are in.
+    """
     import numpy as np
 
     from llm.tokenizer.bpe import Tokenizer
@@ -247,7 +268,10 @@ def written(gate: Gate, folder: Path, vocabulary: Path) -> dict[str, int]:
     arrays = [np.load(path, mmap_mode="r") for path in shards]
     if shards:  # a document may cross from a shard into the next of its split
         names = [path.name.split("-")[0] for path in shards]
-        arrays = [np.concatenate([a for a, n in zip(arrays, names, strict=True) if n == name]) for name in set(names)]
+        arrays = [
+            np.concatenate([a for a, n in zip(arrays, names, strict=True) if n == name])
+            for name in set(names)
+        ]
     arrays = arrays or [np.fromfile(path, dtype=np.uint16) for path in sorted(folder.glob("*.bin"))]
     total = tokens = count = 0
     for array in arrays:
@@ -257,7 +281,7 @@ def written(gate: Gate, folder: Path, vocabulary: Path) -> dict[str, int]:
     return {"documents": count, "tokens": tokens, "digest": total % 2**64}
 
 
-# -- the driver --------------------------------------------------------------------------------------------------------
+# -- the driver
 
 
 def prepare(gate: Gate, folder: Path, text: list[str], limit: int) -> dict[str, Any]:
@@ -277,7 +301,9 @@ def prepare(gate: Gate, folder: Path, text: list[str], limit: int) -> dict[str, 
     out = folder / "text/data/raw/pretrain"
     with raw.Writer(out, "pretrain") as writer:
         copy = 0
-        while writer.bytes < limit:  # a corpus larger than the text at hand is the text again and again
+        while (
+            writer.bytes < limit
+        ):  # a corpus larger than the text at hand is the text again and again
             for record in raw.read(whole):
                 writer.write({**record, "id": f"{copy}-{record['id']}"})
                 if writer.bytes >= limit:
@@ -294,7 +320,12 @@ def prepare(gate: Gate, folder: Path, text: list[str], limit: int) -> dict[str, 
             "a vocabulary of 32,768 trained here (GPT-2's is not on this machine)",
         )
     tokenizer.save(folder / "vocabulary")
-    about = {"bytes": writer.bytes, "documents": writer.rows, "vocabulary": name, "gpt2": name.startswith("GPT-2")}
+    about = {
+        "bytes": writer.bytes,
+        "documents": writer.rows,
+        "vocabulary": name,
+        "gpt2": name.startswith("GPT-2"),
+    }
     return about | {"copies": copy}
 
 
@@ -306,25 +337,36 @@ def contestants(folder: Path, gpt2: bool, rows: list[str]) -> dict[str, Worker]:
         own = folder / "".join(c if c.isalnum() else "-" for c in name)
         shutil.copytree(folder / "text", own)
         log, vocabulary = folder / f"{own.name}.log", folder / "vocabulary"
-        found[name] = Worker(function, log, None, daemon=False, folder=own, vocabulary=vocabulary, **arguments)
+        found[name] = Worker(
+            function, log, None, daemon=False, folder=own, vocabulary=vocabulary, **arguments
+        )
 
     begin(OURS, ours, encoder="auto")
     begin(PLAIN, ours, encoder="tiktoken")
     begin(NANOGPT, nanogpt)
     for kind in rows:
-        if kind in ("tiktoken", "tokenizers") or (importlib.util.find_spec(kind) and gpt2):  # the rest know GPT-2 only
+        if kind in ("tiktoken", "tokenizers") or (
+            importlib.util.find_spec(kind) and gpt2
+        ):  # the rest know GPT-2 only
             begin(kind, batches, kind=kind)
     return found
 
 
 def run(
-    folder: Path, text: list[str], limit: int, rounds: int, train_limit: int, vocab_size: int, rows: list[str]
+    folder: Path,
+    text: list[str],
+    limit: int,
+    rounds: int,
+    train_limit: int,
+    vocab_size: int,
+    rows: list[str],
 ) -> None:
     """Measure and print."""
     about = call(prepare, folder / "prepare.log", folder=folder, text=text, limit=limit)
     copies = f", the text at hand {about['copies']} times" if about["copies"] > 1 else ""
     print(
-        f"{about['bytes'] / 1e6:.0f} MB in {about['documents']:,} documents{copies}; {about['vocabulary']}", flush=True
+        f"{about['bytes'] / 1e6:.0f} MB in {about['documents']:,} documents{copies}; {about['vocabulary']}",
+        flush=True,
     )
     children = contestants(folder, about["gpt2"], rows)
     took: dict[str, list[dict[str, float]]] = {name: [] for name in children}
@@ -341,10 +383,14 @@ def run(
     same = {}
     for name in children:
         own = folder / "".join(c if c.isalnum() else "-" for c in name)
-        same[name] = call(written, folder / "written.log", folder=own, vocabulary=folder / "vocabulary")
+        same[name] = call(
+            written, folder / "written.log", folder=own, vocabulary=folder / "vocabulary"
+        )
     lines = []
     for name, turns_ in took.items():
-        ratio = results.median(b["seconds"] / a["seconds"] for a, b in zip(turns_, took[NANOGPT], strict=True))
+        ratio = results.median(
+            b["seconds"] / a["seconds"] for a, b in zip(turns_, took[NANOGPT], strict=True)
+        )
         lines.append(
             (
                 ROWS[name],
@@ -373,7 +419,9 @@ def train_rows(folder: Path, rounds: int, limit: int, vocab_size: int) -> None:
     for kind in ("tokenizers", "rustbpe", "gigatoken"):
         if importlib.util.find_spec(kind):
             arguments = {"kind": kind, "vocab_size": vocab_size, "limit": limit}
-            children[kind] = Worker(train, folder / f"train-{kind}.log", None, folder=folder / "text", **arguments)
+            children[kind] = Worker(
+                train, folder / f"train-{kind}.log", None, folder=folder / "text", **arguments
+            )
     took: dict[str, list[dict[str, float]]] = {kind: [] for kind in children}
     for _ in range(rounds):
         for kind, child in children.items():
@@ -386,28 +434,43 @@ def train_rows(folder: Path, rounds: int, limit: int, vocab_size: int) -> None:
         rate = size["bytes"] / 1e6 / seconds
         name = kind + (" (ours)" if kind == "tokenizers" else "")
         lines.append((name, f"{seconds:.1f}", f"{rate:.1f}", f"{memory / 1e6:,.0f}"))
-    print(f"BPE training, {vocab_size:,} tokens\n\n" + results.table(("", "seconds", "MB/s", "peak memory, MB"), lines))
+    print(
+        f"BPE training, {vocab_size:,} tokens\n\n"
+        + results.table(("", "seconds", "MB/s", "peak memory, MB"), lines)
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--text", nargs="+", default=[], metavar="FILE", help="any that download reads (default: data/raw/pretrain)"
+        "--text",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="any that download reads (default: data/raw/pretrain)",
     )
     parser.add_argument("--mb", type=float, default=150, help="of text")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--rows", nargs="*", default=list(ROWS)[3:], choices=list(ROWS)[3:], help="beside ours, nanoGPT"
+        "--rows",
+        nargs="*",
+        default=list(ROWS)[3:],
+        choices=list(ROWS)[3:],
+        help="beside ours, nanoGPT",
     )
     parser.add_argument("--train-mb", type=float, default=40, help="of text for BPE, at most")
     parser.add_argument("--vocab-size", type=int, default=32768, help="of the BPE that is trained")
     asked = parser.parse_args()
     if not asked.text and not (ROOT / "data/raw/pretrain/manifest.json").exists():
         parser.error("no data/raw/pretrain here: run `dvc repro download`, or give --text FILE")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+    )
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         limit, train_limit = int(asked.mb * 1e6), int(asked.train_mb * 1e6)
-        run(Path(folder), asked.text, limit, asked.rounds, train_limit, asked.vocab_size, asked.rows)
+        run(
+            Path(folder), asked.text, limit, asked.rounds, train_limit, asked.vocab_size, asked.rows
+        )
 
 
 if __name__ == "__main__":

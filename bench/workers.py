@@ -1,9 +1,10 @@
-"""Child processes that train side by side, one at a time: the driver gives each a slice of steps in turn.
+"""Child processes that train side by side, one at a time: the driver gives each a slice of steps in
+turn.
 
-Each framework lives in a process of its own, with its own imports and environment, as its users have it. While one
-runs its slice the others sleep on a pipe, so slices alternate within seconds of one another and the machine's moods hit
-all of them alike. The driver imports nothing heavy: a child's peak memory starts from its parent's.
-"""
+Each framework lives in a process of its own, with its own imports and environment, as its users
+have it. While one runs its slice the others sleep on a pipe, so slices alternate within seconds of
+one another and the machine's moods hit all of them alike. The driver imports nothing heavy: a
+child's peak memory starts from its parent's."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class Gate:
         self._wait()
 
     def step_done(self, value: Any = None, last: bool = False) -> None:
-        """After each step; records `value`, or the seconds since the last one (pauses do not count).
+        """After each step; records `value`, or the seconds since the last one (pauses do not
+        count).
 
         last: the function will do no more steps, but return a result.
 
@@ -63,7 +65,9 @@ class Gate:
 
 def peak_memory() -> int:
     """Largest resident memory of this process so far (bytes)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def mark_optimizer_steps(gate: Gate) -> None:
@@ -73,7 +77,9 @@ def mark_optimizer_steps(gate: Gate) -> None:
     register_optimizer_step_post_hook(lambda *_: gate.step_done())
 
 
-def _child(connection: Connection, log: Path, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
+def _child(
+    connection: Connection, log: Path, function: Callable[..., Any], arguments: dict[str, Any]
+) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(output, stream)
@@ -90,7 +96,9 @@ def _child(connection: Connection, log: Path, function: Callable[..., Any], argu
 
 
 class Worker:
-    """The driver's end of a child that runs `function(gate, **arguments)`; what it prints goes to `log`."""
+    """The driver's end of a child that runs `function(gate, **arguments)`; what it prints goes to
+    `log`.
+    """
 
     def __init__(
         self,
@@ -104,7 +112,9 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         log.parent.mkdir(parents=True, exist_ok=True)
-        self.process = context.Process(target=_child, args=(theirs, log, function, arguments), daemon=daemon)
+        self.process = context.Process(
+            target=_child, args=(theirs, log, function, arguments), daemon=daemon
+        )
         before = {key: os.environ.get(key) for key in environment or {}}
         os.environ.update(environment or {})
         try:
@@ -153,6 +163,11 @@ class Worker:
         return value
 
 
-def call(function: Callable[..., Any], log: Path, environment: dict[str, str] | None = None, **arguments: Any) -> Any:
+def call(
+    function: Callable[..., Any],
+    log: Path,
+    environment: dict[str, str] | None = None,
+    **arguments: Any,
+) -> Any:
     """Run `function(gate, **arguments)` in a process of its own and return what it returns."""
     return Worker(function, log, environment, **arguments).result()

@@ -13,7 +13,9 @@ from typing import TextIO
 from llm import cli
 from llm.runtime.stage import run_stage
 
-COMMANDS = sorted(module.name for module in iter_modules(cli.__path__) if module.name != "arguments")
+COMMANDS = sorted(
+    module.name for module in iter_modules(cli.__path__) if module.name != "arguments"
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,7 +37,8 @@ def main() -> None:
 
 
 def run() -> None:
-    """A command of the shell: one whose reader has read enough, as in `… | head`, ends without a word.
+    """A command of the shell: one whose reader has read enough, as in `… | head`, ends without a
+    word.
 
     Asked to end by a signal, it ends as after Ctrl-C: what it started ends first.
     """
@@ -58,7 +61,9 @@ def run() -> None:
 
 
 def _forget(stream: TextIO) -> None:
-    """Send a stream without a reader to /dev/null, or Python complains when it flushes it at its end."""
+    """Send a stream without a reader to /dev/null, or Python complains when it flushes it at its
+    end.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

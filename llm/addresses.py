@@ -1,8 +1,9 @@
 """Addresses (https://…, s3://…, postgresql://…), and the credentials that may stand in them.
 
-A credential is: user and password before the host; a lone user of http, where it is a token; and what a query or a
-fragment holds under a name such as token, sig or X-Amz-Signature. `?download=true` is none, nor is a user without a
-password elsewhere, as in abfs://container@account and ssh://git@host.
+A credential is: user and password before the host; a lone user of http, where it is a token; and
+    what a query or a
+fragment holds under a name such as token, sig or X-Amz-Signature. `?download=true` is none, nor is
+a user without a password elsewhere, as in abfs://container@account and ssh://git@host.
 """
 
 from __future__ import annotations
@@ -12,8 +13,28 @@ from typing import Any
 from urllib.parse import unquote, unquote_plus
 
 # Names in a query, of their letters and digits alone: how they end, and those that are just this.
-SECRET_ENDS = ("token", "secret", "password", "passwd", "signature", "apikey", "accesskey", "secretkey", "credential")
-SECRETS = {"sig", "key", "pwd", "pass", "auth", "authorization", "jwt", "accesskeyid", "awsaccesskeyid"}
+SECRET_ENDS = (
+    "token",
+    "secret",
+    "password",
+    "passwd",
+    "signature",
+    "apikey",
+    "accesskey",
+    "secretkey",
+    "credential",
+)
+SECRETS = {
+    "sig",
+    "key",
+    "pwd",
+    "pass",
+    "auth",
+    "authorization",
+    "jwt",
+    "accesskeyid",
+    "awsaccesskeyid",
+}
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.\-]*://"
 # In prose an address ends at white space or a quote. One may follow another: simplecache::https://…
 _IN_PROSE = re.compile(rf"""\b{_SCHEME}(?:(?!::{_SCHEME})[^\s"<>])*""")
@@ -23,12 +44,18 @@ _PAIR_ALONE = re.compile(r"([?&;#])([^?&;#=/]+)=([^&;#]*)")
 
 
 def without_credentials(text: str) -> str:
-    """A text without the credentials of any address in it: as messages, manifests and trackers may show it."""
-    return _without_pairs(_IN_PROSE.sub(lambda found: _without_user(found[0]), text), _PAIR_IN_PROSE)
+    """A text without the credentials of any address in it: as messages, manifests and trackers may
+    show it.
+    """
+    return _without_pairs(
+        _IN_PROSE.sub(lambda found: _without_user(found[0]), text), _PAIR_IN_PROSE
+    )
 
 
 def public(address: str) -> str:
-    """The same of a text that is an address and nothing else, so that blanks and quotes are part of it."""
+    """The same of a text that is an address and nothing else, so that blanks and quotes are part of
+    it.
+    """
     if not _ALONE.match(address):
         return address
     parts = re.split(rf"::(?={_SCHEME})", address)
@@ -45,7 +72,9 @@ def all_public(value: Any) -> Any:
 
 
 def refuse_credentials(value: Any, where: str, key: str = "") -> None:
-    """Raise ValueError for an address with credentials in params, which go to dvc.lock, git and the trackers."""
+    """Raise ValueError for an address with credentials in params, which go to dvc.lock, git and the
+    trackers.
+    """
     if isinstance(value, str) and public(value) != value:
         raise ValueError(
             f"{where}: {key}: {without_credentials(public(value))} was given with a user, a password, a token or a "
@@ -63,7 +92,9 @@ def refuse_credentials(value: Any, where: str, key: str = "") -> None:
 
 
 def opened(address: str) -> tuple[Any, str]:
-    """The fsspec file system of an address, and the path in it; http takes ~/.netrc and the proxy's variables."""
+    """The fsspec file system of an address, and the path in it; http takes ~/.netrc and the proxy's
+    variables.
+    """
     import fsspec
 
     settings = [fsspec.config.conf.setdefault(name, {}) for name in ("http", "https")]
@@ -91,7 +122,9 @@ def _without_pairs(text: str, pairs: re.Pattern[str]) -> str:
     def kept(found: re.Match[str]) -> str:
         name = re.sub(r"[^a-z0-9]", "", unquote_plus(found[2]).lower())
         value = unquote_plus(found[3])
-        if name in SECRETS or name.endswith(SECRET_ENDS) or public(value) != value:  # an address may hold another
+        if (
+            name in SECRETS or name.endswith(SECRET_ENDS) or public(value) != value
+        ):  # an address may hold another
             return found[1].strip("&;") + "\0"
         return found[0]
 

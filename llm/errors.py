@@ -10,16 +10,21 @@ from pathlib import Path
 
 from llm.addresses import without_credentials
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's quota, the limit of `ulimit -f`
-# The place is wrong or not ours: a file where a folder should be, somebody else's folder, a disk that is only read.
+NO_SPACE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+)  # the disk, the user's quota, the limit of `ulimit -f`
+# The place is wrong or not ours: a file where a folder should be, somebody else's folder, a disk
+# that is only read.
 WRONG_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 class UserError(Exception):
     """A mistake in the input, the params or the machine's set-up.
 
-    The message names the place, what was expected and what to do; it is shown without a traceback, and without the
-    credentials of addresses, which errors of other packages quote.
+    The message names the place, what was expected and what to do; it is shown without a traceback,
+    and without the credentials of addresses, which errors of other packages quote.
     """
 
     def __init__(self, message: str) -> None:

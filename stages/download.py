@@ -26,12 +26,14 @@ def main() -> None:
     with stage_timing("download") as timing, finished_work() as state:
         done = {}
         for name, kind, source in datasets_of(p):
-            # What is finished stays outside DVC's outputs until all is, so that a killed stage does it only once.
+            # What is finished stays outside DVC's outputs until all is, so that a killed stage does
+            # it only once.
             done[name] = state / f"{name}-{fingerprint(name, kind, source)}"
             if not (done[name] / "manifest.json").exists():
                 print(f"download: {name} ({kind}) from {source.source}", flush=True)
                 forget_others(done[name])
-                # Not in a whole_directory: the manifest comes last, and what a kill leaves is gone on with.
+                # Not in a whole_directory: the manifest comes last, and what a kill leaves is gone
+                # on with.
                 try:
                     made = write_raw(name, kind, source, done[name], state / f"remote-{name}")
                 except OSError as error:
@@ -60,7 +62,9 @@ def print_table(manifests: dict[str, dict[str, Any]]) -> None:
         )
     for name, m in manifests.items():
         for example in m["rejected"]["examples"][:3]:
-            print(f"  set aside in {name}: {example['file']}:{example['line']}: {example['reason']}")
+            print(
+                f"  set aside in {name}: {example['file']}:{example['line']}: {example['reason']}"
+            )
 
 
 if __name__ == "__main__":

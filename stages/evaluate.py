@@ -1,4 +1,6 @@
-"""Score base and finetuned model and the baselines on held-out examples and text: metrics/evaluate.json."""
+"""Score base and finetuned model and the baselines on held-out examples and text:
+metrics/evaluate.json.
+"""
 
 from __future__ import annotations
 
@@ -42,11 +44,15 @@ def main() -> None:
         processes.processes(),
         processes.on_first(stage_timing("evaluate"), {}) as timing,
         processes.on_first(run.stage(p, "evaluate"), None) as tracked,
-        processes.on_first(whole_directory("metrics/predictions", outputs.PREDICTIONS), Path()) as predictions,
+        processes.on_first(
+            whole_directory("metrics/predictions", outputs.PREDICTIONS), Path()
+        ) as predictions,
     ):
         timing["device"] = hardware.name(device)
         examples = {
-            test.name: test_sets.train_examples(MIX / "train.parquet", test.name, baselines.TRAIN_EXAMPLES)
+            test.name: test_sets.train_examples(
+                MIX / "train.parquet", test.name, baselines.TRAIN_EXAMPLES
+            )
             for test in tests
         }
         book = ScoreBook(predictions, e.bootstrap, e.confidence, p.seed)
@@ -56,8 +62,13 @@ def main() -> None:
         documents = written(p.tokenize.clean, TOKENS).records(RAW, ["text", "source"])
         origin = language.sources(text, tokenizer, documents if first else iter(()))
         origin = language.largest(origin, text.document_bytes)
-        for name, (directory, chat) in {"base": (base, tokenizer.is_chat), "finetuned": (FINETUNED, True)}.items():
-            contestant = Contestant(name, load_model(directory, device, torch.float32), directory, chat)
+        for name, (directory, chat) in {
+            "base": (base, tokenizer.is_chat),
+            "finetuned": (FINETUNED, True),
+        }.items():
+            contestant = Contestant(
+                name, load_model(directory, device, torch.float32), directory, chat
+            )
             answer_tests(p, contestant, tests, examples, book if first else None)
             read_text(contestant, text, origin, book if first else None)
             context = contestant.model.config.max_position_embeddings
@@ -65,7 +76,9 @@ def main() -> None:
         if tracked is None:
             return  # the first process scores and writes
         for test in tests:
-            for name, texts in baselines.answers(test.kind, test.rows, examples[test.name], p.seed).items():
+            for name, texts in baselines.answers(
+                test.kind, test.rows, examples[test.name], p.seed
+            ).items():
                 book.answers(f"baseline:{name}", test, Answers(texts, {}, [], f"baseline:{name}"))
         found = text_baselines.text_baselines_and_contamination(
             tests, test_sets.train_texts(MIX / "train.parquet"), train, text, tokenizer, context
@@ -73,7 +86,9 @@ def main() -> None:
         for name, measures in found.measures.items():
             book.add(name, LANGUAGE_MODELING, measures)
         comparison = {"finetuned - base": book.comparison("base", "finetuned")}
-        tracked.log_metrics({".".join(key): value for key, value in table.headlines(book.results).items()})
+        tracked.log_metrics(
+            {".".join(key): value for key, value in table.headlines(book.results).items()}
+        )
         write_bytes("metrics/scores.csv", table.scores_csv(book.results).encode())
         write_json("metrics/contamination.json", found.contamination_by_text)
         write_json("metrics/comparison.json", comparison)

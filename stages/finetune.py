@@ -34,8 +34,12 @@ def main() -> None:
     tokenizer = Tokenizer.load(s.base)
     model = finetune_methods.prepare(s, tokenizer, seed)
     trainable = sum(x.numel() for x in model.parameters() if x.requires_grad)
-    train_set: PackedExamples = packed_examples(MIX / "train.parquet", tokenizer, s.sequence_length, seed)[""]
-    val_sets = packed_examples(MIX / "val.parquet", tokenizer, s.sequence_length, seed, by_task=True)
+    train_set: PackedExamples = packed_examples(
+        MIX / "train.parquet", tokenizer, s.sequence_length, seed
+    )[""]
+    val_sets = packed_examples(
+        MIX / "val.parquet", tokenizer, s.sequence_length, seed, by_task=True
+    )
     steps = max(1, math.ceil(s.epochs * train_set.num_rows * s.sequence_length / s.batch_tokens))
     base = digests(Path(s.base))
     inputs = {
@@ -52,12 +56,16 @@ def main() -> None:
         quick = val_sets[""].head(s.eval_tokens)
         trainer = Trainer(model, train_set, val_sets[""], quick, s, steps, seed, state, run)
         result = trainer.run()
-        by_task = {task: trainer.engine.evaluate(data) for task, data in sorted(val_sets.items()) if task}
+        by_task = {
+            task: trainer.engine.evaluate(data) for task, data in sorted(val_sets.items()) if task
+        }
         trainer.engine.gather()
         if not processes.first():
             return  # the first process writes
         timing |= result.timing
-        fraction = trainable / (model.config.parameters() + (trainable if s.method != "full" else 0))
+        fraction = trainable / (
+            model.config.parameters() + (trainable if s.method != "full" else 0)
+        )
         metrics = {
             "val_loss": result.val_loss,
             "train_loss": result.train_loss,

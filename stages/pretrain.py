@@ -35,7 +35,10 @@ def main() -> None:
     length, across = p.pretrain.sequence_length, p.pretrain.attend_across_documents
     init, seed = Path(p.pretrain.init), p.seed_of("pretrain")
     tokenizer = Tokenizer.load(init)
-    train_set, val = TokenWindows(TokenStream(TOKENS, "train"), length, across), TokenStream(TOKENS, "val")
+    train_set, val = (
+        TokenWindows(TokenStream(TOKENS, "train"), length, across),
+        TokenStream(TOKENS, "val"),
+    )
     model, init_digests = initial_model(p, tokenizer, TOKENS)
     inputs = {
         "seed": seed,
@@ -53,8 +56,13 @@ def main() -> None:
         sample = ValSample(val, tokenizer, p.pretrain.eval_tokens, names, places)
         quick = TokenWindows(sample, length, across, partial=True)
         if processes.first():
-            print(f"pretrain: validation between steps reads {len(sample):,} tokens: {sample.describe()}", flush=True)
-        trainer = Trainer(model, train_set, val_set, quick, p.pretrain, p.pretrain.steps, seed, state, run)
+            print(
+                f"pretrain: validation between steps reads {len(sample):,} tokens: {sample.describe()}",
+                flush=True,
+            )
+        trainer = Trainer(
+            model, train_set, val_set, quick, p.pretrain, p.pretrain.steps, seed, state, run
+        )
         result = trainer.run()
         by_source = source_losses(trainer.engine, val_set, TOKENS)
         trainer.engine.gather()
@@ -78,9 +86,14 @@ def main() -> None:
             save_model(model, directory, init, tokenizer.eos_id)
             tokenizer.save(directory)
         write_history("metrics/pretrain_history.csv", result.history)
-        write_json("metrics/pretrain.json", metrics | by_source | {"quick_validation": sample.about(sample.names)})
+        write_json(
+            "metrics/pretrain.json",
+            metrics | by_source | {"quick_validation": sample.about(sample.names)},
+        )
         run.log_metrics(metrics, step=result.tokens)
-    print(f"pretrain: validation loss {result.val_loss:.4f} · perplexity {metrics['val_perplexity']:.2f} → {BASE}")
+    print(
+        f"pretrain: validation loss {result.val_loss:.4f} · perplexity {metrics['val_perplexity']:.2f} → {BASE}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Write metrics/report/ and metrics/summary.json from what the other stages left, and complete the MLflow run."""
+"""Write metrics/report/ and metrics/summary.json from what the other stages left, and complete the
+MLflow run.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,23 @@ from llm.tracking.mlflow_store import Score
 def main() -> None:
     """Params read: all (they are shown).
 
-    Outputs: metrics/report/{report.html, report.md, figures, numbers, tables}, metrics/summary.json.
+    Outputs: metrics/report/{report.html, report.md, figures, numbers, tables},
+        metrics/summary.json.
     """
     p = params.load()
     with stage_timing("report"):
-        with tracking.stage(p, "report") as run, whole_directory("metrics/report", outputs.REPORT) as directory:
+        with (
+            tracking.stage(p, "report") as run,
+            whole_directory("metrics/report", outputs.REPORT) as directory,
+        ):
             write_json(summary.PATH, summary.summary(metrics_files.metrics()))
             about = {"name": run.state["name"], "id": run.run_id or ""}
             found = write_report(p, directory, about)
             tables = [f"metrics/report/tables/{path.name}" for path in write_tables(directory)]
         score = Score(found["overall"], *predictions.tests("finetuned"))
-        tracking.finish(p, ("metrics", "params.yaml"), tables, model="models/finetuned", score=score)
+        tracking.finish(
+            p, ("metrics", "params.yaml"), tables, model="models/finetuned", score=score
+        )
     print("report: metrics/report/report.html")
 
 

@@ -1,4 +1,6 @@
-"""A ladder of small runs, the law of their loss, and its prediction of a larger run: metrics/scaling.json."""
+"""A ladder of small runs, the law of their loss, and its prediction of a larger run:
+metrics/scaling.json.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,10 @@ def main() -> None:
         for number, rung in enumerate(rungs, 1):
             losses.append(scaling_ladder.run(rung, scaling_ladder.Prefixed(tracked, rung.name)))
             if processes.first():
-                print(f"scaling: run {number} of {len(rungs)}, {rung.name}: loss {losses[-1]:.4f}", flush=True)
+                print(
+                    f"scaling: run {number} of {len(rungs)}, {rung.name}: loss {losses[-1]:.4f}",
+                    flush=True,
+                )
         if not processes.first():
             return  # the first process writes
         found = scaling_ladder.conclude(p, rungs, losses, vocabulary)

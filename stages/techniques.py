@@ -1,4 +1,6 @@
-"""Measure what each technique of training buys for the model at hand: metrics/timing/techniques.json."""
+"""Measure what each technique of training buys for the model at hand:
+metrics/timing/techniques.json.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from llm.report.techniques import collect, mega
 from llm.runtime.stage import run_stage
 from llm.runtime.timing import stage_timing
 
-STEPS = 30  # of finetune.batch_tokens each: enough for the loss to fall and for a steady time a step
+STEPS = (
+    30  # of finetune.batch_tokens each: enough for the loss to fall and for a steady time a step
+)
 
 
 def main() -> None:
@@ -21,11 +25,15 @@ def main() -> None:
     found = collect()
     assert found is not None
     for row in found["rows"]:
-        print(f"{row['label']:44} {mega(row['peak_bytes']):>9} {row['step_seconds']:7.2f} s  loss {row['loss']:.3f}")
+        print(
+            f"{row['label']:44} {mega(row['peak_bytes']):>9} {row['step_seconds']:7.2f} s  loss {row['loss']:.3f}"
+        )
         print(f"    {row['why']}")
     for reason in found["left_out"]:
         print(f"not measured: {reason}")
-    print("techniques: metrics/timing/techniques.json; `dvc repro -sf report` takes it into the report")
+    print(
+        "techniques: metrics/timing/techniques.json; `dvc repro -sf report` takes it into the report"
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ def main() -> None:
     refuse_other_files(TOKENS, outputs.TOKENS)  # before the text is encoded, not after
     refuse_other_files(TOKENIZER, outputs.TOKENIZER)
     t = p.tokenize
-    # Not for the shards: what is wrong with a task is known by now, and would be told after pretraining otherwise.
+    # Not for the shards: what is wrong with a task is known by now, and would be told after
+    # pretraining otherwise.
     tests = datasets.read(RAW.parent, p.mix)
     for line in datasets.remarks(tests):
         print(f"tokenize: {line}", flush=True)
@@ -56,9 +57,20 @@ def main() -> None:
         sample.check_disk(sample.shard_bytes(groups, tokenizer), work, TOKENS)
         ordered = workers.ordered if t.engine == "local" else pool_dask.ordered
         shards, counts = encode_corpus(
-            found, tokenizer, work, t.val_fraction, t.shard_tokens, plan, ordered, t.encoder, weights
+            found,
+            tokenizer,
+            work,
+            t.val_fraction,
+            t.shard_tokens,
+            plan,
+            ordered,
+            t.encoder,
+            weights,
         )
-        meta = describe(shards, counts, tokenizer, t.val_fraction, p.pretrain.sequence_length + 1) | plan.digests()
+        meta = (
+            describe(shards, counts, tokenizer, t.val_fraction, p.pretrain.sequence_length + 1)
+            | plan.digests()
+        )
         with whole_directory(TOKENS, outputs.TOKENS) as out:
             shutil.copytree(work / "tokens", out, copy_function=link, dirs_exist_ok=True)
             if plan.directory:
@@ -69,7 +81,9 @@ def main() -> None:
         metrics = counts.metrics(tokenizer, t.clean)
         write_json("metrics/tokenize.json", metrics)
         timing |= {"workers": count, "encoder": choose(tokenizer, t.encoder).name}
-        timing["tokens_per_second"] = (metrics["train_tokens"] + metrics["val_tokens"]) / (time.perf_counter() - began)
+        timing["tokens_per_second"] = (metrics["train_tokens"] + metrics["val_tokens"]) / (
+            time.perf_counter() - began
+        )
     print(
         f"tokenize: {metrics['train_tokens']:,} training and {metrics['val_tokens']:,} validation tokens · "
         f"{metrics['vocab_size']:,} kinds · {metrics['bytes_per_token']:.2f} bytes a token → {TOKENS}"

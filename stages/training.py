@@ -16,7 +16,8 @@ from llm.train.trainer import Tracker, Untracked
 
 @contextmanager
 def training_stage(params: Params, state: State) -> Iterator[tuple[Tracker, dict[str, Any]]]:
-    """Join the processes that train together, lock the state, and in the first process time and track the stage.
+    """Join the processes that train together, lock the state, and in the first process time and
+    track the stage.
 
     Gives what tracks curves, and the dict that becomes the stage's timing file.
     """

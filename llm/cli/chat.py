@@ -28,17 +28,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_models(parser)
     parser.add_argument("--model", help="who answers first (default: finetuned, else base)")
     parser.add_argument("--system", default="", help="what stands above the conversation")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="of an answer (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): the likeliest token")
-    parser.add_argument("--top-p", type=float, help="draw among the likeliest tokens of this probability together")
-    parser.add_argument("--seed", type=at_least(0), help="of the draws (default: another one each time)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, help="of an answer (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0 (default): the likeliest token"
+    )
+    parser.add_argument(
+        "--top-p", type=float, help="draw among the likeliest tokens of this probability together"
+    )
+    parser.add_argument(
+        "--seed", type=at_least(0), help="of the draws (default: another one each time)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Read lines and answer them until /quit or the input's end.
 
     Raises:
-        UserError: the first model or an option cannot be used; later mistakes are said and the conversation goes on.
+        UserError: the first model or an option cannot be used; later mistakes are said and the
+            conversation goes on.
     """
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is {arguments.max_new_tokens}; expected at least 1.")
@@ -48,7 +57,9 @@ def run(arguments: argparse.Namespace) -> None:
     if sys.stdin.isatty():
         import readline  # noqa: F401 - input() then edits lines and remembers them
 
-        print(f"{talk.named.name} answers; there are {', '.join(models.directories)}. /help says what else.")
+        print(
+            f"{talk.named.name} answers; there are {', '.join(models.directories)}. /help says what else."
+        )
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "")
@@ -95,12 +106,16 @@ class Talk:
                 self.answer(line)
 
     def answer(self, line: str) -> None:
-        """Answer a message; what did not fit the context any more is cut from the history, and said."""
+        """Answer a message; what did not fit the context any more is cut from the history, and
+        said.
+        """
         system = [{"role": "system", "content": self.system}] if self.system else []
         asked = [*self.history, {"role": "user", "content": line}]
         kept, ids, room = fit(self.named, system, asked, self.most)
         if len(kept) < len(asked):
-            print(f"(the conversation outgrew the context: the first {len(asked) - len(kept)} messages are forgotten)")
+            print(
+                f"(the conversation outgrew the context: the first {len(asked) - len(kept)} messages are forgotten)"
+            )
         text = self._stream(ids, room)
         self.history = [*kept, {"role": "assistant", "content": text}]
 
@@ -112,7 +127,9 @@ class Talk:
         seed = random.SystemRandom().getrandbits(63) if self.seed is None else self.seed
         request, text = Request(ids, room, self.decoding, seed), ""
         try:
-            for piece in stream(self.named.model, request, self.named.stop_ids, self.named.tokenizer.decode):
+            for piece in stream(
+                self.named.model, request, self.named.stop_ids, self.named.tokenizer.decode
+            ):
                 text += piece
                 print(piece, end="", flush=True)
         except KeyboardInterrupt:
@@ -126,8 +143,10 @@ def fit(
 ) -> tuple[list[Message], list[int], int]:
     """The messages that fit the context, their ids, and the tokens that are left for the answer.
 
-    The rule: an answer gets room for `most` tokens, or for half of the context where that is less. Until the rest fits,
-    the oldest message goes, and the answer to it. The system prompt and the last message always stay.
+    The rule: an answer gets room for `most` tokens, or for half of the context where that is less.
+        Until the rest fits,
+    the oldest message goes, and the answer to it. The system prompt and the last message always
+    stay.
 
     Raises:
         UserError: these two alone are too long.

@@ -8,10 +8,20 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", required=True, choices=["hf", "gguf", "pt"])
-    parser.add_argument("--model", default="models/finetuned", help="model directory (default: %(default)s)")
+    parser.add_argument(
+        "--model", default="models/finetuned", help="model directory (default: %(default)s)"
+    )
     parser.add_argument("--adapter", help="a PEFT directory to merge into the model")
-    parser.add_argument("--dtype", default="f16", choices=["f32", "f16", "q8_0"], help="of gguf (default: %(default)s)")
-    parser.add_argument("--out", help="directory (default: exports/<the model's name>-<form>, of gguf with its type)")
+    parser.add_argument(
+        "--dtype",
+        default="f16",
+        choices=["f32", "f16", "q8_0"],
+        help="of gguf (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        help="directory (default: exports/<the model's name>-<form>, of gguf with its type)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -7,7 +7,9 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "revisions", nargs="*", help="experiments or git revisions (default: the workspace and its like)"
+        "revisions",
+        nargs="*",
+        help="experiments or git revisions (default: the workspace and its like)",
     )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 

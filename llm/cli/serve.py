@@ -17,26 +17,44 @@ GRACE = 5  # seconds that answers under way may take when the server is to end
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run`."""
     add_models(parser)
-    parser.add_argument("--port", type=int, default=8000, help="on 127.0.0.1; 0: a free one (default: %(default)s)")
     parser.add_argument(
-        "--rows", type=int, default=8, help="answers side by side, of each model (default: %(default)s)"
+        "--port", type=int, default=8000, help="on 127.0.0.1; 0: a free one (default: %(default)s)"
     )
-    parser.add_argument("--queue", type=int, default=32, help="requests that may wait for a row (default: %(default)s)")
     parser.add_argument(
-        "--max-length", type=int, default=4096, help="tokens of prompt and answer (default: %(default)s)"
+        "--rows",
+        type=int,
+        default=8,
+        help="answers side by side, of each model (default: %(default)s)",
     )
-    parser.add_argument("--max-tokens", type=int, default=1024, help="tokens of an answer (default: %(default)s)")
+    parser.add_argument(
+        "--queue",
+        type=int,
+        default=32,
+        help="requests that may wait for a row (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        default=4096,
+        help="tokens of prompt and answer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=1024, help="tokens of an answer (default: %(default)s)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        UserError: a model cannot be read, the port is taken, a limit is below 1, or the server's packages are missing.
+        UserError: a model cannot be read, the port is taken, a limit is below 1, or the server's
+            packages are missing.
     """
     for option in ("rows", "max_length", "max_tokens"):
         if getattr(arguments, option) < 1:
-            raise UserError(f"--{option.replace('_', '-')} is {getattr(arguments, option)}; expected at least 1.")
+            raise UserError(
+                f"--{option.replace('_', '-')} is {getattr(arguments, option)}; expected at least 1."
+            )
     if arguments.queue < 0:
         raise UserError(f"--queue is {arguments.queue}; expected at least 0.")
     try:
@@ -50,17 +68,25 @@ def run(arguments: argparse.Namespace) -> None:
     place = _socket(arguments.port)  # before the models are read, which takes longer
     models = shelf(arguments)
     engine = Engine(
-        [models.get(name) for name in models.directories], arguments.rows, arguments.max_length, arguments.queue
+        [models.get(name) for name in models.directories],
+        arguments.rows,
+        arguments.max_length,
+        arguments.queue,
     )
     app = application(engine, arguments.max_tokens, arguments.rows + arguments.queue)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
+    )
     address = f"http://{HOST}:{place.getsockname()[1]}"
     for name, lane in engine.lanes.items():
         print(
             f"serve: {name:12} {models.directories[name]} · {lane.slots} tokens, {lane.rows} answers at a time · "
             f"cache {lane.cache_bytes / 1e6:,.0f} MB"
         )
-    print(f"serve: {address}/ to talk to them · {address}/v1 for OpenAI's clients · Ctrl-C to end", flush=True)
+    print(
+        f"serve: {address}/ to talk to them · {address}/v1 for OpenAI's clients · Ctrl-C to end",
+        flush=True,
+    )
     with suppress(KeyboardInterrupt):  # which uvicorn raises once everything is closed
         asyncio.run(server.serve([place]))
 
@@ -72,5 +98,7 @@ def _socket(port: int) -> socket.socket:
     try:
         place.bind((HOST, port))
     except (OSError, OverflowError) as error:
-        raise UserError(f"port {port} of {HOST} cannot be used ({error}); choose another with --port.") from None
+        raise UserError(
+            f"port {port} of {HOST} cannot be used ({error}); choose another with --port."
+        ) from None
     return place

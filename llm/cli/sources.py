@@ -1,4 +1,6 @@
-"""List files of download.*.paths that changed since data/raw was made, and refuse foreign files in outputs."""
+"""List files of download.*.paths that changed since data/raw was made, and refuse foreign files in
+outputs.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,9 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prune", action="store_true", help="delete all states but the newest of each stage")
+    parser.add_argument(
+        "--prune", action="store_true", help="delete all states but the newest of each stage"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -9,7 +9,9 @@ from llm.cli.arguments import at_least
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the same as JSON")
-    parser.add_argument("--watch", type=at_least(0.1, float), metavar="SECONDS", help="repeat every so many seconds")
+    parser.add_argument(
+        "--watch", type=at_least(0.1, float), metavar="SECONDS", help="repeat every so many seconds"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -22,8 +22,12 @@ SPLITS = ("train", "val")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run`."""
-    parser.add_argument("action", choices=["push"], help="copy data/tokens to the address; what is there stays")
-    parser.add_argument("url", help="s3://bucket/folder, gs://…, file://…: what LLM_TOKENS_URL will say")
+    parser.add_argument(
+        "action", choices=["push"], help="copy data/tokens to the address; what is there stays"
+    )
+    parser.add_argument(
+        "url", help="s3://bucket/folder, gs://…, file://…: what LLM_TOKENS_URL will say"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -32,7 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def push(directory: Path, url: str, block: int = BLOCK) -> str:
-    """Copy the shards to a folder of their own at the address, and then the digests of their blocks.
+    """Copy the shards to a folder of their own at the address, and then the digests of their
+    blocks.
 
     Cut off, it goes on where it was. The folder counts once the digests are there.
 
@@ -40,7 +45,8 @@ def push(directory: Path, url: str, block: int = BLOCK) -> str:
         The folder, which is named by the digest of meta.json.
 
     Raises:
-        UserError: there are no tokens, a shard is not what meta.json says, or the address cannot be written.
+        UserError: there are no tokens, a shard is not what meta.json says, or the address cannot be
+            written.
     """
     meta = directory / "meta.json"
     if not meta.exists():
@@ -49,14 +55,20 @@ def push(directory: Path, url: str, block: int = BLOCK) -> str:
     fs, root = address.fs, place(address, directory)
     manifest = read_json(meta)
     try:
-        listed = [{key: shard[key] for key in ("file", "sha256")} for s in SPLITS for shard in manifest[s]["shards"]]
+        listed = [
+            {key: shard[key] for key in ("file", "sha256")}
+            for s in SPLITS
+            for shard in manifest[s]["shards"]
+        ]
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{meta} does not describe shards ({type(error).__name__}: {error}). Run `dvc repro -sf tokenize`."
         ) from None
     missing = [shard["file"] for shard in listed if not (directory / shard["file"]).exists()]
     if missing:
-        raise UserError(f"{directory / missing[0]}: no such file. `dvc checkout` or `dvc repro tokenize` brings it.")
+        raise UserError(
+            f"{directory / missing[0]}: no such file. `dvc checkout` or `dvc repro tokenize` brings it."
+        )
     entries, total = [], sum((directory / shard["file"]).stat().st_size for shard in listed)
     try:
         fs.invalidate_cache()
@@ -64,7 +76,11 @@ def push(directory: Path, url: str, block: int = BLOCK) -> str:
         with Progress("tokens", total, "B", scale=True) as progress:
             for shard in listed:
                 entry = described(directory / shard["file"], shard, block)
-                address.patiently(partial(_put, fs, directory, posixpath.join(root, shard["file"]), entry["bytes"]))
+                address.patiently(
+                    partial(
+                        _put, fs, directory, posixpath.join(root, shard["file"]), entry["bytes"]
+                    )
+                )
                 entries.append(entry)
                 progress.update(entry["bytes"])
         index = json.dumps({"block": block, "shards": entries}).encode()
@@ -73,8 +89,12 @@ def push(directory: Path, url: str, block: int = BLOCK) -> str:
     except UserError:
         raise
     except Exception as error:  # whatever the remote's package raises
-        raise UserError(f"tokens push: {url} cannot be written ({type(error).__name__}: {error}).") from None
-    print(f"tokens: {len(entries)} shards, {total:,} bytes → {address.url}/{posixpath.basename(root)}")
+        raise UserError(
+            f"tokens push: {url} cannot be written ({type(error).__name__}: {error})."
+        ) from None
+    print(
+        f"tokens: {len(entries)} shards, {total:,} bytes → {address.url}/{posixpath.basename(root)}"
+    )
     return root
 
 
@@ -87,11 +107,20 @@ def described(path: Path, shard: dict[str, Any], block: int) -> dict[str, Any]:
             digests.append(digest(data))
         size = file.tell()
     if whole.hexdigest() != shard["sha256"]:
-        raise UserError(f"{path} is not what meta.json says. Run `dvc repro -sf tokenize` to write it again.")
-    return {"file": shard["file"], "sha256": shard["sha256"], "bytes": size, "digests": "".join(digests)}
+        raise UserError(
+            f"{path} is not what meta.json says. Run `dvc repro -sf tokenize` to write it again."
+        )
+    return {
+        "file": shard["file"],
+        "sha256": shard["sha256"],
+        "bytes": size,
+        "digests": "".join(digests),
+    }
 
 
 def _put(fs: Any, directory: Path, there: str, size: int) -> None:
-    """Copy a shard, unless it is there: a file of its length in this folder is what this command put there."""
+    """Copy a shard, unless it is there: a file of its length in this folder is what this command
+    put there.
+    """
     if not fs.exists(there) or fs.size(there) != size:
         fs.put_file(str(directory / posixpath.basename(there)), there)

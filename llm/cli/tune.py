@@ -7,7 +7,9 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", nargs="?", default="tuning.yaml", help="what to search (default: %(default)s)")
+    parser.add_argument(
+        "file", nargs="?", default="tuning.yaml", help="what to search (default: %(default)s)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

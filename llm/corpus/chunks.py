@@ -35,7 +35,9 @@ def _readable(path: Path) -> Iterator[pq.ParquetFile]:
             yield file
     except (OSError, pa.ArrowException) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be read ({reason}). Run `dvc repro -f download` to write it again.") from None
+        raise UserError(
+            f"{path} cannot be read ({reason}). Run `dvc repro -f download` to write it again."
+        ) from None
 
 
 def find_chunks(directory: Path, size: int = CHUNK_BYTES) -> list[Chunk]:
@@ -50,7 +52,9 @@ def find_chunks(directory: Path, size: int = CHUNK_BYTES) -> list[Chunk]:
     """
     paths = sorted(Path(directory).glob("part-*.parquet"))
     if not paths:
-        raise UserError(f"{directory}: no part-*.parquet here. Run `dvc repro download` to make them.")
+        raise UserError(
+            f"{directory}: no part-*.parquet here. Run `dvc repro download` to make them."
+        )
     found: list[Chunk] = []
     place = 0
     for path in paths:
@@ -64,7 +68,10 @@ def find_chunks(directory: Path, size: int = CHUNK_BYTES) -> list[Chunk]:
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
             first = rows = held = 0
             for number, group in enumerate(groups, 1):
-                rows, held = rows + group.num_rows, held + group.column(names.index("text")).total_uncompressed_size
+                rows, held = (
+                    rows + group.num_rows,
+                    held + group.column(names.index("text")).total_uncompressed_size,
+                )
                 if held >= size or number == len(groups):
                     found.append(Chunk(path, first, number, place, rows, held))
                     first, place, rows, held = number, place + rows, 0, 0
@@ -78,12 +85,16 @@ def read_chunk(chunk: Chunk) -> pa.Table:
         UserError: the part is damaged.
     """
     with _readable(chunk.path) as file:
-        table = file.read_row_groups(list(range(chunk.first, chunk.last)), columns=COLUMNS, use_threads=False)
+        table = file.read_row_groups(
+            list(range(chunk.first, chunk.last)), columns=COLUMNS, use_threads=False
+        )
         return table.combine_chunks()
 
 
 def digest(chunks: list[Chunk]) -> str:
-    """Of the parts' footers, which hold sizes, places and statistics of all columns: cheap, and never of a time."""
+    """Of the parts' footers, which hold sizes, places and statistics of all columns: cheap, and
+    never of a time.
+    """
     whole = hashlib.sha256()
     for path in dict.fromkeys(chunk.path for chunk in chunks):
         with open(path, "rb") as file:

@@ -1,8 +1,9 @@
-"""From `data/raw/pretrain` to token shards: in bounded memory, on all cores, and on from where it was after a kill.
+"""From `data/raw/pretrain` to token shards: in bounded memory, on all cores, and on from where it
+was after a kill.
 
-Workers encode chunks of the corpus; this process appends what they give, in the corpus' order, and writes down every
-few seconds how far it got. So the bytes depend neither on the number of workers nor on kills.
-"""
+Workers encode chunks of the corpus; this process appends what they give, in the corpus' order, and
+writes down every few seconds how far it got. So the bytes depend neither on the number of workers
+nor on kills."""
 
 from __future__ import annotations
 
@@ -39,7 +40,10 @@ from llm.tokenizer.encoders import make_encoder
 from llm.tokenizer.split_points import content
 
 SYNC_SECONDS = 10.0  # between two records of how far it got
-CHECKED_EVERY, CHECKED_BYTES = 512, 1 << 18  # documents compared with tiktoken: each so many, if no longer than that
+CHECKED_EVERY, CHECKED_BYTES = (
+    512,
+    1 << 18,
+)  # documents compared with tiktoken: each so many, if no longer than that
 COUNTED = 1 << 20  # ids counted at a time
 WORKER_BYTES = 64 << 20  # of text that are worth another worker: starting one takes half a second
 
@@ -49,7 +53,9 @@ def worker_count(found: list[Chunk], wanted: int | None) -> int:
     return wanted or max(1, min(pool.cores(), sum(chunk.bytes for chunk in found) // WORKER_BYTES))
 
 
-Ordered = Callable[[Callable[[], "ChunkEncoder"], list[Chunk]], Iterator["Encoded"]]  # a function over chunks, in order
+Ordered = Callable[
+    [Callable[[], "ChunkEncoder"], list[Chunk]], Iterator["Encoded"]
+]  # a function over chunks, in order
 
 
 class Encoded(NamedTuple):
@@ -63,9 +69,19 @@ class ChunkEncoder:
     """Reads a chunk, cleans its documents, encodes them and compares a sample with tiktoken."""
 
     def __init__(
-        self, tokenizer: Tokenizer, val_fraction: float, encoder: str, plan: Plan, mixture: dict[str, float]
+        self,
+        tokenizer: Tokenizer,
+        val_fraction: float,
+        encoder: str,
+        plan: Plan,
+        mixture: dict[str, float],
     ) -> None:
-        self.tokenizer, self.val_fraction, self.plan, self.mixture = tokenizer, val_fraction, plan, mixture
+        self.tokenizer, self.val_fraction, self.plan, self.mixture = (
+            tokenizer,
+            val_fraction,
+            plan,
+            mixture,
+        )
         self.encoder = make_encoder(tokenizer, encoder)
 
     def __call__(self, chunk: Chunk) -> Encoded:
@@ -77,12 +93,20 @@ class ChunkEncoder:
         ids = np.insert(ids, np.cumsum(lengths), self.tokenizer.eos_id)
         lengths = lengths + 1
         counts.add(np.diff(content(texts)[1]), lengths, held_out, documents["source"])
-        for some in np.split(ids, range(COUNTED, len(ids), COUNTED)):  # bincount makes 8 bytes of each id
+        for some in np.split(
+            ids, range(COUNTED, len(ids), COUNTED)
+        ):  # bincount makes 8 bytes of each id
             counts.tokens += np.bincount(some, minlength=len(counts.tokens))
         mask = np.repeat(held_out, lengths)
         return Encoded({"train": ids[~mask], "val": ids[mask]}, counts)
 
-    def _check(self, chunk: Chunk, ids: np.ndarray, lengths: np.ndarray, documents: dict[str, pa.StringArray]) -> None:
+    def _check(
+        self,
+        chunk: Chunk,
+        ids: np.ndarray,
+        lengths: np.ndarray,
+        documents: dict[str, pa.StringArray],
+    ) -> None:
         """Raises UserError where a sampled document's ids are not tiktoken's."""
         ends = np.cumsum(lengths)
         sizes = np.diff(content(documents["text"])[1])
@@ -113,12 +137,16 @@ def read_documents(chunk: Chunk, plan: Plan, tally: Tally) -> dict[str, pa.Strin
                 rows.append(row)
                 texts.append(valid_unicode(cleaned.text))
         kept = pa.array(rows, pa.int64())
-        columns = {name: columns[name].take(kept) for name in chunks.COLUMNS} | {"text": pa.array(texts, pa.string())}
+        columns = {name: columns[name].take(kept) for name in chunks.COLUMNS} | {
+            "text": pa.array(texts, pa.string())
+        }
     return columns
 
 
 def is_held_out(texts: pa.StringArray, val_fraction: float) -> np.ndarray:
-    """Whether each of (n,) cleaned documents is on the validation side, bool (n,): what is equal lies on one side."""
+    """Whether each of (n,) cleaned documents is on the validation side, bool (n,): what is equal
+    lies on one side.
+    """
     data, ends = content(texts)
     return np.array([is_validation(data[a:b], val_fraction) for a, b in pairwise(ends)], dtype=bool)
 
@@ -153,8 +181,12 @@ def encode_corpus(
     Raises:
         UserError: a damaged part; ids that are not tiktoken's; a worker was killed.
     """
-    begin = partial(ShardWriter, work / "tokens", dtype=tokenizer.id_type, shard_tokens=shard_tokens)
-    done, writers, counts = _continued(work, begin) or _afresh(work, begin, Counts(tokenizer.vocab_size, mixture))
+    begin = partial(
+        ShardWriter, work / "tokens", dtype=tokenizer.id_type, shard_tokens=shard_tokens
+    )
+    done, writers, counts = _continued(work, begin) or _afresh(
+        work, begin, Counts(tokenizer.vocab_size, mixture)
+    )
     if done:
         print(f"tokenize: continues after {done} of {len(found)} chunks", flush=True)
     left = [chunk.bytes for chunk in found[done:]]
@@ -170,7 +202,9 @@ def encode_corpus(
             counts.merge(encoded.counts)
             done += 1
             if time.monotonic() - saved >= every:
-                _save(work, done, {split: writer.sync() for split, writer in writers.items()}, counts)
+                _save(
+                    work, done, {split: writer.sync() for split, writer in writers.items()}, counts
+                )
                 saved = time.monotonic()
             progress.update(chunk.bytes)
     shards = {split: writer.close() for split, writer in writers.items()}
@@ -178,11 +212,15 @@ def encode_corpus(
     return shards, counts
 
 
-Place = tuple[int, dict[str, ShardWriter], Counts]  # chunks done, writers that stand behind them, what they hold
+Place = tuple[
+    int, dict[str, ShardWriter], Counts
+]  # chunks done, writers that stand behind them, what they hold
 
 
 def _save(work: Path, done: int, places: dict[str, Any], counts: Counts) -> None:
-    write_json(work / "progress.json", {"chunks": done, "places": places, "counts": counts.to_json()})
+    write_json(
+        work / "progress.json", {"chunks": done, "places": places, "counts": counts.to_json()}
+    )
 
 
 def _continued(work: Path, begin: Callable[..., ShardWriter]) -> Place | None:
@@ -195,7 +233,11 @@ def _continued(work: Path, begin: Callable[..., ShardWriter]) -> Place | None:
         writers = {split: begin(split=split, place=place["places"][split]) for split in SPLITS}
         return int(place["chunks"]), writers, Counts.from_json(place["counts"])
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
-        print(f"warning: tokenize starts afresh: {path} cannot be continued ({error}).", file=sys.stderr, flush=True)
+        print(
+            f"warning: tokenize starts afresh: {path} cannot be continued ({error}).",
+            file=sys.stderr,
+            flush=True,
+        )
         return None
 
 
@@ -206,12 +248,17 @@ def _afresh(work: Path, begin: Callable[..., ShardWriter], counts: Counts) -> Pl
 
 
 def describe(
-    shards: dict[str, Any], counts: Counts, tokenizer: Tokenizer, val_fraction: float, min_train_tokens: int = 1
+    shards: dict[str, Any],
+    counts: Counts,
+    tokenizer: Tokenizer,
+    val_fraction: float,
+    min_train_tokens: int = 1,
 ) -> dict[str, Any]:
     """The content of meta.json.
 
     Raises:
-        UserError: no text on one of the two sides, or fewer training tokens than one sequence takes.
+        UserError: no text on one of the two sides, or fewer training tokens than one sequence
+            takes.
     """
     for split, other in (("train", "lower"), ("val", "raise")):
         if not counts.splits[split]["tokens"]:
@@ -248,7 +295,8 @@ def code_version() -> dict[str, str]:
 
 
 def decided_by(p: Params, raw: Path) -> dict[str, Any]:
-    """Digests of all that decides what is written; after a change of it, unfinished work is begun anew.
+    """Digests of all that decides what is written; after a change of it, unfinished work is begun
+    anew.
 
     raw: the text to tokenize, beside which lie the tasks' records.
     """
@@ -258,6 +306,8 @@ def decided_by(p: Params, raw: Path) -> dict[str, Any]:
     if t.tokenizer == "pretrained":
         found["source"] = sha256(Path(t.origin) / "tokenizer.json")
     if t.clean.decontaminate:
-        found["examples"] = {name: sha256(raw.parent / name / "manifest.json") for name in p.mix.tasks}
+        found["examples"] = {
+            name: sha256(raw.parent / name / "manifest.json") for name in p.mix.tasks
+        }
         found["split"] = [p.mix.val_fraction, p.mix.test_fraction]
     return found | code_version()

@@ -1,4 +1,6 @@
-"""Writing token shards: `.npy` files of a set length, appended to by and by, and continued after a kill."""
+"""Writing token shards: `.npy` files of a set length, appended to by and by, and continued after a
+kill.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +14,32 @@ from llm.runtime.io import sha256
 
 
 class ShardWriter:
-    """Appends token ids to `<split>-NNNNN.npy` files of `shard_tokens` each (the last may be shorter).
+    """Appends token ids to `<split>-NNNNN.npy` files of `shard_tokens` each (the last may be
+    shorter).
 
     Ids go to the file as they come, so memory does not grow with `shard_tokens`.
     """
 
     def __init__(
-        self, directory: Path, split: str, dtype: np.dtype, shard_tokens: int, place: dict[str, Any] | None = None
+        self,
+        directory: Path,
+        split: str,
+        dtype: np.dtype,
+        shard_tokens: int,
+        place: dict[str, Any] | None = None,
     ) -> None:
-        """`place`: what `sync` gave; writing continues there, and what came after it is written again.
+        """`place`: what `sync` gave; writing continues there, and what came after it is written
+        again.
 
         Raises:
             ValueError: the files do not hold what `place` says.
         """
-        self.directory, self.split, self.dtype, self.shard_tokens = directory, split, dtype, shard_tokens
+        self.directory, self.split, self.dtype, self.shard_tokens = (
+            directory,
+            split,
+            dtype,
+            shard_tokens,
+        )
         self.shards: list[dict[str, Any]] = []  # finished: file, tokens, sha256
         self.filled = 0  # tokens of the one that is not
         self.file: BinaryIO | None = None
@@ -84,10 +98,16 @@ class ShardWriter:
         return self.directory / f"{self.split}-{len(self.shards):05d}.npy"
 
     def _header(self, tokens: int) -> None:
-        """The .npy header; NumPy pads it so that the first dimension can be filled in afterwards, in its place."""
+        """The .npy header; NumPy pads it so that the first dimension can be filled in afterwards,
+        in its place.
+        """
         assert self.file is not None
         self.file.seek(0)
-        described = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (tokens,)}
+        described = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
+            "fortran_order": False,
+            "shape": (tokens,),
+        }
         np.lib.format.write_array_header_1_0(self.file, described)
 
     def _finish(self) -> None:

@@ -16,14 +16,20 @@ if TYPE_CHECKING:
     from llm.tokenizer.bpe import Tokenizer
 
 SPLITS = ("train", "val")
-KINDS = ("tokens", "documents", "bytes")  # bytes of text; tokens with the end token of each document
+KINDS = (
+    "tokens",
+    "documents",
+    "bytes",
+)  # bytes of text; tokens with the end token of each document
 MAX_SOURCES = 100  # that are counted by name; what later ones hold is counted together
 OTHERS = "(other sources)"
 FREQUENT, LARGEST = 20, 20  # tokens and sources that the metrics name
 
 
 class Counts:
-    """Documents, bytes and tokens by split and by source, lengths of documents, and how often each token occurs."""
+    """Documents, bytes and tokens by split and by source, lengths of documents, and how often each
+    token occurs.
+    """
 
     def __init__(self, vocab_size: int, mixture: Mapping[str, float] | None = None) -> None:
         """mixture: weight of each source of a mixture, whose validation documents are told apart."""
@@ -31,12 +37,22 @@ class Counts:
         self.validation: list[int] = []  # the place in `mixture` of each held-out document's source
         self.splits = {split: dict.fromkeys(KINDS, 0) for split in SPLITS}
         self.sources: dict[str, dict[str, int]] = {}  # by name: <split>_<kind>
-        self.lengths: Counter[int] = Counter()  # a power of two -> documents of at most so many tokens, not of half
+        self.lengths: Counter[int] = (
+            Counter()
+        )  # a power of two -> documents of at most so many tokens, not of half
         self.tokens = np.zeros(vocab_size, dtype=np.int64)
         self.tally = Tally()
 
-    def add(self, sizes: np.ndarray, lengths: np.ndarray, validation: np.ndarray, sources: pa.StringArray) -> None:
-        """Count (n,) documents: their bytes, their tokens, whether they are held out, and where they come from."""
+    def add(
+        self,
+        sizes: np.ndarray,
+        lengths: np.ndarray,
+        validation: np.ndarray,
+        sources: pa.StringArray,
+    ) -> None:
+        """Count (n,) documents: their bytes, their tokens, whether they are held out, and where
+        they come from.
+        """
         coded = sources.dictionary_encode()
         which, names = coded.indices.to_numpy(), coded.dictionary.to_pylist()
         by_source: dict[str, dict[str, int]] = {name: {} for name in names}
@@ -73,10 +89,13 @@ class Counts:
         return {
             "vocab_size": tokenizer.vocab_size,
             **{f"{split}_{kind}": self.splits[split][kind] for kind in KINDS for split in SPLITS},
-            "bytes_per_token": (train["bytes"] + val["bytes"]) / (train["tokens"] + val["tokens"]),  # end tokens count
+            "bytes_per_token": (train["bytes"] + val["bytes"])
+            / (train["tokens"] + val["tokens"]),  # end tokens count
             "unused_tokens": int((self.tokens == 0).sum()),
             "document_tokens": {str(size): self.lengths[size] for size in sorted(self.lengths)},
-            "frequent_tokens": [{"token": tokenizer.decode([i]), "count": int(self.tokens[i])} for i in top],
+            "frequent_tokens": [
+                {"token": tokenizer.decode([i]), "count": int(self.tokens[i])} for i in top
+            ],
             "largest_sources": self._largest(),
             **({"sources": self._sources()} if self.mixture else {}),
             **({"clean": self.tally.metrics(clean)} if clean.active else {}),
@@ -94,7 +113,9 @@ class Counts:
         }
 
     def _largest(self) -> list[dict[str, Any]]:
-        """Documents, bytes and tokens of the sources with most tokens, and of all others together; both sides."""
+        """Documents, bytes and tokens of the sources with most tokens, and of all others together;
+        both sides.
+        """
         sums = {
             name: {kind: sum(held[f"{split}_{kind}"] for split in SPLITS) for kind in KINDS}
             for name, held in self.sources.items()
@@ -103,7 +124,12 @@ class Counts:
         shown, others = order[:LARGEST], order[LARGEST:]
         rows = [{"source": name, **sums[name]} for name in shown]
         if others:
-            rows.append({"source": OTHERS, **{kind: sum(sums[name][kind] for name in others) for kind in KINDS}})
+            rows.append(
+                {
+                    "source": OTHERS,
+                    **{kind: sum(sums[name][kind] for name in others) for kind in KINDS},
+                }
+            )
         return rows
 
     def _add_source(self, name: str, added: dict[str, int]) -> None:

@@ -52,7 +52,8 @@ class MicroBatch(NamedTuple):
 
 
 def one_ahead(items: Iterator[T]) -> Generator[T, None, None]:
-    """The items in their order; while one is in use, a thread makes the next, and no more than that.
+    """The items in their order; while one is in use, a thread makes the next, and no more than
+    that.
 
     What making an item raises is raised here, in the item's turn.
     """
@@ -65,7 +66,9 @@ def one_ahead(items: Iterator[T]) -> Generator[T, None, None]:
 
 
 def announced(data: Dataset, items: Iterator[T], rows_of: Callable[[T], np.ndarray]) -> Iterator[T]:
-    """The items in their order; a distant data set is told the rows of each `rows_ahead` rows before its turn."""
+    """The items in their order; a distant data set is told the rows of each `rows_ahead` rows
+    before its turn.
+    """
     if not isinstance(data, Distant) or not data.rows_ahead:
         yield from items
         return
@@ -82,17 +85,22 @@ def announced(data: Dataset, items: Iterator[T], rows_of: Callable[[T], np.ndarr
 
 
 def host_tensors(data: Dataset, ids: np.ndarray, size: int, pin: bool) -> dict[str, Tensor]:
-    """The rows `ids` as arguments of Transformer.loss, filled up to `size` with rows that have no label.
+    """The rows `ids` as arguments of Transformer.loss, filled up to `size` with rows that have no
+    label.
 
     pin: in page-locked memory, from which a CUDA device copies while it computes.
     """
     tokens, targets, segments, positions = data.rows(ids)
     if missing := size - len(ids):
-        tokens, targets = (_filled(array, missing, value) for array, value in ((tokens, 0), (targets, -100)))
+        tokens, targets = (
+            _filled(array, missing, value) for array, value in ((tokens, 0), (targets, -100))
+        )
         if segments is not None:
             segments, positions = (_filled(array, missing, 0) for array in (segments, positions))
     arrays = {"input_ids": tokens, "targets": targets, "segments": segments, "positions": positions}
-    tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items() if v is not None}
+    tensors = {
+        k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items() if v is not None
+    }
     return {key: value.pin_memory() for key, value in tensors.items()} if pin else tensors
 
 

@@ -1,9 +1,10 @@
-"""Blocks of remote files on this machine's disk, under a limit of bytes that the processes of a run keep together.
+"""Blocks of remote files on this machine's disk, under a limit of bytes that the processes of a run
+keep together.
 
-fsspec's own caches keep whole files or sparse ones, forget by age alone, and its `blockcache` is for one process and
-one thread (its documentation and fsspec/implementations/cached.py, 2026.9). Here a block is a file, written beside and
-renamed, so that any process may read, write or delete any of them at any time.
-"""
+fsspec's own caches keep whole files or sparse ones, forget by age alone, and its `blockcache` is
+for one process and one thread (its documentation and fsspec/implementations/cached.py, 2026.9).
+Here a block is a file, written beside and renamed, so that any process may read, write or delete
+any of them at any time."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ import threading
 from pathlib import Path
 
 SLACK = 0.1  # of the limit: what all processes together may write between two looks at the folder
-# Names of blocks, and of what a killed process left of one: the user may have other files in the folder.
+# Names of blocks, and of what a killed process left of one: the user may have other files in the
+# folder.
 BLOCK = re.compile(r"[0-9a-f]{32}/\d+(\.\d+\.\d+\.tmp)?")
 KEPT = 0.8  # of the limit: what is left when blocks had to go
 
@@ -21,8 +23,8 @@ KEPT = 0.8  # of the limit: what is left when blocks had to go
 class BlockCache:
     """Blocks by name (`<32 hexadecimal digits of its file>/<number>`). The oldest go first.
 
-    Rows come in random order over the whole corpus, so the block read last is no likelier to be read next than any
-    other; to note the times of reading would buy nothing.
+    Rows come in random order over the whole corpus, so the block read last is no likelier to be
+    read next than any other; to note the times of reading would buy nothing.
     """
 
     def __init__(self, folder: Path, limit: int, processes: int) -> None:
@@ -49,7 +51,8 @@ class BlockCache:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Keep a block, and make room for the next ones. One that is larger than the limit allows is not kept.
+        """Keep a block, and make room for the next ones. One that is larger than the limit allows
+        is not kept.
 
         No fsync: what a power cut leaves of a block is told by its digest.
         """
@@ -78,7 +81,8 @@ class BlockCache:
     def _trim(self) -> None:
         """Where the next writes might pass the limit, delete the oldest blocks.
 
-        After a look at the folder there is at most (1 - SLACK) of the limit, and until the next one no process writes
+        After a look at the folder there is at most (1 - SLACK) of the limit, and until the next one
+        no process writes
         more than its share of SLACK: so the limit holds at every moment.
         """
         found = []

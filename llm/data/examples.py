@@ -26,7 +26,9 @@ def packed_examples(
     try:
         table = pq.read_table(path, columns=["id", "task", "prompt", "response"])
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise UserError(f"{path} cannot be read ({error}). Run `dvc repro -sf mix` to write it again.") from None
+        raise UserError(
+            f"{path} cannot be read ({error}). Run `dvc repro -sf mix` to write it again."
+        ) from None
     groups: dict[str, list[tuple[list[int], int]]] = defaultdict(list)
     for batch in table.to_batches(max_chunksize=1024):
         columns = batch.to_pydict()
@@ -45,4 +47,7 @@ def packed_examples(
                 groups[columns["task"][i]].append((ids, len(head)))
     if not groups:
         raise UserError(f"{path} holds no examples; look at metrics/mix.json for what was dropped.")
-    return {name: PackedExamples(items, length, tokenizer.eos_id, seed) for name, items in groups.items()}
+    return {
+        name: PackedExamples(items, length, tokenizer.eos_id, seed)
+        for name, items in groups.items()
+    }

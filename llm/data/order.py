@@ -1,4 +1,5 @@
-"""The order of the data: a pure function of (seed, step), whatever the number of devices, without an array of it.
+"""The order of the data: a pure function of (seed, step), whatever the number of devices, without
+an array of it.
 
 Each epoch visits every sample once, in an order of its own.
 """
@@ -8,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 _MASK = (1 << 64) - 1
-ROUNDS = 6  # of the Feistel network: four already make a pseudorandom permutation of good round functions
+# of the Feistel network: four already make a pseudorandom permutation of good round functions
+ROUNDS = 6
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -21,9 +23,9 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def permute(indices: np.ndarray, n: int, key: int) -> np.ndarray:
     """Where a random permutation of range(n) sends `indices`.
 
-    A Feistel network over the smallest even number of bits that holds n (Luby and Rackoff 1988), walked along its
-    cycles until it lands below n (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"): a bijection on
-    range(n), computed for the asked indices alone.
+    A Feistel network over the smallest even number of bits that holds n (Luby and Rackoff 1988),
+    walked along its cycles until it lands below n (Black and Rogaway 2002, "Ciphers with arbitrary
+    finite domains"): a bijection on range(n), computed for the asked indices alone.
 
     Args:
         indices: integers in range(n), any shape.
@@ -37,7 +39,10 @@ def permute(indices: np.ndarray, n: int, key: int) -> np.ndarray:
         raise ValueError(f"indices must lie in range({n})")
     half = np.uint64(max(1, (max(n - 1, 1).bit_length() + 1) // 2))
     low = np.uint64((1 << int(half)) - 1)
-    keys = _mix(np.uint64(key & _MASK) + np.arange(1, ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    keys = _mix(
+        np.uint64(key & _MASK)
+        + np.arange(1, ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    )
     values = indices.astype(np.uint64).ravel()
     outside = np.ones(values.shape, dtype=bool)
     while outside.any():

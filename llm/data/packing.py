@@ -16,8 +16,9 @@ OPEN_ROWS = 64  # rows that may still take an example; more pack tighter and tak
 def pack(lengths: np.ndarray, capacity: int, seed: int) -> list[np.ndarray]:
     """Spread examples over rows of `capacity` tokens.
 
-    Examples come in a random order given by the seed and go into the open row that they fill best (best fit); of more
-    than OPEN_ROWS open rows the fullest is closed. Rows thus stay random mixtures.
+    Examples come in a random order given by the seed and go into the open row that they fill best
+    (best fit); of more than OPEN_ROWS open rows the fullest is closed. Rows thus stay random
+    mixtures.
 
     Returns:
         The example numbers of each row, in the order in which they stand there.
@@ -60,7 +61,9 @@ class PackedRows(NamedTuple):
 class PackedExamples:
     """Examples in rows of `capacity` tokens, held as flat arrays of token ids."""
 
-    def __init__(self, examples: Iterable[tuple[list[int], int]], capacity: int, eos_id: int, seed: int) -> None:
+    def __init__(
+        self, examples: Iterable[tuple[list[int], int]], capacity: int, eos_id: int, seed: int
+    ) -> None:
         """`examples`: token ids (prompt, response, end token), and how many of them are prompt."""
         ids, prompts = [], []
         for tokens, prompt in examples:
@@ -78,7 +81,9 @@ class PackedExamples:
         self._labels = np.array([labels[row].sum() for row in self.packed], dtype=np.int64)
 
     def head(self, tokens: int) -> PackedExamples:
-        """The first rows of at most `tokens` tokens together, at least one row; the examples are shared."""
+        """The first rows of at most `tokens` tokens together, at least one row; the examples are
+        shared.
+        """
         view = copy.copy(self)
         rows = max(1, min(self.num_rows, tokens // self.capacity))
         view.packed, view._labels, view.num_rows = self.packed[:rows], self._labels[:rows], rows

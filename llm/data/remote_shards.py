@@ -1,17 +1,23 @@
-"""Token shards on a remote file system: read in blocks, ahead of their use, with a part of them on this disk.
+"""Token shards on a remote file system: read in blocks, ahead of their use, with a part of them on
+this disk.
 
-    LLM_TOKENS_URL          where `python -m llm tokens push` put them: s3://bucket/folder, gs://…, file://…
-    LLM_TOKENS_CACHE        folder of the blocks on this disk; ~/.cache/llm/tokens
+    LLM_TOKENS_URL          where `python -m llm tokens push` put them: s3://bucket/folder, gs://…,
+    file://… LLM_TOKENS_CACHE        folder of the blocks on this disk; ~/.cache/llm/tokens
     LLM_TOKENS_CACHE_GB     its limit in 10^9 bytes; 20
 
-A shard that lies in data/tokens is read there, one that does not is read at the address. What counts is
-data/tokens/meta.json: its digest names the folder at the address, and what that holds must repeat its shards' digests.
-With them lie the digests of blocks, which each block is compared with when it comes and when it is first read again.
+A shard that lies in data/tokens is read there, one that does not is read at the address. What
+counts is
+data/tokens/meta.json: its digest names the folder at the address, and what that holds must repeat
+    its shards' digests.
+With them lie the digests of blocks, which each block is compared with when it comes and when it is
+first read again.
 
-Why blocks: rows are drawn at random from all shards, so that the first batches alone would need all shards whole. Why
-256 KiB: S3 takes 0.1 to 0.2 s to answer, whatever it is asked for; in that time a connection carries ten times as much,
-so that a larger block would cost no more time but, for each row of some kilobytes, more traffic (docs/SCALE.md).
-"""
+Why blocks: rows are drawn at random from all shards, so that the first batches alone would need all
+    shards whole. Why
+256 KiB: S3 takes 0.1 to 0.2 s to answer, whatever it is asked for; in that time a connection
+    carries ten times as much,
+so that a larger block would cost no more time but, for each row of some kilobytes, more traffic
+(docs/SCALE.md)."""
 
 from __future__ import annotations
 
@@ -36,7 +42,8 @@ from llm.runtime.remote_fs import CONNECTIONS, Address
 
 BLOCK = 1 << 18  # bytes
 DIGEST = 16  # bytes of a block's BLAKE2b
-ROWS_AHEAD = 512  # at most, of which the blocks are fetched before their turn: 128 MiB, some seconds of a fast card
+# at most, of which the blocks are fetched before their turn: 128 MiB, some seconds of a fast card
+ROWS_AHEAD = 512
 INDEX = "blocks.json"
 FOLDER, GIGABYTES = "~/.cache/llm/tokens", 20.0
 
@@ -64,12 +71,15 @@ def from_environment(directory: Path) -> RemoteTokens | None:
     """What LLM_TOKENS_URL asks for.
 
     Raises:
-        UserError: a variable is unusable, or the tokens there are not those that `directory`/meta.json describes.
+        UserError: a variable is unusable, or the tokens there are not those that
+            `directory`/meta.json describes.
     """
     url = os.environ.get("LLM_TOKENS_URL")
     if not url:
         return None
-    limit = environment_number("LLM_TOKENS_CACHE_GB", GIGABYTES, "gigabytes of disk for tokens", least=1e-6)
+    limit = environment_number(
+        "LLM_TOKENS_CACHE_GB", GIGABYTES, "gigabytes of disk for tokens", least=1e-6
+    )
     folder = Path(os.environ.get("LLM_TOKENS_CACHE") or FOLDER).expanduser()
     return _connected(url, directory, sha256(directory / "meta.json"), folder, int(limit * 1e9))
 
@@ -91,7 +101,9 @@ class RemoteTokens:
         try:
             self.cache = BlockCache(folder, limit, processes)
         except OSError as error:
-            raise UserError(f"LLM_TOKENS_CACHE={folder}: {error.strerror}; name a folder on this disk.") from None
+            raise UserError(
+                f"LLM_TOKENS_CACHE={folder}: {error.strerror}; name a folder on this disk."
+            ) from None
         if os.environ.get("RANK", "0") == "0":
             size = sum(shard.bytes for shard in self.shards.values())
             print(
@@ -103,7 +115,9 @@ class RemoteTokens:
         self._coming: dict[tuple[str, int], Future[bytes]] = {}
         self._lock = threading.Lock()
         self._asked: queue.SimpleQueue[tuple[RemoteShard, int, Future[bytes]]] = queue.SimpleQueue()
-        for _ in range(CONNECTIONS):  # daemons: the end of the process does not wait for a remote that is away
+        for _ in range(
+            CONNECTIONS
+        ):  # daemons: the end of the process does not wait for a remote that is away
             threading.Thread(target=self._fetch_asked, name="tokens", daemon=True).start()
 
     def shard(self, file: str, tokens: int, dtype: np.dtype) -> RemoteShard:
@@ -167,7 +181,9 @@ class RemoteTokens:
                     f"{self.address.url}` where data/tokens is whole."
                 ) from None
             except PermissionError as error:
-                raise UserError(f"LLM_TOKENS_URL={self.address.url}: {path} may not be read ({error}).") from None
+                raise UserError(
+                    f"LLM_TOKENS_URL={self.address.url}: {path} may not be read ({error})."
+                ) from None
 
         try:
             return self.address.patiently(read)
@@ -186,7 +202,11 @@ class RemoteTokens:
         try:
             index: dict[str, Any] = json.loads(self._read(path))
             block, shards = int(index["block"]), {s["file"]: Blocks(**s) for s in index["shards"]}
-            expected = {s["file"]: s["sha256"] for split in ("train", "val") for s in manifest[split]["shards"]}
+            expected = {
+                s["file"]: s["sha256"]
+                for split in ("train", "val")
+                for s in manifest[split]["shards"]
+            }
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{self.address.url}: {path} is not what `python -m llm tokens push` writes ({type(error).__name__}: "
@@ -194,17 +214,23 @@ class RemoteTokens:
             ) from None
         for file, wanted in expected.items():
             if file not in shards or shards[file].sha256 != wanted:
-                raise UserError(f"{self.address.url}: {path} has another {file} than {directory}/meta.json.")
+                raise UserError(
+                    f"{self.address.url}: {path} has another {file} than {directory}/meta.json."
+                )
         return block, shards
 
 
 class RemoteShard:
-    """A shard at the address, which is sliced as the array that it holds; nothing else is asked of shards."""
+    """A shard at the address, which is sliced as the array that it holds; nothing else is asked of
+    shards.
+    """
 
     def __init__(self, remote: RemoteTokens, blocks: Blocks, tokens: int, dtype: np.dtype) -> None:
         self.remote, self.blocks, self.tokens, self.dtype = remote, blocks, tokens, dtype
         self.header = blocks.bytes - tokens * dtype.itemsize
-        self.sound = bytearray(-(-blocks.bytes // remote.block))  # whether this process has seen that a block is
+        self.sound = bytearray(
+            -(-blocks.bytes // remote.block)
+        )  # whether this process has seen that a block is
 
     def __len__(self) -> int:
         return self.tokens
@@ -216,7 +242,9 @@ class RemoteShard:
         numbers = self._numbers(start, stop)
         if len(numbers) > 1:
             self.ahead(start, stop)  # all at once
-        parts = [self._part(n, max(first - n * size, 0), min(last - n * size, size)) for n in numbers]
+        parts = [
+            self._part(n, max(first - n * size, 0), min(last - n * size, size)) for n in numbers
+        ]
         return np.frombuffer(b"".join(parts), self.dtype)
 
     def ahead(self, start: int, stop: int) -> None:
@@ -243,10 +271,14 @@ class RemoteShard:
         """Blocks with tokens start … stop."""
         if stop <= start:
             return range(0)
-        return range(self._bytes(start) // self.remote.block, -(-self._bytes(stop) // self.remote.block))
+        return range(
+            self._bytes(start) // self.remote.block, -(-self._bytes(stop) // self.remote.block)
+        )
 
     def _part(self, number: int, start: int, stop: int) -> bytes:
-        """Bytes start … stop of a block, from the disk or, where it is not there or no longer sound, from afar."""
+        """Bytes start … stop of a block, from the disk or, where it is not there or no longer
+        sound, from afar.
+        """
         cache, name = self.remote.cache, self.name(number)
         if self.sound[number]:
             part = cache.read(name, start, stop - start)

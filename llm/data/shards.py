@@ -1,7 +1,7 @@
 """Token shards: 1-D `.npy` files that are memory-mapped, every document followed by the end token.
 
-`llm.corpus.encode` writes them. Those that are not here may lie at `LLM_TOKENS_URL` (`llm.data.remote_shards`).
-"""
+`llm.corpus.encode` writes them. Those that are not here may lie at `LLM_TOKENS_URL`
+(`llm.data.remote_shards`)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,20 @@ from llm.runtime.io import read_json, sha256
 
 
 def check_tokenizer(tokens: Path, model: Path, stage: str) -> None:
-    """UserError where the shards in `tokens` were made with another tokenizer than that in a model's directory."""
+    """UserError where the shards in `tokens` were made with another tokenizer than that in a
+    model's directory.
+    """
     path = model / "tokenizer.json"
     if not path.exists():
-        raise UserError(f"{path}: no such file. Run `dvc repro` to make it, or copy the checkpoint's.")
+        raise UserError(
+            f"{path}: no such file. Run `dvc repro` to make it, or copy the checkpoint's."
+        )
     if read_json(tokens / "meta.json").get("tokenizer_sha256") != sha256(path):
         do = f"Set tokenize.tokenizer=pretrained and tokenize.origin={model}, and run `dvc repro` again."
-        if model.as_posix() in ("data/tokenizer", "models/base"):  # made with data/tokens, or from them
+        if model.as_posix() in (
+            "data/tokenizer",
+            "models/base",
+        ):  # made with data/tokens, or from them
             do = "Run `dvc repro`, which makes what is out of date of the two."
         raise UserError(f"{stage}: {tokens} was not made with the tokenizer of {model}. {do}")
 
@@ -34,7 +41,8 @@ class TokenStream:
     def __init__(self, directory: str | Path, split: str) -> None:
         """
         Raises:
-            UserError: a file is missing here and at the address, truncated or of another type than meta.json says.
+            UserError: a file is missing here and at the address, truncated or of another type than
+                meta.json says.
         """
         directory = Path(directory)
         again = "Run `dvc repro -sf tokenize` to write it again."
@@ -76,11 +84,19 @@ class TokenStream:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Token ids start … start+length, across shard borders; IndexError where the stream is shorter."""
+        """Token ids start … start+length, across shard borders; IndexError where the stream is
+        shorter.
+        """
         if start < 0 or length < 0 or start + length > len(self):
             raise IndexError(f"tokens {start} … {start + length} of {len(self)}")
-        parts = [self.shards[shard][first:last] for shard, first, last in self._places(start, length)]
-        return np.asarray(parts[0]) if len(parts) == 1 else np.concatenate([np.empty(0, self.dtype), *parts])
+        parts = [
+            self.shards[shard][first:last] for shard, first, last in self._places(start, length)
+        ]
+        return (
+            np.asarray(parts[0])
+            if len(parts) == 1
+            else np.concatenate([np.empty(0, self.dtype), *parts])
+        )
 
     def ahead(self, start: int, length: int) -> None:
         """Say that these tokens will be read soon; what lies afar is fetched in the background."""
@@ -101,7 +117,9 @@ class TokenStream:
         """Each document's ids, without the end token; the boundaries come from the shards alone."""
         rest = np.zeros(0, dtype=np.int64)
         for start in range(0, len(self), chunk):
-            ids = np.concatenate((rest, self.read(start, min(chunk, len(self) - start)).astype(np.int64)))
+            ids = np.concatenate(
+                (rest, self.read(start, min(chunk, len(self) - start)).astype(np.int64))
+            )
             pieces = np.split(ids, np.flatnonzero(ids == self.eos_id) + 1)
             for piece in pieces[:-1]:
                 yield piece[:-1]

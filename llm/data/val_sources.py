@@ -17,7 +17,8 @@ from llm.runtime.io import read_json, sha256
 if TYPE_CHECKING:
     from llm.corpus.statistics import Counts
 
-VALIDATION = "val_sources.npy"  # beside the shards: (documents,) uint16, the place of each one's source in meta.json
+# beside the shards: (documents,) uint16, the place of each one's source in meta.json
+VALIDATION = "val_sources.npy"
 
 
 def mixture(manifest: dict[str, Any]) -> dict[str, float]:
@@ -43,8 +44,11 @@ def save_validation(directory: Path, counts: Counts) -> dict[str, Any]:
     }
 
 
-def validation_sources(directory: Path, stream: TokenStream) -> tuple[list[str], np.ndarray, list[int]]:
-    """Names of a mixture's sources, the place of each validation document's source, and the bytes of each.
+def validation_sources(
+    directory: Path, stream: TokenStream
+) -> tuple[list[str], np.ndarray, list[int]]:
+    """Names of a mixture's sources, the place of each validation document's source, and the bytes
+    of each.
 
     Returns empty lists where the corpus is no mixture.
 
@@ -62,7 +66,9 @@ def validation_sources(directory: Path, stream: TokenStream) -> tuple[list[str],
     try:
         places = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}). Run `dvc repro -sf tokenize` to write it again.") from None
+        raise UserError(
+            f"{path} cannot be read ({error}). Run `dvc repro -sf tokenize` to write it again."
+        ) from None
     if len(places) != stream.documents:
         raise UserError(
             f"{path} has {len(places):,} documents, but the shards have {stream.documents:,}. "

@@ -22,10 +22,12 @@ class Rows(NamedTuple):
 class TokenWindows:
     """Neighbouring windows of a stream; window i predicts tokens i·length + 1 … (i+1)·length.
 
-    A last, shorter window is kept for validation (`partial`), so that every token but the first is predicted once.
-    """
+    A last, shorter window is kept for validation (`partial`), so that every token but the first is
+    predicted once."""
 
-    def __init__(self, stream: TokenStream, length: int, across_documents: bool, partial: bool = False) -> None:
+    def __init__(
+        self, stream: TokenStream, length: int, across_documents: bool, partial: bool = False
+    ) -> None:
         self.stream, self.length, self.across_documents = stream, length, across_documents
         self.rows_ahead = stream.rows_ahead
         self.predicted = len(stream) - 1
@@ -48,7 +50,9 @@ class TokenWindows:
         if self.across_documents:
             return Rows(tokens, targets, None, None)
         ends = tokens == self.stream.eos_id
-        segments = np.cumsum(ends, axis=1) - ends  # an end token belongs to the document that it ends
+        segments = (
+            np.cumsum(ends, axis=1) - ends
+        )  # an end token belongs to the document that it ends
         index = np.arange(self.length)
         first = np.ones_like(ends)
         first[:, 1:] = ends[:, :-1]

@@ -1,1 +1,3 @@
-"""Scores of models and baselines on held-out examples and text, with intervals and measured contamination."""
+"""Scores of models and baselines on held-out examples and text, with intervals and measured
+contamination.
+"""

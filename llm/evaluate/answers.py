@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from llm.model.transformer import Transformer
     from llm.tokenizer.bpe import Tokenizer
 
-PER_BYTE = "argmax over choices of log-likelihood of the choice and the end token / bytes of the choice"
+PER_BYTE = (
+    "argmax over choices of log-likelihood of the choice and the end token / bytes of the choice"
+)
 UNNORMALISED = "argmax over choices of log-likelihood of the choice and the end token"
 
 
@@ -44,7 +46,8 @@ class Answers:
 class Asking:
     """How questions are put to a model.
 
-    max_new_tokens: by task or by kind of task; where both are silent, what the kind leaves free for a response.
+    max_new_tokens: by task or by kind of task; where both are silent, what the kind leaves free for
+        a response.
     who: of error messages.
     stop_ids: tokens that end an answer, beside the end token.
     """
@@ -59,7 +62,9 @@ class Asking:
 
 
 def check_vocabulary(model: Transformer, tokenizer: Tokenizer, who: str) -> None:
-    """Raises UserError where the tokenizer has tokens, such as those around a chat, that the model lacks."""
+    """Raises UserError where the tokenizer has tokens, such as those around a chat, that the model
+    lacks.
+    """
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
             f"{who}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: it lacks "
@@ -68,10 +73,14 @@ def check_vocabulary(model: Transformer, tokenizer: Tokenizer, who: str) -> None
 
 
 def rounds(
-    name: str, tests: Sequence[TestSet], decoding: Decoding, variants: Mapping[str, Decoding], examples: int | None
+    name: str,
+    tests: Sequence[TestSet],
+    decoding: Decoding,
+    variants: Mapping[str, Decoding],
+    examples: int | None,
 ) -> Iterator[tuple[str, Decoding, TestSet]]:
-    """What a model is asked, as (whose answers, decoding, test set): every test, and for each other way of decoding
-    (`variant:<name>`) the first `examples` of those whose answers are written.
+    """What a model is asked, as (whose answers, decoding, test set): every test, and for each other
+    way of decoding (`variant:<name>`) the first `examples` of those whose answers are written.
     """
     for test in tests:
         yield name, decoding, test
@@ -81,7 +90,7 @@ def rounds(
                 yield f"variant:{variant}", other, test.head(examples)
 
 
-# -- answers ---------------------------------------------------------------------------------------------------------
+# -- answers
 
 
 def answer(
@@ -136,15 +145,22 @@ def _generate(
     from llm.generation.request import Request
 
     decoding = asking.decoding
-    if asking.shots.count and not asking.chat:  # a plain answer ends where the next example would begin
+    if (
+        asking.shots.count and not asking.chat
+    ):  # a plain answer ends where the next example would begin
         decoding = decoding.model_copy(update={"stop_strings": (*decoding.stop_strings, BETWEEN)})
     seeds = [key("decode", asking.seed, row["id"]) for row in rows]
-    requests = [Request(ids, new, decoding, seed) for ids, seed in zip(asked.ids, seeds, strict=True)]
+    requests = [
+        Request(ids, new, decoding, seed) for ids, seed in zip(asked.ids, seeds, strict=True)
+    ]
     stop_ids = asking.stop_ids | {tokenizer.eos_id}
     found = complete(model, requests, stop_ids, tokenizer.decode, on_progress=on_progress)
     check_finite([completion.reason != "not_finite" for completion in found], "prompts", asking.who)
     unfinished = [float(completion.reason != "stop") for completion in found]
-    counts = [*asked.counts, metrics.mean("unfinished", "share of answers cut at their limit|scale:0-1", unfinished)]
+    counts = [
+        *asked.counts,
+        metrics.mean("unfinished", "share of answers cut at their limit|scale:0-1", unfinished),
+    ]
     texts = [(completion.text or "").strip() for completion in found]
     return Answers(texts, {}, counts, f"{asked.form}|{decoding.describe()}, at most {new} tokens")
 
@@ -185,11 +201,13 @@ def check_finite(finite: Sequence[bool], what: str, who: str) -> None:
         )
 
 
-# -- scores ----------------------------------------------------------------------------------------------------------
+# -- scores
 
 
 def measures(test: TestSet, texts: Sequence[str], form: str) -> list[Measure]:
-    """The metrics of a kind of task, and the counts of what is odd. form: how the answers were made, for signatures."""
+    """The metrics of a kind of task, and the counts of what is odd. form: how the answers were
+    made, for signatures.
+    """
     task = tasks.get(test.kind, test.name)
     references = [row["references"] for row in test.rows]
     found: list[Measure] = []
@@ -202,7 +220,8 @@ def measures(test: TestSet, texts: Sequence[str], form: str) -> list[Measure]:
     if hasattr(task, "score"):
         own = [task.score(text, row) for text, row in zip(texts, test.rows, strict=True)]
         found += [
-            metrics.mean(name, f"mean of llm/tasks/{test.kind}.py", [row[name] for row in own]) for name in own[0]
+            metrics.mean(name, f"mean of llm/tasks/{test.kind}.py", [row[name] for row in own])
+            for name in own[0]
         ]
     if task.CLOSED:
         names = {choice for row in test.rows for choice in row["choices"]}
@@ -210,6 +229,9 @@ def measures(test: TestSet, texts: Sequence[str], form: str) -> list[Measure]:
         found = [*metrics.classification(texts, labels, form, names, positive), *found]
     else:
         found.append(metrics.mean_length(texts))
-        found = [Measure(m.name, f"{m.signature}|{form}", m.statistics, m.reduce, m.column) for m in found]
+        found = [
+            Measure(m.name, f"{m.signature}|{form}", m.statistics, m.reduce, m.column)
+            for m in found
+        ]
     wanted = [m for m in found if m.name in (*task.METRICS, "mean_length")]
     return [*wanted, *metrics.counted(texts, test.rows)]

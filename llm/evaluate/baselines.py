@@ -1,7 +1,7 @@
 """Answers that need no language model: what a score must beat to mean anything.
 
-All are pure functions of the example, its id and the training answers; `random` draws by a hash of the id, so adding
-or removing examples never changes another's answer.
+All are pure functions of the example, its id and the training answers; `random` draws by a hash of
+the id, so adding or removing examples never changes another's answer.
 """
 
 from __future__ import annotations
@@ -29,17 +29,24 @@ def draw(items: Sequence[str], *key: str | int) -> str:
     return items[int(uniform(*key) * len(items))] if items else ""
 
 
-# -- summarization and instructions ----------------------------------------------------------------------------------
+# -- summarization and instructions
 
 
 def usual_sentences(summaries: Iterable[str]) -> int:
-    """Median number of sentences of (the first 10,000) training summaries: 1 for titles, 3 for CNN/DailyMail."""
-    counts = [len(sentences(text, lines=True)) for text, _ in zip(summaries, range(SENTENCES), strict=False)]
+    """Median number of sentences of (the first 10,000) training summaries: 1 for titles, 3 for
+    CNN/DailyMail.
+    """
+    counts = [
+        len(sentences(text, lines=True))
+        for text, _ in zip(summaries, range(SENTENCES), strict=False)
+    ]
     return max(1, round(statistics.median(counts))) if counts else 1
 
 
 def lead(document: str, count: int) -> str:
-    """The first `count` sentences, one a line (Lead-3 with count 3: See et al. 2017, arXiv:1704.04368)."""
+    """The first `count` sentences, one a line (Lead-3 with count 3: See et al. 2017,
+    arXiv:1704.04368).
+    """
     return "\n".join(sentences(document)[:count])
 
 
@@ -50,7 +57,7 @@ def random_sentences(document: str, count: int, seed: int, example_id: str) -> s
     return "\n".join(found[i] for i in sorted(order[:count]))
 
 
-# -- question answering ----------------------------------------------------------------------------------------------
+# -- question answering
 
 
 def random_sentence(context: str, seed: int, example_id: str) -> str:
@@ -61,11 +68,11 @@ def random_sentence(context: str, seed: int, example_id: str) -> str:
 def sliding_window(context: str, question: str) -> str:
     """The context's sentence with the best match to the question; the first of equals.
 
-    The sliding window of Richardson et al. 2013 (MCTest, algorithm 1), which SQuAD took as its baseline (Rajpurkar et
-    al. 2016, section 5.1): a window as long as the question has distinct words slides over the text, and a word of
-    the question found in it adds its inverse count log(1 + 1/count in the context). There the candidates are given
-    answers or the constituents of a parse; here they are sentences, and a window stays inside one.
-    """
+    The sliding window of Richardson et al. 2013 (MCTest, algorithm 1), which SQuAD took as its
+    baseline (Rajpurkar et al. 2016, section 5.1): a window as long as the question has distinct
+    words slides over the text, and a word of the question found in it adds its inverse count log(1
+    + 1/count in the context). There the candidates are given answers or the constituents of a
+    parse; here they are sentences, and a window stays inside one."""
     candidates = sentences(context)
     counts = collections.Counter(words(context))
     wanted = set(words(question))
@@ -74,13 +81,15 @@ def sliding_window(context: str, question: str) -> str:
         tokens = words(candidate)
         width = max(1, min(len(wanted), len(tokens)))
         gains = [math.log(1 + 1 / counts[word]) if word in wanted else 0.0 for word in tokens]
-        score = max((math.fsum(gains[i : i + width]) for i in range(len(tokens) - width + 1)), default=0.0)
+        score = max(
+            (math.fsum(gains[i : i + width]) for i in range(len(tokens) - width + 1)), default=0.0
+        )
         if score > best:
             best, answer = score, candidate
     return answer
 
 
-# -- classification --------------------------------------------------------------------------------------------------
+# -- classification
 
 
 def majority(labels: Iterable[str]) -> str:
@@ -89,11 +98,14 @@ def majority(labels: Iterable[str]) -> str:
     return min(counts, key=lambda label: (-counts[label], label)) if counts else ""
 
 
-def tfidf(train_texts: Sequence[str], train_labels: Sequence[str], texts: Sequence[str]) -> list[str]:
-    """Labels of `texts` by logistic regression on TF-IDF of words and word pairs: strong without a neural network.
+def tfidf(
+    train_texts: Sequence[str], train_labels: Sequence[str], texts: Sequence[str]
+) -> list[str]:
+    """Labels of `texts` by logistic regression on TF-IDF of words and word pairs: strong without a
+    neural network.
 
-    It reads what a model reads, the prompts with their templates, and is trained on the same examples.
-    """
+    It reads what a model reads, the prompts with their templates, and is trained on the same
+    examples."""
     if len(set(train_labels)) < 2 or not any(words(text) for text in train_texts):
         return [majority(train_labels)] * len(texts)
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -102,18 +114,24 @@ def tfidf(train_texts: Sequence[str], train_labels: Sequence[str], texts: Sequen
     from threadpoolctl import threadpool_limits
 
     model = make_pipeline(
-        TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=TFIDF_FEATURES, token_pattern=r"\w+"),
+        TfidfVectorizer(
+            sublinear_tf=True, ngram_range=(1, 2), max_features=TFIDF_FEATURES, token_pattern=r"\w+"
+        ),
         LogisticRegression(C=10.0, tol=1e-3, max_iter=1000),
     )
-    with threadpool_limits(1):  # sums in one order on any machine, and no contention over small matrices
+    with threadpool_limits(
+        1
+    ):  # sums in one order on any machine, and no contention over small matrices
         model.fit(list(train_texts), list(train_labels))
     return [str(label) for label in model.predict(list(texts))]
 
 
-# -- by kind ---------------------------------------------------------------------------------------------------------
+# -- by kind
 
 
-def answers(kind: str, rows: Sequence[Row], train: Sequence[tuple[str, str]], seed: int) -> dict[str, list[str]]:
+def answers(
+    kind: str, rows: Sequence[Row], train: Sequence[tuple[str, str]], seed: int
+) -> dict[str, list[str]]:
     """Predictions of every baseline of a kind of task: name → one text a row.
 
     train: prompts and responses of the task's training examples.
@@ -153,5 +171,7 @@ def answers(kind: str, rows: Sequence[Row], train: Sequence[tuple[str, str]], se
             each[name] = partial(lambda name, row: own(row)[name], name)
     found = {name: [answer(row) for row in rows] for name, answer in each.items()}
     if kind == "classification":
-        found["tfidf"] = tfidf([prompt for prompt, _ in train], train_responses, [row["prompt"] for row in rows])
+        found["tfidf"] = tfidf(
+            [prompt for prompt, _ in train], train_responses, [row["prompt"] for row in rows]
+        )
     return found

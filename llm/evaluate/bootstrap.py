@@ -1,9 +1,10 @@
-"""Bootstrap percentile intervals (Efron and Tibshirani 1993, chapter 13), vectorised over sufficient statistics.
+"""Bootstrap percentile intervals (Efron and Tibshirani 1993, chapter 13), vectorised over
+sufficient statistics.
 
-Every metric here is a function of a sum over examples: a mean is one column, BLEU ten counts, the Matthews correlation
-the marginals of the confusion matrix. A resample is then a row of how often each example was drawn, times the matrix of
-statistics. Equal seed and number of examples give the same resamples, so intervals of two models move together.
-"""
+Every metric here is a function of a sum over examples: a mean is one column, BLEU ten counts, the
+Matthews correlation the marginals of the confusion matrix. A resample is then a row of how often
+each example was drawn, times the matrix of statistics. Equal seed and number of examples give the
+same resamples, so intervals of two models move together."""
 
 from __future__ import annotations
 
@@ -13,11 +14,15 @@ import numpy as np
 
 CELLS = 4_000_000  # of the matrix of draws held at a time: 32 MB
 
-Reduce = Callable[[np.ndarray, int], np.ndarray]  # sums (resamples, k), examples -> values (resamples,)
+Reduce = Callable[
+    [np.ndarray, int], np.ndarray
+]  # sums (resamples, k), examples -> values (resamples,)
 
 
 def resampled_sums(statistics: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Sums of `statistics` (n, k) over `resamples` draws of n examples with replacement: (resamples, k), float64."""
+    """Sums of `statistics` (n, k) over `resamples` draws of n examples with replacement:
+    (resamples, k), float64.
+    """
     n = len(statistics)
     values = np.ascontiguousarray(statistics, dtype=np.float64)
     generator = np.random.default_rng(seed)
@@ -27,7 +32,8 @@ def resampled_sums(statistics: np.ndarray, resamples: int, seed: int) -> np.ndar
         count = min(rows, resamples - first)
         drawn = generator.integers(0, n, size=(count, n)) + n * np.arange(count)[:, None]
         draws = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
-        # Not a matrix product: einsum sums in one order whatever the number of BLAS threads, so bytes do not change.
+        # Not a matrix product: einsum sums in one order whatever the number of BLAS threads, so
+        # bytes do not change.
         sums[first : first + count] = np.einsum("rn,nk->rk", draws.astype(np.float64), values)
     return sums
 

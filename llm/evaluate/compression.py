@@ -1,7 +1,8 @@
-"""What held-out text costs without a language model: zstd with a trained dictionary, and single-token counts.
+"""What held-out text costs without a language model: zstd with a trained dictionary, and
+single-token counts.
 
-Both see the training text only, and code each held-out document (zstd) or token (unigram) with what they learnt there.
-"""
+Both see the training text only, and code each held-out document (zstd) or token (unigram) with what
+they learnt there."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ READ = 1_000_000  # tokens read at a time
 LEVEL = 19
 DICTIONARY_BYTES = 112_640  # 110 KiB, the zstd command's default
 SAMPLE_BYTES = 32 * 2**20  # of training documents that the dictionary is trained on: memory
-PIECE_BYTES = 4096  # of a document that count as one sample: ZDICT weighs samples, and reads the beginning of long ones
+# of a document that count as one sample: ZDICT weighs samples, and reads the beginning of long ones
+PIECE_BYTES = 4096
 
 
 class Decoder(Protocol):
@@ -34,11 +36,13 @@ class Decoder(Protocol):
 def documents(stream: TokenStream, tokenizer: Decoder) -> Iterator[tuple[str, int]]:
     """The documents of a stream, in order, with the number of their tokens.
 
-    Documents end at the end-of-text token, which is counted and not decoded. Memory: the longest document.
-    """
+    Documents end at the end-of-text token, which is counted and not decoded. Memory: the longest
+    document."""
     rest = np.zeros(0, dtype=np.int64)
     for start in range(0, len(stream), READ):
-        block = np.concatenate([rest, stream.read(start, min(READ, len(stream) - start)).astype(np.int64)])
+        block = np.concatenate(
+            [rest, stream.read(start, min(READ, len(stream) - start)).astype(np.int64)]
+        )
         ends = np.flatnonzero(block == stream.eos_id)
         first = 0
         for last in ends:
@@ -64,8 +68,11 @@ def token_counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
     return counts
 
 
-def unigram_nats(stream: TokenStream, counts: np.ndarray, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Code lengths of the same windows as `llm.generation.likelihood.stream_nll`, by add-one smoothed training counts.
+def unigram_nats(
+    stream: TokenStream, counts: np.ndarray, sequence_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Code lengths of the same windows as `llm.generation.likelihood.stream_nll`, by add-one
+    smoothed training counts.
 
     Returns:
         Per window: nats (float64) and predicted tokens.
@@ -81,7 +88,9 @@ def unigram_nats(stream: TokenStream, counts: np.ndarray, sequence_length: int) 
 
 
 class Sample:
-    """Training documents spread evenly over the corpus, at most `budget` bytes, in pieces of at most 4 KiB."""
+    """Training documents spread evenly over the corpus, at most `budget` bytes, in pieces of at
+    most 4 KiB.
+    """
 
     def __init__(self, total_bytes: int, budget: int = SAMPLE_BYTES) -> None:
         self.every = max(1, -(-total_bytes // budget))
@@ -98,11 +107,13 @@ class Sample:
         self._count += 1
 
 
-def train_dictionary(pieces: list[bytes], size: int = DICTIONARY_BYTES) -> tuple[zstandard.ZstdCompressionDict, str]:
+def train_dictionary(
+    pieces: list[bytes], size: int = DICTIONARY_BYTES
+) -> tuple[zstandard.ZstdCompressionDict, str]:
     """A zstd dictionary, and how it was made, for the signature.
 
-    Where there is too little text for zstd's training, the last bytes of the text themselves are the dictionary.
-    """
+    Where there is too little text for zstd's training, the last bytes of the text themselves are
+    the dictionary."""
     import zstandard
 
     try:
@@ -110,14 +121,18 @@ def train_dictionary(pieces: list[bytes], size: int = DICTIONARY_BYTES) -> tuple
     except zstandard.ZstdError:
         raw = b"".join(pieces)[-size:]
         kind = zstandard.DICT_TYPE_RAWCONTENT
-        return zstandard.ZstdCompressionDict(raw, dict_type=kind), f"dictionary:raw text, {len(raw)} bytes"
+        return zstandard.ZstdCompressionDict(
+            raw, dict_type=kind
+        ), f"dictionary:raw text, {len(raw)} bytes"
 
 
-def compressed_bytes(texts: Iterable[str], dictionary: zstandard.ZstdCompressionDict) -> tuple[np.ndarray, np.ndarray]:
+def compressed_bytes(
+    texts: Iterable[str], dictionary: zstandard.ZstdCompressionDict
+) -> tuple[np.ndarray, np.ndarray]:
     """Bytes of each text compressed alone at level 19, and its own; empty texts are left out.
 
-    Frames carry no magic number, size, checksum or dictionary id: a favour to zstd, of some 10 bytes a document.
-    """
+    Frames carry no magic number, size, checksum or dictionary id: a favour to zstd, of some 10
+    bytes a document."""
     import zstandard
 
     settings = zstandard.ZstdCompressionParameters.from_level(
@@ -129,6 +144,8 @@ def compressed_bytes(texts: Iterable[str], dictionary: zstandard.ZstdCompression
     )
     dictionary.precompute_compress(compression_params=settings)
     compressor = zstandard.ZstdCompressor(compression_params=settings, dict_data=dictionary)
-    sizes = [(len(compressor.compress(data)), len(data)) for text in texts if (data := text.encode())]
+    sizes = [
+        (len(compressor.compress(data)), len(data)) for text in texts if (data := text.encode())
+    ]
     table = np.array(sizes, dtype=np.int64).reshape(-1, 2)
     return table[:, 0], table[:, 1]

@@ -1,12 +1,13 @@
 """How much of the test data the training text contains: shared 13-grams of words.
 
-An example is contaminated where its input or a reference shares a run of 13 words with the training text (Brown et al.
-2020, arXiv:2005.14165, appendix C, whose N is at most 13). Words are `ngrams.words`: lower-cased, without punctuation.
-Runs stay within one text; an example without a text of 13 words cannot be contaminated and counts as clean.
+An example is contaminated where its input or a reference shares a run of 13 words with the training
+text (Brown et al. 2020, arXiv:2005.14165, appendix C, whose N is at most 13). Words are
+`ngrams.words`: lower-cased, without punctuation. Runs stay within one text; an example without a
+    text of 13 words cannot be contaminated and counts as clean.
 
-The test side is held in memory, 25 bytes a run and a word; the training side streams past in blocks, so memory does not
-grow with it. A match is compared word by word: nothing is counted that is not there.
-"""
+The test side is held in memory, 25 bytes a run and a word; the training side streams past in
+blocks, so memory does not grow with it. A match is compared word by word: nothing is counted that
+is not there."""
 
 from __future__ import annotations
 

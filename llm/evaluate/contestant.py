@@ -1,7 +1,7 @@
 """A model under test: its answers to the tests, and what it makes of held-out text.
 
-Every process that takes part calls these alike; the first one, which has the book, keeps the scores.
-"""
+Every process that takes part calls these alike; the first one, which has the book, keeps the
+scores."""
 
 from __future__ import annotations
 
@@ -54,19 +54,27 @@ def answer_tests(
     e = p.evaluate
     run.check_limits(e.max_new_tokens, tests)
     variants = e.variants if c.name == "finetuned" else {}
-    for label, decoding, test in run.rounds(c.name, tests, e.decoding, variants, e.variant_examples):
+    for label, decoding, test in run.rounds(
+        c.name, tests, e.decoding, variants, e.variant_examples
+    ):
         shots = Shots(e.shots, examples[test.name], p.seed)
         who, stops = f"{c.directory}, {test.name}", stop_ids(c.directory, c.tokenizer)
         asking = run.Asking(c.chat, e.max_new_tokens, decoding, shots, p.seed, who, stops)
-        with Progress(f"{label} · {test.name}", len(test.rows), "examples", quiet=book is None) as bar:
+        with Progress(
+            f"{label} · {test.name}", len(test.rows), "examples", quiet=book is None
+        ) as bar:
             answers = run.answer(c.model, c.tokenizer, test, asking, bar.update)
         if book is not None:
             book.answers(label, test, answers)
 
 
 def read_text(c: Contestant, text: ValSample, names: list[str], book: ScoreBook | None) -> None:
-    """Score the likelihood of held-out text, whole and by source; `names` has the source of each document."""
-    found = language.language_modeling(c.model, text, c.tokenizer, f"{c.directory}, {LANGUAGE_MODELING}")
+    """Score the likelihood of held-out text, whole and by source; `names` has the source of each
+    document.
+    """
+    found = language.language_modeling(
+        c.model, text, c.tokenizer, f"{c.directory}, {LANGUAGE_MODELING}"
+    )
     if book is not None:
         apart = language.by_source(found, names, text.document_bytes, text.document_tokens)
         book.windows(c.name, found, apart)

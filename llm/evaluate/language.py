@@ -1,4 +1,6 @@
-"""Language modelling on held-out text: loss, perplexity and bits per byte, of all of it and of each source."""
+"""Language modelling on held-out text: loss, perplexity and bits per byte, of all of it and of each
+source.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,21 @@ if TYPE_CHECKING:
     from llm.model.transformer import Transformer
     from llm.tokenizer.bpe import Tokenizer
 
-WINDOW = 2048  # tokens of context at most for perplexity: logits of a longer one would need gigabytes
+WINDOW = (
+    2048  # tokens of context at most for perplexity: logits of a longer one would need gigabytes
+)
 LOGITS = 2**25  # held at a time for perplexity: 128 MB in float32
-SOURCES = 12  # of the text that have a score of their own, the largest; the others are scored together
+SOURCES = (
+    12  # of the text that have a score of their own, the largest; the others are scored together
+)
 OTHERS, UNKNOWN = "others", "unknown"
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Held-out text by windows: nats, predicted tokens and bytes of each, (windows,); and nats by documents."""
+    """Held-out text by windows: nats, predicted tokens and bytes of each, (windows,); and nats by
+    documents.
+    """
 
     nats: np.ndarray
     tokens: np.ndarray
@@ -41,15 +49,19 @@ class Windows:
         return [
             metrics.loss(self.nats, self.tokens, f"nats per token|{self.scope}"),
             metrics.perplexity(self.nats, self.tokens, f"per token|{self.scope}"),
-            metrics.bits_per_byte(self.nats, self.bytes, f"end-of-text tokens cost bits, have no bytes|{self.scope}"),
+            metrics.bits_per_byte(
+                self.nats, self.bytes, f"end-of-text tokens cost bits, have no bytes|{self.scope}"
+            ),
         ]
 
 
-def language_modeling(model: Transformer, stream: ValSample, tokenizer: Tokenizer, who: str = "the model") -> Windows:
+def language_modeling(
+    model: Transformer, stream: ValSample, tokenizer: Tokenizer, who: str = "the model"
+) -> Windows:
     """Held-out text in windows that do not overlap.
 
-    Every token but the first is predicted once, end-of-text tokens too; bytes are the documents', so bits per byte
-    compare across tokenizers.
+    Every token but the first is predicted once, end-of-text tokens too; bytes are the documents',
+    so bits per byte compare across tokenizers.
 
     Raises:
         UserError: the model's logits are not finite.
@@ -61,7 +73,9 @@ def language_modeling(model: Transformer, stream: ValSample, tokenizer: Tokenize
     batch = max(1, min(16, LOGITS // (window * model.config.vocab_size)))
     nats, counts, documents = stream_nll(model, stream, window, batch_size=batch)
     check_finite(np.isfinite(nats).tolist(), "windows of text", who)
-    return windows(nats, counts, documents, window, stream, tokenizer, f"windows of {window} tokens")
+    return windows(
+        nats, counts, documents, window, stream, tokenizer, f"windows of {window} tokens"
+    )
 
 
 def windows(
@@ -74,7 +88,8 @@ def windows(
     form: str,
 ) -> Windows:
     """Code lengths (nats) and predicted tokens of windows, with the bytes of their text."""
-    # A character that a border parts is inexact on both sides; this moves the interval only, the total is exact.
+    # A character that a border parts is inexact on both sides; this moves the interval only, the
+    # total is exact.
     sizes = window_bytes(stream, tokenizer, counts, window)
     scope = f"{int(counts.sum())} tokens, {stream.bytes} bytes of {stream.describe()}|{form}"
     return Windows(nats, counts, sizes * (stream.bytes / sizes.sum()), documents, scope)
@@ -92,7 +107,9 @@ def likelihood(
     return windows(nats, counts, np.zeros(0), window, stream, tokenizer, form).measures()
 
 
-def window_bytes(stream: TokenStream, tokenizer: Tokenizer, counts: np.ndarray, window: int) -> np.ndarray:
+def window_bytes(
+    stream: TokenStream, tokenizer: Tokenizer, counts: np.ndarray, window: int
+) -> np.ndarray:
     """UTF-8 bytes of the text that each window predicts: (windows,) float64, at least 1."""
     sizes = np.ones(len(counts))
     for i, count in enumerate(counts):
@@ -101,17 +118,20 @@ def window_bytes(stream: TokenStream, tokenizer: Tokenizer, counts: np.ndarray, 
     return sizes
 
 
-# -- by source -------------------------------------------------------------------------------------------------------
+# -- by source
 
 
-def sources(stream: ValSample, tokenizer: Tokenizer, records: Iterable[Mapping[str, Any]]) -> list[str]:
+def sources(
+    stream: ValSample, tokenizer: Tokenizer, records: Iterable[Mapping[str, Any]]
+) -> list[str]:
     """Return the source of each document.
 
-    Those of a mixture are on record beside its tokens. Others are known by their text, so nothing need be known of how
-    the stream was made; what no record holds (a document that was cut, or changed before it was tokenized) is
-    `unknown`.
+    Those of a mixture are on record beside its tokens. Others are known by their text, so nothing
+    need be known of how the stream was made; what no record holds (a document that was cut, or
+    changed before it was tokenized) is `unknown`.
 
-    records: with `text` and `source`, in the stream's order; read as far as the last document that is whole.
+    records: with `text` and `source`, in the stream's order; read as far as the last document that
+        is whole.
     """
     if stream.names is not None:
         return stream.names
@@ -133,11 +153,15 @@ def largest(names: list[str], sizes: np.ndarray) -> list[str]:
     volume: Counter[str] = Counter()
     for name, size in zip(names, sizes.tolist(), strict=True):
         volume[name] += size
-    found = [name for name, _ in sorted(volume.items(), key=lambda item: (-item[1], item[0]))[:SOURCES]]
+    found = [
+        name for name, _ in sorted(volume.items(), key=lambda item: (-item[1], item[0]))[:SOURCES]
+    ]
     return [name if name in found else OTHERS for name in names]
 
 
-def by_source(found: Windows, names: list[str], sizes: np.ndarray, tokens: np.ndarray) -> list[Measure]:
+def by_source(
+    found: Windows, names: list[str], sizes: np.ndarray, tokens: np.ndarray
+) -> list[Measure]:
     """Bits per byte of each source, `bits_per_byte/<source>`; one row a document.
 
     names, sizes, tokens: source, as `largest` gives it, bytes and tokens of each document.
@@ -148,6 +172,12 @@ def by_source(found: Windows, names: list[str], sizes: np.ndarray, tokens: np.nd
         if here.any():
             read = f"{int(tokens[here].sum())} tokens, {int(sizes[here].sum())} bytes"
             signature = f"{int(here.sum())} documents, {read} from {name}"
-            measure = metrics.bits_per_byte(found.documents[here], sizes[here], f"{signature}|{found.scope}")
-            measures.append(Measure(f"bits_per_byte/{name}", measure.signature, measure.statistics, measure.reduce))
+            measure = metrics.bits_per_byte(
+                found.documents[here], sizes[here], f"{signature}|{found.scope}"
+            )
+            measures.append(
+                Measure(
+                    f"bits_per_byte/{name}", measure.signature, measure.statistics, measure.reduce
+                )
+            )
     return measures

@@ -1,12 +1,15 @@
-"""Is B better than A? Paired tests on the same examples: approximate randomisation and the paired bootstrap.
+"""Is B better than A? Paired tests on the same examples: approximate randomisation and the paired
+bootstrap.
 
-Approximate randomisation (Noreen 1989; Riezler and Maxwell 2005) swaps the two models' results on each example with a
-chance of one half: under the hypothesis that the models do not differ, the difference that was seen is one of those.
-The interval of the difference comes from the paired bootstrap (Koehn 2004): both models on the same resampled examples.
-Both work on the statistics of `metrics.Measure`, so that corpus scores such as BLEU and Matthews correlation, which
-scipy's tests would need a slow function for, are recomputed in each trial from sums. Where scipy.stats.permutation_test
-and sacrebleu's paired tests apply, they find the same (tests/evaluate/test_paired.py).
-"""
+Approximate randomisation (Noreen 1989; Riezler and Maxwell 2005) swaps the two models' results on
+each example with a
+chance of one half: under the hypothesis that the models do not differ, the difference that was seen
+    is one of those.
+The interval of the difference comes from the paired bootstrap (Koehn 2004): both models on the same
+resampled examples. Both work on the statistics of `metrics.Measure`, so that corpus scores such as
+BLEU and Matthews correlation, which scipy's tests would need a slow function for, are recomputed in
+each trial from sums. Where scipy.stats.permutation_test and sacrebleu's paired tests apply, they
+find the same (tests/evaluate/test_paired.py)."""
 
 from __future__ import annotations
 
@@ -57,12 +60,17 @@ def differences(
     groups: dict[int, list[tuple[Measure, Measure]]] = {}
     for one, two in pairs:
         if one.statistics.shape != two.statistics.shape:
-            raise ValueError(f"{one.name}: statistics of {one.statistics.shape} and {two.statistics.shape}")
+            raise ValueError(
+                f"{one.name}: statistics of {one.statistics.shape} and {two.statistics.shape}"
+            )
         groups.setdefault(len(one.statistics), []).append((one, two))
     found = {}
     for n, group in groups.items():
-        # All measures of the same examples at once: one draw of swaps, and of examples, serves them all.
-        stacked = [np.concatenate([pair[side].statistics for pair in group], axis=1) for side in (0, 1)]
+        # All measures of the same examples at once: one draw of swaps, and of examples, serves them
+        # all.
+        stacked = [
+            np.concatenate([pair[side].statistics for pair in group], axis=1) for side in (0, 1)
+        ]
         totals = [side.astype(np.float64).sum(axis=0) for side in stacked]
         moved = _swapped(stacked[1] - stacked[0], TRIALS, seed)
         drawn = [resampled_sums(side, resamples, seed) for side in stacked]
@@ -72,19 +80,26 @@ def differences(
             before, after = one.value(), two.value()
             swapped_b = two.reduce(totals[1][at] - moved[:, at], n)
             swapped_a = one.reduce(totals[0][at] + moved[:, at], n)
-            # As far apart as what was seen, or nearly: sums in another order differ in their last digits.
+            # As far apart as what was seen, or nearly: sums in another order differ in their last
+            # digits.
             seen = abs(after - before) * (1 - 1e-9) - 1e-15
             extreme = int((np.abs(swapped_b - swapped_a) >= seen).sum())
             tail = (1.0 - confidence) / 2.0
             spread = two.reduce(drawn[1][:, at], n) - one.reduce(drawn[0][:, at], n)
             low, high = np.quantile(spread, [tail, 1.0 - tail])
-            p_value = (extreme + 1) / (TRIALS + 1)  # never 0: what was seen is one of the possible outcomes
-            found[one.name] = Difference(one.name, before, after, after - before, float(low), float(high), p_value, n)
+            p_value = (extreme + 1) / (
+                TRIALS + 1
+            )  # never 0: what was seen is one of the possible outcomes
+            found[one.name] = Difference(
+                one.name, before, after, after - before, float(low), float(high), p_value, n
+            )
     return [found[one.name] for one, _ in pairs]
 
 
 def _swapped(change: np.ndarray, trials: int, seed: int) -> np.ndarray:
-    """Sums (trials, k) of the rows of `change` (n, k) that are swapped, each with a chance of one half."""
+    """Sums (trials, k) of the rows of `change` (n, k) that are swapped, each with a chance of one
+    half.
+    """
     n = len(change)
     values = np.ascontiguousarray(change, dtype=np.float64)
     generator = np.random.default_rng([seed, n])
@@ -92,14 +107,18 @@ def _swapped(change: np.ndarray, trials: int, seed: int) -> np.ndarray:
     rows = max(1, CELLS // n)
     for first in range(0, trials, rows):
         count = min(rows, trials - first)
-        bits = np.unpackbits(generator.integers(0, 256, size=(count, -(-n // 8)), dtype=np.uint8), axis=1)[:, :n]
+        bits = np.unpackbits(
+            generator.integers(0, 256, size=(count, -(-n // 8)), dtype=np.uint8), axis=1
+        )[:, :n]
         # Not a matrix product: see `intervals.resampled_sums`.
         sums[first : first + count] = np.einsum("rn,nk->rk", bits.astype(np.float64), values)
     return sums
 
 
 def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which differences are significant where several are looked at (Holm 1979): all errors together under `level`."""
+    """Which differences are significant where several are looked at (Holm 1979): all errors
+    together under `level`.
+    """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     significant = [False] * len(p_values)
     for rank, i in enumerate(order):

@@ -1,4 +1,6 @@
-"""From a test example's prompt to token ids: its form, the examples shown before it, and what is cut."""
+"""From a test example's prompt to token ids: its form, the examples shown before it, and what is
+cut.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,16 @@ from llm.tasks.base import uniform
 if TYPE_CHECKING:
     from llm.tokenizer.bpe import Tokenizer
 
-BETWEEN = "\n\n"  # stands between the shots of a plain prompt, and so ends a plain answer after shots
+BETWEEN = (
+    "\n\n"  # stands between the shots of a plain prompt, and so ends a plain answer after shots
+)
 
 
 @dataclass(frozen=True)
 class Shots:
-    """Worked examples before each prompt: `count` of the training examples, drawn by a hash of seed and example id."""
+    """Worked examples before each prompt: `count` of the training examples, drawn by a hash of seed
+    and example id.
+    """
 
     count: int = 0
     examples: Sequence[tuple[str, str]] = ()  # prompts and responses
@@ -47,18 +53,26 @@ class Prompts:
     form: str
 
 
-def prompts(tokenizer: Tokenizer, rows: Sequence[Row], chat: bool, room: int, shots: Shots = NONE) -> Prompts:
+def prompts(
+    tokenizer: Tokenizer, rows: Sequence[Row], chat: bool, room: int, shots: Shots = NONE
+) -> Prompts:
     """Ids of every prompt, at most `room` each.
 
-    Where a prompt and its shots are too long, shots are left out, the first ones first; a prompt that is too long alone
-    loses its beginning. Counted: prompts that lost text (to the mixture's limit or to the context), and shots shown.
+    Where a prompt and its shots are too long, shots are left out, the first ones first; a prompt
+    that is too long alone
+    loses its beginning. Counted: prompts that lost text (to the mixture's limit or to the context),
+        and shots shown.
     """
     ids, cut, shown = [], [], []
     before_all, after_all = ((), ()) if chat else tokenizer.around
     room = max(1, room - len(before_all) - len(after_all))
     for row in rows:
         own, short = prompt_ids(tokenizer, row["prompt"], chat, room)
-        before = [_shot_ids(tokenizer, *shot, chat) for shot in shots.drawn(row["id"])] if shots.count else []
+        before = (
+            [_shot_ids(tokenizer, *shot, chat) for shot in shots.drawn(row["id"])]
+            if shots.count
+            else []
+        )
         while before and sum(map(len, before)) + len(own) > room:
             before.pop(0)
         ids.append([token for part in (before_all, *before, own, after_all) for token in part])
@@ -67,21 +81,27 @@ def prompts(tokenizer: Tokenizer, rows: Sequence[Row], chat: bool, room: int, sh
     counts = [metrics.mean("truncated", "share of prompts that lost text|scale:0-1", cut)]
     if shots.count:
         counts.append(
-            metrics.mean("shots", f"examples before a prompt, on average; {shots.count} where they fit", shown)
+            metrics.mean(
+                "shots",
+                f"examples before a prompt, on average; {shots.count} where they fit",
+                shown,
+            )
         )
     return Prompts(ids, counts, f"prompt:{'chat' if chat else 'plain'}, {shots.count}-shot")
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str, chat: bool, room: int) -> tuple[list[int], bool]:
-    """Token ids of a prompt, at most `room`, and whether it was cut: a prompt that is too long loses its beginning.
+    """Token ids of a prompt, at most `room`, and whether it was cut: a prompt that is too long
+    loses its beginning.
 
-    chat: in the tokenizer's chat template, as in finetuning. Otherwise plain text that ends with a line break: a
-        base model has never seen the chat tokens.
+    chat: in the tokenizer's chat template, as in finetuning. Otherwise plain text that ends with a
+        line break: a base model has never seen the chat tokens.
     """
     ids = tokenizer.chat_ids(prompt) if chat else tokenizer.encode(prompt + "\n")
     if len(ids) <= room:
         return ids, False
-    # What stands before the prompt stays: a soft prompt, a system message, the mark of the user's turn.
+    # What stands before the prompt stays: a soft prompt, a system message, the mark of the user's
+    # turn.
     pairs = zip(ids[:room], tokenizer.chat_ids("") if chat else [], strict=False)
     first = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     kept = [*ids[:first], *ids[len(ids) - room + first :]]
@@ -89,7 +109,9 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, chat: bool, room: int) -> tupl
 
 
 def _shot_ids(tokenizer: Tokenizer, prompt: str, response: str, chat: bool) -> list[int]:
-    """A worked example as the model would meet it: a turn of a chat with its end, or two paragraphs of text."""
+    """A worked example as the model would meet it: a turn of a chat with its end, or two paragraphs
+    of text.
+    """
     if chat:
         return [*tokenizer.chat_ids(prompt), *tokenizer.encode(response), tokenizer.eos_id]
     return tokenizer.encode(f"{prompt}\n{response}{BETWEEN}")

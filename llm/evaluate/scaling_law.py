@@ -1,10 +1,11 @@
-"""A law of loss over model size and training tokens, L(N, D) = E + A / N^α + B / D^β, fitted with its uncertainty.
+"""A law of loss over model size and training tokens, L(N, D) = E + A / N^α + B / D^β, fitted with
+its uncertainty.
 
-The form and the estimator are approach 3 of Hoffmann et al. 2022 (arXiv:2203.15556): Huber loss on residuals of log L,
-minimised by L-BFGS from the best points of a grid, the best end kept. Besiroglu et al. 2024 (arXiv:2404.10102) name
-what went wrong there, and is done otherwise here: the objective is a sum, in units of the Huber threshold, so that
-L-BFGS does not take a small value for convergence; intervals come from a bootstrap; constants keep all their digits.
-"""
+The form and the estimator are approach 3 of Hoffmann et al. 2022 (arXiv:2203.15556): Huber loss on
+residuals of log L, minimised by L-BFGS from the best points of a grid, the best end kept. Besiroglu
+et al. 2024 (arXiv:2404.10102) name what went wrong there, and is done otherwise here: the objective
+is a sum, in units of the Huber threshold, so that L-BFGS does not take a small value for
+convergence; intervals come from a bootstrap; constants keep all their digits."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from scipy.special import logsumexp
 
 from llm.errors import UserError
 
-HUBER = 1e-3  # of log L: residuals beyond a tenth of a percent count linearly (Hoffmann et al., appendix D.3)
+# of log L: residuals beyond a tenth of a percent count linearly (Hoffmann et al., appendix D.3)
+HUBER = 1e-3
 EXPONENTS = (0.01, 3.0)  # bounds of α and β; wide around everything published (0.3 to 0.8)
 SHARES = (0.05, 0.15, 0.3, 0.45)  # of the mean loss, that the terms of N and of D may start with
 STARTS = (0.1, 0.3, 0.6, 1.0)  # exponents to start with
@@ -40,7 +42,11 @@ class Law:
 
     def loss(self, parameters: float | Array, tokens: float | Array) -> float | Array:
         """L(N, D)."""
-        return self.E + self.A / np.power(parameters, self.alpha) + self.B / np.power(tokens, self.beta)
+        return (
+            self.E
+            + self.A / np.power(parameters, self.alpha)
+            + self.B / np.power(tokens, self.beta)
+        )
 
     @property
     def exponent(self) -> float:
@@ -58,14 +64,18 @@ def fit(parameters: Array, tokens: Array, losses: Array) -> Law:
     """The law of runs with these (runs,) sizes, training tokens and final losses (nats).
 
     Raises:
-        UserError: too few runs, or all of one size or one number of tokens: the constants would be arbitrary.
+        UserError: too few runs, or all of one size or one number of tokens: the constants would be
+            arbitrary.
     """
     _check(parameters, tokens, losses)
     return _best(parameters, tokens, losses, _grid(losses))[0]
 
 
-def bootstrap(parameters: Array, tokens: Array, losses: Array, resamples: int, seed: int) -> list[Law]:
-    """Laws of the runs drawn anew with replacement; draws in which a law is arbitrary are drawn again.
+def bootstrap(
+    parameters: Array, tokens: Array, losses: Array, resamples: int, seed: int
+) -> list[Law]:
+    """Laws of the runs drawn anew with replacement; draws in which a law is arbitrary are drawn
+    again.
 
     Of `FEW` runs one may be missing in a draw, or all draws would be the same.
     """
@@ -107,11 +117,17 @@ def _grid(losses: Array) -> list[Array]:
 
 
 def _best(
-    parameters: Array, tokens: Array, losses: Array, starts: list[Array], around: tuple[Array, Array] | None = None
+    parameters: Array,
+    tokens: Array,
+    losses: Array,
+    starts: list[Array],
+    around: tuple[Array, Array] | None = None,
 ) -> tuple[Law, list[Array]]:
-    """The law of the lowest objective, and the two best points found, from which a similar fit may start.
+    """The law of the lowest objective, and the two best points found, from which a similar fit may
+    start.
 
-    Sizes and tokens are taken relative to their geometric means, which makes the constants nearly independent.
+    Sizes and tokens are taken relative to their geometric means, which makes the constants nearly
+    independent.
 
     Args:
         around: sizes and tokens whose means are taken instead.
@@ -130,13 +146,16 @@ def _best(
         small = np.abs(residual) <= 1
         value = np.where(small, 0.5 * residual**2, np.abs(residual) - 0.5).sum()
         slope = -np.clip(residual, -1, 1) / HUBER
-        gradient = np.array([*(weights @ slope), -(weights[0] * x) @ slope, -(weights[1] * y) @ slope])
+        gradient = np.array(
+            [*(weights @ slope), -(weights[0] * x) @ slope, -(weights[1] * y) @ slope]
+        )
         return float(value), gradient
 
     options = {"maxiter": 1000, "ftol": 1e-10, "gtol": 1e-6}
     starts = sorted(starts, key=lambda start: objective(start)[0])[:TRIED]
     found = [
-        minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for start in starts
+        minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        for start in starts
     ]
     found.sort(key=lambda result: float(result.fun))
     a, b, e, alpha, beta = map(float, found[0].x)

@@ -22,14 +22,18 @@ LANGUAGE_MODELING = "language_modeling"
 
 @dataclass
 class ScoreBook:
-    """`results`: model → task → metric → {value, low, high, n, signature}; answers go to files in `directory`."""
+    """`results`: model → task → metric → {value, low, high, n, signature}; answers go to files in
+    `directory`.
+    """
 
     directory: Path
     resamples: int
     confidence: float
     seed: int
     results: dict[str, dict[str, Scores]] = field(default_factory=dict)
-    measures: dict[tuple[str, str], list[Measure]] = field(default_factory=dict)  # (model, task) -> what was scored
+    measures: dict[tuple[str, str], list[Measure]] = field(
+        default_factory=dict
+    )  # (model, task) -> what was scored
 
     def answers(self, model: str, test: TestSet, answers: run.Answers) -> None:
         """Score a model's answers to a test set and write them to `<model>-<task>.parquet`."""
@@ -54,8 +58,14 @@ class ScoreBook:
         self.measures[model, task] = list(measures)
 
     def windows(self, model: str, found: Windows, more: Sequence[Measure] = ()) -> None:
-        """Score a model's loss on held-out text and write its windows to `<model>-language_modeling.parquet`."""
-        columns = {"nats": found.nats.tolist(), "tokens": found.tokens.tolist(), "bytes": found.bytes.tolist()}
+        """Score a model's loss on held-out text and write its windows to
+        `<model>-language_modeling.parquet`.
+        """
+        columns = {
+            "nats": found.nats.tolist(),
+            "tokens": found.tokens.tolist(),
+            "bytes": found.bytes.tolist(),
+        }
         path = self.directory / f"{model.replace(':', '_')}-{LANGUAGE_MODELING}.parquet"
         test_sets.write_columns(path, {"id": [str(i) for i in range(len(found.nats))], **columns})
         self.add(model, LANGUAGE_MODELING, [*found.measures(), *more])

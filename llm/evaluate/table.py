@@ -10,7 +10,8 @@ from llm.evaluate.metrics import COUNTS, LOWER_IS_BETTER
 
 Results = dict[str, dict[str, dict[str, dict[str, Any]]]]  # model -> task -> metric -> score
 
-# The metric that stands for a task, the first one present: ROUGE-Lsum as it is reported, the rest as the tasks' papers.
+# The metric that stands for a task, the first one present: ROUGE-Lsum as it is reported, the rest
+# as the tasks' papers.
 HEADLINE = ("accuracy", "f1", "rougeLsum", "rougeL", "bits_per_byte", "perplexity")
 # Scores of one scale, from 0 to 1 (Matthews correlation: from -1): one bar chart.
 UNIT = ("exact_match", "f1", "accuracy", "mcc", "f1_macro", "rouge1", "rouge2", "rougeLsum")
@@ -24,7 +25,11 @@ def order(model: str) -> tuple[int, str]:
     return {"finetuned": 0, "base": 1}.get(model, 2 if model.startswith("variant:") else 3), model
 
 
-def render(results: Results, contamination: dict[str, float], apart: dict[str, dict[str, float]] | None = None) -> str:
+def render(
+    results: Results,
+    contamination: dict[str, float],
+    apart: dict[str, dict[str, float]] | None = None,
+) -> str:
     """One block a task: a line a model, a column a main metric, with its interval.
 
     apart: the contaminated shares by pretraining and finetuning text.
@@ -33,14 +38,23 @@ def render(results: Results, contamination: dict[str, float], apart: dict[str, d
     for task in sorted({task for tasks in results.values() for task in tasks}):
         models = sorted((model for model in results if task in results[model]), key=order)
         shown = _shown(results, task, models)
-        lines = [["", *shown]] + [[model, *(_cell(results[model][task].get(m)) for m in shown)] for model in models]
+        lines = [["", *shown]] + [
+            [model, *(_cell(results[model][task].get(m)) for m in shown)] for model in models
+        ]
         widths = [max(len(line[i]) for line in lines) for i in range(len(shown) + 1)]
         title = task
         if task in contamination:
             title += f" · {100 * contamination[task]:.1f} % of the test examples share 13 words with the training text"
-            sides = [f"{name} {100 * shares[task]:.1f} %" for name, shares in (apart or {}).items() if task in shares]
+            sides = [
+                f"{name} {100 * shares[task]:.1f} %"
+                for name, shares in (apart or {}).items()
+                if task in shares
+            ]
             title += f" ({', '.join(sides)})" if sides else ""
-        rows = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        rows = [
+            "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            for line in lines
+        ]
         blocks.append("\n".join([title, *(row.rstrip() for row in rows)]))
     return "\n\n".join(blocks)
 
@@ -59,7 +73,9 @@ def _cell(score: dict[str, Any] | None) -> str:
 
 
 def scores_csv(results: Results) -> str:
-    """`metric, value, low, high` of the scores that share one scale; `metric` names task, metric and model."""
+    """`metric, value, low, high` of the scores that share one scale; `metric` names task, metric
+    and model.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["metric", "value", "low", "high", "model", "task"])
@@ -69,7 +85,9 @@ def scores_csv(results: Results) -> str:
                 score = results[model].get(task, {}).get(metric)
                 if score is not None:
                     label = f"{task} {metric} · {model}"
-                    writer.writerow([label, score["value"], score["low"], score["high"], model, task])
+                    writer.writerow(
+                        [label, score["value"], score["low"], score["high"], model, task]
+                    )
     return out.getvalue()
 
 

@@ -39,11 +39,14 @@ class TestSet:
         for row in self.rows:
             # A label is no text; the choices are in every prompt.
             inputs = [row[column] for column in columns if column not in ("choices", "label")]
-            yield [text for text in inputs if isinstance(text, str)] + ([] if self.closed else list(row["references"]))
+            yield [text for text in inputs if isinstance(text, str)] + (
+                [] if self.closed else list(row["references"])
+            )
 
 
 def read_tests(directory: Path, examples: int | None) -> list[TestSet]:
-    """The test sets by name, of each the first `examples` rows (all: None); the files are in the order of a hash.
+    """The test sets by name, of each the first `examples` rows (all: None); the files are in the
+    order of a hash.
 
     Raises:
         UserError: there is none, or one is unreadable, empty, or without a column.
@@ -61,16 +64,24 @@ def _read_test(path: Path, examples: int | None) -> TestSet:
         if len(rows) == examples:
             break
     if not rows:
-        raise UserError(f"{path} has no examples. Raise mix.test_fraction, or give the task more data.")
+        raise UserError(
+            f"{path} has no examples. Raise mix.test_fraction, or give the task more data."
+        )
     kind = rows[0].get("kind")
     if kind not in tasks.kinds():
-        raise UserError(f"{path}: kind is {kind!r}; expected one of {', '.join(tasks.kinds())}. Run `dvc repro mix`.")
+        raise UserError(
+            f"{path}: kind is {kind!r}; expected one of {', '.join(tasks.kinds())}. Run `dvc repro mix`."
+        )
     task = tasks.get(kind, path.stem)
     missing = [column for column in (*COMMON, *task.TEST_COLUMNS) if column not in rows[0]]
     if missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}, which {kind} needs. Run `dvc repro mix`.")
+        raise UserError(
+            f"{path}: no column {', '.join(missing)}, which {kind} needs. Run `dvc repro mix`."
+        )
     if task.CLOSED and not all(row["choices"] for row in rows):
-        raise UserError(f"{path}: an example has no choices: training holds no example of this task. Check its source.")
+        raise UserError(
+            f"{path}: an example has no choices: training holds no example of this task. Check its source."
+        )
     for row in rows:
         row["references"] = [text or "" for text in row["references"] or []]
     return TestSet(path.stem, kind, rows)
@@ -96,7 +107,9 @@ def train_texts(path: Path) -> Iterator[str]:
 def write_predictions(
     path: Path, rows: list[dict[str, Any]], predictions: list[str], columns: dict[str, list[Any]]
 ) -> None:
-    """`id, prompt, prediction, references`, `positive` where the rows have it, and one column for each own score."""
+    """`id, prompt, prediction, references`, `positive` where the rows have it, and one column for
+    each own score.
+    """
     import pyarrow as pa
 
     write_columns(
@@ -121,7 +134,9 @@ def write_columns(path: Path, columns: Mapping[str, Any]) -> None:
 
 
 def _batches(path: Path, columns: list[str] | None) -> Iterator[list[dict[str, Any]]]:
-    """Rows of a parquet file, some at a time; what pyarrow says of a broken file becomes a UserError."""
+    """Rows of a parquet file, some at a time; what pyarrow says of a broken file becomes a
+    UserError.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -129,11 +144,15 @@ def _batches(path: Path, columns: list[str] | None) -> Iterator[list[dict[str, A
         with pq.ParquetFile(path) as file:
             missing = set(columns or ()) - set(file.schema_arrow.names)
             if missing:
-                raise UserError(f"{path}: no column {', '.join(sorted(missing))}. Run `dvc repro mix`.")
+                raise UserError(
+                    f"{path}: no column {', '.join(sorted(missing))}. Run `dvc repro mix`."
+                )
             for batch in file.iter_batches(batch_size=1024, columns=columns):
                 yield batch.to_pylist()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Run `dvc repro mix`.") from None
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read ({reason}). Run `dvc repro -sf mix` to write it again.") from None
+        raise UserError(
+            f"{path} cannot be read ({reason}). Run `dvc repro -sf mix` to write it again."
+        ) from None

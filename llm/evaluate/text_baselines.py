@@ -1,4 +1,6 @@
-"""One pass over the training text: the text baselines and the contamination both need to see all of it."""
+"""One pass over the training text: the text baselines and the contamination both need to see all of
+it.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,11 @@ CHECKED_DOCUMENTS = 10_000  # held-out documents whose contamination is measured
 
 @dataclass(frozen=True)
 class TextResults:
-    """`measures` by model name (`baseline:zstd`, `baseline:unigram`), and the contaminated share by task.
+    """`measures` by model name (`baseline:zstd`, `baseline:unigram`), and the contaminated share by
+    task.
 
-    `contamination_by_text` tells apart which training text an example is found in: `pretraining`, `finetuning`.
-    """
+    `contamination_by_text` tells apart which training text an example is found in: `pretraining`,
+    `finetuning`."""
 
     measures: dict[str, list[Measure]]
     contamination: dict[str, float]
@@ -42,12 +45,14 @@ def text_baselines_and_contamination(
     tokenizer: Tokenizer,
     context: int,
 ) -> TextResults:
-    """Bits per byte of zstd and of single-token counts, and the contamination of every task and of the held-out text.
+    """Bits per byte of zstd and of single-token counts, and the contamination of every task and of
+    the held-out text.
 
     Args:
         mix_texts: the training examples of finetuning.
         val: the held-out text that the models are scored on.
-        context: tokens of a window, for the unigram's interval; the same as the models' up to `language.WINDOW`.
+        context: tokens of a window, for the unigram's interval; the same as the models' up to
+            `language.WINDOW`.
     """
 
     def held_out() -> Iterator[str]:
@@ -85,4 +90,6 @@ def text_baselines_and_contamination(
     form = f"training counts of tokens, add-one|windows of {window} tokens"
     unigram = language.likelihood(nats, predicted, window, val, tokenizer, form)
     apart = {side: contamination.fractions(side) for side in ("pretraining", "finetuning")}
-    return TextResults({"baseline:unigram": unigram, "baseline:zstd": [zstd]}, contamination.fractions(), apart)
+    return TextResults(
+        {"baseline:unigram": unigram, "baseline:zstd": [zstd]}, contamination.fractions(), apart
+    )

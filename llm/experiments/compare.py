@@ -1,8 +1,9 @@
-"""`python -m llm compare A B …`: which scores of experiments differ by more than chance; `--html`: all of it in a page.
+"""`python -m llm compare A B …`: which scores of experiments differ by more than chance; `--html`:
+all of it in a page.
 
-Each is an experiment of DVC, a git revision or `workspace`; their predictions, which the evaluate stage keeps, are
-paired by example and tested with `llm.evaluate.paired`. Of more than two, each is compared with the first.
-"""
+Each is an experiment of DVC, a git revision or `workspace`; their predictions, which the evaluate
+stage keeps, are paired by example and tested with `llm.evaluate.paired`. Of more than two, each is
+compared with the first."""
 
 from __future__ import annotations
 
@@ -27,7 +28,15 @@ from llm.experiments.revisions import Revision
 from llm.runtime.io import write_where_told
 
 PREDICTIONS = "metrics/predictions"
-OTHER_COLUMNS = {"id", "prompt", "prediction", "references", "log_likelihoods", "mean_length", *metrics.COUNTS}
+OTHER_COLUMNS = {
+    "id",
+    "prompt",
+    "prediction",
+    "references",
+    "log_likelihoods",
+    "mean_length",
+    *metrics.COUNTS,
+}
 LEVEL = 0.05
 PLOT = "compare.svg"  # where the figure of two goes, unless it is said
 
@@ -47,7 +56,12 @@ class Row:
         """`A`, `B`, or nothing where no difference is shown."""
         if not self.significant:
             return ""
-        return "B" if (self.difference.difference < 0) == (self.difference.metric in metrics.LOWER_IS_BETTER) else "A"
+        return (
+            "B"
+            if (self.difference.difference < 0)
+            == (self.difference.metric in metrics.LOWER_IS_BETTER)
+            else "A"
+        )
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,12 @@ class Comparison:
 
 
 def compare(
-    a: Revision, b: Revision, models: tuple[str, str], resamples: int = 1000, confidence: float = 0.95, seed: int = 0
+    a: Revision,
+    b: Revision,
+    models: tuple[str, str],
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> Comparison:
     """Every score that both revisions have, model `models[0]` of A against `models[1]` of B.
 
@@ -76,9 +95,13 @@ def compare(
             pairs = differences(*measures(one, two), resamples, confidence, seed)
             found += [(task, difference) for difference in sorted(pairs, key=_place)]
     if not found:
-        raise UserError(f"{a.name} and {b.name} share no test example: there is nothing to compare. {' '.join(notes)}")
+        raise UserError(
+            f"{a.name} and {b.name} share no test example: there is nothing to compare. {' '.join(notes)}"
+        )
     significant = holm([difference.p_value for _, difference in found], LEVEL)
-    return Comparison([Row(task, d, flag) for (task, d), flag in zip(found, significant, strict=True)], notes)
+    return Comparison(
+        [Row(task, d, flag) for (task, d), flag in zip(found, significant, strict=True)], notes
+    )
 
 
 def _predictions(revision: Revision, model: str) -> dict[str, Columns]:
@@ -87,7 +110,9 @@ def _predictions(revision: Revision, model: str) -> dict[str, Columns]:
 
     prefix = f"{PREDICTIONS}/{model.replace(':', '_')}-"
     found = {
-        path.removeprefix(prefix).removesuffix(".parquet"): pq.read_table(io.BytesIO(revision.read(path))).to_pydict()
+        path.removeprefix(prefix).removesuffix(".parquet"): pq.read_table(
+            io.BytesIO(revision.read(path))
+        ).to_pydict()
         for path in revision.list(PREDICTIONS)
         if path.startswith(prefix)
     }
@@ -95,13 +120,19 @@ def _predictions(revision: Revision, model: str) -> dict[str, Columns]:
         there = sorted({Path(path).stem.rsplit("-", 1)[0] for path in revision.list(PREDICTIONS)})
         raise UserError(
             f"{revision.name} has no predictions of {model!r} in {PREDICTIONS}"
-            + (f"; it has those of {', '.join(there)}." if there else ": has it been evaluated? `dvc exp show` tells.")
+            + (
+                f"; it has those of {', '.join(there)}."
+                if there
+                else ": has it been evaluated? `dvc exp show` tells."
+            )
         )
     return found
 
 
 def pair(a: Columns, b: Columns) -> tuple[Columns, Columns, str]:
-    """The rows of the examples that both have with equal references, in one order; and what was left out."""
+    """The rows of the examples that both have with equal references, in one order; and what was
+    left out.
+    """
     same = [name for name in ("references", "tokens", "bytes") if name in a and name in b]
     place = {id: i for i, id in enumerate(b["id"])}
     kept = [
@@ -109,9 +140,14 @@ def pair(a: Columns, b: Columns) -> tuple[Columns, Columns, str]:
         for i, id in enumerate(a["id"])
         if id in place and all(a[name][i] == b[name][place[id]] for name in same)
     ]
-    rows = [{name: [column[pair[side]] for pair in kept] for name, column in (a, b)[side].items()} for side in (0, 1)]
+    rows = [
+        {name: [column[pair[side]] for pair in kept] for name, column in (a, b)[side].items()}
+        for side in (0, 1)
+    ]
     most = max(len(a["id"]), len(b["id"]))
-    note = "" if len(kept) == most else f"{len(kept)} examples are common to both; one side has {most}"
+    note = (
+        "" if len(kept) == most else f"{len(kept)} examples are common to both; one side has {most}"
+    )
     return rows[0], rows[1], note
 
 
@@ -122,7 +158,9 @@ def measures(a: Columns, b: Columns) -> tuple[list[Measure], list[Measure]]:
     positive = (a.get(POSITIVE, [None])[0], b.get(POSITIVE, [None])[0])
     for columns, found in zip((a, b), sides, strict=True):
         if "nats" in columns:
-            nats, tokens, size = (np.array(columns[name], dtype=np.float64) for name in ("nats", "tokens", "bytes"))
+            nats, tokens, size = (
+                np.array(columns[name], dtype=np.float64) for name in ("nats", "tokens", "bytes")
+            )
             found += [metrics.loss(nats, tokens, ""), metrics.perplexity(nats, tokens, "")]
             found.append(metrics.bits_per_byte(nats, size, ""))
             continue
@@ -131,7 +169,9 @@ def measures(a: Columns, b: Columns) -> tuple[list[Measure], list[Measure]]:
                 found.append(metrics.mean(name, "", column))
         predictions, references = columns["prediction"], columns["references"]
         if "bleu" in columns:  # the column is of sentences, the score of the corpus
-            found[:] = [m for m in found if m.name != "bleu"] + [metrics.bleu(predictions, references)]
+            found[:] = [m for m in found if m.name != "bleu"] + [
+                metrics.bleu(predictions, references)
+            ]
         if "accuracy" in columns:
             labels = [texts[0] for texts in references]
             found += metrics.classification(
@@ -145,7 +185,7 @@ def _place(difference: Difference) -> tuple[int, str]:
     return order, difference.metric
 
 
-# -- for people ------------------------------------------------------------------------------------------------------
+# -- for people
 
 
 def show(
@@ -155,15 +195,20 @@ def show(
     as_json: bool = False,
     html: str | None = None,
 ) -> None:
-    """Compare revisions with the first of them: print tables or JSON, or write a page; draw two of them to `plot`.
+    """Compare revisions with the first of them: print tables or JSON, or write a page; draw two of
+    them to `plot`.
 
     Raises:
         UserError: fewer than two are named, more than two for a plot, or one cannot be compared.
     """
     if len(names) < 2:
-        raise UserError("compare: two or more experiments are needed, e.g. `python -m llm compare main exp-abc`.")
+        raise UserError(
+            "compare: two or more experiments are needed, e.g. `python -m llm compare main exp-abc`."
+        )
     if plot and (html or len(names) > 2):
-        raise UserError("compare: --plot draws two experiments; --html has the plots of any number.")
+        raise UserError(
+            "compare: --plot draws two experiments; --html has the plots of any number."
+        )
     if len(names) == 2 and not html and not as_json:
         plot = plot or PLOT
     with ExitStack() as stack:
@@ -174,7 +219,10 @@ def show(
         found = [compare(first, other, models) for other in others]
     titles = [(f"{names[0]}, {models[0]}", f"{name}, {models[1]}") for name in names[1:]]
     if as_json:
-        told = [_to_json(names[0], name, models, each) for name, each in zip(names[1:], found, strict=True)]
+        told = [
+            _to_json(names[0], name, models, each)
+            for name, each in zip(names[1:], found, strict=True)
+        ]
         print(json.dumps(told[0] if len(told) == 1 else told, indent=2))
     else:
         print("\n\n".join(text(each, pair) for each, pair in zip(found, titles, strict=True)))
@@ -182,12 +230,16 @@ def show(
         from llm.report.figures.curves import for_file
         from llm.report.figures.differences import draw
 
-        write_where_told(plot, for_file(draw(_drawn(found[0]), f"{names[1]} − {names[0]}")).encode())
+        write_where_told(
+            plot, for_file(draw(_drawn(found[0]), f"{names[1]} − {names[0]}")).encode()
+        )
         print(f"plot: {plot}", file=sys.stderr)
 
 
 def _to_json(a: str, b: str, models: tuple[str, str], found: Comparison) -> dict[str, Any]:
-    rows = [{"task": r.task, **asdict(r.difference), "better": r.better or None} for r in found.rows]
+    rows = [
+        {"task": r.task, **asdict(r.difference), "better": r.better or None} for r in found.rows
+    ]
     return {"a": [a, models[0]], "b": [b, models[1]], "rows": rows, "notes": found.notes}
 
 
@@ -200,7 +252,9 @@ def _page(first: Revision, others: Sequence[Revision], models: tuple[str, str], 
     from llm.experiments import comparison_page
 
     experiments = [comparison_page.read(revision) for revision in (first, *others)]
-    for number, (revision, experiment) in enumerate(zip((first, *others), experiments, strict=True)):
+    for number, (revision, experiment) in enumerate(
+        zip((first, *others), experiments, strict=True)
+    ):
         try:
             experiment.answers = _predictions(revision, models[bool(number)])
             if number:
@@ -221,7 +275,11 @@ def text(found: Comparison, names: tuple[str, str]) -> str:
         d = row.difference
         if row.task != task:
             task = row.task
-            lines.append([f"{task} · {d.n} {'windows' if d.metric in metrics.LOWER_IS_BETTER else 'examples'}"])
+            lines.append(
+                [
+                    f"{task} · {d.n} {'windows' if d.metric in metrics.LOWER_IS_BETTER else 'examples'}"
+                ]
+            )
         digits = 3 if max(abs(d.a), abs(d.b)) < 10 else 1
         interval = f"[{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
         verdict = f"{row.better} is better" if row.better else "no difference shown"
@@ -229,7 +287,9 @@ def text(found: Comparison, names: tuple[str, str]) -> str:
         lines.append([f"  {d.metric}", *values, interval, f"{d.p_value:.4f}", verdict])
     widths = [max(len(line[i]) for line in lines if len(line) > 1) for i in range(len(lines[0]))]
     table = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) if len(line) > 1 else line[0]
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        if len(line) > 1
+        else line[0]
         for line in lines
     ]
     told = sum(bool(row.better) for row in found.rows)
@@ -238,4 +298,12 @@ def text(found: Comparison, names: tuple[str, str]) -> str:
         f"{100 * LEVEL:.0f} % for all of them together (Holm)."
     )
     head = [f"A: {names[0]}", f"B: {names[1]}", ""]
-    return "\n".join([*head, *(line.rstrip() for line in table), "", foot, *(f"note: {note}" for note in found.notes)])
+    return "\n".join(
+        [
+            *head,
+            *(line.rstrip() for line in table),
+            "",
+            foot,
+            *(f"note: {note}" for note in found.notes),
+        ]
+    )

@@ -1,6 +1,7 @@
 """Several experiments side by side, as one HTML page that needs nothing beside it.
 
-What is read of an experiment: its params, and of `metrics/` the scores, losses and curves. The first experiment is the
+What is read of an experiment: its params, and of `metrics/` the scores, losses and curves. The
+    first experiment is the
 one that the others are compared with.
 """
 
@@ -22,10 +23,15 @@ from llm.report.page import fill
 from llm.runtime.io import write_where_told
 from llm.tracking import metrics_files
 
-STAGES = {"pretrain": "Pretraining", "finetune": "Finetuning"}  # those with a curve and a validation loss
+STAGES = {
+    "pretrain": "Pretraining",
+    "finetune": "Finetuning",
+}  # those with a curve and a validation loss
 SAMPLES = 4  # examples shown a task
 Rows = list[dict[str, float]]
-Row = tuple[str, Difference, str]  # task, difference from the first experiment, `A` or `B` where one is better
+Row = tuple[
+    str, Difference, str
+]  # task, difference from the first experiment, `A` or `B` where one is better
 
 
 @dataclass
@@ -38,7 +44,9 @@ class Experiment:
     evaluate: dict[str, Any]
     losses: dict[str, float]  # stage → final validation loss
     curves: dict[str, Rows]
-    answers: dict[str, dict[str, list[Any]]] = field(default_factory=dict)  # task → columns of its predictions
+    answers: dict[str, dict[str, list[Any]]] = field(
+        default_factory=dict
+    )  # task → columns of its predictions
     differences: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -61,14 +69,18 @@ def read(revision: Revision) -> Experiment:
         try:
             found.losses[stage] = revision.json(f"metrics/{stage}.json")["val_loss"]
             text = revision.read(f"metrics/{stage}_history.csv").decode()
-            found.curves[stage] = metrics_files.parse_history(text, f"{revision.name}: metrics/{stage}_history.csv")
+            found.curves[stage] = metrics_files.parse_history(
+                text, f"{revision.name}: metrics/{stage}_history.csv"
+            )
         except UserError as error:
             found.notes.append(str(error))
     return found
 
 
 def write(experiments: Sequence[Experiment], path: Path, models: tuple[str, str]) -> None:
-    """Write the page; `models`: of the first experiment and of the others, the one whose scores are shown."""
+    """Write the page; `models`: of the first experiment and of the others, the one whose scores are
+    shown.
+    """
     data = {
         "experiments": experiments,
         "first": experiments[0],
@@ -83,7 +95,9 @@ def write(experiments: Sequence[Experiment], path: Path, models: tuple[str, str]
 
 
 def differing(experiments: Sequence[Experiment]) -> dict[str, list[Any]]:
-    """Param → its value in each experiment, of those that are not the same in all; None where one has it not."""
+    """Param → its value in each experiment, of those that are not the same in all; None where one
+    has it not.
+    """
     keys = dict.fromkeys(key for experiment in experiments for key in experiment.params)
     values = {key: [experiment.params.get(key) for experiment in experiments] for key in keys}
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
@@ -92,14 +106,20 @@ def differing(experiments: Sequence[Experiment]) -> dict[str, list[Any]]:
 def score_rows(
     experiments: Sequence[Experiment], models: tuple[str, str], headline_only: bool = False
 ) -> list[dict[str, Any]]:
-    """A row for each score: `task`, `metric`, `n`, and a cell for each experiment, None where it was not scored.
+    """A row for each score: `task`, `metric`, `n`, and a cell for each experiment, None where it
+    was not scored.
 
-    A cell has `value`, `low`, `high`, and where the experiment's answers could be paired with the first one's
-    `difference` and `better`: True, False, or None where no difference is shown. `best` is the best value where that
-    test shows a difference: of the first experiment against all others, of another against the first.
+    A cell has `value`, `low`, `high`, and where the experiment's answers could be paired with the
+    first one's
+    `difference` and `better`: True, False, or None where no difference is shown. `best` is the best
+        value where that
+    test shows a difference: of the first experiment against all others, of another against the
+        first.
     """
     own = [e.evaluate.get(models[bool(number)], {}) for number, e in enumerate(experiments)]
-    merged = {"finetuned": {task: found for scored in reversed(own) for task, found in scored.items()}}
+    merged = {
+        "finetuned": {task: found for scored in reversed(own) for task, found in scored.items()}
+    }
     rows = []
     for task in scores.tasks(merged):
         wanted = [scores.headline(merged, task)] if headline_only else scores.metrics(merged, task)
@@ -113,8 +133,17 @@ def score_rows(
             ]
             for cell in filter(None, cells):
                 rivals = [other for other in cells[1:] if other]
-                shown = all(c["better"] is False for c in rivals) if cell is cells[0] else cell["better"] is True
-                cell["best"] = metric not in scores.NOT_A_SCORE and cell["value"] == best and bool(rivals) and shown
+                shown = (
+                    all(c["better"] is False for c in rivals)
+                    if cell is cells[0]
+                    else cell["better"] is True
+                )
+                cell["best"] = (
+                    metric not in scores.NOT_A_SCORE
+                    and cell["value"] == best
+                    and bool(rivals)
+                    and shown
+                )
             sizes = sorted({score["n"] for score in found if score and score.get("n") is not None})
             rows.append({"task": task, "metric": metric, "n": sizes, "cells": cells})
     return rows
@@ -128,7 +157,9 @@ def _against_first(experiment: Experiment, task: str, metric: str) -> dict[str, 
 
 
 def samples(experiments: Sequence[Experiment]) -> dict[str, list[dict[str, Any]]]:
-    """Task → examples that all experiments answered, evenly spaced: prompt, references, and each one's answer."""
+    """Task → examples that all experiments answered, evenly spaced: prompt, references, and each
+    one's answer.
+    """
     found = {}
     tasks = [set(e.answers) for e in experiments]
     for task in sorted(set.intersection(*tasks)) if tasks else []:
@@ -137,11 +168,17 @@ def samples(experiments: Sequence[Experiment]) -> dict[str, list[dict[str, Any]]
             continue
         places = [{id: i for i, id in enumerate(each["id"])} for each in columns]
         common = [id for id in columns[0]["id"] if all(id in place for place in places)]
-        picked = [common[i * len(common) // SAMPLES] for i in range(SAMPLES)] if len(common) > SAMPLES else common
+        picked = (
+            [common[i * len(common) // SAMPLES] for i in range(SAMPLES)]
+            if len(common) > SAMPLES
+            else common
+        )
         found[task] = [
             {
                 "prompt": clip_middle(columns[0]["prompt"][places[0][id]]),
-                "references": [clip(str(text), 400) for text in columns[0]["references"][places[0][id]][:3]],
+                "references": [
+                    clip(str(text), 400) for text in columns[0]["references"][places[0][id]][:3]
+                ],
                 "answers": [
                     (e.name, clip(str(each["prediction"][place[id]]), 600))
                     for e, each, place in zip(experiments, columns, places, strict=True)
@@ -152,11 +189,13 @@ def samples(experiments: Sequence[Experiment]) -> dict[str, list[dict[str, Any]]
     return found
 
 
-# -- figures -----------------------------------------------------------------------------------------------------------
+# -- figures
 
 
 def draw(experiments: Sequence[Experiment]) -> dict[str, str]:
-    """Name → SVG in stand-in colours: the curves of each stage, and each experiment's differences from the first."""
+    """Name → SVG in stand-in colours: the curves of each stage, and each experiment's differences
+    from the first.
+    """
     found = {}
     for stage, title in STAGES.items():
         curves = {e.name: e.curves[stage] for e in experiments if len(e.curves.get(stage, [])) > 1}
@@ -165,7 +204,9 @@ def draw(experiments: Sequence[Experiment]) -> dict[str, str]:
     for number, experiment in enumerate(experiments[1:], 1):
         if experiment.differences:
             title = f"{experiment.name} − {experiments[0].name}"
-            found[f"differences_{number}"] = differences.draw(experiment.differences, title, experiment.name)
+            found[f"differences_{number}"] = differences.draw(
+                experiment.differences, title, experiment.name
+            )
     return found
 
 

@@ -1,4 +1,5 @@
-"""DVC's plots without a network: `dvc plots show` and `dvc plots diff` load their scripts from a CDN by default.
+"""DVC's plots without a network: `dvc plots show` and `dvc plots diff` load their scripts from a
+CDN by default.
 
 The page that they fill is written here with the scripts inside, and named in `.dvc/config.local`.
 """
@@ -34,7 +35,9 @@ body > div { overflow-x: auto; }
 
 
 def page() -> str:
-    """The page, with DVC's placeholders for the plots and with Vega, Vega-Lite and Vega-Embed inside."""
+    """The page, with DVC's placeholders for the plots and with Vega, Vega-Lite and Vega-Embed
+    inside.
+    """
     import vl_convert
 
     scripts = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
@@ -48,8 +51,12 @@ def use_offline_page() -> None:
         UserError: the current directory is not the top of a DVC repository.
     """
     if not Path(".dvc").is_dir():
-        raise UserError("There is no .dvc here: run this at the top of the repository, where dvc.yaml is.")
+        raise UserError(
+            "There is no .dvc here: run this at the top of the repository, where dvc.yaml is."
+        )
     path = Path(".dvc") / TEMPLATE
     path.parent.mkdir(exist_ok=True)
     write_bytes(path, page().encode())
-    subprocess.run(["dvc", "config", "--local", "plots.html_template", TEMPLATE.as_posix()], check=True)
+    subprocess.run(
+        ["dvc", "config", "--local", "plots.html_template", TEMPLATE.as_posix()], check=True
+    )

@@ -13,7 +13,9 @@ WORKSPACE = "workspace"
 
 
 class Revision:
-    """The repository as an experiment, a branch, a tag or a commit has it; `workspace` is what lies here now."""
+    """The repository as an experiment, a branch, a tag or a commit has it; `workspace` is what lies
+    here now.
+    """
 
     def __init__(self, name: str, root: Path | None = None) -> None:
         """
@@ -52,14 +54,17 @@ class Revision:
     def list(self, directory: str) -> list[str]:
         """Paths of the files in a directory; none where it is not there."""
         if self._files is None:
-            return sorted(path.relative_to(self.root).as_posix() for path in (self.root / directory).glob("*"))
+            return sorted(
+                path.relative_to(self.root).as_posix() for path in (self.root / directory).glob("*")
+            )
         return sorted(self._files.find(directory)) if self._files.isdir(directory) else []
 
     def read(self, path: str) -> bytes:
         """Content of a file.
 
         Raises:
-            UserError: the revision has no such file, or DVC knows it but its content is not on this machine.
+            UserError: the revision has no such file, or DVC knows it but its content is not on this
+                machine.
         """
         try:
             if self._files is None:
@@ -96,5 +101,7 @@ def experiments(root: Path | None = None) -> list[str]:
         with Repo(str(root or ".")) as repo:
             found = repo.experiments.ls(all_commits=True)
     except DvcException as error:
-        raise UserError(f"no experiments can be read here ({error}). Run at the top of the repository.") from None
+        raise UserError(
+            f"no experiments can be read here ({error}). Run at the top of the repository."
+        ) from None
     return sorted({name for names in found.values() for name, _ in names})

@@ -1,11 +1,14 @@
-"""A ladder of small runs by the depth dial, the law that they follow, and what it says of larger ones.
+"""A ladder of small runs by the depth dial, the law that they follow, and what it says of larger
+ones.
 
-Every size is trained on every number of tokens, each with its own budget, batch, rate and decay by the rules of
-`llm.params.depth`: a law needs runs that ended, not points of longer ones (Hoffmann et al. 2022, section 3.1). One run more,
+Every size is trained on every number of tokens, each with its own budget, batch, rate and decay by
+the rules of
+`llm.params.depth`: a law needs runs that ended, not points of longer ones (Hoffmann et al. 2022,
+    section 3.1). One run more,
 larger than all of them, is held back: the law predicts its loss before it is looked at.
 
-A finished run is a file in `.state/scaling-results/`, so a ladder that was killed goes on with the run that it was in.
-"""
+A finished run is a file in `.state/scaling-results/`, so a ladder that was killed goes on with the
+run that it was in."""
 
 from __future__ import annotations
 
@@ -28,14 +31,21 @@ from llm.train.trainer import Tracker
 
 TOKENS = Path("data/tokens")
 OUT = Path("metrics/scaling.json")
-LARGER = (1, 10, 100, 1000)  # budgets for which the best size is told, in units of the held-back run's FLOPs
+LARGER = (
+    1,
+    10,
+    100,
+    1000,
+)  # budgets for which the best size is told, in units of the held-back run's FLOPs
 DETERMINED = 0.01  # of the lowest loss: an E whose interval lies below it is none
 DEPTHS = range(1, 129)  # of models that are thought of for a budget
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One run. FLOPs are those of training, as `llm.model.config` counts them; the loss is known when it has run."""
+    """One run. FLOPs are those of training, as `llm.model.config` counts them; the loss is known
+    when it has run.
+    """
 
     depth: int
     tokens: int
@@ -57,13 +67,17 @@ class Prefixed:
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """As the tracker's own."""
-        self.tracker.log_metrics({f"{self.prefix}.{key}": value for key, value in metrics.items()}, step=step)
+        self.tracker.log_metrics(
+            {f"{self.prefix}.{key}": value for key, value in metrics.items()}, step=step
+        )
 
 
 def rungs(p: Params, vocabulary: int) -> list[Rung]:
     """The ladder of `p.scaling`, cheapest first, and the run that is held back, which is the last."""
     s = p.scaling
-    found = [_rung(p, vocabulary, depth, tokens, False) for depth in s.depths for tokens in s.tokens]
+    found = [
+        _rung(p, vocabulary, depth, tokens, False) for depth in s.depths for tokens in s.tokens
+    ]
     found.sort(key=lambda rung: rung.flops)
     return [*found, _rung(p, vocabulary, s.held_back_depth, max(s.tokens), True)]
 
@@ -72,8 +86,14 @@ def _rung(p: Params, vocabulary: int, depth: int, tokens: int, held_back: bool) 
     data = p.model_dump(mode="json")
     data["model"] |= {"depth": depth, **dict.fromkeys(scaling.SHAPE, scaling.AUTO)}
     data["pretrain"] |= dict.fromkeys(scaling.TRAINING, scaling.AUTO)
-    # No circuit that is put in by hand, since small models have no room for it; no validation but the last.
-    data["pretrain"] |= {"tokens": tokens, "init": params.SCRATCH, "induction_init": False, "eval_every": 2**31}
+    # No circuit that is put in by hand, since small models have no room for it; no validation but
+    # the last.
+    data["pretrain"] |= {
+        "tokens": tokens,
+        "init": params.SCRATCH,
+        "induction_init": False,
+        "eval_every": 2**31,
+    }
     data["pretrain"]["batch_tokens"] = scaling.fine_batch_tokens(scaling.resolve(data))
     own = params.parse(data, f"scaling, depth {depth}")
     config = Config(vocab_size=vocabulary, **own.model.dimensions())
@@ -83,7 +103,9 @@ def _rung(p: Params, vocabulary: int, depth: int, tokens: int, held_back: bool) 
 
 
 def run(rung: Rung, tracker: Tracker) -> float:
-    """Train a rung, or take over what was trained; returns its loss on all validation tokens (nats)."""
+    """Train a rung, or take over what was trained; returns its loss on all validation tokens
+    (nats).
+    """
     from llm.data.shards import TokenStream
     from llm.data.windows import TokenWindows
     from llm.tokenizer.bpe import Tokenizer
@@ -124,7 +146,8 @@ def run(rung: Rung, tracker: Tracker) -> float:
 
 
 def conclude(p: Params, ladder: list[Rung], losses: list[float], vocabulary: int) -> dict[str, Any]:
-    """The law of the ladder with its intervals, its prediction of the held-back run, and the best sizes for budgets.
+    """The law of the ladder with its intervals, its prediction of the held-back run, and the best
+    sizes for budgets.
 
     Args:
         losses: of the ladder, in its order, the held-back run's last.
@@ -181,7 +204,8 @@ def _pairs(ladder: list[Rung], losses: list[float]) -> list[tuple[Rung, float]]:
 
 
 def _optimal(p: Params, found: Law, told: Any, vocabulary: int, flops: float) -> dict[str, Any]:
-    """The best model of the dial for a budget: size and tokens of the least loss, by the FLOPs that it really takes.
+    """The best model of the dial for a budget: size and tokens of the least loss, by the FLOPs that
+    it really takes.
 
     `by_formula` is the same for C = 6 N D and sizes between those of the dial.
     """
@@ -200,7 +224,9 @@ def _optimal(p: Params, found: Law, told: Any, vocabulary: int, flops: float) ->
 
 
 def _beyond(best: dict[str, Any], parameters: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
-    """How many times more parameters and tokens a model takes than the ladder's largest; at least 1."""
+    """How many times more parameters and tokens a model takes than the ladder's largest; at least
+    1.
+    """
     return {
         "parameters": max(1.0, best["parameters"] / float(parameters.max())),
         "tokens": max(1.0, best["tokens"] / float(tokens.max())),
@@ -212,7 +238,9 @@ def shape_of(p: Params, vocabulary: int, depth: int, length: int) -> tuple[int, 
     data = p.model_dump(mode="json")
     model = data["model"] | {"depth": depth, **dict.fromkeys(scaling.SHAPE, scaling.AUTO)}
     own = scaling.resolve({**data, "model": model})["model"]
-    config = Config(vocab_size=vocabulary, **{key: value for key, value in own.items() if key != "depth"})
+    config = Config(
+        vocab_size=vocabulary, **{key: value for key, value in own.items() if key != "depth"}
+    )
     return config.parameters(), config.flops_per_token(length)
 
 
@@ -243,10 +271,16 @@ def describe(found: dict[str, Any]) -> list[str]:
     constants, held = found["law"], found["held_back"]
 
     def shown(score: dict[str, float], digits: int = 3) -> str:
-        return f"{score['value']:.{digits}g} [{score['low']:.{digits}g}, {score['high']:.{digits}g}]"
+        return (
+            f"{score['value']:.{digits}g} [{score['low']:.{digits}g}, {score['high']:.{digits}g}]"
+        )
 
     best = found["optimal"][0]
-    far = [f"{best['beyond'][key]:.3g} times the ladder's {key}" for key in best["beyond"] if best["beyond"][key] > 1]
+    far = [
+        f"{best['beyond'][key]:.3g} times the ladder's {key}"
+        for key in best["beyond"]
+        if best["beyond"][key] > 1
+    ]
     undetermined = "scaling: E, which no model can fall below, is not determined: the ladder's losses lie far above it"
     return [
         f"scaling: L = {shown(constants['E'])} + {constants['A']['value']:.4g} / N^{shown(constants['alpha'])} + "
@@ -255,6 +289,7 @@ def describe(found: dict[str, Any]) -> list[str]:
         f"{shown(held['predicted'], 4)}, and came to {held['observed']:.4f} "
         f"({'within' if held['within'] else 'outside'} the interval, {100 * held['error'] / held['observed']:+.1f} %)",
         f"scaling: for {best['flops']:.2g} FLOPs the best is depth {best['depth']}: {best['parameters']:,} parameters, "
-        f"{best['tokens']:,} tokens, loss {shown(best['loss'], 4)}" + (f"; {', '.join(far)}" if far else ""),
+        f"{best['tokens']:,} tokens, loss {shown(best['loss'], 4)}"
+        + (f"; {', '.join(far)}" if far else ""),
         *([] if found["E_determined"] else [undetermined]),
     ]

@@ -1,9 +1,10 @@
 """`python -m llm seeds`: the same experiment with several seeds, as mean and spread of each score.
 
-A seed is an experiment of DVC: `dvc exp run --queue -S finetune.seed=1,2,3` makes three, each with a pedigree, a cache
-and checkpoints of its own. The intervals of one run tell what another draw of test examples would change, the spread
-over seeds what another draw of the training's chance would; neither includes the other.
-"""
+A seed is an experiment of DVC: `dvc exp run --queue -S finetune.seed=1,2,3` makes three, each with
+    a pedigree, a cache
+and checkpoints of its own. The intervals of one run tell what another draw of test examples would
+change, the spread over seeds what another draw of the training's chance would; neither includes the
+other."""
 
 from __future__ import annotations
 
@@ -96,9 +97,13 @@ def collect(names: list[str]) -> list[Run]:
         for name in experiments():
             with Revision(name) as revision:
                 # Params are in git; the scores of others need not be on this machine.
-                if _settings(flatten(revision.yaml(PARAMS))) == runs[0].settings and SCORES in revision.list("metrics"):
+                if _settings(flatten(revision.yaml(PARAMS))) == runs[
+                    0
+                ].settings and SCORES in revision.list("metrics"):
                     runs.append(read(revision))
-    found = {run.seeds: run for run in reversed(runs)}  # of equal seeds the first: the results are the same
+    found = {
+        run.seeds: run for run in reversed(runs)
+    }  # of equal seeds the first: the results are the same
     if len(found) < 2:
         raise UserError(
             f"{len(found)} seed among {', '.join(run.name for run in runs)}: a spread needs two or more. Run e.g. "
@@ -113,7 +118,12 @@ def spreads(runs: list[Run]) -> list[Spread]:
 
     def place(item: tuple[str, str, str]) -> tuple[Any, ...]:
         model, task, metric = item
-        return MODELS.index(model), task, MAIN.index(metric) if metric in MAIN else len(MAIN), metric
+        return (
+            MODELS.index(model),
+            task,
+            MAIN.index(metric) if metric in MAIN else len(MAIN),
+            metric,
+        )
 
     return [Spread(*key, [run.values[key] for run in runs]) for key in sorted(common, key=place)]
 
@@ -128,7 +138,9 @@ def show_seeds(names: list[str], as_json: bool) -> None:
         print(json.dumps({"runs": told, "scores": rows}, indent=2))
         return
     for run in runs:
-        own = ", ".join(f"{key} {seed}" for key, seed in zip(SEEDS, run.seeds, strict=True) if seed is not None)
+        own = ", ".join(
+            f"{key} {seed}" for key, seed in zip(SEEDS, run.seeds, strict=True) if seed is not None
+        )
         print(f"{run.name}: {own}")
     title = None
     for s in found:

@@ -1,11 +1,11 @@
 """`python -m llm tune tuning.yaml`: Optuna chooses params, DVC runs them, a file remembers.
 
-A trial is an experiment of DVC, `<study>-<number>`, run in a temporary directory: it has a pedigree, a cache, and a run
-in MLflow like any other. While it trains, its validation losses are read from what the stage tells of itself
-(`llm.runtime.heartbeat`); a trial that is worse than the median of the others after as many tokens is stopped. The study lies in
-`.state/tuning.db`; the same command goes on with it, and a trial that was running when the tuner was killed is run
-again, from its training state.
-"""
+A trial is an experiment of DVC, `<study>-<number>`, run in a temporary directory: it has a
+pedigree, a cache, and a run in MLflow like any other. While it trains, its validation losses are
+read from what the stage tells of itself (`llm.runtime.heartbeat`); a trial that is worse than the
+median of the others after as many tokens is stopped. The study lies in `.state/tuning.db`; the same
+command goes on with it, and a trial that was running when the tuner was killed is run again, from
+its training state."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def tune(path: Path) -> None:
     """Run trials until the study has as many as the file says, and write what was found.
 
     Raises:
-        UserError: the file is wrong, Optuna is missing, `FAILURES` trials in a row failed, or an experiment has the
-            name of a trial.
+        UserError: the file is wrong, Optuna is missing, `FAILURES` trials in a row failed, or an
+            experiment has the name of a trial.
     """
     tuning = load(path)
     study = open_study(tuning)
@@ -48,7 +48,9 @@ def tune(path: Path) -> None:
     _begin_with_the_present(study, tuning)
     failed = 0
     while (
-        done := len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
+        done := len(
+            study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        )
     ) < tuning.trials:
         trial = _ask(study, tuning)
         name = f"{tuning.study}-{trial.number}"
@@ -59,7 +61,9 @@ def tune(path: Path) -> None:
             failed += 1
             study.tell(trial, state=TrialState.FAIL)
             if failed == FAILURES:
-                raise UserError(f"tune: {FAILURES} trials in a row failed; the messages above say why.")
+                raise UserError(
+                    f"tune: {FAILURES} trials in a row failed; the messages above say why."
+                )
             continue
         failed = 0
         if why == "pruned":
@@ -71,7 +75,14 @@ def tune(path: Path) -> None:
             print(f"tune: {name}: {tuning.metric} = {value:.5g}", flush=True)
         _write_page(study, tuning)
     best = study.best_trial
-    given = next((t for t in study.trials if t.user_attrs.get(report.PRESENT) and t.state.name == "COMPLETE"), None)
+    given = next(
+        (
+            t
+            for t in study.trials
+            if t.user_attrs.get(report.PRESENT) and t.state.name == "COMPLETE"
+        ),
+        None,
+    )
     beside = f" (params.yaml: {given.value:.5g})" if given else ""
     print(
         f"tune: best is {tuning.study}-{best.number}, {best.value:.5g}{beside}: {_shown(best.params)}\n"
@@ -89,13 +100,17 @@ def open_study(tuning: Tuning) -> Any:
     try:
         import optuna
     except ModuleNotFoundError:
-        raise UserError("tune: Optuna is not installed: pip install -c constraints.txt -e '.[tune]'") from None
+        raise UserError(
+            "tune: Optuna is not installed: pip install -c constraints.txt -e '.[tune]'"
+        ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     database = root() / ".state" / "tuning.db"
     database.parent.mkdir(parents=True, exist_ok=True)
     pruner: Any = optuna.pruners.NopPruner()
     if tuning.prune:
-        pruner = optuna.pruners.MedianPruner(tuning.prune.startup_trials, tuning.prune.warmup_tokens)
+        pruner = optuna.pruners.MedianPruner(
+            tuning.prune.startup_trials, tuning.prune.warmup_tokens
+        )
     study = optuna.create_study(
         storage=f"sqlite:///{database}",
         study_name=tuning.study,
@@ -113,7 +128,9 @@ def open_study(tuning: Tuning) -> Any:
             )
         study.set_user_attr(key, value)
     # A study that goes on must not draw again what it drew at its beginning.
-    study.sampler = optuna.samplers.TPESampler(seed=tuning.seed + len(study.get_trials(deepcopy=False)))
+    study.sampler = optuna.samplers.TPESampler(
+        seed=tuning.seed + len(study.get_trials(deepcopy=False))
+    )
     return study
 
 
@@ -127,7 +144,9 @@ def _run_again(study: Any) -> None:
 
 
 def _begin_with_the_present(study: Any, tuning: Tuning) -> None:
-    """A study's first trial has the values of params.yaml, as far as the space has them: what is to be beaten."""
+    """A study's first trial has the values of params.yaml, as far as the space has them: what is to
+    be beaten.
+    """
     if study.get_trials(deepcopy=False):
         return
     values = current(tuning)
@@ -136,7 +155,9 @@ def _begin_with_the_present(study: Any, tuning: Tuning) -> None:
 
 
 def _ask(study: Any, tuning: Tuning) -> Any:
-    """The next trial. Raises UserError where the space is not one that the study's trials are points of."""
+    """The next trial. Raises UserError where the space is not one that the study's trials are
+    points of.
+    """
     try:
         return study.ask(_distributions(tuning))
     except ValueError as error:  # other choices than before, or another scale
@@ -153,26 +174,52 @@ def _distributions(tuning: Tuning) -> dict[str, Any]:
         if not isinstance(values, Range):
             found[key] = CategoricalDistribution(values)
         elif isinstance(values.low, int) and isinstance(values.high, int):
-            found[key] = IntDistribution(values.low, values.high, log=values.log, step=int(values.step or 1))
+            found[key] = IntDistribution(
+                values.low, values.high, log=values.log, step=int(values.step or 1)
+            )
         else:
-            found[key] = FloatDistribution(values.low, values.high, log=values.log, step=values.step)
+            found[key] = FloatDistribution(
+                values.low, values.high, log=values.log, step=values.step
+            )
     return found
 
 
-def run_trial(tuning: Tuning, trial: Any, name: str, values: dict[str, Any]) -> tuple[float | None, str]:
+def run_trial(
+    tuning: Tuning, trial: Any, name: str, values: dict[str, Any]
+) -> tuple[float | None, str]:
     """Run a trial as a DVC experiment; returns its metric, and `done`, `pruned` or `failed`."""
-    command = ["dvc", "exp", "run", "--temp", "--name", name]  # not --force: it runs every stage anew
+    command = [
+        "dvc",
+        "exp",
+        "run",
+        "--temp",
+        "--name",
+        name,
+    ]  # not --force: it runs every stage anew
     for key, value in values.items():
-        command += ["--set-param", f"{key}={'true' if value is True else 'false' if value is False else value}"]
+        command += [
+            "--set-param",
+            f"{key}={'true' if value is True else 'false' if value is False else value}",
+        ]
     log = root() / ".state" / "tuning" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    # DVC and the stages of the environment that this runs in, whether or not a shell has activated it.
+    # DVC and the stages of the environment that this runs in, whether or not a shell has activated
+    # it.
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    environment = {**os.environ, "PATH": path, "LLM_STUDY": tuning.study, "LLM_TRIAL": str(trial.number)}
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "LLM_STUDY": tuning.study,
+        "LLM_TRIAL": str(trial.number),
+    }
     for _ in range(TRIES):
         with open(log, "w", encoding="utf-8") as file:
             process = subprocess.Popen(
-                [*command, *tuning.targets], stdout=file, stderr=file, env=environment, start_new_session=True
+                [*command, *tuning.targets],
+                stdout=file,
+                stderr=file,
+                env=environment,
+                start_new_session=True,
             )
         try:
             pruned = _watch(process, tuning, trial, name)
@@ -197,7 +244,9 @@ def run_trial(tuning: Tuning, trial: Any, name: str, values: dict[str, Any]) -> 
 
 
 def _watch(process: subprocess.Popen, tuning: Tuning, trial: Any, name: str) -> bool:
-    """Wait for the end of a trial, handing its validation losses to Optuna; stop it where that says so."""
+    """Wait for the end of a trial, handing its validation losses to Optuna; stop it where that says
+    so.
+    """
     seen = -1
     while process.poll() is None:
         time.sleep(POLL)
@@ -206,7 +255,8 @@ def _watch(process: subprocess.Popen, tuning: Tuning, trial: Any, name: str) -> 
         for tokens, loss in status.validation(name, tuning.prune.stage):
             if tokens > seen:
                 seen = tokens
-                # Optuna takes intermediate values in the study's direction; a loss is always to be small.
+                # Optuna takes intermediate values in the study's direction; a loss is always to be
+                # small.
                 trial.report(loss if tuning.direction == "minimize" else -loss, tokens)
                 if trial.should_prune():
                     _stop(process)
@@ -237,16 +287,21 @@ def _metric(metric: str, experiment: str) -> float:
     for key in keys.split("."):
         if not isinstance(value, dict) or key not in value:
             known = ", ".join(value) if isinstance(value, dict) else type(value).__name__
-            raise UserError(f"metric {metric}: {path} of {experiment} has no {key!r} there; it has {known}.")
+            raise UserError(
+                f"metric {metric}: {path} of {experiment} has no {key!r} there; it has {known}."
+            )
         value = value[key]
     if not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"metric {metric}: expected a finite number, found {json.dumps(value)[:80]} in {experiment}.")
+        raise UserError(
+            f"metric {metric}: expected a finite number, found {json.dumps(value)[:80]} in {experiment}."
+        )
     return float(value)
 
 
 def _shown(values: dict[str, Any]) -> str:
     return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in values.items()
     )
 
 

@@ -29,25 +29,37 @@ class Range(Section):
     @model_validator(mode="after")
     def _ordered(self) -> Range:
         if self.low >= self.high or (self.log and self.low <= 0):
-            raise ValueError(f"expected low < high, and low > 0 with log; found {self.low} to {self.high}")
+            raise ValueError(
+                f"expected low < high, and low > 0 with log; found {self.low} to {self.high}"
+            )
         if self.log and self.step:
             raise ValueError("log and step do not go together")
         return self
 
     def holds(self, value: Any) -> bool:
         """Whether the value is one that may be drawn."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not self.low <= value <= self.high
+        ):
             return False
         whole = isinstance(self.low, int) and isinstance(self.high, int)
         step = self.step or (1 if whole else None)
-        return step is None or math.isclose((value - self.low) / step, round((value - self.low) / step), abs_tol=1e-9)
+        return step is None or math.isclose(
+            (value - self.low) / step, round((value - self.low) / step), abs_tol=1e-9
+        )
 
 
 class Prune(Section):
-    """Stop a trial whose validation loss in `stage` is above the median of the others after as many tokens."""
+    """Stop a trial whose validation loss in `stage` is above the median of the others after as many
+    tokens.
+    """
 
     stage: Literal["pretrain", "finetune"]
-    startup_trials: Annotated[int, Field(ge=1)] = 4  # that are never stopped, so that there is a median
+    startup_trials: Annotated[int, Field(ge=1)] = (
+        4  # that are never stopped, so that there is a median
+    )
     warmup_tokens: Annotated[int, Field(ge=0)] = 0  # before which none is stopped
 
 
@@ -89,7 +101,10 @@ def load(path: Path) -> Tuning:
     data = read_yaml("params.yaml")
     for key, values in tuning.space.items():
         for value in [values.low, values.high] if isinstance(values, Range) else values:
-            params.parse(_with(data, key, value, f"{path}: space.{key}"), f"{path}: space.{key} = {value}: params")
+            params.parse(
+                _with(data, key, value, f"{path}: space.{key}"),
+                f"{path}: space.{key} = {value}: params",
+            )
     return tuning
 
 
@@ -105,7 +120,9 @@ def current(tuning: Tuning) -> dict[str, Any]:
 
 
 def _with(data: dict[str, Any], key: str, value: Any, where: str) -> dict[str, Any]:
-    """A copy of nested params with the value at a dotted path. Raises UserError where there is no such path."""
+    """A copy of nested params with the value at a dotted path. Raises UserError where there is no
+    such path.
+    """
     first, _, rest = key.partition(".")
     if first not in data or (rest and not isinstance(data[first], dict)):
         raise UserError(f"{where}: params.yaml has no {first!r} there; it has {', '.join(data)}.")

@@ -1,4 +1,6 @@
-"""The model in the forms that other tools take, each in a directory with a model card and the tokenizer's files."""
+"""The model in the forms that other tools take, each in a directory with a model card and the
+tokenizer's files.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,18 @@ from llm.export.marker import MARKER, replaceable, write_marker
 from llm.runtime.io import read_json, whole_directory, write_json
 
 
-def export(to: str, model: Path, out: Path, dtype: str = "f16", adapter: Path | None = None) -> Path:
+def export(
+    to: str, model: Path, out: Path, dtype: str = "f16", adapter: Path | None = None
+) -> Path:
     """Write `model` (with `adapter` merged) into the directory `out`; returns it.
 
-    to: hf: the Hugging Face directory itself | gguf: one file for llama.cpp and Ollama | pt: a plain state dict.
+    to: hf: the Hugging Face directory itself | gguf: one file for llama.cpp and Ollama | pt: a
+        plain state dict.
     dtype: of a gguf file's matrices, f32 | f16 | q8_0.
 
     Raises:
-        UserError: the model is unusable or has no place in that form; a package is missing; `out` holds other files
-            than those of an earlier export of the same.
+        UserError: the model is unusable or has no place in that form; a package is missing; `out`
+            holds other files than those of an earlier export of the same.
     """
     from llm.model.hf_files import PROMPT, TOKENIZER_FILES, load_config, load_model
     from llm.model.lora import load_adapter, merge_lora
@@ -36,12 +41,16 @@ def export(to: str, model: Path, out: Path, dtype: str = "f16", adapter: Path | 
         load_adapter(loaded, adapter, model)
         merge_lora(loaded)
     if loaded.soft_prompt is not None and to != "hf":
-        raise UserError(f"{adapter or model} has a soft prompt, which a {to} file has no place for; use --to hf.")
+        raise UserError(
+            f"{adapter or model} has a soft prompt, which a {to} file has no place for; use --to hf."
+        )
     with whole_directory(out.resolve(), replaced) as folder:
         if to == "gguf":
             from llm.export.gguf_file import write_gguf
 
-            write_gguf(loaded, model, folder / f"{title.removesuffix(f'-{dtype}')}-{dtype}.gguf", dtype)
+            write_gguf(
+                loaded, model, folder / f"{title.removesuffix(f'-{dtype}')}-{dtype}.gguf", dtype
+            )
         elif to == "pt":
             _write_state_dict(loaded, folder / "model.pt")
             shutil.copyfile(model / "config.json", folder / "config.json")
@@ -63,8 +72,15 @@ def export(to: str, model: Path, out: Path, dtype: str = "f16", adapter: Path | 
 
 
 def default_directory(to: str, model: Path, dtype: str, adapter: Path | None) -> Path:
-    """The directory of an export that is given none: another one for each form, type, model and adapter by name."""
-    parts = [model.name, *([adapter.name] if adapter else []), to, *([dtype] if to == "gguf" else [])]
+    """The directory of an export that is given none: another one for each form, type, model and
+    adapter by name.
+    """
+    parts = [
+        model.name,
+        *([adapter.name] if adapter else []),
+        to,
+        *([dtype] if to == "gguf" else []),
+    ]
     return Path("exports", "-".join(parts))
 
 
@@ -77,8 +93,15 @@ def _limit_length(path: Path, context: int) -> None:
 
 
 def _copy(model: Path, folder: Path) -> None:
-    """All files of a model directory but its card. No links: what lies in DVC's cache must not be changed from here."""
-    shutil.copytree(model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("README.md", MARKER, ".git"))
+    """All files of a model directory but its card. No links: what lies in DVC's cache must not be
+    changed from here.
+    """
+    shutil.copytree(
+        model,
+        folder,
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("README.md", MARKER, ".git"),
+    )
 
 
 def _write_state_dict(model: object, path: Path) -> None:
@@ -94,4 +117,6 @@ def _write_state_dict(model: object, path: Path) -> None:
     again = torch.load(path, weights_only=True, mmap=True)
     for name, value in tensors.items():
         if not torch.equal(again[name], value):
-            raise UserError(f"{path}: {name} did not come back as it was written; is the disk in order?")
+            raise UserError(
+                f"{path}: {name} did not come back as it was written; is the disk in order?"
+            )

@@ -1,4 +1,6 @@
-"""The model card: README.md beside a model, with where it comes from and what it scores; a function of the files."""
+"""The model card: README.md beside a model, with where it comes from and what it scores; a function
+of the files.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,11 @@ from llm.model.config import Config
 from llm.runtime.io import read_json, read_yaml, sha256, write_bytes
 from llm.tokenizer.bpe import MARK
 
-LIBRARIES = {"hf": "transformers", "gguf": "gguf", "pt": "pytorch"}  # the hub's names of what reads each form
+LIBRARIES = {
+    "hf": "transformers",
+    "gguf": "gguf",
+    "pt": "pytorch",
+}  # the hub's names of what reads each form
 LICENCE = "LICENSE.md"
 SECTIONS = ("seed", "tokenize", "model", "pretrain", "mix", "finetune")
 
@@ -26,25 +32,43 @@ SPECIAL_IS_SPECIAL = (
 )
 
 
-def write_card(folder: Path, name: str, model: Path, config: Config, adapter: Path | None, to: str = "hf") -> None:
-    """Write `folder`/README.md about the model that lies there, from what the pipeline's stages left here.
+def write_card(
+    folder: Path, name: str, model: Path, config: Config, adapter: Path | None, to: str = "hf"
+) -> None:
+    """Write `folder`/README.md about the model that lies there, from what the pipeline's stages
+    left here.
 
-    Parts whose files are missing are left out: no scores before `evaluate`, no data for a checkpoint of others. The
-    licences of the data, from which that of the weights follows, go into `folder`/LICENSE.md.
-    """
-    ours = model.resolve().is_relative_to(Path("models").resolve()) and "checkpoints" not in model.parts
+    Parts whose files are missing are left out: no scores before `evaluate`, no data for a
+    checkpoint of others. The licences of the data, from which that of the weights follows, go into
+    `folder`/LICENSE.md."""
+    ours = (
+        model.resolve().is_relative_to(Path("models").resolve())
+        and "checkpoints" not in model.parts
+    )
     manifests = _manifests() if ours else {}
     licences = sorted({str(m["licence"]) for m in manifests.values() if m.get("licence")})
-    front: dict[str, Any] = {"library_name": LIBRARIES[to], "pipeline_tag": "text-generation", "model_name": name}
+    front: dict[str, Any] = {
+        "library_name": LIBRARIES[to],
+        "pipeline_tag": "text-generation",
+        "model_name": name,
+    }
     if licences:
         front |= {"license": "other", "license_name": "see-data", "license_link": LICENCE}
         text = ["The licence of the weights follows from the licences of the data:", ""]
-        write_bytes(folder / LICENCE, ("\n".join([*text, *(f"- {each}" for each in licences)]) + "\n").encode())
+        write_bytes(
+            folder / LICENCE,
+            ("\n".join([*text, *(f"- {each}" for each in licences)]) + "\n").encode(),
+        )
     lines = ["---", *yaml.safe_dump(front, sort_keys=True).splitlines(), "---", "", f"# {name}", ""]
     lines += _about(model, config, adapter)
     if manifests:
         lines += ["", "## Data", "", *_data(manifests)]
-        lines += ["", "The licence of the weights follows from the data's:", "", *(f"- {text}" for text in licences)]
+        lines += [
+            "",
+            "The licence of the weights follows from the data's:",
+            "",
+            *(f"- {text}" for text in licences),
+        ]
     if ours and Path("params.yaml").exists():
         params = read_yaml("params.yaml")
         chosen = {key: params[key] for key in SECTIONS if key in params}
@@ -56,7 +80,9 @@ def write_card(folder: Path, name: str, model: Path, config: Config, adapter: Pa
     lines += ["", "## Files", "", "| file | bytes | SHA-256 |", "|---|---|---|"]
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != "README.md":
-            lines.append(f"| {path.relative_to(folder).as_posix()} | {path.stat().st_size:,} | `{sha256(path)}` |")
+            lines.append(
+                f"| {path.relative_to(folder).as_posix()} | {path.stat().st_size:,} | `{sha256(path)}` |"
+            )
     write_bytes(folder / "README.md", ("\n".join(lines) + "\n").encode())
 
 
@@ -68,7 +94,8 @@ def _about(model: Path, config: Config, adapter: Path | None) -> list[str]:
         f"({config.num_key_value_heads} of keys and values), a vocabulary of {config.vocab_size:,}, a context of "
         f"{config.max_position_embeddings:,} tokens{window}.",
         "",
-        f"Made from `{model.as_posix()}`" + (f" with the adapter `{adapter.as_posix()}` merged." if adapter else "."),
+        f"Made from `{model.as_posix()}`"
+        + (f" with the adapter `{adapter.as_posix()}` merged." if adapter else "."),
     ]
     if (model / "prompt").is_dir():
         lines += [
@@ -83,7 +110,10 @@ def _about(model: Path, config: Config, adapter: Path | None) -> list[str]:
 
 
 def _manifests() -> dict[str, dict[str, Any]]:
-    paths = sorted(Path("data/raw").glob("*/manifest.json"), key=lambda path: (path.parent.name != "pretrain", path))
+    paths = sorted(
+        Path("data/raw").glob("*/manifest.json"),
+        key=lambda path: (path.parent.name != "pretrain", path),
+    )
     return {path.parent.name: {**read_json(path), "sha256": sha256(path)} for path in paths}
 
 
@@ -104,8 +134,13 @@ def _data(manifests: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _scores(evaluate: dict[str, Any], name: str) -> list[str]:
-    """This model's scores, with intervals, beside the best baseline of the same metric that was measured."""
-    rows = ["| task | metric | value | interval | examples | baselines |", "|---|---|---|---|---|---|"]
+    """This model's scores, with intervals, beside the best baseline of the same metric that was
+    measured.
+    """
+    rows = [
+        "| task | metric | value | interval | examples | baselines |",
+        "|---|---|---|---|---|---|",
+    ]
     baselines = [key for key in evaluate if key.startswith("baseline:")]
     for task, metrics in evaluate.get(name, {}).items():
         for metric, score in metrics.items():
@@ -123,6 +158,15 @@ def _scores(evaluate: dict[str, Any], name: str) -> list[str]:
         shares = ", ".join(f"{task} {share:.1%}" for task, share in overlap.items())
         rows += ["", f"Test examples that share a passage with the training text: {shares}."]
     signatures = {
-        s["signature"] for metrics in evaluate.get(name, {}).values() for s in metrics.values() if s.get("signature")
+        s["signature"]
+        for metrics in evaluate.get(name, {}).values()
+        for s in metrics.values()
+        if s.get("signature")
     }
-    return [*rows, "", "How they were measured:", "", *(f"- `{signature}`" for signature in sorted(signatures))]
+    return [
+        *rows,
+        "",
+        "How they were measured:",
+        "",
+        *(f"- `{signature}`" for signature in sorted(signatures)),
+    ]

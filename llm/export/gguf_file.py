@@ -1,8 +1,9 @@
-"""GGUF, the one-file format of llama.cpp and Ollama, written with its own package and read back tensor by tensor.
+"""GGUF, the one-file format of llama.cpp and Ollama, written with its own package and read back
+tensor by tensor.
 
-Names and layout are those of llama.cpp's converter: `LlamaForCausalLM` and `MistralForCausalLM` become its `llama`,
-whose rotary pairs are neighbours, so the rows of q_proj and k_proj are put in that order; the Qwens keep theirs.
-"""
+Names and layout are those of llama.cpp's converter: `LlamaForCausalLM` and `MistralForCausalLM`
+become its `llama`, whose rotary pairs are neighbours, so the rows of q_proj and k_proj are put in
+that order; the Qwens keep theirs."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from llm.tokenizer.pretrained import PretrainedTokenizer
 BLOCK = 32  # weights that share a scale in q8_0
 LARGEST = 65504.0  # of float16
 PLAIN = "default"
-# How llama.cpp splits text before the merges is compiled into it, by name; these are the ones that we can tell apart.
+# How llama.cpp splits text before the merges is compiled into it, by name; these are the ones that
+# we can tell apart.
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 MARKS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {
@@ -39,19 +41,26 @@ SPLITS = {
 def write_gguf(model: Transformer, directory: Path, path: Path, dtype: str) -> None:
     """Write `model`, whose directory has config and tokenizer, as a GGUF file.
 
-    dtype: of the matrices, f32 | f16 | q8_0 (rows that are no multiple of 32 stay f16); vectors are float32.
+    dtype: of the matrices, f32 | f16 | q8_0 (rows that are no multiple of 32 stay f16); vectors are
+        float32.
 
     Raises:
-        UserError: the package is missing, a weight does not fit float16, the tokenizer is of no kind that GGUF knows,
-            or a tensor is not the same when it is read back.
+        UserError: the package is missing, a weight does not fit float16, the tokenizer is of no
+            kind that GGUF knows, or a tensor is not the same when it is read back.
     """
     if importlib.util.find_spec("gguf") is None:
-        raise UserError("--to gguf needs the package gguf: pip install -c constraints.txt -e '.[export]'.")
+        raise UserError(
+            "--to gguf needs the package gguf: pip install -c constraints.txt -e '.[export]'."
+        )
     import gguf
 
     config = model.config
     llama = config.architecture in ("LlamaForCausalLM", "MistralForCausalLM")
-    name = "llama" if llama else {"Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}[config.architecture]
+    name = (
+        "llama"
+        if llama
+        else {"Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}[config.architecture]
+    )
     arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
     writer = gguf.GGUFWriter(path, name)
     _add_dimensions(writer, config, path.stem, dtype)
@@ -59,9 +68,15 @@ def write_gguf(model: Transformer, directory: Path, path: Path, dtype: str) -> N
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     written = {}
     for key, values in _tensors(model, llama):
-        target = key if key == "rope_freqs.weight" else names.get_name(key, try_suffixes=(".weight", ".bias"))
+        target = (
+            key
+            if key == "rope_freqs.weight"
+            else names.get_name(key, try_suffixes=(".weight", ".bias"))
+        )
         if target is None:
-            raise UserError(f"{path}: {key} has no place in a GGUF file of the architecture {name}.")
+            raise UserError(
+                f"{path}: {key} has no place in a GGUF file of the architecture {name}."
+            )
         kind = _kind(gguf, values, dtype)
         if kind == gguf.GGMLQuantizationType.F16 and np.abs(values).max() > LARGEST:
             raise UserError(
@@ -79,7 +94,8 @@ def write_gguf(model: Transformer, directory: Path, path: Path, dtype: str) -> N
 def check_gguf(path: Path, model: Transformer, written: dict[str, str], llama: bool) -> None:
     """Read a GGUF file again and compare every tensor with the model's.
 
-    Bounds: float32 exact; float16 as numpy rounds; q8_0 half a step of its block's scale, max|w| / 127, and that
+    Bounds: float32 exact; float16 as numpy rounds; q8_0 half a step of its block's scale, max|w| /
+        127, and that
     scale's own rounding to float16 (2^-11, times up to 127 steps).
 
     Raises:
@@ -90,21 +106,34 @@ def check_gguf(path: Path, model: Transformer, written: dict[str, str], llama: b
     expected = dict(_tensors(model, llama))
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     if set(found) != set(written):
-        raise UserError(f"{path}: tensors {sorted(set(found) ^ set(written))} are missing or too many.")
+        raise UserError(
+            f"{path}: tensors {sorted(set(found) ^ set(written))} are missing or too many."
+        )
     for target, key in written.items():
         tensor, values = found[target], expected[key]
         if tuple(int(n) for n in reversed(tensor.shape)) != values.shape:
-            raise UserError(f"{path}: {target} has the shape {list(tensor.shape)}, expected that of {key}.")
+            raise UserError(
+                f"{path}: {target} has the shape {list(tensor.shape)}, expected that of {key}."
+            )
         read = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(values.shape)
         if tensor.tensor_type == gguf.GGMLQuantizationType.Q8_0:
             scale = np.abs(values.reshape(-1, BLOCK)).max(1, keepdims=True) / 127
-            far = np.abs((read - values).reshape(-1, BLOCK)) > scale * (0.5 + 127 * 2.0**-11) + 2.0**-24 * 128
+            far = (
+                np.abs((read - values).reshape(-1, BLOCK))
+                > scale * (0.5 + 127 * 2.0**-11) + 2.0**-24 * 128
+            )
             same = not far.any()
         else:
-            exact = values if tensor.tensor_type == gguf.GGMLQuantizationType.F32 else values.astype(np.float16)
+            exact = (
+                values
+                if tensor.tensor_type == gguf.GGMLQuantizationType.F32
+                else values.astype(np.float16)
+            )
             same = np.array_equal(read, exact.astype(np.float32))
         if not same:
-            raise UserError(f"{path}: {target} is not {key} when it is read back; is the disk in order?")
+            raise UserError(
+                f"{path}: {target} is not {key} when it is read back; is the disk in order?"
+            )
 
 
 def _tensors(model: Transformer, llama: bool) -> Iterator[tuple[str, np.ndarray]]:
@@ -126,9 +155,13 @@ def _tensors(model: Transformer, llama: bool) -> Iterator[tuple[str, np.ndarray]
 
 
 def _neighbours(weight: Tensor, heads: int) -> Tensor:
-    """Rows (i, i + head_dim/2) of each head side by side, of a matrix (heads · head_dim, …) or its bias."""
+    """Rows (i, i + head_dim/2) of each head side by side, of a matrix (heads · head_dim, …) or its
+    bias.
+    """
     return (
-        weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+        weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+        .transpose(1, 2)
+        .reshape(weight.shape)
     )
 
 
@@ -169,9 +202,13 @@ def _add_dimensions(writer: Any, config: Config, name: str, dtype: str) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(scaling["factor"]))
     elif scaling and scaling["rope_type"] == "yarn":
-        odd = {"mscale", "mscale_all_dim", "attention_factor"} & {k for k, v in scaling.items() if v is not None}
+        odd = {"mscale", "mscale_all_dim", "attention_factor"} & {
+            k for k, v in scaling.items() if v is not None
+        }
         if odd or not scaling.get("truncate", True):
-            raise UserError(f"yarn with {', '.join(sorted(odd)) or 'truncate = false'} has no GGUF form known here.")
+            raise UserError(
+                f"yarn with {', '.join(sorted(odd)) or 'truncate = false'} has no GGUF form known here."
+            )
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(float(scaling["factor"]))
         writer.add_rope_scaling_orig_ctx_len(int(scaling["original_max_position_embeddings"]))
@@ -187,7 +224,9 @@ def _add_tokenizer(writer: Any, directory: Path) -> None:
     content = read_json(directory / "tokenizer.json")
     bpe, config = content["model"], read_json(directory / "config.json")
     if bpe.get("type") != "BPE":
-        raise UserError(f"{directory}/tokenizer.json: a model of type {bpe.get('type')} has no GGUF form known here.")
+        raise UserError(
+            f"{directory}/tokenizer.json: a model of type {bpe.get('type')} has no GGUF form known here."
+        )
     size = config["vocab_size"]
     special = {token["id"]: token for token in content["added_tokens"]}
     by_id = {number: token for token, number in bpe["vocab"].items()}
@@ -197,7 +236,11 @@ def _add_tokenizer(writer: Any, directory: Path) -> None:
     kinds = []
     for number, token in enumerate(tokens):
         if number in special:
-            kinds.append(gguf.TokenType.CONTROL if special[number]["special"] else gguf.TokenType.USER_DEFINED)
+            kinds.append(
+                gguf.TokenType.CONTROL
+                if special[number]["special"]
+                else gguf.TokenType.USER_DEFINED
+            )
         elif number not in by_id:
             kinds.append(gguf.TokenType.UNUSED)
         else:
@@ -221,7 +264,11 @@ def _add_tokenizer(writer: Any, directory: Path) -> None:
         writer.add_token_types(kinds)
         writer.add_token_merges(merges)
     writer.add_eos_token_id(tokenizer.eos_id)
-    bos = tokenizer.tokens.get("bos_token") if isinstance(tokenizer, PretrainedTokenizer) else SPECIAL[0]
+    bos = (
+        tokenizer.tokens.get("bos_token")
+        if isinstance(tokenizer, PretrainedTokenizer)
+        else SPECIAL[0]
+    )
     first = next((number for number, token in special.items() if token["content"] == bos), None)
     if first is not None:
         writer.add_bos_token_id(first)

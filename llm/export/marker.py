@@ -1,4 +1,6 @@
-"""`export.json`: what an export is of and the files that it wrote, so that the next one replaces nothing else."""
+"""`export.json`: what an export is of and the files that it wrote, so that the next one replaces
+nothing else.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,16 @@ MARKER = "export.json"
 
 
 def write_marker(folder: Path, made: dict[str, Any]) -> None:
-    """Write the marker beside the files of an export. `made`: what it is of, as JSON values by name."""
+    """Write the marker beside the files of an export. `made`: what it is of, as JSON values by
+    name.
+    """
     files = {path.as_posix(): sha256(folder / path) for path in other_files(folder, (MARKER,))}
     write_json(folder / MARKER, {"made": made, "files": files})
 
 
 def replaceable(out: Path, made: dict[str, Any]) -> list[str]:
-    """Patterns of the files in `out` that an export of the same wrote, and that nobody changed since.
+    """Patterns of the files in `out` that an export of the same wrote, and that nobody changed
+    since.
 
     Raises:
         UserError: `out` holds anything else, which would be lost.
@@ -36,12 +41,21 @@ def replaceable(out: Path, made: dict[str, Any]) -> list[str]:
             )
         return []
     known = read_json(out / MARKER)
-    if not isinstance(known, dict) or not isinstance(known.get("files"), dict) or "made" not in known:
+    if (
+        not isinstance(known, dict)
+        or not isinstance(known.get("files"), dict)
+        or "made" not in known
+    ):
         raise UserError(f"{out / MARKER} is not what export writes. {other}")
     for path in there:
         if known["files"].get(path.as_posix()) != sha256(out / path):
-            raise UserError(f"{out / path} was added or changed after the export and would be lost. {other}")
+            raise UserError(
+                f"{out / path} was added or changed after the export and would be lost. {other}"
+            )
     if known["made"] != made:
-        before, now = (", ".join(f"{key} {value}" for key, value in each.items()) for each in (known["made"], made))
+        before, now = (
+            ", ".join(f"{key} {value}" for key, value in each.items())
+            for each in (known["made"], made)
+        )
         raise UserError(f"{out} holds another export ({before}; this one is {now}). {other}")
     return [MARKER, *map(escape, known["files"])]

@@ -1,4 +1,6 @@
-"""Continuous batching (Yu et al. 2022, Orca): a row whose sequence ends is given to the next request at once."""
+"""Continuous batching (Yu et al. 2022, Orca): a row whose sequence ends is given to the next
+request at once.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ class Row:
         self.out: list[int] = []
         # The last token of an answer is not read, so it needs no place in the context.
         self.most = min(request.max_new_tokens, context - len(request.prompt) + 1)
-        self.draws = draws(request.seed, self.most) if request.decoding.temperature else np.zeros(self.most)
+        self.draws = (
+            draws(request.seed, self.most) if request.decoding.temperature else np.zeros(self.most)
+        )
         self.lookup = Lookup(request.prompt) if request.decoding.prompt_lookup_num_tokens else None
         self.seen: torch.Tensor | None = None
         if request.decoding.repetition_penalty != 1:
@@ -40,7 +44,9 @@ class Row:
         """Tokens that may come next, never beyond the answer's end."""
         if self.lookup is None:
             return []
-        return self.lookup.guess(min(self.request.decoding.prompt_lookup_num_tokens, self.most - len(self.out) - 1))
+        return self.lookup.guess(
+            min(self.request.decoding.prompt_lookup_num_tokens, self.most - len(self.out) - 1)
+        )
 
     def add(self, token: int) -> None:
         """Take a token into the answer."""
@@ -53,7 +59,11 @@ class Row:
     def finished(self, stop_ids: frozenset[int]) -> Completion | None:
         """The completion, where the answer has ended."""
         strings, decode = self.request.decoding.stop_strings, self.request.decode
-        found = stopped(self.out, stop_ids, strings, decode) if strings or self.out[-1] in stop_ids else None
+        found = (
+            stopped(self.out, stop_ids, strings, decode)
+            if strings or self.out[-1] in stop_ids
+            else None
+        )
         if found or len(self.out) < self.most:
             return found
         return self.end("length" if self.most == self.request.max_new_tokens else "context")
@@ -74,7 +84,8 @@ class Batch:
         stop_ids: tokens that end an answer.
         decode: text of ids, where a request has no `decode` of its own; needed for stop strings
             and `Completion.text`.
-        compiled: compile the step: pays after many steps, see `llm.generation.generate.compiling_pays`.
+        compiled: compile the step: pays after many steps, see
+            `llm.generation.generate.compiling_pays`.
     """
 
     def __init__(
@@ -107,16 +118,24 @@ class Batch:
         self.rows = [None if row and row.key == key else row for row in self.rows]
 
     def admit(self, key: Hashable, request: Request) -> Completion | None:
-        """Read a request's prompt into a free row and choose its first token; the completion if that ends it.
+        """Read a request's prompt into a free row and choose its first token; the completion if
+        that ends it.
 
         Raises:
             ValueError: the prompt is empty or longer than the context.
         """
         context = self.model.config.max_position_embeddings
         if not 1 <= len(request.prompt) <= context:
-            raise ValueError(f"a prompt of {len(request.prompt)} tokens; expected 1 to {context}, the model's context")
+            raise ValueError(
+                f"a prompt of {len(request.prompt)} tokens; expected 1 to {context}, the model's context"
+            )
         number = self.free[0]
-        row = Row(key, replace(request, decode=request.decode or self.decode), self.model.config.vocab_size, context)
+        row = Row(
+            key,
+            replace(request, decode=request.decode or self.decode),
+            self.model.config.vocab_size,
+            context,
+        )
         logits = step.prefill(self.model, request.prompt, self.cache, number)
         self.rows[number] = row
         return self._take({number: []}, logits[None, None]).get(number)
@@ -128,24 +147,36 @@ class Batch:
         guesses = {number: row.guess() for number, row in active.items()}
         width = 1 + max(map(len, guesses.values()))
         if self.compiled and width > 1:  # one shape with guesses, one without
-            width = 1 + max(row.request.decoding.prompt_lookup_num_tokens for row in active.values())
-        ids = torch.zeros(len(self.rows), width, dtype=torch.long)  # idle rows and missing guesses read token 0
+            width = 1 + max(
+                row.request.decoding.prompt_lookup_num_tokens for row in active.values()
+            )
+        ids = torch.zeros(
+            len(self.rows), width, dtype=torch.long
+        )  # idle rows and missing guesses read token 0
         lengths = torch.zeros(len(self.rows), dtype=torch.long)
         for number, row in active.items():
             ids[number, : 1 + len(guesses[number])] = torch.tensor([row.out[-1], *guesses[number]])
             lengths[number] = row.length
-        logits = self._step(ids.to(self.device), lengths.to(self.device), self.cache.keys, self.cache.values)
+        logits = self._step(
+            ids.to(self.device), lengths.to(self.device), self.cache.keys, self.cache.values
+        )
         keys = {number: row.key for number, row in active.items()}
         numbers = torch.tensor(list(guesses), device=self.device)
         rows = logits if len(active) == len(self.rows) else logits[numbers]
         return [(keys[number], done) for number, done in self._take(guesses, rows).items()]
 
     def _take(self, guesses: dict[int, list[int]], logits: torch.Tensor) -> dict[int, Completion]:
-        """Choose tokens from logits (len(guesses), width, vocab) as far as the guesses were right; what ended."""
+        """Choose tokens from logits (len(guesses), width, vocab) as far as the guesses were right;
+        what ended.
+        """
         ended: dict[int, Completion] = {}
         going = list(enumerate(guesses))  # (place in logits, row)
         for i in range(logits.shape[1]):
-            here = logits[:, i] if len(going) == len(logits) else logits[[place for place, _ in going], i]
+            here = (
+                logits[:, i]
+                if len(going) == len(logits)
+                else logits[[place for place, _ in going], i]
+            )
             tokens = self._choose([number for _, number in going], here)
             rest = []
             for (place, number), (token, finite) in zip(going, tokens, strict=True):
@@ -168,7 +199,9 @@ class Batch:
         return ended
 
     def _choose(self, numbers: Sequence[int], logits: torch.Tensor) -> list[tuple[int, bool]]:
-        """A token for each of these rows, and whether its logit is finite: a NaN is chosen before any number."""
+        """A token for each of these rows, and whether its logit is finite: a NaN is chosen before
+        any number.
+        """
         rows = [row for number in numbers if (row := self.rows[number])]
         settings = [row.request.decoding for row in rows]
         if greedy(settings):
@@ -177,7 +210,11 @@ class Batch:
             seen = None
             if any(row.seen is not None for row in rows):
                 nothing = torch.zeros(logits.shape[-1], dtype=torch.bool)
-                seen = torch.stack([nothing if row.seen is None else row.seen for row in rows]).to(logits.device)
-            tokens = choose(logits, settings, seen, [float(row.draws[len(row.out)]) for row in rows])
+                seen = torch.stack([nothing if row.seen is None else row.seen for row in rows]).to(
+                    logits.device
+                )
+            tokens = choose(
+                logits, settings, seen, [float(row.draws[len(row.out)]) for row in rows]
+            )
             values = logits.amax(-1)
         return list(zip(tokens.tolist(), values.isfinite().tolist(), strict=True))

@@ -1,11 +1,12 @@
-"""Beam search, the results of transformers' `generate(num_beams=…)` with its `early_stopping=False`.
+"""Beam search, the results of transformers' `generate(num_beams=…)` with its
+`early_stopping=False`.
 
-Each request has `beams` rows of the cache. Of the likeliest continuations, twice as many as there are beams (more where
-there are several stop tokens), those that end go to the finished hypotheses, scored by their summed log-probability
-over their length to the power of the length penalty (Wu et al. 2016, arXiv:1609.08144, eq. 14, without its constant);
-the best that do not end are read on. The search ends where the best one under way, scored at its present length, is not
-above the worst of `beams` finished ones.
-"""
+Each request has `beams` rows of the cache. Of the likeliest continuations, twice as many as there
+are beams (more where there are several stop tokens), those that end go to the finished hypotheses,
+scored by their summed log-probability over their length to the power of the length penalty (Wu et
+al. 2016, arXiv:1609.08144, eq. 14, without its constant); the best that do not end are read on. The
+search ends where the best one under way, scored at its present length, is not above the worst of
+`beams` finished ones."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class Search:
 
 
 class Beams:
-    """Rows of one cache in groups of `beams`, and the loop that fills them; used like `batch.Batch`.
+    """Rows of one cache in groups of `beams`, and the loop that fills them; used like
+    `batch.Batch`.
 
     Args:
         rows: requests side by side.
@@ -61,7 +63,9 @@ class Beams:
 
     @torch.inference_mode()
     def admit(self, key: Hashable, request: Request) -> Completion | None:
-        """Read a request's prompt into a free group and choose its first tokens; the completion if that ends it."""
+        """Read a request's prompt into a free group and choose its first tokens; the completion if
+        that ends it.
+        """
         group = self.searches.index(None)
         first = group * self.beams
         request = replace(request, decode=request.decode or self.decode)
@@ -74,8 +78,13 @@ class Beams:
         seen = None
         if request.decoding.repetition_penalty != 1:
             seen = torch.zeros(self.beams, len(logits), dtype=torch.bool, device=self.device)
-            seen[:, [token for token in request.prompt if token < len(logits)]] = True  # the others: a soft prompt's
-        most = min(request.max_new_tokens, self.model.config.max_position_embeddings - len(request.prompt) + 1)
+            seen[:, [token for token in request.prompt if token < len(logits)]] = (
+                True  # the others: a soft prompt's
+            )
+        most = min(
+            request.max_new_tokens,
+            self.model.config.max_position_embeddings - len(request.prompt) + 1,
+        )
         search = Search(key, request, most, [[] for _ in range(self.beams)], scores, seen)
         done, _ = self._advance(search, logits.expand(self.beams, -1))
         if done is None:
@@ -92,7 +101,9 @@ class Beams:
                 rows = slice(group * self.beams, (group + 1) * self.beams)
                 ids[rows, 0] = torch.tensor([answer[-1] for answer in search.running])
                 lengths[rows] = len(search.request.prompt) + len(search.running[0]) - 1
-        logits = self._step(ids.to(self.device), lengths.to(self.device), self.cache.keys, self.cache.values)[:, 0]
+        logits = self._step(
+            ids.to(self.device), lengths.to(self.device), self.cache.keys, self.cache.values
+        )[:, 0]
         ended: list[tuple[Hashable, Completion]] = []
         for group, search in enumerate(self.searches):
             if search:
@@ -102,7 +113,8 @@ class Beams:
                     ended.append((search.key, done))
                     self.searches[group] = None
                 elif parents != list(range(self.beams)):
-                    # The beams of a group have the prompt in common: only what they wrote is exchanged.
+                    # The beams of a group have the prompt in common: only what they wrote is
+                    # exchanged.
                     written = slice(len(search.request.prompt), int(lengths[first]) + 1)
                     for part in (*self.cache.keys, *self.cache.values):
                         block = part[first : first + self.beams, :, written]
@@ -110,19 +122,24 @@ class Beams:
         return ended
 
     def _advance(self, search: Search, logits: Tensor) -> tuple[Completion | None, list[int]]:
-        """Take logits (beams, vocab) into a search; the completion if it has ended, and each beam's parent."""
+        """Take logits (beams, vocab) into a search; the completion if it has ended, and each beam's
+        parent.
+        """
         settings, vocab = search.request.decoding, logits.shape[-1]
         if not bool(logits.amax(-1).isfinite().all()):
             return self._completion(search, "not_finite"), list(range(self.beams))
         scores = logits.log_softmax(-1)
         if search.seen is not None:
-            scores = penalised(scores, search.seen, torch.full_like(scores[:, :1], settings.repetition_penalty))
+            scores = penalised(
+                scores, search.seen, torch.full_like(scores[:, :1], settings.repetition_penalty)
+            )
         kept = max(2, 1 + len(self.stop_ids)) * self.beams
         best, flat = (scores + search.scores[:, None]).flatten().topk(min(kept, self.beams * vocab))
         candidates = [(search.running[i // vocab] + [i % vocab], i // vocab) for i in flat.tolist()]
         length = len(candidates[0][0])
         ends = [length == search.most or self._ends(answer, search) for answer, _ in candidates]
-        # Only the first `beams` candidates may finish: the others are there so that as many are left to go on.
+        # Only the first `beams` candidates may finish: the others are there so that as many are
+        # left to go on.
         values = (best / length**settings.length_penalty).tolist()[: self.beams]
         search.finished += [(value, candidates[i][0]) for i, value in enumerate(values) if ends[i]]
         search.finished = sorted(search.finished, key=lambda item: -item[0])[: self.beams]
@@ -144,7 +161,9 @@ class Beams:
 
     def _ends(self, answer: list[int], search: Search) -> bool:
         strings, decode = search.request.decoding.stop_strings, search.request.decode
-        return answer[-1] in self.stop_ids or bool(strings and stopped(answer, self.stop_ids, strings, decode))
+        return answer[-1] in self.stop_ids or bool(
+            strings and stopped(answer, self.stop_ids, strings, decode)
+        )
 
     def _completion(self, search: Search, reason: str) -> Completion:
         """The best finished answer."""

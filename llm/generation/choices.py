@@ -23,11 +23,12 @@ def choice_log_likelihoods(
     batch_tokens: int = 8192,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[np.ndarray]:
-    """Log-probability (nats, float64) of every choice after its prompt; one array (choices,) a prompt.
+    """Log-probability (nats, float64) of every choice after its prompt; one array (choices,) a
+    prompt.
 
-    A row holds the prompt once and its choices after it; each choice sees the prompt and itself and stands at the
-    positions right after the prompt, so the values are those of separate rows at a fraction of the work (ten class
-    names of three tokens after 380 tokens of text: a ninth).
+    A row holds the prompt once and its choices after it; each choice sees the prompt and itself and
+    stands at the positions right after the prompt, so the values are those of separate rows at a
+    fraction of the work (ten class names of three tokens after 380 tokens of text: a ninth).
 
     Processes that were started together share the batches, and all of them get all results.
 
@@ -40,7 +41,10 @@ def choice_log_likelihoods(
     from llm.parallel import processes
 
     results: dict[int, np.ndarray] = {}
-    lengths = [len(p) + sum(len(c) - 1 for c in options) for p, options in zip(prompts, choices, strict=True)]
+    lengths = [
+        len(p) + sum(len(c) - 1 for c in options)
+        for p, options in zip(prompts, choices, strict=True)
+    ]
     order = sorted(range(len(prompts)), key=lambda i: (-lengths[i], i))
     batches = []
     while order:
@@ -52,7 +56,9 @@ def choice_log_likelihoods(
         ids, positions, mask = _layout(
             [prompts[i] for i in rows], [choices[i] for i in rows], model.config.sliding_window
         )
-        hidden = model.hidden_states(ids.to(device), positions=positions.to(device), mask=mask.to(device))
+        hidden = model.hidden_states(
+            ids.to(device), positions=positions.to(device), mask=mask.to(device)
+        )
         for row, i in enumerate(rows):
             results[i] = _read(model, hidden[row], len(prompts[i]), choices[i])
         if on_progress:
@@ -67,7 +73,9 @@ def choice_log_likelihoods(
 def _layout(
     prompts: list[list[int]], choices: list[list[list[int]]], window: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids and positions (batch, seq), and the mask (batch, 1, seq, seq), true where a query may look."""
+    """Token ids and positions (batch, seq), and the mask (batch, 1, seq, seq), true where a query
+    may look.
+    """
     rows = []
     for prompt, options in zip(prompts, choices, strict=True):
         row = [(token, at, PROMPT) for at, token in enumerate(prompt)]
@@ -75,7 +83,9 @@ def _layout(
             row += [(token, len(prompt) + j, k + 1) for j, token in enumerate(option[:-1])]
         rows.append(row)
     longest = max(map(len, rows))
-    table = torch.tensor([row + [(0, 0, PAD)] * (longest - len(row)) for row in rows])  # (batch, seq, 3)
+    table = torch.tensor(
+        [row + [(0, 0, PAD)] * (longest - len(row)) for row in rows]
+    )  # (batch, seq, 3)
     ids, positions, segments = table.unbind(-1)
     query, key = segments[:, :, None], segments[:, None, :]
     index = torch.arange(longest)
@@ -85,7 +95,9 @@ def _layout(
     return ids, positions, mask[:, None]
 
 
-def _read(model: Transformer, hidden: Tensor, prompt: int, options: Sequence[Sequence[int]]) -> np.ndarray:
+def _read(
+    model: Transformer, hidden: Tensor, prompt: int, options: Sequence[Sequence[int]]
+) -> np.ndarray:
     """Sums (choices,) from one row's hidden states (seq, hidden)."""
     at: list[int] = []
     wanted: list[int] = []
@@ -96,5 +108,7 @@ def _read(model: Transformer, hidden: Tensor, prompt: int, options: Sequence[Seq
         sizes.append(len(option))
         start += len(option) - 1
     logits = model.lm_head(hidden[at]).double()
-    picked = logits.log_softmax(-1).gather(-1, torch.tensor(wanted, device=logits.device)[:, None])[:, 0]
+    picked = logits.log_softmax(-1).gather(-1, torch.tensor(wanted, device=logits.device)[:, None])[
+        :, 0
+    ]
     return np.array([float(part.sum()) for part in picked.cpu().split(sizes)])

@@ -13,7 +13,8 @@ from llm.generation.text_stream import TextStream
 from llm.model.transformer import Transformer
 from llm.params import Decoding
 
-ROWS = 32  # sequences side by side at most; more gain little on a CPU, and a cache's memory grows with them
+# sequences side by side at most; more gain little on a CPU, and a cache's memory grows with them
+ROWS = 32
 # Layers that are passed in steps, until compiling the step has paid: docs/LOG.md.
 COMPILE_PAYS = 150_000
 
@@ -37,7 +38,12 @@ def generate(
         Request(prompt or [eos_id], max_new_tokens, decoding, seeds[i] if seeds else i)
         for i, prompt in enumerate(prompts)
     ]
-    return [c.ids for c in complete(model, requests, frozenset({eos_id}), decode, batch_size, None, on_progress)]
+    return [
+        c.ids
+        for c in complete(
+            model, requests, frozenset({eos_id}), decode, batch_size, None, on_progress
+        )
+    ]
 
 
 def complete(
@@ -51,12 +57,13 @@ def complete(
 ) -> list[Completion]:
     """The answer to each request, in their order.
 
-    An answer does not depend on what is decoded beside it: rows share no state, a request draws with numbers of its
-    own, and the shapes of a step are fixed. What differs with the batch size and the cache's length is the order in
-    which some sums are rounded (relative 1e-6 in float32), which decides between tokens that are equal to that digit.
+    An answer does not depend on what is decoded beside it: rows share no state, a request draws
+    with numbers of its own, and the shapes of a step are fixed. What differs with the batch size
+    and the cache's length is the order in which some sums are rounded (relative 1e-6 in float32),
+    which decides between tokens that are equal to that digit.
 
-    Processes that were started together (llm/parallel/processes.py) share the requests, each in a batch of the same
-    shape as if it were alone, and all of them get all answers.
+    Processes that were started together (llm/parallel/processes.py) share the requests, each in a
+    batch of the same shape as if it were alone, and all of them get all answers.
 
     Args:
         stop_ids: tokens that end an answer.
@@ -66,7 +73,8 @@ def complete(
         on_progress: called with 1 for each answer.
 
     Raises:
-        UserError: a prompt is longer than the model's context, or stop strings come without a tokenizer.
+        UserError: a prompt is longer than the model's context, or stop strings come without a
+            tokenizer.
     """
     context = model.config.max_position_embeddings
     for request in requests:
@@ -76,12 +84,18 @@ def complete(
                 "(max_position_embeddings in its config.json). Shorten the prompt."
             )
         if request.decoding.stop_strings and decode is None and request.decode is None:
-            raise UserError("stop_strings need the tokenizer's decode, to read what was written so far.")
+            raise UserError(
+                "stop_strings need the tokenizer's decode, to read what was written so far."
+            )
     from llm.parallel import processes
 
     answers: dict[Hashable, Completion] = {}
     for beams in sorted({request.decoding.num_beams for request in requests}):
-        chosen = [(i, request) for i, request in enumerate(requests) if request.decoding.num_beams == beams]
+        chosen = [
+            (i, request)
+            for i, request in enumerate(requests)
+            if request.decoding.num_beams == beams
+        ]
         for i, completion in _drain(model, chosen, beams, stop_ids, decode, batch_size, compiled):
             answers[i] = completion
             if on_progress:
@@ -93,7 +107,9 @@ def complete(
     return [answers[i] for i in range(len(requests))]
 
 
-def stream(model: Transformer, request: Request, stop_ids: frozenset[int], decode: Decode) -> Iterator[str]:
+def stream(
+    model: Transformer, request: Request, stop_ids: frozenset[int], decode: Decode
+) -> Iterator[str]:
     """The text of one answer, piece by piece as it is written; see `complete`.
 
     Raises:
@@ -104,7 +120,9 @@ def stream(model: Transformer, request: Request, stop_ids: frozenset[int], decod
     if request.decoding.num_beams > 1:
         raise ValueError("beam search has no text to give out before its end")
     if len(request.prompt) > context:
-        raise UserError(f"a prompt has {len(request.prompt)} tokens; the model's context holds {context}.")
+        raise UserError(
+            f"a prompt has {len(request.prompt)} tokens; the model's context holds {context}."
+        )
     need = min(len(request.prompt) + request.max_new_tokens, context)
     batch = Batch(model, 1, need + request.decoding.prompt_lookup_num_tokens, stop_ids, decode)
     text = TextStream(request.decode or decode, request.decoding.stop_strings)
@@ -156,8 +174,12 @@ def _drain(
 
 
 def compiling_pays(model: Transformer, steps: float) -> bool:
-    """Whether so many steps repay the compiler: a rule of counts, not of clocks, so that a rerun decides the same."""
+    """Whether so many steps repay the compiler: a rule of counts, not of clocks, so that a rerun
+    decides the same.
+    """
     from llm.parallel import device
 
     layers = model.config.num_hidden_layers
-    return steps * layers > COMPILE_PAYS and device.compiles("auto", model.lm_head.weight.device, float("inf"))
+    return steps * layers > COMPILE_PAYS and device.compiles(
+        "auto", model.lm_head.weight.device, float("inf")
+    )

@@ -20,11 +20,12 @@ def stream_nll(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Negative log-likelihood of a stream, in windows that do not overlap.
 
-    Every token but the first of the stream is predicted once, from those before it in its window. Processes that were
-    started together share the batches, and all of them get all results.
+    Every token but the first of the stream is predicted once, from those before it in its window.
+    Processes that were started together share the batches, and all of them get all results.
 
     Returns:
-        Per window: the summed loss (nats, float64) and the number of predicted tokens. Per document: the summed loss
+        Per window: the summed loss (nats, float64) and the number of predicted tokens. Per
+            document: the summed loss
         of its tokens, its end token among them.
     """
     from llm.parallel import processes
@@ -34,9 +35,19 @@ def stream_nll(
     starts = list(range(0, total, sequence_length))
     batches = []
     for first in range(0, len(starts), batch_size):
-        whole = [i for i in range(first, min(first + batch_size, len(starts))) if starts[i] + sequence_length <= total]
-        short = [i for i in range(first, min(first + batch_size, len(starts))) if starts[i] + sequence_length > total]
-        batches += [group for group in (whole, short) if group]  # the last window may be shorter: it goes alone
+        whole = [
+            i
+            for i in range(first, min(first + batch_size, len(starts)))
+            if starts[i] + sequence_length <= total
+        ]
+        short = [
+            i
+            for i in range(first, min(first + batch_size, len(starts)))
+            if starts[i] + sequence_length > total
+        ]
+        batches += [
+            group for group in (whole, short) if group
+        ]  # the last window may be shorter: it goes alone
 
     def read(group: list[int]) -> np.ndarray:
         length = min(sequence_length, total - starts[group[0]])
@@ -46,21 +57,31 @@ def stream_nll(
     for number in range(processes.rank(), len(batches), processes.world_size()):
         data = torch.from_numpy(read(batches[number])).to(device)
         logits = model(data[:, :-1]).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), data[:, 1:].flatten(), reduction="none").double().cpu()
+        loss = (
+            F.cross_entropy(logits.flatten(0, 1), data[:, 1:].flatten(), reduction="none")
+            .double()
+            .cpu()
+        )
         mine[number] = loss.view(len(data), -1)
     losses = processes.merged(mine)
 
     sums, counts = np.zeros(len(starts)), np.zeros(len(starts), dtype=np.int64)
     documents = np.zeros(1)
-    current = int(len(stream) > 0 and int(stream.read(0, 1)[0]) == stream.eos_id)  # the document of the next token
+    current = int(
+        len(stream) > 0 and int(stream.read(0, 1)[0]) == stream.eos_id
+    )  # the document of the next token
     for number, group in enumerate(batches):
         loss = losses[number]
         sums[group] = loss.sum(1).numpy()
         counts[group] = loss.shape[1]
         ended = np.cumsum(read(group)[:, 1:].ravel() == stream.eos_id)
-        place = current + np.concatenate([[0], ended[:-1]])  # an end token belongs to the document that it ends
+        place = current + np.concatenate(
+            [[0], ended[:-1]]
+        )  # an end token belongs to the document that it ends
         if place[-1] >= len(documents):
             documents = np.concatenate([documents, np.zeros(int(place[-1]) + 1 - len(documents))])
-        documents[place[0] : place[-1] + 1] += np.bincount(place - place[0], weights=loss.flatten().numpy())
+        documents[place[0] : place[-1] + 1] += np.bincount(
+            place - place[0], weights=loss.flatten().numpy()
+        )
         current += int(ended[-1])
     return sums, counts, documents

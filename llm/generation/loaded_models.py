@@ -31,11 +31,13 @@ class Named:
 class Shelf:
     """Models by name, each read when it is first asked for.
 
-    A directory with an `adapter_config.json` is an adapter on the model called `base`, whose weights it shares: ten
-    adapters take the memory of one base. Any other directory is a model.
+    A directory with an `adapter_config.json` is an adapter on the model called `base`, whose
+    weights it shares: ten adapters take the memory of one base. Any other directory is a model.
     """
 
-    def __init__(self, directories: Mapping[str, Path], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, directories: Mapping[str, Path], device: torch.device, dtype: torch.dtype
+    ) -> None:
         self.directories = dict(directories)
         self.device, self.dtype = device, dtype
         self._read: dict[str, Named] = {}
@@ -44,14 +46,18 @@ class Shelf:
         """The model called so, or in the directory called so.
 
         Raises:
-            UserError: there is neither, or its files are broken, or it is an adapter for another base.
+            UserError: there is neither, or its files are broken, or it is an adapter for another
+                base.
         """
         if name not in self._read:
             directory = self.directories.get(name, Path(name))
             if (directory / "adapter_config.json").is_file():
                 self._read[name] = self._with_adapter(name, directory)
             elif name in self.directories or (directory / "config.json").is_file():
-                model, tokenizer = load_model(directory, self.device, self.dtype), Tokenizer.load(directory)
+                model, tokenizer = (
+                    load_model(directory, self.device, self.dtype),
+                    Tokenizer.load(directory),
+                )
                 if tokenizer.vocab_size > model.config.vocab_size:
                     raise UserError(
                         f"{directory}: its tokenizer has ids up to {tokenizer.vocab_size - 1:,}, but config.json says "
@@ -67,14 +73,18 @@ class Shelf:
 
     def _with_adapter(self, name: str, directory: Path) -> Named:
         if "base" not in self.directories:
-            raise UserError(f"{directory} is an adapter, but there is no model called `base` to put it on.")
+            raise UserError(
+                f"{directory} is an adapter, but there is no model called `base` to put it on."
+            )
         base = self.get("base")
         with torch.device("meta"):
             model = Transformer(base.model.config)
         model.compute_dtype, model.soft_prompt = base.model.compute_dtype, base.model.soft_prompt
         model.load_state_dict(base.model.state_dict(), assign=True)  # the same memory, not a copy
         tokenizer = copy.copy(base.tokenizer)
-        tokenizer.prefix = load_adapter(model, directory, self.directories["base"]) or tokenizer.prefix
+        tokenizer.prefix = (
+            load_adapter(model, directory, self.directories["base"]) or tokenizer.prefix
+        )
         return Named(name, model.eval(), tokenizer, base.stop_ids)
 
 
@@ -83,4 +93,6 @@ def default_directories() -> dict[str, Path]:
     from llm import params
 
     base = Path(params.load().finetune.base) if Path("params.yaml").exists() else BASE
-    return {name: path for name, path in (("base", base), ("finetuned", FINETUNED)) if path.is_dir()}
+    return {
+        name: path for name, path in (("base", base), ("finetuned", FINETUNED)) if path.is_dir()
+    }

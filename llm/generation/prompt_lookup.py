@@ -1,16 +1,16 @@
 """Prompt lookup: the tokens that followed the same words before, as a guess at what comes next.
 
-Saxena 2023 (github.com/apoorvumang/prompt-lookup-decoding), `prompt_lookup_num_tokens` of transformers. Answers copy
-from their prompts, and reading several tokens in one step takes hardly longer than reading one. The model checks every
-guess and the first wrong one ends it, so the answer is the one without it.
-"""
+Saxena 2023 (github.com/apoorvumang/prompt-lookup-decoding), `prompt_lookup_num_tokens` of
+transformers. Answers copy from their prompts, and reading several tokens in one step takes hardly
+longer than reading one. The model checks every guess and the first wrong one ends it, so the answer
+is the one without it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Tokens that must agree, the longest run first. One alone agrees too often by chance: with it, steps were 13 % fewer on
-# question answering, and each so much dearer that nothing was gained.
+# Tokens that must agree, the longest run first. One alone agrees too often by chance: with it,
+# steps were 13 % fewer on question answering, and each so much dearer that nothing was gained.
 NGRAMS = (3, 2)
 
 
@@ -25,7 +25,8 @@ class Lookup:
     def extend(self, tokens: Sequence[int]) -> None:
         """Add tokens at the end."""
         for token in tokens:
-            # The runs that end before this token: those at the very end stay out, they would find themselves.
+            # The runs that end before this token: those at the very end stay out, they would find
+            # themselves.
             for n in NGRAMS:
                 if len(self._tokens) >= n:
                     self._after[tuple(self._tokens[-n:])] = len(self._tokens)

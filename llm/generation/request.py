@@ -30,8 +30,9 @@ class Request:
 class Completion:
     """An answer's token ids, without what stopped it, and their text where a tokenizer was given.
 
-    reason: `stop` (a stop token or string), `length` (max_new_tokens), `context` (the model's context is full),
-        `not_finite` (the logits were NaN or infinite; the tokens before are kept).
+    reason: `stop` (a stop token or string), `length` (max_new_tokens), `context` (the model's
+        context is full), `not_finite` (the logits were NaN or infinite; the tokens before are
+        kept).
     """
 
     ids: list[int]
@@ -52,7 +53,9 @@ def stopped(
         text = decode(kept)
         at = min((place for string in strings if (place := text.find(string)) >= 0), default=-1)
         if at >= 0:
-            needed = next((n for n in range(len(kept) + 1) if decode(kept[:n])[:at] == text[:at]), len(kept))
+            needed = next(
+                (n for n in range(len(kept) + 1) if decode(kept[:n])[:at] == text[:at]), len(kept)
+            )
             return Completion(kept[:needed], "stop", text[:at])
     if end is None:
         return None

@@ -11,7 +11,9 @@ from llm.model.rope import frequencies
 
 Pair = tuple[Tensor, Tensor]
 
-QUERY_BLOCKS = 4  # at most, of the plain form: more compute less, down to half, but each compiles to kernels of its own
+# at most, of the plain form: more compute less, down to half, but each compiles to kernels of its
+# own
+QUERY_BLOCKS = 4
 MIN_QUERIES = 128  # of a block, so that matrix products stay large
 
 
@@ -22,7 +24,9 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return F.linear(
+            x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        )
 
 
 class RMSNorm(nn.Module):
@@ -41,7 +45,9 @@ class RMSNorm(nn.Module):
 
 def rotary_table(config: Config, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines (…, seq, head_dim) of rotary positions (llm/model/rope.py), float32."""
-    turns, factor = frequencies(config.head_dim, config.rope_theta, config.rope_scaling, positions.device)
+    turns, factor = frequencies(
+        config.head_dim, config.rope_theta, config.rope_scaling, positions.device
+    )
     angles = positions.float()[..., None] * turns
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos() * factor, angles.sin() * factor
@@ -55,11 +61,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention; q (batch, heads, seq, head_dim), k and v (batch, kv_heads, keys, head_dim).
+    """Softmax attention; q (batch, heads, seq, head_dim), k and v (batch, kv_heads, keys,
+    head_dim).
 
     `mask` is true where a query may look, broadcast to (batch, 1, seq, keys); None means causal.
-    While compiling for a CPU the plain form is used, which the compiler fuses; elsewhere PyTorch's own kernels, which
-    keep no scores for the backward pass.
+    While compiling for a CPU the plain form is used, which the compiler fuses; elsewhere PyTorch's
+    own kernels, which keep no scores for the backward pass.
     """
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
@@ -68,9 +75,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-    elif q.shape[2] != k.shape[2]:  # decoding: the keys are a cache, of which any part may be in use
+    elif (
+        q.shape[2] != k.shape[2]
+    ):  # decoding: the keys are a cache, of which any part may be in use
         return _plain(q, k, v, mask)
-    # Blocks of queries against the keys before their end: what no query of a block may see is not computed.
+    # Blocks of queries against the keys before their end: what no query of a block may see is not
+    # computed.
     size = max(MIN_QUERIES, -(-q.shape[2] // QUERY_BLOCKS))
     starts = range(0, q.shape[2], size)
     ends = [min(start + size, q.shape[2]) for start in starts]
@@ -87,7 +97,9 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245), optionally with normalised queries and keys."""
+    """Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245), optionally with normalised
+    queries and keys.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -96,14 +108,18 @@ class Attention(nn.Module):
         self.q_proj = Linear(config.hidden_size, config.num_attention_heads * config.head_dim, bias)
         self.k_proj = Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias)
         self.v_proj = Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias)
-        self.o_proj = Linear(config.num_attention_heads * config.head_dim, config.hidden_size, config.attention_bias)
+        self.o_proj = Linear(
+            config.num_attention_heads * config.head_dim, config.hidden_size, config.attention_bias
+        )
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.qk_norm = config.qk_norm
 
     def project(self, x: Tensor, rotary: Pair) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (batch, heads, seq, head_dim), keys and values (batch, kv_heads, …) of x (batch, seq, hidden)."""
+        """Queries (batch, heads, seq, head_dim), keys and values (batch, kv_heads, …) of x (batch,
+        seq, hidden).
+        """
         batch, seq, _ = x.shape
         q, k, v = (
             proj(x).view(batch, seq, -1, self.head_dim).transpose(1, 2)
@@ -115,7 +131,9 @@ class Attention(nn.Module):
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def join(self, heads: Tensor) -> Tensor:
-        """What goes to the residual stream (batch, seq, hidden) of heads' outputs (batch, heads, seq, head_dim)."""
+        """What goes to the residual stream (batch, seq, hidden) of heads' outputs (batch, heads,
+        seq, head_dim).
+        """
         batch, _, seq, _ = heads.shape
         return self.o_proj(heads.transpose(1, 2).reshape(batch, seq, -1))
 

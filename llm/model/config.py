@@ -15,10 +15,23 @@ MODEL_TYPES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
-DIMENSIONS = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
-DIMENSIONS |= {"num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"}
+DIMENSIONS = {
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+}
+DIMENSIONS |= {
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+}
 ROTARY = {"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"}
-# Fields of a config.json with one value that changes nothing; with another the model would be another function.
+# Fields of a config.json with one value that changes nothing; with another the model would be
+# another function.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
     "attention_dropout": (0, None),
@@ -35,7 +48,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_llama_config": (True, None),
     "use_mrope": (False, None),
 }
-# Fields that say nothing about the function: ids, provenance, and what generation or training would do.
+# Fields that say nothing about the function: ids, provenance, and what generation or training would
+# do.
 SILENT = {
     "architectures", "model_type", "_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache",
     "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id",
@@ -50,7 +64,10 @@ SILENT = {
 
 
 def check_fields(
-    data: Mapping[str, Any], known: Collection[str], neutral: Mapping[str, tuple[Any, ...]], where: str
+    data: Mapping[str, Any],
+    known: Collection[str],
+    neutral: Mapping[str, tuple[Any, ...]],
+    where: str,
 ) -> None:
     """Refuse fields of a configuration file that would change the function and be ignored here.
 
@@ -72,7 +89,9 @@ def check_fields(
             continue
         if key in neutral:
             if value not in neutral[key]:
-                raise UserError(f"{where}: {key} = {value!r} is not supported; expected {neutral[key][0]!r}.")
+                raise UserError(
+                    f"{where}: {key} = {value!r} is not supported; expected {neutral[key][0]!r}."
+                )
         elif value and not key.startswith("_"):
             raise UserError(
                 f"{where}: the field {key} = {value!r} is unknown here and would be ignored. If it does not change "
@@ -81,15 +100,17 @@ def check_fields(
         else:
             aside.append(f"{key} = {value!r}")
     if aside:
-        say_once(f"{where}: left aside, since it does not change what the model computes: {', '.join(aside)}.")
+        say_once(
+            f"{where}: left aside, since it does not change what the model computes: {', '.join(aside)}."
+        )
 
 
 @dataclass(frozen=True)
 class Config:
     """A decoder-only transformer: RMSNorm, rotary positions, SwiGLU, grouped-query attention.
 
-    What is trained here has no biases and plain rotary positions; the last five fields are other checkpoints'.
-    """
+    What is trained here has no biases and plain rotary positions; the last five fields are other
+    checkpoints'."""
 
     vocab_size: int
     hidden_size: int
@@ -107,8 +128,12 @@ class Config:
     qkv_bias: bool = False  # of q_proj, k_proj and v_proj (Qwen2)
     attention_bias: bool = False  # of these and o_proj (Llama, Qwen3)
     mlp_bias: bool = False
-    rope_scaling: dict[str, Any] | None = None  # `rope_type` and its fields: llm/model/rope_config.py
-    stock_class: str | None = None  # the checkpoint's own class, where the rule of `architecture` says another
+    rope_scaling: dict[str, Any] | None = (
+        None  # `rope_type` and its fields: llm/model/rope_config.py
+    )
+    stock_class: str | None = (
+        None  # the checkpoint's own class, where the rule of `architecture` says another
+    )
 
     @property
     def architecture(self) -> str:
@@ -125,7 +150,9 @@ class Config:
         """Number of parameters; tied embeddings count once."""
         heads = self.num_attention_heads * self.head_dim
         kv_heads = self.num_key_value_heads * self.head_dim
-        attention = self.hidden_size * (2 * heads + 2 * kv_heads) + (2 * self.head_dim if self.qk_norm else 0)
+        attention = self.hidden_size * (2 * heads + 2 * kv_heads) + (
+            2 * self.head_dim if self.qk_norm else 0
+        )
         if self.qkv_bias or self.attention_bias:
             attention += heads + 2 * kv_heads + (self.hidden_size if self.attention_bias else 0)
         layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
@@ -137,10 +164,10 @@ class Config:
     def flops_per_token(self, sequence_length: int) -> float:
         """Training FLOPs per token, forward and backward.
 
-        6 for each weight of a matrix product (Kaplan et al. 2020, arXiv:2001.08361, eq. 2.2; the output projection
-        counts, the embedding look-up does not) plus 12·layers·heads·head_dim·context for attention scores and values
-        (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), of which the causal half is computed.
-        """
+        6 for each weight of a matrix product (Kaplan et al. 2020, arXiv:2001.08361, eq. 2.2; the
+        output projection counts, the embedding look-up does not) plus
+        12·layers·heads·head_dim·context for attention scores and values (Chowdhery et al. 2022,
+        arXiv:2204.02311, appendix B), of which the causal half is computed."""
         look_up = 0 if self.tie_word_embeddings else self.vocab_size * self.hidden_size
         norms = self.hidden_size * (2 * self.num_hidden_layers + 1)
         products = self.parameters() - look_up - norms
@@ -151,7 +178,14 @@ class Config:
     def to_json(self, eos_id: int, dtype: str = "float32") -> dict[str, Any]:
         """What `transformers` reads as `config.json`."""
         values = asdict(self)
-        for key in ("qk_norm", "qkv_bias", "attention_bias", "mlp_bias", "rope_scaling", "stock_class"):
+        for key in (
+            "qk_norm",
+            "qkv_bias",
+            "attention_bias",
+            "mlp_bias",
+            "rope_scaling",
+            "stock_class",
+        ):
             del values[key]
         kind = self.architecture
         config = {
@@ -167,7 +201,10 @@ class Config:
             "bos_token_id": eos_id,
             "eos_token_id": eos_id,
             "pad_token_id": eos_id,
-            "rope_parameters": {**(self.rope_scaling or {"rope_type": "default"}), "rope_theta": self.rope_theta},
+            "rope_parameters": {
+                **(self.rope_scaling or {"rope_type": "default"}),
+                "rope_theta": self.rope_theta,
+            },
             "dtype": dtype,
         }
         if kind in ("Qwen2ForCausalLM", "Qwen3ForCausalLM"):
@@ -179,8 +216,8 @@ class Config:
         """Read a `config.json`; refuse what this model does not compute, by name.
 
         Raises:
-            UserError: another architecture, a missing field, or a field whose value would change the function or of
-                which nothing is known.
+            UserError: another architecture, a missing field, or a field whose value would change
+                the function or of which nothing is known.
         """
         architecture = (data.get("architectures") or ["(none)"])[0]
         if architecture not in MODEL_TYPES:
@@ -193,24 +230,34 @@ class Config:
         if architecture == "MistralForCausalLM":
             own.add("sliding_window")
         elif qwen:
-            # What `transformers` itself ignores while use_sliding_window is false, and writes all the same.
+            # What `transformers` itself ignores while use_sliding_window is false, and writes all
+            # the same.
             neutral["use_sliding_window"] = (False,)
             own.add("sliding_window")
         else:
             neutral["sliding_window"] = (None,)
-        for key, has in (("attention_bias", llama or architecture == "Qwen3ForCausalLM"), ("mlp_bias", llama)):
+        for key, has in (
+            ("attention_bias", llama or architecture == "Qwen3ForCausalLM"),
+            ("mlp_bias", llama),
+        ):
             if has:
                 own.add(key)
             else:
                 neutral[key] = (False,)
         check_fields(data, {"layer_types"} | own | DIMENSIONS | ROTARY | SILENT, neutral, where)
-        expected = "sliding_attention" if data.get("sliding_window") and not qwen else "full_attention"
+        expected = (
+            "sliding_attention" if data.get("sliding_window") and not qwen else "full_attention"
+        )
         kinds = set(data.get("layer_types") or ())
         if kinds - {expected}:
-            raise UserError(f"{where}: layer_types = {sorted(kinds)} is not supported; all {expected!r}.")
+            raise UserError(
+                f"{where}: layer_types = {sorted(kinds)} is not supported; all {expected!r}."
+            )
         for key in sorted(DIMENSIONS - {"rms_norm_eps", "tie_word_embeddings"}):
             value = data.get(key)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if value is not None and (
+                not isinstance(value, int) or isinstance(value, bool) or value < 1
+            ):
                 raise UserError(f"{where}: {key} = {value!r}; expected a whole number above 0.")
         try:
             heads, hidden = data["num_attention_heads"], data["hidden_size"]
@@ -228,7 +275,9 @@ class Config:
                 rms_norm_eps=data["rms_norm_eps"],
                 tie_word_embeddings=data.get("tie_word_embeddings", False),
                 qk_norm=architecture == "Qwen3ForCausalLM",
-                sliding_window=data.get("sliding_window") if architecture == "MistralForCausalLM" else None,
+                sliding_window=data.get("sliding_window")
+                if architecture == "MistralForCausalLM"
+                else None,
                 qkv_bias=architecture == "Qwen2ForCausalLM",
                 attention_bias=data.get("attention_bias", False),
                 mlp_bias=data.get("mlp_bias", False),
@@ -237,7 +286,11 @@ class Config:
         except KeyError as error:
             raise UserError(f"{where}: the field {error} is missing.") from None
         config._check(where)
-        return config if config.architecture == architecture else replace(config, stock_class=architecture)
+        return (
+            config
+            if config.architecture == architecture
+            else replace(config, stock_class=architecture)
+        )
 
     def _check(self, where: str) -> None:
         """UserError where dimensions do not go together."""
@@ -247,4 +300,6 @@ class Config:
                 f"num_key_value_heads ({self.num_key_value_heads})."
             )
         if self.head_dim % 2:
-            raise UserError(f"{where}: head_dim ({self.head_dim}) must be even: rotary positions turn pairs.")
+            raise UserError(
+                f"{where}: head_dim ({self.head_dim}) must be even: rotary positions turn pairs."
+            )

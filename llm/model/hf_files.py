@@ -27,19 +27,26 @@ INDEX = f"{WEIGHTS}.index.json"
 TOKENIZER_FILES = outputs.TOKENIZER
 STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # safetensors' names
 FLOATS = tuple(STORED.values())
-PROMPT = "prompt"  # folder of a model directory with the soft prompt that the model was finetuned with, in PEFT's files
+# folder of a model directory with the soft prompt that the model was finetuned with, in PEFT's
+# files
+PROMPT = "prompt"
 LAYER_MATRIX = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
-RECOMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # buffers of old checkpoints, which follow from the config
+RECOMPUTED = re.compile(
+    r"rotary_emb\.inv_freq$"
+)  # buffers of old checkpoints, which follow from the config
 
 
 def save_model(model: Transformer, directory: Path, tokenizer: Path, eos_id: int) -> None:
-    """Write config, weights, generation config and the tokenizer's files into an existing directory.
+    """Write config, weights, generation config and the tokenizer's files into an existing
+    directory.
 
-    tokenizer: directory with the tokenizer's files; where it is a model's, the ids of special tokens and the
-        generation config are taken over from it as well.
+    tokenizer: directory with the tokenizer's files; where it is a model's, the ids of special
+        tokens and the generation config are taken over from it as well.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+    }
     if model.config.tie_word_embeddings:
         del tensors[HEAD]
     if tensors.pop("soft_prompt", None) is not None:
@@ -72,7 +79,9 @@ def load_config(directory: str | Path) -> Config:
     """
     path = Path(directory) / "config.json"
     if not path.exists():
-        raise UserError(f"{path}: no such file. Run `dvc repro` to make it, or name a Hugging Face model directory.")
+        raise UserError(
+            f"{path}: no such file. Run `dvc repro` to make it, or name a Hugging Face model directory."
+        )
     config = Config.from_json(read_json(path), str(path))
     if config.tie_word_embeddings and _has_own_head(Path(directory)):
         say_once(f"{path} ties the embeddings, but the weights hold another {HEAD}, which is used.")
@@ -116,11 +125,14 @@ def load_model(
 ) -> Transformer:
     """Read a model directory.
 
-    The modules are made without memory and get their tensors one by one: the peak is the model and one tensor.
+    The modules are made without memory and get their tensors one by one: the peak is the model and
+    one tensor.
 
     Args:
-        dtype: type of the activations; weights are kept in it as well, so decoding in bfloat16 halves the memory.
-        keep_stored: weights stay in the type of the file, which loses nothing: they are cast at use.
+        dtype: type of the activations; weights are kept in it as well, so decoding in bfloat16
+            halves the memory.
+        keep_stored: weights stay in the type of the file, which loses nothing: they are cast at
+            use.
         quantize: the layers' matrices are put into 4 bits as they come (llm/model/quantized.py).
 
     Raises:
@@ -150,7 +162,8 @@ def load_model(
 
 
 def model_to_shard(directory: str | Path, keep_stored: bool = False) -> Transformer:
-    """The model of a directory on the meta device; once it is sharded, its `fill` reads it tensor by tensor.
+    """The model of a directory on the meta device; once it is sharded, its `fill` reads it tensor
+    by tensor.
 
     Raises:
         UserError: like `load_model`; what is wrong with a tensor's data is found by `fill`.
@@ -202,7 +215,9 @@ def _stored_types(directory: Path) -> dict[str, torch.dtype]:
 def _tensors(
     directory: Path, model: Transformer, wanted: dict[str, torch.Size] | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and value of each of a model's tensors, one in memory at a time; checked (UserError) against `wanted`."""
+    """Name and value of each of a model's tensors, one in memory at a time; checked (UserError)
+    against `wanted`.
+    """
     from safetensors import SafetensorError, safe_open
 
     wanted = wanted or _shapes(model)
@@ -219,25 +234,33 @@ def _tensors(
                 # Tied embeddings may be stored under either name.
                 name = EMBEDDINGS if key == HEAD and tied else key
                 if name not in wanted:
-                    raise UserError(f"{path}: unexpected tensor {name}; is config.json of this model?")
+                    raise UserError(
+                        f"{path}: unexpected tensor {name}; is config.json of this model?"
+                    )
                 tensor = _read(path, key)
                 if tensor.shape != wanted[name]:
                     raise UserError(
                         f"{path}: {name} has shape {tuple(tensor.shape)}, config.json asks for {tuple(wanted[name])}."
                     )
                 if tensor.dtype not in FLOATS:
-                    raise UserError(f"{path}: {name} is of type {tensor.dtype}; expected float32, bfloat16 or float16.")
+                    raise UserError(
+                        f"{path}: {name} is of type {tensor.dtype}; expected float32, bfloat16 or float16."
+                    )
                 missing.discard(name)
                 yield name, tensor
                 del tensor
         except (OSError, SafetensorError) as error:
             raise _unreadable(path, error) from None
     if missing:
-        raise UserError(f"{directory}: tensor {min(missing)} is missing (and {len(missing) - 1} more).")
+        raise UserError(
+            f"{directory}: tensor {min(missing)} is missing (and {len(missing) - 1} more)."
+        )
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} cannot be read ({error}). It may be truncated: copy or make it again.")
+    return UserError(
+        f"{path} cannot be read ({error}). It may be truncated: copy or make it again."
+    )
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -274,10 +297,14 @@ def digests(directory: Path) -> dict[str, Any]:
 
 
 def stop_ids(directory: Path, tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens that end an answer: the tokenizer's, and those that `generation_config.json` names besides."""
+    """Tokens that end an answer: the tokenizer's, and those that `generation_config.json` names
+    besides.
+    """
     path = directory / "generation_config.json"
     content = (read_json(path) if path.is_file() else None) or {}
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected an object, found {type(content).__name__}.")
     named = content.get("eos_token_id")
-    return tokenizer.end_ids | {*(named if isinstance(named, list) else [named] if named is not None else [])}
+    return tokenizer.end_ids | {
+        *(named if isinstance(named, list) else [named] if named is not None else [])
+    }

@@ -19,7 +19,11 @@ from llm.model.transformer import Transformer
 from llm.runtime.io import read_json, save_tensors, write_json
 
 PREFIX = "base_model.model."  # PEFT's name for the wrapped model
-PEFT_DEFAULTS: dict[str, Any] = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0}  # where a file lacks the field
+PEFT_DEFAULTS: dict[str, Any] = {
+    "r": 8,
+    "lora_alpha": 8,
+    "lora_dropout": 0.0,
+}  # where a file lacks the field
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -55,7 +59,9 @@ class LoraLinear(Linear):
             UserError: W is quantized: the sum would hold its rounding for ever.
         """
         if self.quantized is not None:
-            raise UserError("an adapter is not merged into a base in 4 bits; load the base unquantized for that.")
+            raise UserError(
+                "an adapter is not merged into a base in 4 bits; load the base unquantized for that."
+            )
         update = self.lora_B.double() @ self.lora_A.double() * self.scaling
         return (self.weight.double() + update).to(self.weight.dtype)
 
@@ -73,7 +79,8 @@ def add_lora(
 
     rslora: scale by alpha / √r (Kalajdzievski 2023, arXiv:2312.03732).
 
-    A is drawn uniformly as PEFT draws it (Kaiming, a = √5, so ±1/√fan_in), B is zero: training starts at the base.
+    A is drawn uniformly as PEFT draws it (Kaiming, a = √5, so ±1/√fan_in), B is zero: training
+    starts at the base.
 
     Raises:
         UserError: a target that no module has, or a rank that is no smaller than the matrix.
@@ -101,8 +108,14 @@ def _targets(model: Transformer, targets: list[str], where: str) -> list[str]:
     Raises:
         UserError: an entry that means no module, with `where` as the place of the list.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
-    meant = {target: {name for name in linear if f".{name}".endswith(f".{target}")} for target in targets}
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name != "lm_head"
+    ]
+    meant = {
+        target: {name for name in linear if f".{name}".endswith(f".{target}")} for target in targets
+    }
     for target, names in meant.items():
         if not names:
             choices = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
@@ -110,14 +123,20 @@ def _targets(model: Transformer, targets: list[str], where: str) -> list[str]:
     return [name for name in linear if any(name in names for names in meant.values())]
 
 
-def _wrap(model: Transformer, names: list[str], r: int, alpha: float, dropout: float, rslora: bool) -> None:
+def _wrap(
+    model: Transformer, names: list[str], r: int, alpha: float, dropout: float, rslora: bool
+) -> None:
     """Freeze the model and put a LoraLinear in the place of each of these modules."""
     model.requires_grad_(False)
     for name in names:
         module = model.get_submodule(name)
         assert isinstance(module, nn.Linear)
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, LoraLinear(module, r, alpha * r**0.5 if rslora else alpha, dropout))
+        setattr(
+            model.get_submodule(parent),
+            child,
+            LoraLinear(module, r, alpha * r**0.5 if rslora else alpha, dropout),
+        )
 
 
 def draw_lora(model: Transformer, seed: int) -> None:
@@ -192,26 +211,43 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "monteclora_config": (None, {}),
     "use_bdlora": (None, False, {}),
 }
-READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "init_lora_weights"}
+READ = {
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "use_rslora",
+    "init_lora_weights",
+}
 # Fields that say nothing about a trained adapter: provenance, and how it started or was trained.
 SILENT = {
     "task_type", "base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping",
     "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying", "velora_config",
     "loftq_config", "eva_config", "corda_config", "lora_ga_config",
 }  # fmt: skip
-PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")  # these leave the base as it is
+PLAIN_STARTS = (
+    True,
+    False,
+    None,
+    "gaussian",
+    "orthogonal",
+    "eva",
+    "mica",
+)  # these leave the base as it is
 # `init_lora_weights` that takes the start out of the base, and can be computed again from the base.
 EXACT_STARTS = ("pissa", "olora")
 
 
 def load_adapter(model: Transformer, directory: Path, base: Path | None = None) -> tuple[int, ...]:
-    """Wrap the model with an adapter in PEFT's format, a LoRA or a soft prompt; returns the virtual tokens of that.
+    """Wrap the model with an adapter in PEFT's format, a LoRA or a soft prompt; returns the virtual
+    tokens of that.
 
     base: the model's directory, to check against what the adapter says of its own.
 
     Raises:
-        UserError: the files are missing or broken, the adapter is of another base or of a kind that is not computed
-            here, a rank below 1, a target that the model does not have.
+        UserError: the files are missing or broken, the adapter is of another base or of a kind that
+            is not computed here, a rank below 1, a target that the model does not have.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -226,13 +262,17 @@ def load_adapter(model: Transformer, directory: Path, base: Path | None = None) 
 
         return load_prompt(model, directory)
     if config.get("peft_type") != "LORA":
-        raise UserError(f"{where}: peft_type {config.get('peft_type')!r} is not supported; expected LORA.")
+        raise UserError(
+            f"{where}: peft_type {config.get('peft_type')!r} is not supported; expected LORA."
+        )
     check_fields(config, READ | SILENT, NEUTRAL, str(where))
     r, alpha, dropout = (config.get(key, value) for key, value in PEFT_DEFAULTS.items())
     if not isinstance(r, int) or r < 1:
         raise UserError(f"{where}: r = {r!r}; a rank is at least 1.")
     if not all(isinstance(value, (int, float)) for value in (alpha, dropout)):
-        raise UserError(f"{where}: lora_alpha = {alpha!r} and lora_dropout = {dropout!r}; expected numbers.")
+        raise UserError(
+            f"{where}: lora_alpha = {alpha!r} and lora_dropout = {dropout!r}; expected numbers."
+        )
     start = config.get("init_lora_weights", True)
     if start not in (*PLAIN_STARTS, *EXACT_STARTS):
         raise UserError(
@@ -245,7 +285,9 @@ def load_adapter(model: Transformer, directory: Path, base: Path | None = None) 
     if targets == "all-linear":
         targets = list(MATRICES)
     if not isinstance(targets, list):
-        raise UserError(f"{where}: target_modules = {targets!r}; expected a list of module names, or 'all-linear'.")
+        raise UserError(
+            f"{where}: target_modules = {targets!r}; expected a list of module names, or 'all-linear'."
+        )
     path = directory / "adapter_model.safetensors"
     if not path.exists() and (directory / "adapter_model.bin").exists():
         raise UserError(
@@ -254,7 +296,9 @@ def load_adapter(model: Transformer, directory: Path, base: Path | None = None) 
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}). Run `dvc repro` to write it again.") from None
+        raise UserError(
+            f"{path} cannot be read ({error}). Run `dvc repro` to write it again."
+        ) from None
     names = _targets(model, targets, f"{where}: target_modules")
     _wrap(model, names, r, alpha, dropout, bool(config.get("use_rslora")))
     wanted = {
@@ -265,7 +309,9 @@ def load_adapter(model: Transformer, directory: Path, base: Path | None = None) 
     }
     if set(wanted) != set(tensors):
         odd = sorted(set(wanted) ^ set(tensors))
-        raise UserError(f"{path} belongs to another model: {odd[0]} and {len(odd) - 1} more tensors do not match.")
+        raise UserError(
+            f"{path} belongs to another model: {odd[0]} and {len(odd) - 1} more tensors do not match."
+        )
     for name, parameter in wanted.items():
         if parameter.shape != tensors[name].shape:
             raise UserError(
@@ -274,9 +320,13 @@ def load_adapter(model: Transformer, directory: Path, base: Path | None = None) 
             )
         parameter.data.copy_(tensors[name])
     if start in EXACT_STARTS:
-        say_once(f"{where}: init_lora_weights = {start!r}: the start is computed again from the base and subtracted.")
+        say_once(
+            f"{where}: init_lora_weights = {start!r}: the start is computed again from the base and subtracted."
+        )
     for name in names if start in EXACT_STARTS else ():
-        _subtract_start(model.get_submodule(name), start, f"{where}: init_lora_weights = {start!r}: {name}")
+        _subtract_start(
+            model.get_submodule(name), start, f"{where}: init_lora_weights = {start!r}: {name}"
+        )
     return ()
 
 
@@ -315,19 +365,27 @@ def _subtract_start(module: nn.Module, start: str, where: str) -> None:
 
 
 def write_base(directory: Path, base: dict[str, str]) -> None:
-    """Say in an adapter's directory which bytes its base had (`llm.model.hf_files.digests`); PEFT ignores the file."""
+    """Say in an adapter's directory which bytes its base had (`llm.model.hf_files.digests`); PEFT
+    ignores the file.
+    """
     write_json(directory / "base.json", base)
 
 
 def check_base(directory: Path, base: Path | None) -> None:
-    """UserError where an adapter's directory says that it was trained on another model than that in `base`."""
+    """UserError where an adapter's directory says that it was trained on another model than that in
+    `base`.
+    """
     from llm.model.hf_files import digests
 
     if base is None or not (directory / "base.json").exists():
         return
     trained_on, found = read_json(directory / "base.json"), digests(base)
     if trained_on != found:
-        odd = min(name for name in trained_on.keys() | found.keys() if trained_on.get(name) != found.get(name))
+        odd = min(
+            name
+            for name in trained_on.keys() | found.keys()
+            if trained_on.get(name) != found.get(name)
+        )
         raise UserError(
             f"{directory} is an adapter for another base than {base}: {odd} has other bytes than what it was trained "
             "on. Choose the base that adapter_config.json names, or train the adapter again."

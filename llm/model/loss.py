@@ -1,7 +1,8 @@
-"""Cross-entropy whose logits are never whole in memory, and are computed where there is a label only.
+"""Cross-entropy whose logits are never whole in memory, and are computed where there is a label
+only.
 
-The gradient is taken in the forward pass, chunk by chunk: the loss is a sum over tokens, so a chunk's gradient needs
-nothing of the other chunks (Hsu et al. 2024, arXiv:2410.10989, section 3.2).
+The gradient is taken in the forward pass, chunk by chunk: the loss is a sum over tokens, so a
+chunk's gradient needs nothing of the other chunks (Hsu et al. 2024, arXiv:2410.10989, section 3.2).
 """
 
 from __future__ import annotations
@@ -15,14 +16,19 @@ from torch import Tensor
 IGNORE = -100
 CHUNK_LOGITS = 2**21  # logits held at a time on a CPU: larger ones fall out of its caches
 CHUNK_LOGITS_CUDA = 2**27
-MIN_CHUNK = 512  # tokens, so that matrix products are large beside the adding up of each chunk's gradient
+MIN_CHUNK = (
+    512  # tokens, so that matrix products are large beside the adding up of each chunk's gradient
+)
 
 Chunk = tuple[Tensor, Tensor | None, Tensor | None]
 ChunkLoss = Callable[[Tensor, Tensor, Tensor, bool, bool], Chunk]
 
 
-def chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor, for_hidden: bool, for_weight: bool) -> Chunk:
-    """Summed loss (nats, float32) of one chunk, and its gradients by `hidden` (n, hidden) and `weight` (vocab, hidden).
+def chunk_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, for_hidden: bool, for_weight: bool
+) -> Chunk:
+    """Summed loss (nats, float32) of one chunk, and its gradients by `hidden` (n, hidden) and
+    `weight` (vocab, hidden).
 
     targets: (n,); IGNORE marks rows that count nothing.
     """
@@ -34,14 +40,25 @@ def chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor, for_hidden: bool
     if not (for_hidden or for_weight):
         return losses.sum(), None, None
     hit = torch.arange(weight.shape[0], device=weight.device) == wanted[:, None]
-    slope = torch.where(counted[:, None], (logits - total[:, None]).exp() - hit.float(), 0.0).to(hidden.dtype)
-    return losses.sum(), slope @ weight if for_hidden else None, slope.T @ hidden if for_weight else None
+    slope = torch.where(counted[:, None], (logits - total[:, None]).exp() - hit.float(), 0.0).to(
+        hidden.dtype
+    )
+    return (
+        losses.sum(),
+        slope @ weight if for_hidden else None,
+        slope.T @ hidden if for_weight else None,
+    )
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, compute: ChunkLoss, wants: tuple[bool, bool]
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        compute: ChunkLoss,
+        wants: tuple[bool, bool],
     ) -> Tensor:
         for_hidden, for_weight = wants
         cast_weight = weight.to(hidden.dtype)
@@ -57,7 +74,9 @@ class _CrossEntropy(torch.autograd.Function):
             if short:
                 part = torch.cat((part, part.new_zeros(short, part.shape[1])))
                 goal = torch.cat((goal, goal.new_full((short,), IGNORE)))
-            value, slope_hidden, slope_weight = compute(part, cast_weight, goal, for_hidden, for_weight)
+            value, slope_hidden, slope_weight = compute(
+                part, cast_weight, goal, for_hidden, for_weight
+            )
             loss += value
             if by_hidden is not None:
                 by_hidden[rows] = cast(Tensor, slope_hidden)[: len(rows)]
@@ -71,7 +90,8 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         by_hidden, by_weight = ctx.saved_tensors
         return (
-            # In place, since the graph is gone after one backward pass, and at float32 this is the largest tensor here.
+            # In place, since the graph is gone after one backward pass, and at float32 this is the
+            # largest tensor here.
             None if by_hidden is None else by_hidden.mul_(scale.to(by_hidden.dtype)),
             None if by_weight is None else by_weight.mul_(scale).to(ctx.weight_dtype),
             None,
@@ -80,10 +100,13 @@ class _CrossEntropy(torch.autograd.Function):
         )
 
 
-def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, compute: ChunkLoss = chunk_loss) -> Tensor:
+def cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, compute: ChunkLoss = chunk_loss
+) -> Tensor:
     """Summed cross-entropy (nats, a float32 scalar) of `hidden` @ `weight`ᵀ against `targets`.
 
-    hidden: (batch, seq, hidden). weight: (vocab, hidden), cast to the type of `hidden`. targets: (batch, seq), IGNORE
+    hidden: (batch, seq, hidden). weight: (vocab, hidden), cast to the type of `hidden`. targets:
+        (batch, seq), IGNORE
     where there is nothing to predict.
     compute: `chunk_loss`, or what torch.compile made of it.
     """

@@ -1,8 +1,9 @@
-"""Frozen matrices in 4 bits: NF4 with doubly quantized scales (Dettmers et al. 2023, arXiv:2305.14314).
+"""Frozen matrices in 4 bits: NF4 with doubly quantized scales (Dettmers et al. 2023,
+arXiv:2305.14314).
 
-`bitsandbytes` packs and unpacks them, so that a base quantized here equals one quantized by `transformers`. It has
-kernels for CUDA; on a CPU the same functions run in plain PyTorch: right, and slower than an unquantized base.
-"""
+`bitsandbytes` packs and unpacks them, so that a base quantized here equals one quantized by
+`transformers`. It has kernels for CUDA; on a CPU the same functions run in plain PyTorch: right,
+and slower than an unquantized base."""
 
 from __future__ import annotations
 
@@ -67,8 +68,11 @@ class QuantizedLinear(Linear):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.register_parameter("weight", None)
         self.bias = base.bias
-        # Unpacked in the type that it had: a checkpoint in bfloat16 as `transformers` does, ours in float32.
-        packed, self.state = quantize_4bit(base.weight.detach(), compress_statistics=True, quant_type="nf4")
+        # Unpacked in the type that it had: a checkpoint in bfloat16 as `transformers` does, ours in
+        # float32.
+        packed, self.state = quantize_4bit(
+            base.weight.detach(), compress_statistics=True, quant_type="nf4"
+        )
         self.register_buffer("packed", packed, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
-"""Rotary positions (Su et al. 2021, arXiv:2104.09864), stretched to longer contexts as `transformers` stretches them.
+"""Rotary positions (Su et al. 2021, arXiv:2104.09864), stretched to longer contexts as
+`transformers` stretches them.
 
-Formulas: `transformers.modeling_rope_utils`. `dynamic` and `longrope` are not among them: their angles depend on the
+Formulas: `transformers.modeling_rope_utils`. `dynamic` and `longrope` are not among them: their
+    angles depend on the
 length of the sequence at hand, so a cache of rotated keys would hold those of another length.
 """
 
@@ -16,11 +18,15 @@ from torch import Tensor
 def frequencies(
     head_dim: int, theta: float, scaling: dict[str, Any] | None, device: torch.device | None = None
 ) -> tuple[Tensor, float]:
-    """Radians per position of each rotary pair (head_dim / 2,), float32, and a factor on cosines and sines.
+    """Radians per position of each rotary pair (head_dim / 2,), float32, and a factor on cosines
+    and sines.
 
-    linear: Chen et al. 2023, arXiv:2306.15595. yarn: Peng et al. 2023, arXiv:2309.00071. llama3: Llama 3.1's.
+    linear: Chen et al. 2023, arXiv:2306.15595. yarn: Peng et al. 2023, arXiv:2309.00071. llama3:
+        Llama 3.1's.
     """
-    plain = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    plain = 1.0 / theta ** (
+        torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
+    )
     kind = scaling["rope_type"] if scaling else "default"
     if scaling is None or kind == "default":
         return plain, 1.0
@@ -44,8 +50,12 @@ def _llama3(plain: Tensor, factor: float, scaling: dict[str, Any]) -> Tensor:
     return torch.where(medium, between, stretched)
 
 
-def _yarn(plain: Tensor, head_dim: int, theta: float, factor: float, scaling: dict[str, Any]) -> tuple[Tensor, float]:
-    """Pairs that turn often within the context are kept, those that turn seldom are divided by `factor`."""
+def _yarn(
+    plain: Tensor, head_dim: int, theta: float, factor: float, scaling: dict[str, Any]
+) -> tuple[Tensor, float]:
+    """Pairs that turn often within the context are kept, those that turn seldom are divided by
+    `factor`.
+    """
     context = scaling["original_max_position_embeddings"]
 
     def pair_of(turns: float) -> float:

@@ -1,4 +1,6 @@
-"""The rotary part of a `config.json`. Without torch: what only reads a model's shape need not wait for it."""
+"""The rotary part of a `config.json`. Without torch: what only reads a model's shape need not wait
+for it.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,15 @@ SCALINGS: dict[str, tuple[set[str], set[str]]] = {  # rope_type -> required fiel
 }
 
 
-def read_rope(data: dict[str, Any], max_position_embeddings: int, where: str) -> tuple[float, dict[str, Any] | None]:
-    """`rope_theta`, and the scaling (None: plain), of a `config.json` in the old form or the new one.
+def read_rope(
+    data: dict[str, Any], max_position_embeddings: int, where: str
+) -> tuple[float, dict[str, Any] | None]:
+    """`rope_theta`, and the scaling (None: plain), of a `config.json` in the old form or the new
+    one.
 
     Raises:
-        UserError: a kind of scaling that is not computed here, or a field of it that would be ignored or is missing.
+        UserError: a kind of scaling that is not computed here, or a field of it that would be
+            ignored or is missing.
     """
     given: dict[str, Any] = {}
     for name in ("rope_scaling", "rope_parameters"):
@@ -46,10 +52,16 @@ def read_rope(data: dict[str, Any], max_position_embeddings: int, where: str) ->
     if given.pop("partial_rotary_factor", data.get("partial_rotary_factor")) not in (None, 1):
         raise UserError(f"{where}: partial_rotary_factor is not supported; expected 1.0.")
     if kind not in SCALINGS:
-        raise UserError(f"{where}: rotary scaling {kind!r} is not supported; supported: {', '.join(SCALINGS)}.")
+        raise UserError(
+            f"{where}: rotary scaling {kind!r} is not supported; supported: {', '.join(SCALINGS)}."
+        )
     required, optional = SCALINGS[kind]
-    if unknown := sorted(key for key, value in given.items() if value and key not in required | optional):
-        raise UserError(f"{where}: rotary scaling {kind!r} has a field {unknown[0]!r} that would be ignored.")
+    if unknown := sorted(
+        key for key, value in given.items() if value and key not in required | optional
+    ):
+        raise UserError(
+            f"{where}: rotary scaling {kind!r} has a field {unknown[0]!r} that would be ignored."
+        )
     if missing := sorted(required - set(given)):
         raise UserError(f"{where}: rotary scaling {kind!r} lacks the field {missing[0]!r}.")
     given = {key: value for key, value in given.items() if key in required | optional}

@@ -7,13 +7,17 @@ from torch import Tensor, nn
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process holds a part of it only; tells without importing torch.distributed.tensor, which is slow."""
+    """Whether this process holds a part of it only; tells without importing
+    torch.distributed.tensor, which is slow.
+    """
     return hasattr(tensor, "full_tensor")
 
 
 @torch.no_grad()
 def fill(parameter: Tensor, value: Tensor) -> None:
-    """Copy a whole value into a parameter; of a sharded one each process takes its own rows, without communication."""
+    """Copy a whole value into a parameter; of a sharded one each process takes its own rows,
+    without communication.
+    """
     if not is_sharded(parameter):
         parameter.data.copy_(value)
         return
@@ -31,14 +35,17 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def unshard(model: nn.Module, keep: bool) -> None:
-    """Make sharded parameters plain ones in the host's memory, one after the other, so that the model can be written.
+    """Make sharded parameters plain ones in the host's memory, one after the other, so that the
+    model can be written.
 
-    All processes must call it; those without `keep` are left with parameters without memory. It ends training.
-    """
+    All processes must call it; those without `keep` are left with parameters without memory. It
+    ends training."""
     found: dict[Tensor, nn.Parameter] = {}  # a tied matrix stays one
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter not in found:
                 value = whole(parameter.detach())
-                found[parameter] = nn.Parameter(value.to("cpu" if keep else "meta"), parameter.requires_grad)
+                found[parameter] = nn.Parameter(
+                    value.to("cpu" if keep else "meta"), parameter.requires_grad
+                )
             module.register_parameter(name, found[parameter])

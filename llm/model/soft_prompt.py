@@ -1,8 +1,8 @@
 """Soft prompts (Lester et al. 2021, arXiv:2104.08691), in PEFT's file format.
 
-The vectors stand behind the vocabulary as embeddings of virtual tokens: a tokenizer that puts their ids in front of a
-conversation is all that packing, caches and decoding need to know. Nothing predicts them.
-"""
+The vectors stand behind the vocabulary as embeddings of virtual tokens: a tokenizer that puts their
+ids in front of a conversation is all that packing, caches and decoding need to know. Nothing
+predicts them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from llm.model.config import check_fields
 from llm.model.transformer import Transformer
 from llm.runtime.io import read_json, save_tensors, write_json
 
-COMMON = 5000  # the first tokens of a vocabulary, of which a prompt starts as a sample (Lester et al., section 3.2)
+# the first tokens of a vocabulary, of which a prompt starts as a sample (Lester et al., section
+# 3.2)
+COMMON = 5000
 
 # Fields of PEFT's PromptTuningConfig: what is read, and what says nothing about a trained prompt.
 FIELDS = {
@@ -25,7 +27,10 @@ FIELDS = {
     "auto_mapping", "inference_mode", "num_attention_heads", "num_layers", "prompt_tuning_init",
     "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
 }  # fmt: skip
-NEUTRAL: dict[str, tuple[Any, ...]] = {"num_transformer_submodules": (1, None), "modules_to_save": (None, [])}
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "num_transformer_submodules": (1, None),
+    "modules_to_save": (None, []),
+}
 
 
 def add_prompt(model: Transformer, num_virtual_tokens: int, seed: int) -> tuple[int, ...]:
@@ -42,7 +47,9 @@ def add_prompt(model: Transformer, num_virtual_tokens: int, seed: int) -> tuple[
     model.requires_grad_(False)
     embeddings = model.model.embed_tokens.weight
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randint(0, min(COMMON, len(embeddings)), (num_virtual_tokens,), generator=generator)
+    chosen = torch.randint(
+        0, min(COMMON, len(embeddings)), (num_virtual_tokens,), generator=generator
+    )
     model.soft_prompt = nn.Parameter(embeddings.detach()[chosen.to(embeddings.device)].float())
     return tuple(range(model.config.vocab_size, model.config.vocab_size + num_virtual_tokens))
 
@@ -51,7 +58,11 @@ def save_prompt(model: Transformer, directory: Path, base: str) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors` as PEFT reads them."""
     assert model.soft_prompt is not None
     prompt = model.soft_prompt.detach().cpu().contiguous()
-    save_tensors({"prompt_embeddings": prompt}, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors(
+        {"prompt_embeddings": prompt},
+        directory / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
     write_json(
         directory / "adapter_config.json",
         {
@@ -87,11 +98,15 @@ def load_prompt(model: Transformer, directory: Path) -> tuple[int, ...]:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({error}). It may be truncated: copy or make it again.") from None
+        raise UserError(
+            f"{path} cannot be read ({error}). It may be truncated: copy or make it again."
+        ) from None
     wanted = (config.get("num_virtual_tokens"), model.config.hidden_size)
     if set(tensors) != {"prompt_embeddings"} or tensors["prompt_embeddings"].shape != wanted:
         shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-        raise UserError(f"{path} belongs to another model: it holds {shapes}, expected prompt_embeddings {wanted}.")
+        raise UserError(
+            f"{path} belongs to another model: it holds {shapes}, expected prompt_embeddings {wanted}."
+        )
     weight = model.model.embed_tokens.weight
     model.requires_grad_(False)
     model.soft_prompt = nn.Parameter(tensors["prompt_embeddings"].to(weight.device, torch.float32))

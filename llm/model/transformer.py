@@ -1,4 +1,6 @@
-"""The decoder-only transformer. Modules carry Hugging Face's names, so a state dict is a Llama/Qwen3 checkpoint."""
+"""The decoder-only transformer. Modules carry Hugging Face's names, so a state dict is a
+Llama/Qwen3 checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -59,21 +61,27 @@ class Decoder(nn.Module):
 class Transformer(nn.Module):
     """A causal language model.
 
-    Weights are float32 masters; `compute_dtype` is the type of the activations (bfloat16: mixed precision).
-    """
+    Weights are float32 masters; `compute_dtype` is the type of the activations (bfloat16: mixed
+    precision)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
-        self.grad_checkpointing = False  # recompute each layer in the backward pass instead of keeping its activations
+        self.grad_checkpointing = (
+            False  # recompute each layer in the backward pass instead of keeping its activations
+        )
         self.chunk_loss: ChunkLoss = chunk_loss
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        self.fill: Callable[[], None] | None = None  # on the meta device, to be sharded: what gives it its values then
-        self.soft_prompt: nn.Parameter | None = None  # (virtual tokens, hidden), behind the vocabulary
+        self.fill: Callable[[], None] | None = (
+            None  # on the meta device, to be sharded: what gives it its values then
+        )
+        self.soft_prompt: nn.Parameter | None = (
+            None  # (virtual tokens, hidden), behind the vocabulary
+        )
 
     @property
     def embedding_std(self) -> float:
@@ -83,10 +91,10 @@ class Transformer(nn.Module):
     def initialize(self, seed: int) -> None:
         """Draw the weights: a pure function of the seed and the dimensions, on any device.
 
-        Embeddings N(0, 1) and the output projection N(0, 0.001²), or both N(0, 0.02²) where they are one matrix;
-        matrices N(0, 1/fan_in), LeCun's scale; projections back into the residual stream zero, so that every layer
-        starts as the identity (Zhang et al. 2019, arXiv:1901.09321).
-        """
+        Embeddings N(0, 1) and the output projection N(0, 0.001²), or both N(0, 0.02²) where they
+        are one matrix; matrices N(0, 1/fan_in), LeCun's scale; projections back into the residual
+        stream zero, so that every layer starts as the identity (Zhang et al. 2019,
+        arXiv:1901.09321)."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
@@ -94,9 +102,10 @@ class Transformer(nn.Module):
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 value = torch.zeros(parameter.shape)
             else:
-                std = {"model.embed_tokens.weight": self.embedding_std, "lm_head.weight": 0.001}.get(
-                    name, parameter.shape[1] ** -0.5
-                )
+                std = {
+                    "model.embed_tokens.weight": self.embedding_std,
+                    "lm_head.weight": 0.001,
+                }.get(name, parameter.shape[1] ** -0.5)
                 value = torch.randn(parameter.shape, generator=generator) * std
             fill(parameter, value)
 
@@ -127,13 +136,17 @@ class Transformer(nn.Module):
         return self.model.norm(x)
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Embeddings (batch, seq, hidden) of ids (batch, seq); ids behind the vocabulary are a soft prompt's."""
+        """Embeddings (batch, seq, hidden) of ids (batch, seq); ids behind the vocabulary are a soft
+        prompt's.
+        """
         if self.soft_prompt is None:
             return F.embedding(input_ids, self.model.embed_tokens.weight).to(self.compute_dtype)
         last = self.config.vocab_size - 1
         words = F.embedding(input_ids.clamp(max=last), self.model.embed_tokens.weight)
         virtual = F.embedding((input_ids - last - 1).clamp(min=0), self.soft_prompt)
-        return torch.where((input_ids > last)[..., None], virtual, words.to(virtual.dtype)).to(self.compute_dtype)
+        return torch.where((input_ids > last)[..., None], virtual, words.to(virtual.dtype)).to(
+            self.compute_dtype
+        )
 
     def rotary(self, positions: Tensor) -> Pair:
         """Cosines and sines (batch, 1, seq, head_dim) of positions (batch, seq)."""
@@ -145,18 +158,24 @@ class Transformer(nn.Module):
         return self.lm_head(self.hidden_states(input_ids, **kwargs))  # type: ignore[arg-type]
 
     def loss(
-        self, input_ids: Tensor, targets: Tensor, segments: Tensor | None = None, positions: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        targets: Tensor,
+        segments: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        """Summed cross-entropy (nats, a float32 scalar) of `targets` (batch, seq); -100 marks positions without one."""
+        """Summed cross-entropy (nats, a float32 scalar) of `targets` (batch, seq); -100 marks
+        positions without one.
+        """
         hidden = self.hidden_states(input_ids, positions, segments)
         return cross_entropy(hidden, self.lm_head.weight, targets, self.chunk_loss)
 
     def compile_parts(self) -> None:
         """Compile one layer, used for all of them, and the loss.
 
-        Compiling the layer instead of the whole costs 3 % of speed and saves three quarters of the time to the first
-        step (docs/LOG.md). Fixed shapes: a resumed run must compile the very kernels of the one that was killed.
-        """
+        Compiling the layer instead of the whole costs 3 % of speed and saves three quarters of the
+        time to the first step (docs/LOG.md). Fixed shapes: a resumed run must compile the very
+        kernels of the one that was killed."""
         for layer in self.model.layers:
             if self.fill is None:
                 layer.compile(dynamic=False)

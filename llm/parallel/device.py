@@ -1,7 +1,7 @@
 """What the machine decides: device, precision and compilation. None of it is a hyperparameter.
 
-Each is a function of the hardware's class and the model, never of the moment (free memory, load), so that a run and
-its resumption choose the same.
+Each is a function of the hardware's class and the model, never of the moment (free memory, load),
+so that a run and its resumption choose the same.
 """
 
 from __future__ import annotations
@@ -17,14 +17,21 @@ import torch
 
 from llm.errors import UserError
 
-COMPILE_PAYS = 1.5e13  # training FLOPs that repay compiling without a cache on two cores: 0.8 to 2.2e13, docs/LOG.md
+# training FLOPs that repay compiling without a cache on two cores: 0.8 to 2.2e13, docs/LOG.md
+COMPILE_PAYS = 1.5e13
 COMPILE_PAYS_CUDA = 2.5e15  # an estimate
-COMPILE_SECONDS = 16.0  # until the first step without the compiler's cache (docs/LOG.md); 1.5 with it
-CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+COMPILE_SECONDS = (
+    16.0  # until the first step without the compiler's cache (docs/LOG.md); 1.5 with it
+)
+CONTAINER_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
 def device() -> torch.device:
-    """`LLM_DEVICE` if set, else the first accelerator, else the CPU; of several processes each has a device of its own.
+    """`LLM_DEVICE` if set, else the first accelerator, else the CPU; of several processes each has
+    a device of its own.
 
     Raises:
         UserError: the named device is unknown or not here.
@@ -37,7 +44,9 @@ def device() -> torch.device:
         torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"device {wanted} cannot be used ({reason}); try LLM_DEVICE=cpu, or fewer processes.") from None
+        raise UserError(
+            f"device {wanted} cannot be used ({reason}); try LLM_DEVICE=cpu, or fewer processes."
+        ) from None
     return chosen
 
 
@@ -67,17 +76,23 @@ def precision(setting: str, where: torch.device) -> torch.dtype:
 
 
 def compiles(setting: bool | str, where: torch.device, flops: float) -> bool:
-    """Whether to use torch.compile: `auto` where a C++ compiler is at hand and the run is long enough to repay it."""
+    """Whether to use torch.compile: `auto` where a C++ compiler is at hand and the run is long
+    enough to repay it.
+    """
     if setting != "auto":
         return bool(setting)
     if where.type == "cuda":
         return flops > COMPILE_PAYS_CUDA
-    has_compiler = any(shutil.which(compiler) for compiler in (os.environ.get("CXX") or "g++", "clang++"))
+    has_compiler = any(
+        shutil.which(compiler) for compiler in (os.environ.get("CXX") or "g++", "clang++")
+    )
     return has_compiler and flops > COMPILE_PAYS
 
 
 def total_memory(where: torch.device) -> int:
-    """Bytes that a run may use: the card's, or the machine's, or what a container leaves of it. Never what is free."""
+    """Bytes that a run may use: the card's, or the machine's, or what a container leaves of it.
+    Never what is free.
+    """
     if where.type == "cuda":
         return int(torch.cuda.get_device_properties(where).total_memory)
     import psutil
@@ -90,7 +105,9 @@ def total_memory(where: torch.device) -> int:
 
 
 def matmul_flops_per_second(where: torch.device, dtype: torch.dtype) -> float:
-    """Rate of a large matrix product, measured now (best of five): the ceiling that MFU is stated against."""
+    """Rate of a large matrix product, measured now (best of five): the ceiling that MFU is stated
+    against.
+    """
     size = 8192 if where.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=where, dtype=dtype) for _ in range(2))
     best = float("inf")

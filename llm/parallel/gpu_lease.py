@@ -1,10 +1,10 @@
 """Which GPUs, or which share of the cores, a run takes among those that run on this machine.
 
-A lease is a locked file, which the kernel unlocks when the process ends, however it ends. All runs of one user share
-them, of several repositories too. A run in the workspace takes every GPU that is free, one of the queue or of a
-temporary directory takes one; `LLM_PROCESSES` asks for another number. Where none is free it waits. On a CPU, runs of
-the queue and of temporary directories share the cores; one in the workspace uses them all.
-"""
+A lease is a locked file, which the kernel unlocks when the process ends, however it ends. All runs
+of one user share them, of several repositories too. A run in the workspace takes every GPU that is
+free, one of the queue or of a temporary directory takes one; `LLM_PROCESSES` asks for another
+number. Where none is free it waits. On a CPU, runs of the queue and of temporary directories share
+the cores; one in the workspace uses them all."""
 
 from __future__ import annotations
 
@@ -35,15 +35,18 @@ def folder() -> Path:
 
 
 def take(processes: int | None = None) -> int | None:
-    """Lease what this process and its children compute on, once, and set CUDA_VISIBLE_DEVICES or OMP_NUM_THREADS to it.
+    """Lease what this process and its children compute on, once, and set CUDA_VISIBLE_DEVICES or
+    OMP_NUM_THREADS to it.
 
-    Must come before CUDA is first used. Does nothing where somebody else chose the devices (torchrun, a parent).
+    Must come before CUDA is first used. Does nothing where somebody else chose the devices
+    (torchrun, a parent).
 
     Args:
         processes: GPUs that are needed; None: as many as the place says.
 
     Returns:
-        The cores that OMP_NUM_THREADS was set to, for the process and its children together; None where it was not.
+        The cores that OMP_NUM_THREADS was set to, for the process and its children together; None
+        where it was not.
 
     Raises:
         UserError: CUDA_VISIBLE_DEVICES names GPUs, and none of them is here.
@@ -54,15 +57,20 @@ def take(processes: int | None = None) -> int | None:
     device = os.environ.get("LLM_DEVICE") or "cuda"
     names = gpus() if device.startswith("cuda") else []
     if device.startswith("cuda:") and device[5:].isdecimal() and int(device[5:]) < len(names):
-        lease_gpus([names[int(device[5:])]], 1)  # and CUDA's numbering stays, by which it was chosen
+        lease_gpus(
+            [names[int(device[5:])]], 1
+        )  # and CUDA's numbering stays, by which it was chosen
     elif names and device == "cuda":
         given = os.environ.get("LLM_PROCESSES", "")
-        wanted = processes or (int(given) if given.isdecimal() and int(given) else 1 if _elsewhere() else None)
+        wanted = processes or (
+            int(given) if given.isdecimal() and int(given) else 1 if _elsewhere() else None
+        )
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(lease_gpus(names, wanted))
     else:
         share = lease_cores()
-        # The number of threads decides the order in which a CPU adds up: a run in the workspace, whose bytes are to
-        # be those of the last time, has it from the machine and never from what else runs.
+        # The number of threads decides the order in which a CPU adds up: a run in the workspace,
+        # whose bytes are to be those of the last time, has it from the machine and never from what
+        # else runs.
         if _elsewhere() and "OMP_NUM_THREADS" not in os.environ:
             os.environ["OMP_NUM_THREADS"] = str(share)
             if "torch" in sys.modules:
@@ -74,8 +82,9 @@ def take(processes: int | None = None) -> int | None:
 def gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
 
-    CUDA leaves out a GPU that is gone (an error of the bus, a driver that lost it, a name of another machine), and all
-    that are named after it. Of several that is said; a run that was to use GPUs does not go to the CPU unasked.
+    CUDA leaves out a GPU that is gone (an error of the bus, a driver that lost it, a name of
+    another machine), and all that are named after it. Of several that is said; a run that was to
+    use GPUs does not go to the CPU unasked.
 
     Raises:
         UserError: none of those that are named is here.
@@ -84,7 +93,9 @@ def gpus() -> list[str]:
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is None or count is None:
         return [str(i) for i in range(count or 0)]
-    names = list(takewhile(lambda name: name not in ("", "-1"), (name.strip() for name in given.split(","))))
+    names = list(
+        takewhile(lambda name: name not in ("", "-1"), (name.strip() for name in given.split(",")))
+    )
     if count < len(names):
         gone = f"CUDA_VISIBLE_DEVICES={given}: CUDA does not find GPU {names[count]}"
         if count == 0:
@@ -92,26 +103,36 @@ def gpus() -> list[str]:
                 f"{gone}. `nvidia-smi -L` lists those that are here; name one of them, unset CUDA_VISIBLE_DEVICES for "
                 "all of them, or set LLM_DEVICE=cpu. A run that has begun goes on from its state."
             )
-        print(f"warning: {gone}, and leaves it out with all after it; {count} of {len(names)} are used", flush=True)
+        print(
+            f"warning: {gone}, and leaves it out with all after it; {count} of {len(names)} are used",
+            flush=True,
+        )
     return names[:count]
 
 
 def cuda_devices() -> int | None:
-    """How many CUDA shows, asked in a way that does not initialise it; None where this PyTorch is one for CPUs."""
+    """How many CUDA shows, asked in a way that does not initialise it; None where this PyTorch is
+    one for CPUs.
+    """
     import torch
 
     return torch.cuda.device_count() if torch.backends.cuda.is_built() else None
 
 
 def lease_gpus(names: list[str], wanted: int | None) -> list[str]:
-    """Lease `wanted` of these, or with None all that are free and at least one; waits until there are enough.
+    """Lease `wanted` of these, or with None all that are free and at least one; waits until there
+    are enough.
 
     All or none at a time, so that two runs that want several never wait for each other's.
     """
     said = False
     while True:
         with _guard():
-            found = [(name, file) for name in names if (file := _try(folder() / f"gpu-{_plain(name)}.lock"))]
+            found = [
+                (name, file)
+                for name in names
+                if (file := _try(folder() / f"gpu-{_plain(name)}.lock"))
+            ]
             enough = found[:wanted] if wanted else found
             for _, file in found[len(enough) :] if len(enough) >= (wanted or 1) else found:
                 file.close()
@@ -121,13 +142,18 @@ def lease_gpus(names: list[str], wanted: int | None) -> list[str]:
         if wanted and wanted > len(names):
             return names  # there will never be enough: who starts the processes says so
         if not said:
-            print(f"waiting for {wanted or 1} of the GPUs {', '.join(names)}: other runs have them", flush=True)
+            print(
+                f"waiting for {wanted or 1} of the GPUs {', '.join(names)}: other runs have them",
+                flush=True,
+            )
             said = True
         time.sleep(POLL)
 
 
 def lease_cores() -> int:
-    """Count this process among those that compute on the CPU; returns its share of the cores, at least 1."""
+    """Count this process among those that compute on the CPU; returns its share of the cores, at
+    least 1.
+    """
     with _guard():
         alive = 0
         for path in folder().glob("cpu-*.lock"):
@@ -139,12 +165,16 @@ def lease_cores() -> int:
                 file.close()
         mine = _try(folder() / f"cpu-{os.getpid()}.lock")
         _held.extend([mine] if mine else [])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, cores // max(alive + 1, queue_workers()))
 
 
 def queue_workers() -> int:
-    """Workers that `dvc queue start -j N` has running: they may all compute soon, so the first takes no more cores."""
+    """Workers that `dvc queue start -j N` has running: they may all compute soon, so the first
+    takes no more cores.
+    """
     if not _elsewhere():
         return 0
     found = 0
@@ -180,7 +210,9 @@ def _guard() -> Iterator[None]:
     place = folder()
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     if place.stat().st_uid != os.getuid():
-        raise UserError(f"{place} belongs to another user; have it removed, or set TMPDIR to a folder of your own.")
+        raise UserError(
+            f"{place} belongs to another user; have it removed, or set TMPDIR to a folder of your own."
+        )
     with open(place / "guard", "a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,6 @@
-"""One command on one device and on eight: a training stage starts its own processes, with torchrun's own engine."""
+"""One command on one device and on eight: a training stage starts its own processes, with
+torchrun's own engine.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,26 @@ from llm.errors import UserError
 from llm.parallel import gpu_lease
 from llm.runtime.parent_watch import end_with
 
-STOPPING = "300"  # seconds for the last step and its checkpoint after SIGTERM; torchelastic gives 30
+STOPPING = (
+    "300"  # seconds for the last step and its checkpoint after SIGTERM; torchelastic gives 30
+)
 RESTARTS = 3  # after processes that a signal ended, such as the kernel's when memory runs out
 
 
 def processes() -> int:
-    """`LLM_PROCESSES` if set, else one for each CUDA device, unless `LLM_DEVICE` names the one to use.
+    """`LLM_PROCESSES` if set, else one for each CUDA device, unless `LLM_DEVICE` names the one to
+    use.
 
     Raises:
-        UserError: `LLM_PROCESSES` is not a positive number, or more than 1 beside a `LLM_DEVICE` that names one.
+        UserError: `LLM_PROCESSES` is not a positive number, or more than 1 beside a `LLM_DEVICE`
+            that names one.
     """
     given = os.environ.get("LLM_PROCESSES")
     if given is not None:
         if not given.isdecimal() or int(given) == 0:
-            raise UserError(f"LLM_PROCESSES={given!r}: expected the number of training processes, 1 or more.")
+            raise UserError(
+                f"LLM_PROCESSES={given!r}: expected the number of training processes, 1 or more."
+            )
         if int(given) > 1 and ":" in os.environ.get("LLM_DEVICE", ""):
             raise UserError(
                 f"LLM_PROCESSES={given} needs as many devices, and LLM_DEVICE={os.environ['LLM_DEVICE']} names one: "
@@ -43,7 +51,8 @@ def processes() -> int:
 
 
 def on_all_devices(main: Callable[[], None], module: str) -> Callable[[], None]:
-    """`main`, or where this machine has several devices and nobody else started the processes, one of it on each.
+    """`main`, or where this machine has several devices and nobody else started the processes, one
+    of it on each.
 
     Args:
         module: what `python -m` runs to come to `main`.
@@ -62,7 +71,8 @@ def on_all_devices(main: Callable[[], None], module: str) -> Callable[[], None]:
 
 
 def _launch(module: str, count: int, cores: int) -> None:
-    """Run `python -m module` in `count` processes; start all anew where a signal ended one, from the last state.
+    """Run `python -m module` in `count` processes; start all anew where a signal ended one, from
+    the last state.
 
     What a process has to say it says itself, so a failure ends here without a further message.
     """
@@ -72,8 +82,11 @@ def _launch(module: str, count: int, cores: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", STOPPING)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it tells each failure again, at length
-    # Each process takes its share of the cores, as torchrun gives it one: more threads would wait for one another.
+    logging.getLogger("torch.distributed.elastic").setLevel(
+        logging.CRITICAL
+    )  # it tells each failure again, at length
+    # Each process takes its share of the cores, as torchrun gives it one: more threads would wait
+    # for one another.
     if os.environ.get("OMP_NUM_THREADS") in (None, str(cores)):
         os.environ["OMP_NUM_THREADS"] = str(max(1, cores // count))
     for attempt in range(RESTARTS + 1):
@@ -96,7 +109,11 @@ def _launch(module: str, count: int, cores: int) -> None:
                 sys.exit(128 + int(error.sigval))
             except ChildFailedError as error:
                 # When one ends, the others get SIGTERM: only another signal came from outside.
-                ended = [f for f in error.failures.values() if f.exitcode < 0 and f.exitcode != -signal.SIGTERM]
+                ended = [
+                    f
+                    for f in error.failures.values()
+                    if f.exitcode < 0 and f.exitcode != -signal.SIGTERM
+                ]
         if not ended or attempt == RESTARTS:
             sys.exit(1)
         print(

@@ -1,8 +1,9 @@
-"""Several processes that train one model, as `torchrun` starts them. Where there is one, nothing here does anything.
+"""Several processes that train one model, as `torchrun` starts them. Where there is one, nothing
+here does anything.
 
-Every process computes its share of each global batch. The first one (rank 0) alone holds the state's lock, writes
-states and outputs, tracks and prints; the others wait for it. PyTorch does the work: DistributedDataParallel over gloo
-on a CPU and over NCCL on CUDA devices.
+Every process computes its share of each global batch. The first one (rank 0) alone holds the
+state's lock, writes states and outputs, tracks and prints; the others wait for it. PyTorch does the
+work: DistributedDataParallel over gloo on a CPU and over NCCL on CUDA devices.
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ from llm.runtime.env import environment_number
 
 K = TypeVar("K")
 T = TypeVar("T")
-STEP_SECONDS = 600.0  # `LLM_TIMEOUT_SECONDS`: longest wait for another process within a step, compiling included
+# `LLM_TIMEOUT_SECONDS`: longest wait for another process within a step, compiling included
+STEP_SECONDS = 600.0
 ANSWER_SECONDS = 5.0  # of a process that was waited for in vain, to say that it waits as well
-PATIENCE = timedelta(days=30)  # of those who wait for the first: for a twin that holds the lock, for outputs
+PATIENCE = timedelta(
+    days=30
+)  # of those who wait for the first: for a twin that holds the lock, for outputs
 
 _waiting: dist.ProcessGroup | None = None  # with that patience, and for objects; always gloo
 _saving: dist.ProcessGroup | None = None  # of the threads that write checkpoints; always gloo
@@ -37,17 +41,22 @@ _saving: dist.ProcessGroup | None = None  # of the threads that write checkpoint
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Join the processes that RANK, WORLD_SIZE and LOCAL_RANK describe, for the length of the block.
+    """Join the processes that RANK, WORLD_SIZE and LOCAL_RANK describe, for the length of the
+    block.
 
     Raises:
-        UserError: the variables are incomplete or unusable, the port is taken, or another process ended before this
-            one or hangs.
+        UserError: the variables are incomplete or unusable, the port is taken, or another process
+            ended before this one or hangs.
     """
     global _waiting, _saving
     if asked_for() == 1:
         yield
         return
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    missing = [
+        name
+        for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        if name not in os.environ
+    ]
     if missing:
         raise UserError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} asks for several processes, but {', '.join(missing)} is not set: "
@@ -57,7 +66,9 @@ def processes() -> Iterator[None]:
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
-    seconds = environment_number("LLM_TIMEOUT_SECONDS", STEP_SECONDS, "seconds to wait for another process", least=1)
+    seconds = environment_number(
+        "LLM_TIMEOUT_SECONDS", STEP_SECONDS, "seconds to wait for another process", least=1
+    )
     try:
         store, number, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
     except dist.DistError as error:
@@ -90,7 +101,9 @@ def processes() -> Iterator[None]:
         ) from None
     finally:
         _waiting = _saving = None
-        if not cuda or sys.exc_info()[0] is None:  # NCCL may wait for processes that are gone; the end frees all
+        if (
+            not cuda or sys.exc_info()[0] is None
+        ):  # NCCL may wait for processes that are gone; the end frees all
             dist.destroy_process_group()
 
 
@@ -106,7 +119,9 @@ def _no_meeting(error: Exception) -> str:
 
 
 def _silent(store: dist.Store, number: int, size: int, wait: bool) -> list[int]:
-    """Say that this process ends; with `wait`, which others do not say it soon, though they must notice as well."""
+    """Say that this process ends; with `wait`, which others do not say it soon, though they must
+    notice as well.
+    """
     silent: list[int] = []
     try:
         store.set(f"ends/{number}", "1")
@@ -116,14 +131,18 @@ def _silent(store: dist.Store, number: int, size: int, wait: bool) -> list[int]:
             if not silent:
                 break
             time.sleep(0.1)
-    except dist.DistError:  # the process with the store has ended, so the others' silence says nothing
+    except (
+        dist.DistError
+    ):  # the process with the store has ended, so the others' silence says nothing
         return []
     return silent
 
 
 def _is_of_a_peer(error: RuntimeError) -> bool:
     text = str(error)
-    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "Connection", "Timed out"))
+    return isinstance(error, dist.DistError) or any(
+        word in text for word in ("gloo", "Connection", "Timed out")
+    )
 
 
 def asked_for() -> int:
@@ -147,7 +166,9 @@ def first() -> bool:
 
 
 def on_first(context: AbstractContextManager[T], otherwise: T) -> AbstractContextManager[T]:
-    """`context` in the first process; in the others a context that does nothing and gives `otherwise`."""
+    """`context` in the first process; in the others a context that does nothing and gives
+    `otherwise`.
+    """
     return context if first() else nullcontext(otherwise)
 
 
@@ -209,11 +230,12 @@ def end_together(message: str) -> NoReturn:
     sys.exit(1)
 
 
-# -- the split of a global batch ---------------------------------------------------------------------------------------
+# -- the split of a global batch
 
 
 def balanced(micro: int, batch: int, size: int) -> int:
-    """Rows of a micro-batch, at most `micro`, that let `size` processes share a batch of `batch` rows evenly.
+    """Rows of a micro-batch, at most `micro`, that let `size` processes share a batch of `batch`
+    rows evenly.
 
     One process keeps `micro`, which is a part of what its bytes depend on.
     """
@@ -226,13 +248,13 @@ def balanced(micro: int, batch: int, size: int) -> int:
 def dealt(batch: int, micro: int, number: int, size: int) -> range:
     """Micro-batches of process `number`, by their place in the global batch.
 
-    All processes get equally many; those from ceil(batch / micro) on are empty, and only take part in the exchange.
-    """
+    All processes get equally many; those from ceil(batch / micro) on are empty, and only take part
+    in the exchange."""
     rounds = -(-batch // (micro * size))
     return range(number, rounds * size, size)
 
 
-# -- the model ---------------------------------------------------------------------------------------------------------
+# -- the model
 
 
 class Loss(nn.Module):
@@ -247,11 +269,14 @@ class Loss(nn.Module):
 
 
 def parallel_loss(model: Transformer) -> DistributedDataParallel:
-    """The model's loss, whose backward pass leaves the mean of all processes' gradients in each of them."""
+    """The model's loss, whose backward pass leaves the mean of all processes' gradients in each of
+    them.
+    """
     device = next(model.parameters()).device
     return DistributedDataParallel(
         Loss(model),
         device_ids=[device] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        broadcast_buffers=False,  # none changes in training; a base in 4 bits is one of them, and large
+        # none changes in training; a base in 4 bits is one of them, and large
+        broadcast_buffers=False,
     )

@@ -1,17 +1,40 @@
 """Typed `params.yaml`: `load()` gives a `Params`.
 
-The file is the only source of truth. It is read once, at the boundary, into frozen models, of which a module here holds
-one section or a few; a key that is unknown or a value that is impossible is refused by name, with the nearest valid
-name, before any work starts.
+The file is the only source of truth. It is read once, at the boundary, into frozen models, of which
+a module here holds one section or a few; a key that is unknown or a value that is impossible is
+refused by name, with the nearest valid name, before any work starts.
 """
 
-from llm.params.clean import C4, Clean, GopherQuality, GopherRepetition, NearDuplicates, PersonalData
-from llm.params.download import DocsSource, FilesSource, HubSource, MixtureSource, SingleSource, Source
+from llm.params.clean import (
+    C4,
+    Clean,
+    GopherQuality,
+    GopherRepetition,
+    NearDuplicates,
+    PersonalData,
+)
+from llm.params.download import (
+    DocsSource,
+    FilesSource,
+    HubSource,
+    MixtureSource,
+    SingleSource,
+    Source,
+)
 from llm.params.evaluate import Decoding, Evaluate
 from llm.params.read import load, parse
 from llm.params.schema import Checkpoint, Mix, MixTask, Params, Scaling, Tokenize
 from llm.params.section import Section
-from llm.params.training import BASE, SCRATCH, Finetune, Lora, Model, Pretrain, PromptTuning, Training
+from llm.params.training import (
+    BASE,
+    SCRATCH,
+    Finetune,
+    Lora,
+    Model,
+    Pretrain,
+    PromptTuning,
+    Training,
+)
 
 __all__ = [
     "BASE",

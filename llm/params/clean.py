@@ -8,7 +8,9 @@ from pydantic import Field
 
 from llm.params.section import Positive, Section, Share
 
-Grams = list[tuple[Positive, Share]]  # words of a gram, and the share of the characters from which it counts
+Grams = list[
+    tuple[Positive, Share]
+]  # words of a gram, and the share of the characters from which it counts
 
 
 class PersonalData(Section):
@@ -67,14 +69,18 @@ class NearDuplicates(Section):
 
 
 class Clean(Section):
-    """What is taken out of the pretraining text, and how the rest is normalised; everything is off by default."""
+    """What is taken out of the pretraining text, and how the rest is normalised; everything is off
+    by default.
+    """
 
     unicode: Literal["nfc", "ftfy"] | None = None
     whitespace: bool = False
     personal_data: PersonalData = PersonalData()
     min_characters: Positive | None = None
     max_characters: Positive | None = None
-    languages: Annotated[list[Annotated[str, Field(pattern="^[a-z]{2,3}$")]], Field(min_length=1)] | None = None
+    languages: (
+        Annotated[list[Annotated[str, Field(pattern="^[a-z]{2,3}$")]], Field(min_length=1)] | None
+    ) = None
     min_language_probability: Annotated[float, Field(ge=0.0, le=1.0)] = 0.65
     gopher_quality: GopherQuality = GopherQuality()
     gopher_repetition: GopherRepetition = GopherRepetition()
@@ -86,8 +92,15 @@ class Clean(Section):
 
     @property
     def compares(self) -> bool:
-        """Whether a rule compares documents with others, which takes a pass over all of them before the first."""
-        return bool(self.decontaminate or self.exact_duplicates or self.near_duplicates or self.duplicate_paragraphs)
+        """Whether a rule compares documents with others, which takes a pass over all of them before
+        the first.
+        """
+        return bool(
+            self.decontaminate
+            or self.exact_duplicates
+            or self.near_duplicates
+            or self.duplicate_paragraphs
+        )
 
     @property
     def active(self) -> bool:

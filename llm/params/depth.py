@@ -1,25 +1,31 @@
 """One dial: `model.depth` gives the shape of the model, how long it trains, and how.
 
-A key that params.yaml writes as `auto` takes its value from the rules below; a key with a number keeps it, and the
-rules go on from that number. `llm.params` resolves the dial when it reads the file, so stages, records and reports see
-plain numbers.
+A key that params.yaml writes as `auto` takes its value from the rules below; a key with a number
+keeps it, and the rules go on from that number. `llm.params` resolves the dial when it reads the
+file, so stages, records and reports see plain numbers.
 
 | key | rule | source |
 |---|---|---|
 | num_hidden_layers | depth | |
-| hidden_size | 64 · depth, up to a whole number of heads | nanochat (github.com/karpathy/nanochat, base_train.py) |
+| hidden_size | 64 · depth, up to a whole number of heads | nanochat (github.com/karpathy/nanochat,
+base_train.py) |
 | head_dim | 64 below a hidden size of 1,024, 128 from there on | GPT-2; LLaMA, arXiv:2302.13971 |
 | num_key_value_heads | all heads | nanochat |
-| intermediate_size | 8/3 · hidden_size, up to a multiple of 64 | SwiGLU: Shazeer 2020, arXiv:2002.05202, section 2 |
+| intermediate_size | 8/3 · hidden_size, up to a multiple of 64 | SwiGLU: Shazeer 2020,
+arXiv:2002.05202, section 2 |
 | tokens D | 20 a parameter | Hoffmann et al. 2022, arXiv:2203.15556, table 3 |
-| batch_tokens | 0.2920 · C^0.3271, to the nearest power of two of sequences | DeepSeek LLM, arXiv:2401.02954, eq. 1 |
+| batch_tokens | 0.2920 · C^0.3271, to the nearest power of two of sequences | DeepSeek LLM,
+arXiv:2401.02954, eq. 1 |
 | learning_rate | 0.3118 · C^-0.1250 | DeepSeek LLM, eq. 1 |
-| weight_decay | 1 / (learning_rate · steps · τ), τ = 1.084 · (D/N)^-0.527 | Bergsma et al. 2025, arXiv:2505.13738 |
+| weight_decay | 1 / (learning_rate · steps · τ), τ = 1.084 · (D/N)^-0.527 | Bergsma et al. 2025,
+arXiv:2505.13738 |
 
-C = M · D is the compute, M = 6 · weights of the layers + 12 · layers · hidden_size · sequence_length the FLOPs a token
-without embeddings (DeepSeek LLM, eq. 2), N the parameters, embeddings included. DeepSeek fitted C from 1e17 to 2e19 for
-AdamW; Muon's update is scaled to AdamW's so that rate and decay carry over (Liu et al. 2025, arXiv:2502.16982). Models
-for two cores lie below that range: docs/LOG.md compares what the rules say there with what was found by hand.
+C = M · D is the compute, M = 6 · weights of the layers + 12 · layers · hidden_size ·
+sequence_length the FLOPs a token without embeddings (DeepSeek LLM, eq. 2), N the parameters,
+embeddings included. DeepSeek fitted C from 1e17 to 2e19 for AdamW; Muon's update is scaled to
+AdamW's so that rate and decay carry over (Liu et al. 2025, arXiv:2502.16982). Models
+for two cores lie below that range: docs/LOG.md compares what the rules say there with what was
+    found by hand.
 """
 
 from __future__ import annotations
@@ -46,10 +52,12 @@ GPT2_VOCABULARY = 50260  # GPT-2's 50,257 and the chat tokens
 
 
 def resolve(data: dict[str, Any], where: str = "params.yaml") -> dict[str, Any]:
-    """`data` (params.yaml as read, not yet checked) with a number for every `auto`; the input stays as it is.
+    """`data` (params.yaml as read, not yet checked) with a number for every `auto`; the input stays
+    as it is.
 
     Raises:
-        UserError: `auto` without a depth, a depth that nothing follows, or a number that leaves another key no value.
+        UserError: `auto` without a depth, a depth that nothing follows, or a number that leaves
+            another key no value.
     """
     model, pretrain = data.get("model"), data.get("pretrain")
     if not isinstance(model, dict) or not isinstance(pretrain, dict):
@@ -59,10 +67,14 @@ def resolve(data: dict[str, Any], where: str = "params.yaml") -> dict[str, Any]:
     follows += [f"pretrain.{key}" for key in TRAINING if pretrain.get(key) == AUTO]
     if depth is None:
         if follows:
-            raise UserError(f"{where}: {', '.join(follows)}: `auto` needs model.depth: set it to a number of layers.")
+            raise UserError(
+                f"{where}: {', '.join(follows)}: `auto` needs model.depth: set it to a number of layers."
+            )
         return data
     if _count(depth) is None:
-        raise UserError(f"{where}: model.depth: expected a whole number of layers above 0, or null; found {depth!r}.")
+        raise UserError(
+            f"{where}: model.depth: expected a whole number of layers above 0, or null; found {depth!r}."
+        )
     if not follows:
         raise UserError(
             f"{where}: model.depth is {depth}, but no key follows it: each states its own number. Write `auto` for "
@@ -70,7 +82,9 @@ def resolve(data: dict[str, Any], where: str = "params.yaml") -> dict[str, Any]:
         )
     data = copy.deepcopy(data)
     model, pretrain = data["model"], data["pretrain"]
-    model |= _shape(depth, {key: n for key in SHAPE if (n := _count(model.get(key)))}, where) | _kept(model, SHAPE)
+    model |= _shape(
+        depth, {key: n for key in SHAPE if (n := _count(model.get(key)))}, where
+    ) | _kept(model, SHAPE)
     pretrain |= _training(data) | _kept(pretrain, TRAINING)
     return data
 
@@ -118,8 +132,8 @@ def _shape(depth: int, stated: dict[str, int], where: str) -> dict[str, int]:
 def fine_batch_tokens(data: dict[str, Any]) -> int:
     """`pretrain.batch_tokens` by the rule to the nearest sequence, for resolved data.
 
-    In a ladder of sizes and tokens a power of two would change at some rungs and not at others, and the losses jump.
-    """
+    In a ladder of sizes and tokens a power of two would change at some rungs and not at others, and
+    the losses jump."""
     _, _, compute, length = _budget(data, lambda key, rule: data["pretrain"].get(key, rule))
     return length * max(1, round(_sequences(compute, length)))
 
@@ -129,7 +143,9 @@ def _sequences(compute: float, length: int) -> float:
     return 0.2920 * compute**0.3271 / length
 
 
-def _budget(data: dict[str, Any], stated: Callable[[str, float], float]) -> tuple[float, float, float, int]:
+def _budget(
+    data: dict[str, Any], stated: Callable[[str, float], float]
+) -> tuple[float, float, float, int]:
     """Parameters, training tokens, FLOPs without embeddings, and sequence length of a shape."""
     model, pretrain, tokenize = data["model"], data["pretrain"], data.get("tokenize")
     tokenize = tokenize if isinstance(tokenize, dict) else {}
@@ -137,22 +153,30 @@ def _budget(data: dict[str, Any], stated: Callable[[str, float], float]) -> tupl
     asked = GPT2_VOCABULARY if tokenize.get("tokenizer") == "gpt2" else tokenize.get("vocab_size")
     vocabulary, length = (_count(asked) or 1, _count(pretrain.get("sequence_length")) or 1)
     layers = layer_weights(shape)
-    parameters = layers + vocabulary * shape["hidden_size"] * (1 if model.get("tie_word_embeddings") else 2)
+    parameters = layers + vocabulary * shape["hidden_size"] * (
+        1 if model.get("tie_word_embeddings") else 2
+    )
     tokens = stated("tokens", TOKENS_PER_PARAMETER * parameters)
     per_token = 6 * layers + 12 * shape["num_hidden_layers"] * shape["hidden_size"] * length
     return parameters, tokens, per_token * tokens, length
 
 
 def _training(data: dict[str, Any]) -> dict[str, int | float]:
-    """Budget, batch, rate and decay for a shape; a stated one of them counts where the next is derived from it."""
+    """Budget, batch, rate and decay for a shape; a stated one of them counts where the next is
+    derived from it.
+    """
 
     def stated(key: str, rule: float) -> float:
         value = data["pretrain"].get(key)
-        good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+        good = (
+            isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+        )
         return value if good else rule
 
     parameters, tokens, compute, length = _budget(data, stated)
-    batch = stated("batch_tokens", length * 2 ** max(0, round(math.log2(_sequences(compute, length)))))
+    batch = stated(
+        "batch_tokens", length * 2 ** max(0, round(math.log2(_sequences(compute, length))))
+    )
     rate = stated("learning_rate", _short(0.3118 * compute**-0.1250))
     timescale = 1.084 * (tokens / parameters) ** -0.527
     steps = max(1, math.ceil(tokens / batch))
@@ -168,7 +192,9 @@ def layer_weights(shape: dict[str, int]) -> int:
     """Weights of all layers' matrices."""
     heads = 2 * shape["num_attention_heads"] + 2 * shape["num_key_value_heads"]
     return (
-        shape["num_hidden_layers"] * shape["hidden_size"] * (heads * shape["head_dim"] + 3 * shape["intermediate_size"])
+        shape["num_hidden_layers"]
+        * shape["hidden_size"]
+        * (heads * shape["head_dim"] + 3 * shape["intermediate_size"])
     )
 
 

@@ -11,7 +11,9 @@ from llm.params.section import Fraction, Positive, Section, nearest
 
 
 class SourceBase(Section):
-    kind: str | None = None  # of task, where the entry's name is another, e.g. sst2: {kind: classification}
+    kind: str | None = (
+        None  # of task, where the entry's name is another, e.g. sst2: {kind: classification}
+    )
     max_rejected_fraction: Fraction = 0.05  # of the records; beyond it the stage fails
     max_documents: Positive | None = None  # stop after so many records
 
@@ -24,7 +26,9 @@ class DocsSource(SourceBase):
 
 
 class FilesSource(SourceBase):
-    """Local or remote files: paths, directories, globs and fsspec addresses; relative to the repository."""
+    """Local or remote files: paths, directories, globs and fsspec addresses; relative to the
+    repository.
+    """
 
     source: Literal["files"]
     paths: Annotated[list[str], Field(min_length=1)]
@@ -32,10 +36,17 @@ class FilesSource(SourceBase):
     val_paths: list[str] = []  # those it validates on; the same
     format: Literal["auto", "text", "jsonl", "parquet", "csv", "tsv", "squad", "alpaca"] = "auto"
     columns: dict[str, str] = {}  # our column name -> the file's
-    header: bool = True  # false: the first line of a CSV or TSV is a record, and columns are named 0, 1, …
-    labels: list[str] | dict[str, str] | None = None  # names of integer classes, in order, or value -> name
-    encoding: str = "auto"  # auto: UTF-8, or UTF-16 and UTF-32 by their byte order mark; else as Python calls it
-    sha256: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = {}  # path as found -> digest it must have
+    header: bool = (
+        True  # false: the first line of a CSV or TSV is a record, and columns are named 0, 1, …
+    )
+    labels: list[str] | dict[str, str] | None = (
+        None  # names of integer classes, in order, or value -> name
+    )
+    # auto: UTF-8, or UTF-16 and UTF-32 by their byte order mark; else as Python calls it
+    encoding: str = "auto"
+    sha256: dict[
+        str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    ] = {}  # path as found -> digest it must have
     licence: str | None = None  # of the files: goes into the manifest
     revision: str | None = None  # as their publisher calls it; the manifest has their digests too
 
@@ -58,7 +69,9 @@ class FilesSource(SourceBase):
         try:
             return value if value == "auto" else codecs.lookup(value).name
         except LookupError:
-            raise ValueError(f"{value!r} is no encoding that Python knows; such as utf-8, cp1252, utf-16-le") from None
+            raise ValueError(
+                f"{value!r} is no encoding that Python knows; such as utf-8, cp1252, utf-16-le"
+            ) from None
 
 
 class HubSource(SourceBase):
@@ -66,7 +79,9 @@ class HubSource(SourceBase):
 
     source: Literal["hub"]
     id: str
-    revision: Annotated[str, Field(min_length=7)]  # a commit hash: a branch would not be reproducible
+    revision: Annotated[
+        str, Field(min_length=7)
+    ]  # a commit hash: a branch would not be reproducible
     config: str | None = None
     split: str = "train"
     test_split: str | None = None
@@ -84,20 +99,32 @@ class MixtureSource(SourceBase):
 
     source: Literal["mixture"]
     sources: Annotated[dict[str, SingleSource], Field(min_length=2)]
-    weights: dict[str, Annotated[float, Field(gt=0)]] = {}  # share of the text, relative to the others; missing: 1
-    max_repeats: Annotated[float, Field(ge=1.0, le=100.0)] = 1.0  # times that scarce text may be taken
+    weights: dict[
+        str, Annotated[float, Field(gt=0)]
+    ] = {}  # share of the text, relative to the others; missing: 1
+    max_repeats: Annotated[float, Field(ge=1.0, le=100.0)] = (
+        1.0  # times that scarce text may be taken
+    )
 
     @model_validator(mode="after")
     def _named(self) -> MixtureSource:
         for name in self.sources:
             if not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f"sources.{name}: a source's name may hold letters, digits, '_' and '-' only")
+                raise ValueError(
+                    f"sources.{name}: a source's name may hold letters, digits, '_' and '-' only"
+                )
         for name in self.weights:
             if name not in self.sources:
-                raise ValueError(f"weights.{name} is none of the sources{nearest(name, list(self.sources))}")
+                raise ValueError(
+                    f"weights.{name} is none of the sources{nearest(name, list(self.sources))}"
+                )
         if self.max_documents is not None:
-            raise ValueError("max_documents is set for each of a mixture's sources, not for the mixture")
+            raise ValueError(
+                "max_documents is set for each of a mixture's sources, not for the mixture"
+            )
         return self
 
 
-Source = Annotated[DocsSource | FilesSource | HubSource | MixtureSource, Field(discriminator="source")]
+Source = Annotated[
+    DocsSource | FilesSource | HubSource | MixtureSource, Field(discriminator="source")
+]

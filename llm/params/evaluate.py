@@ -10,7 +10,9 @@ from llm.params.section import Positive, Section
 
 
 class Decoding(Section):
-    """How tokens are chosen, under transformers' names; a temperature of 0 takes the most likely one."""
+    """How tokens are chosen, under transformers' names; a temperature of 0 takes the most likely
+    one.
+    """
 
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_k: Positive | None = None
@@ -25,9 +27,13 @@ class Decoding(Section):
     @model_validator(mode="after")
     def _one_search(self) -> Decoding:
         if self.num_beams > 1 and (self.temperature or self.prompt_lookup_num_tokens):
-            raise ValueError("num_beams above 1 goes with temperature 0 and prompt_lookup_num_tokens 0 only")
+            raise ValueError(
+                "num_beams above 1 goes with temperature 0 and prompt_lookup_num_tokens 0 only"
+            )
         if not self.temperature and (self.top_k or self.top_p or self.min_p):
-            raise ValueError("top_k, top_p and min_p choose among tokens that are drawn: give a temperature above 0")
+            raise ValueError(
+                "top_k, top_p and min_p choose among tokens that are drawn: give a temperature above 0"
+            )
         return self
 
     def describe(self) -> str:
@@ -35,13 +41,19 @@ class Decoding(Section):
         if self.num_beams > 1:
             how = f"beam search, {self.num_beams} beams, length penalty {self.length_penalty:g}"
         elif self.temperature:
-            filters = [f"{name} {value:g}" for name in ("top_k", "top_p", "min_p") if (value := getattr(self, name))]
+            filters = [
+                f"{name} {value:g}"
+                for name in ("top_k", "top_p", "min_p")
+                if (value := getattr(self, name))
+            ]
             how = ", ".join([f"sampled at temperature {self.temperature:g}", *filters])
         else:
             how = "greedy"
         if self.repetition_penalty != 1:
             how += f", repetition penalty {self.repetition_penalty:g}"
-        return how + (f", stops at {' or '.join(map(repr, self.stop_strings))}" if self.stop_strings else "")
+        return how + (
+            f", stops at {' or '.join(map(repr, self.stop_strings))}" if self.stop_strings else ""
+        )
 
 
 class Evaluate(Section):
@@ -49,7 +61,9 @@ class Evaluate(Section):
     shots: Annotated[int, Field(ge=0)] = 0
     max_new_tokens: dict[str, Positive]
     decoding: Decoding = Decoding()
-    variants: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Decoding] = {}  # by a name that files get
+    variants: dict[
+        Annotated[str, Field(pattern=r"^[\w-]+$")], Decoding
+    ] = {}  # by a name that files get
     variant_examples: Positive | None = 60
     perplexity_tokens: Annotated[int, Field(ge=2)] | None  # the first one is predicted by nothing
     bootstrap: Annotated[int, Field(ge=100)]

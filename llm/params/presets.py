@@ -34,7 +34,8 @@ def apply_preset(name: str, path: Path = Path("params.yaml")) -> None:
     """Overlay `presets/<name>.yaml` onto params.yaml.
 
     Raises:
-        UserError: no such preset; a key that params do not know; a value that is impossible. params.yaml is unchanged.
+        UserError: no such preset; a key that params do not know; a value that is impossible.
+            params.yaml is unchanged.
     """
     text, changes, _ = _overlaid(name, path)
     write_where_told(path, text.encode())
@@ -45,26 +46,36 @@ def apply_preset(name: str, path: Path = Path("params.yaml")) -> None:
 
 def _shown(value: Any) -> str:
     """As the file has it: null, true."""
-    return value if isinstance(value, str) else json.dumps(value, default=float)  # ruamel's own floats among them
+    return (
+        value if isinstance(value, str) else json.dumps(value, default=float)
+    )  # ruamel's own floats among them
 
 
 def params_with(name: str, path: Path = Path("params.yaml")) -> params.Params:
-    """Params as the preset would make them; the file stays as it is. Raises UserError like `apply_preset`."""
+    """Params as the preset would make them; the file stays as it is. Raises UserError like
+    `apply_preset`.
+    """
     return _overlaid(name, path)[2]
 
 
 def _overlaid(name: str, path: Path) -> tuple[str, list[tuple[str, Any, Any]], params.Params]:
-    """Text of params.yaml with the preset on it, (key, before, after) of what that changes, and the checked params."""
+    """Text of params.yaml with the preset on it, (key, before, after) of what that changes, and the
+    checked params.
+    """
     from ruamel.yaml import YAML
 
     known = sorted(p.stem for p in FOLDER.glob("*.yaml"))
     if name not in known:
-        raise UserError(f"no preset {name!r} in {FOLDER}/; there are: {', '.join(known) or 'none'}.")
+        raise UserError(
+            f"no preset {name!r} in {FOLDER}/; there are: {', '.join(known) or 'none'}."
+        )
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 200
     yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar(NULL, "null"))
+    yaml.representer.add_representer(
+        type(None), lambda dumper, _: dumper.represent_scalar(NULL, "null")
+    )
     data = yaml.load(path.read_text(encoding="utf-8"))
     overlay = read_yaml(FOLDER / f"{name}.yaml")
     changes = list(_merge(data, overlay))
@@ -75,7 +86,9 @@ def _overlaid(name: str, path: Path) -> tuple[str, list[tuple[str, Any, Any]], p
 
 
 def _merge(data: Any, overlay: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Overlay in place. What the user names (sources, tasks, checkpoints, variants) is replaced whole."""
+    """Overlay in place. What the user names (sources, tasks, checkpoints, variants) is replaced
+    whole.
+    """
     changes = []
     for key, value in overlay.items():
         where = f"{prefix}{key}"

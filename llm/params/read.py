@@ -27,17 +27,21 @@ def load(path: str | Path = "params.yaml") -> Params:
     """Read and check params.
 
     Raises:
-        UserError: the file is missing or not YAML, or a key is unknown, missing or out of range; the message lists
-            every such key with what was expected.
+        UserError: the file is missing or not YAML, or a key is unknown, missing or out of range;
+            the message lists every such key with what was expected.
     """
     data = read_yaml(path)
     if not isinstance(data, dict):
-        raise UserError(f"{path}: expected sections such as `model:` and `pretrain:`, found {type(data).__name__}.")
+        raise UserError(
+            f"{path}: expected sections such as `model:` and `pretrain:`, found {type(data).__name__}."
+        )
     return parse(data, str(path))
 
 
 def parse(data: dict[str, Any], where: str = "params") -> Params:
-    """Check params that are already read, `auto` replaced by what model.depth gives. Raises UserError like `load`."""
+    """Check params that are already read, `auto` replaced by what model.depth gives. Raises
+    UserError like `load`.
+    """
     try:
         refuse_credentials(data, where)
     except ValueError as error:
@@ -63,12 +67,16 @@ def _explain(error: ValidationError, data: dict[str, Any], where: str) -> str:
             lines.append(f"  {prefix}{item['ctx']['error']}")
         elif kind == "union_tag_invalid":
             given = item["ctx"]["tag"]
-            lines.append(f"  {key}.source: {given!r} is unknown; expected docs, files, hub or mixture")
+            lines.append(
+                f"  {key}.source: {given!r} is unknown; expected docs, files, hub or mixture"
+            )
         elif kind == "union_tag_not_found":
             lines.append(f"  {key}.source: missing; expected docs, files, hub or mixture")
         else:
             lines.append(f"  {key}: {item['msg']}, found {item['input']!r}")
-    return f"{where} has {len(lines)} impossible value{'s' * (len(lines) > 1)}:\n" + "\n".join(lines)
+    return f"{where} has {len(lines)} impossible value{'s' * (len(lines) > 1)}:\n" + "\n".join(
+        lines
+    )
 
 
 def _names_at(loc: tuple[Any, ...], data: dict[str, Any]) -> list[str]:
@@ -80,7 +88,11 @@ def _names_at(loc: tuple[Any, ...], data: dict[str, Any]) -> list[str]:
         return list(TAGS[tag].model_fields) if tag in TAGS else []
     node: Any = Params
     for part in loc[:-1]:
-        field = node.model_fields.get(part) if isinstance(node, type) and issubclass(node, BaseModel) else None
+        field = (
+            node.model_fields.get(part)
+            if isinstance(node, type) and issubclass(node, BaseModel)
+            else None
+        )
         if field is None:
             return []
         node = field.annotation

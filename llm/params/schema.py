@@ -110,25 +110,35 @@ class Params(Section):
             raise ValueError("download.pretrain is missing: it names the text to pretrain on")
         for name in self.mix.tasks:
             if name not in self.download:
-                raise ValueError(f"mix.tasks.{name} has no source: add download.{name}, or remove the task")
+                raise ValueError(
+                    f"mix.tasks.{name} has no source: add download.{name}, or remove the task"
+                )
         for name, source in self.download.items():
             if name != "pretrain" and source.source == "mixture":
                 raise ValueError(
                     f"download.{name}.source: only pretrain can be a mixture; tasks are mixed by mix.tasks"
                 )
             if not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f"download.{name}: a dataset's name may hold letters, digits, '_' and '-' only")
+                raise ValueError(
+                    f"download.{name}: a dataset's name may hold letters, digits, '_' and '-' only"
+                )
             if name != "pretrain" and name not in self.mix.tasks:
-                raise ValueError(f"download.{name} is not used: add it to mix.tasks{nearest(name, self.mix.tasks)}")
+                raise ValueError(
+                    f"download.{name} is not used: add it to mix.tasks{nearest(name, self.mix.tasks)}"
+                )
         clean, text = self.tokenize.clean, self.download["pretrain"]
         repeats = text.max_repeats if isinstance(text, MixtureSource) else 1.0
-        if repeats > 1 and (clean.exact_duplicates or clean.near_duplicates or clean.duplicate_paragraphs):
+        if repeats > 1 and (
+            clean.exact_duplicates or clean.near_duplicates or clean.duplicate_paragraphs
+        ):
             raise ValueError(
                 "tokenize.clean's rules on duplicates would take out what download.pretrain.max_repeats puts in"
             )
         for stage in ("pretrain", "finetune"):
             length = getattr(self, stage).sequence_length
-            if self.pretrain.init != SCRATCH or (stage == "finetune" and self.finetune.base != BASE):
+            if self.pretrain.init != SCRATCH or (
+                stage == "finetune" and self.finetune.base != BASE
+            ):
                 continue  # the checkpoint's own limit holds, which the stage looks at
             if length > self.model.max_position_embeddings:
                 raise ValueError(

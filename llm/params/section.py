@@ -20,6 +20,12 @@ class Section(BaseModel):
 
 
 def nearest(name: str, names: Collection[str]) -> str:
-    """What to add to a message about an unknown name: the valid one that is most like it, else all of them."""
+    """What to add to a message about an unknown name: the valid one that is most like it, else all
+    of them.
+    """
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else (f"; known: {', '.join(names)}" if names else "")
+    return (
+        f"; did you mean {close[0]}?"
+        if close
+        else (f"; known: {', '.join(names)}" if names else "")
+    )

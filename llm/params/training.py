@@ -8,7 +8,10 @@ from pydantic import Field, model_validator
 
 from llm.params.section import Fraction, Positive, Section
 
-SCRATCH, BASE = "data/tokenizer", "models/base"  # pretrain.init and finetune.base, where they are no checkpoint
+SCRATCH, BASE = (
+    "data/tokenizer",
+    "models/base",
+)  # pretrain.init and finetune.base, where they are no checkpoint
 
 
 class Model(Section):
@@ -40,14 +43,18 @@ class Model(Section):
                 f"num_key_value_heads ({self.num_key_value_heads})"
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary positions turn pairs")
+            raise ValueError(
+                f"head_dim ({self.head_dim}) must be even: rotary positions turn pairs"
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be divisible by "
                 f"num_attention_heads ({self.num_attention_heads})"
             )
         if self.sliding_window is not None and self.qk_norm:
-            raise ValueError("sliding_window and qk_norm together have no Hugging Face class; set one of them off")
+            raise ValueError(
+                "sliding_window and qk_norm together have no Hugging Face class; set one of them off"
+            )
         return self
 
 

@@ -11,8 +11,8 @@ from llm.errors import UserError
 from llm.parallel import device
 from llm.parallel import processes as distributed
 
-# Name, dense bfloat16 FLOP/s with float32 accumulation, and memory in GiB, as NVIDIA's data sheets have them (which
-# often print twice the rate, "with sparsity").
+# Name, dense bfloat16 FLOP/s with float32 accumulation, and memory in GiB, as NVIDIA's data sheets
+# have them (which often print twice the rate, "with sparsity").
 GPUS = {
     "l4": ("NVIDIA L4", 121e12, 24),
     "rtx-4090": ("NVIDIA GeForce RTX 4090", 165e12, 24),

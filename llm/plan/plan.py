@@ -12,7 +12,9 @@ from llm.train.memory import Memory
 
 @dataclass(frozen=True)
 class Plan:
-    """One training stage on this machine. Bytes, seconds, tokens; `epochs` is None where the data is not there yet."""
+    """One training stage on this machine. Bytes, seconds, tokens; `epochs` is None where the data
+    is not there yet.
+    """
 
     stage: str
     architecture: str
@@ -50,7 +52,9 @@ class Plan:
         return self.processes * self.memory.peak
 
     def check(self, kept: int = 0) -> None:
-        """Raises UserError where memory or disk cannot hold the run; `kept` bytes of its checkpoints exist already."""
+        """Raises UserError where memory or disk cannot hold the run; `kept` bytes of its
+        checkpoints exist already.
+        """
         if self.needed > self.memory_total:
             parts = sorted(asdict(self.memory).items(), key=lambda item: -item[1])
             shown = ", ".join(f"{name} {size(value)}" for name, value in parts[:3])
@@ -75,12 +79,18 @@ class Plan:
         ]
 
     def _disk(self) -> str:
-        return size(self.disk) + (f" of {size(self.disk_free)} free" if self.disk_free is not None else "")
+        return size(self.disk) + (
+            f" of {size(self.disk_free)} free" if self.disk_free is not None else ""
+        )
 
     def rows(self) -> list[tuple[str, str]]:
         """Everything, by name."""
         m = self.memory
-        trained = f", {self.trained_parameters:,} of them trained" if self.trained_parameters < self.parameters else ""
+        trained = (
+            f", {self.trained_parameters:,} of them trained"
+            if self.trained_parameters < self.parameters
+            else ""
+        )
         ratio = self.tokens / self.parameters
         shared = f", in {self.processes} processes of" if self.processes > 1 else ""
         each = " on each" if self.devices > 1 else ""
@@ -115,8 +125,14 @@ class Plan:
                 f"{self.matmul_flops_per_second / 1e9:,.0f} GFLOP/s {self.rate_from} ({self.utilisation_from})",
             ),
             ("memory", f"about {size(self.needed)} of {size(self.memory_total)}{shared}{each}:"),
-            ("", f"weights {size(m.weights)}, gradients {size(m.gradients)}, optimizer {size(m.optimizer)},"),
-            ("", f"activations {size(m.activations)}, loss {size(m.loss)}, checkpoint {size(m.checkpoint)},"),
+            (
+                "",
+                f"weights {size(m.weights)}, gradients {size(m.gradients)}, optimizer {size(m.optimizer)},",
+            ),
+            (
+                "",
+                f"activations {size(m.activations)}, loss {size(m.loss)}, checkpoint {size(m.checkpoint)},",
+            ),
             ("", f"libraries and compiler {size(m.runtime)}"),
             ("disk", f"{self._disk()}, for checkpoints and the model"),
         ]

@@ -1,4 +1,6 @@
-"""`python -m llm plan`: the plans of params.yaml, or of a preset, on this machine or on GPUs that are not here."""
+"""`python -m llm plan`: the plans of params.yaml, or of a preset, on this machine or on GPUs that
+are not here.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,16 @@ from llm.plan.plan import Plan
 from llm.plan.stages import finetune_plan, pretrain_config, pretrain_plan
 from llm.runtime.units import duration, size
 
-BYTES_A_TOKEN = 4.4  # of English web text in GPT-2's vocabulary: OpenWebText is 39.8 GB and 9.04e9 tokens (nanoGPT)
+# of English web text in GPT-2's vocabulary: OpenWebText is 39.8 GB and 9.04e9 tokens (nanoGPT)
+BYTES_A_TOKEN = 4.4
 
 
 def show_plan(
-    as_json: bool = False, name: str | None = None, gpu: str | None = None, count: int = 1, price: float | None = None
+    as_json: bool = False,
+    name: str | None = None,
+    gpu: str | None = None,
+    count: int = 1,
+    price: float | None = None,
 ) -> None:
     """Print the plans of pretraining and finetuning by params.yaml.
 
@@ -42,7 +49,9 @@ def show_plan(
     if p.model.depth is not None:
         print(f"model.depth {p.model.depth} gives:")
         for section, values in (("model", p.model), ("pretrain", p.pretrain)):
-            shown = {k: v for k, v in values.model_dump().items() if k in (*depth.SHAPE, *depth.TRAINING)}
+            shown = {
+                k: v for k, v in values.model_dump().items() if k in (*depth.SHAPE, *depth.TRAINING)
+            }
             print(f"  {section}: " + ", ".join(f"{key} {value:,}" for key, value in shown.items()))
         print()
     for plan in plans:
@@ -50,11 +59,16 @@ def show_plan(
     together = [("time", f"about {duration(sum(plan.seconds for plan in plans))} of training")]
     if price is not None:
         hours = sum(plan.seconds * plan.devices for plan in plans) / 3600
-        together.append(("cost", f"about {hours * price:,.2f}, {hours:,.1f} GPU hours at {price:g}"))
+        together.append(
+            ("cost", f"about {hours * price:,.2f}, {hours:,.1f} GPU hours at {price:g}")
+        )
     if (text := _text_bytes(p)) is not None:
         tokens = 2 * text / BYTES_A_TOKEN * (1 if pretrain_config(p).vocab_size <= 65536 else 2)
         together.append(
-            ("data", f"at most about {size(text)} in data/raw (less, compressed), {size(tokens)} of tokens")
+            (
+                "data",
+                f"at most about {size(text)} in data/raw (less, compressed), {size(tokens)} of tokens",
+            )
         )
     _table("together", together)
     for plan in plans:
@@ -71,7 +85,9 @@ def _table(title: str, rows: list[tuple[str, str]]) -> None:
 
 def _text_bytes(p: Params) -> int | None:
     """Bytes of text that the hub sources are cut to; None where there is none with a limit."""
-    limits = [limit for source in p.download.values() if (limit := getattr(source, "max_bytes", None))]
+    limits = [
+        limit for source in p.download.values() if (limit := getattr(source, "max_bytes", None))
+    ]
     return sum(limits) if limits else None
 
 

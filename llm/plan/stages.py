@@ -1,4 +1,6 @@
-"""The plans of pretraining and finetuning, from params and, where they are there already, from data and models."""
+"""The plans of pretraining and finetuning, from params and, where they are there already, from data
+and models.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,18 @@ from llm.train.checkpoint.local import root
 from llm.train.memory import adapter_parameters, training_disk, training_memory
 from llm.train.micro_batch import default_micro_batch
 
-# Share of the measured matrix-product rate that training reaches where no earlier run tells. CPU: docs/LOG.md, "When
-# compiling pays". CUDA: 38 to 43 % of the peak on H100s (Llama 3, arXiv:2407.21783, table 4).
+# Share of the measured matrix-product rate that training reaches where no earlier run tells. CPU:
+# docs/LOG.md, "When compiling pays". CUDA: 38 to 43 % of the peak on H100s (Llama 3,
+# arXiv:2407.21783, table 4).
 UTILISATION = {("cpu", True): 0.5, ("cpu", False): 0.3, ("cuda", True): 0.4, ("cuda", False): 0.3}
-REPEATS = 4  # epochs until repeated text is worth less than new text (Muennighoff et al. 2023, arXiv:2305.16264)
+# epochs until repeated text is worth less than new text (Muennighoff et al. 2023, arXiv:2305.16264)
+REPEATS = 4
 
 
 def pretrain_plan(p: Params, config: Config | None = None, machine: Machine | None = None) -> Plan:
-    """Of pretraining by params; `config` where the model is at hand, whose vocabulary may be smaller than asked for."""
+    """Of pretraining by params; `config` where the model is at hand, whose vocabulary may be
+    smaller than asked for.
+    """
     s, config = p.pretrain, config or pretrain_config(p)
     meta = Path("data/tokens/meta.json")
     epochs, data = None, "not known before tokenize"
@@ -40,13 +46,20 @@ def pretrain_plan(p: Params, config: Config | None = None, machine: Machine | No
         data = f"over the {found:,} training tokens of data/tokens{repeated}"
     evaluated = s.eval_tokens * ((s.steps - 1) // s.eval_every)
     sharded = machine is None and fsdp.wanted(config, s)
-    return _plan("pretrain", config, s, s.steps, epochs, data, evaluated, 0, machine=machine, sharded=sharded)
+    return _plan(
+        "pretrain", config, s, s.steps, epochs, data, evaluated, 0, machine=machine, sharded=sharded
+    )
 
 
 def finetune_plan(
-    p: Params, config: Config | None = None, steps: int | None = None, machine: Machine | None = None
+    p: Params,
+    config: Config | None = None,
+    steps: int | None = None,
+    machine: Machine | None = None,
 ) -> Plan:
-    """Of finetuning by params; `config` and `steps` where the model and the packed examples are at hand."""
+    """Of finetuning by params; `config` and `steps` where the model and the packed examples are at
+    hand.
+    """
     s, config = p.finetune, config or _base_config(p)
     if steps is None:
         tokens, data = _mixture_tokens(p)
@@ -61,17 +74,34 @@ def finetune_plan(
     stored = None if s.method == "full" else _stored(p)
     quantized = s.method == "qlora"
     sharded = machine is None and s.method in ("full", "lora") and fsdp.wanted(config, s, adapter)
-    return _plan("finetune", config, s, steps, s.epochs, data, evaluated, adapter, quantized, stored, machine, sharded)
+    return _plan(
+        "finetune",
+        config,
+        s,
+        steps,
+        s.epochs,
+        data,
+        evaluated,
+        adapter,
+        quantized,
+        stored,
+        machine,
+        sharded,
+    )
 
 
 def before_training(plan: Plan, state: Path) -> None:
-    """Say what the run takes, and refuse it (UserError) where it cannot fit; `state` is where its checkpoints lie."""
+    """Say what the run takes, and refuse it (UserError) where it cannot fit; `state` is where its
+    checkpoints lie.
+    """
     print("\n".join(plan.summary()), flush=True)
     plan.check(kept=sum(path.stat().st_size for path in state.glob("step-*/*")))
 
 
 def pretrain_config(p: Params) -> Config:
-    """Of what is pretrained: the checkpoint that it begins with, if that is there, else the model of params."""
+    """Of what is pretrained: the checkpoint that it begins with, if that is there, else the model
+    of params.
+    """
     if (Path(p.pretrain.init) / "config.json").exists():
         return load_config(p.pretrain.init)
     vocabulary = depth.GPT2_VOCABULARY if p.tokenize.tokenizer == "gpt2" else p.tokenize.vocab_size
@@ -79,7 +109,8 @@ def pretrain_config(p: Params) -> Config:
 
 
 def _base_files(p: Params) -> Path:
-    """config.json of what is finetuned, or of a checkpoint that is not fetched yet, the file that presets/ has of it.
+    """config.json of what is finetuned, or of a checkpoint that is not fetched yet, the file that
+    presets/ has of it.
 
     Raises:
         UserError: there is neither.
@@ -104,7 +135,9 @@ def _base_config(p: Params) -> Config:
 
 
 def _stored(p: Params) -> str:
-    """The type in which the base's weights lie in its files, and in memory while an adapter is trained."""
+    """The type in which the base's weights lie in its files, and in memory while an adapter is
+    trained.
+    """
     if p.finetune.base == params.BASE:
         return "float32"
     values = read_json(_base_files(p))
@@ -116,7 +149,10 @@ def _mixture_tokens(p: Params) -> tuple[int, str]:
     path = Path("metrics/mix.json")
     if path.exists() and Path("data/mix").exists():
         tasks = read_json(path)["tasks"].values()
-        tokens = sum(task["train"] * (task["mean_prompt_tokens"] + task["mean_response_tokens"]) for task in tasks)
+        tokens = sum(
+            task["train"] * (task["mean_prompt_tokens"] + task["mean_response_tokens"])
+            for task in tasks
+        )
         tokens += 3 * sum(task["train"] for task in tasks)  # user, assistant and end-of-text tokens
         return math.ceil(tokens), f"over about {math.ceil(tokens):,} tokens of data/mix"
     most = math.ceil(p.mix.examples * (1 + p.mix.pretrain_fraction)) * p.mix.max_tokens
@@ -148,8 +184,12 @@ def _plan(
     micro = default_micro_batch(config, s.sequence_length, rows, where, machine.memory)
     share = 1.0
     if source.startswith("typical"):  # a measured rate counts both in already
-        share = (2 / 3 if adapter else 1.0) * (4 / 3 if s.grad_checkpointing else 1.0)  # no gradient of frozen weights
-    seconds = (share * flops + per_token / 3 * evaluated) / (machine.rate * utilisation * machine.devices)
+        share = (2 / 3 if adapter else 1.0) * (
+            4 / 3 if s.grad_checkpointing else 1.0
+        )  # no gradient of frozen weights
+    seconds = (share * flops + per_token / 3 * evaluated) / (
+        machine.rate * utilisation * machine.devices
+    )
     need = partial(
         training_memory,
         config,
@@ -167,7 +207,9 @@ def _plan(
     memory = need(shards=processes.asked_for() if sharded else 1)
     if not machine.here and memory.peak > machine.memory and not quantized:
         memory = need(shards=machine.devices)
-    optimal = (flops / (6 * depth.TOKENS_PER_PARAMETER)) ** 0.5  # C = 6 N D with D = 20 N: arXiv:2203.15556
+    optimal = (
+        flops / (6 * depth.TOKENS_PER_PARAMETER)
+    ) ** 0.5  # C = 6 N D with D = 20 N: arXiv:2203.15556
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     return Plan(
         stage=stage,
@@ -203,10 +245,14 @@ def _plan(
 
 
 def _utilisation(stage: str, kind: str, device: str, compiled: bool) -> tuple[float, str]:
-    """Share of the matrix-product rate, from the last run of this stage on this device, else what is typical."""
+    """Share of the matrix-product rate, from the last run of this stage on this device, else what
+    is typical.
+    """
     path = Path(f"metrics/timing/{stage}.json")
     if path.exists():
         last = read_json(path)
         if last.get("device") == device and last.get("compiled") == compiled and last.get("mfu"):
             return float(last["mfu"]), f"measured by the last run, {path}"
-    return UTILISATION[("cuda" if kind == "cuda" else "cpu", compiled)], "typical; no run was measured here yet"
+    return UTILISATION[
+        ("cuda" if kind == "cuda" else "cpu", compiled)
+    ], "typical; no run was measured here yet"

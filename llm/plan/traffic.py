@@ -1,7 +1,8 @@
-"""What processes that train together send one another, by formula, and what that leaves of many devices' speed.
+"""What processes that train together send one another, by formula, and what that leaves of many
+devices' speed.
 
-bench/scale.py sets the bytes beside counted ones; docs/SCALE.md has what `python bench/scale.py paper` prints.
-"""
+bench/scale.py sets the bytes beside counted ones; docs/SCALE.md has what `python bench/scale.py
+paper` prints."""
 
 from __future__ import annotations
 
@@ -25,10 +26,12 @@ class Devices:
     hop: float  # seconds from one device to the next, which a small message takes as well
 
 
-# NVIDIA's data sheets: H100 SXM, 989 TFLOP/s dense bfloat16, in DGX machines of eight with 450 GB/s of NVLink and
-# 400 Gb/s of InfiniBand a card each way, of which 0.8 are taken as reached. Utilisation: Llama 3, arXiv:2407.21783,
-# table 4 (38 to 43 %). Hop: an estimate.
-H100 = Devices(flops=989e12, utilisation=0.4, machine=8, inside=0.8 * 450e9, network=0.8 * 50e9, hop=5e-6)
+# NVIDIA's data sheets: H100 SXM, 989 TFLOP/s dense bfloat16, in DGX machines of eight with 450 GB/s
+# of NVLink and 400 Gb/s of InfiniBand a card each way, of which 0.8 are taken as reached.
+# Utilisation: Llama 3, arXiv:2407.21783, table 4 (38 to 43 %). Hop: an estimate.
+H100 = Devices(
+    flops=989e12, utilisation=0.4, machine=8, inside=0.8 * 450e9, network=0.8 * 50e9, hop=5e-6
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Job:
     sharded: bool
 
 
-# Shapes and global batches of GPT-2, TinyLlama with Llama's batch a tenth, and Llama 2 (arXiv:2307.09288).
+# Shapes and global batches of GPT-2, TinyLlama with Llama's batch a tenth, and Llama 2
+# (arXiv:2307.09288).
 JOBS = (
     Job("124M", 124_000_000, 38_600_000, 12, 2**19, 2**15, sharded=False),
     Job("1B", 1_100_000_000, 131_000_000, 22, 2**20, 2**14, sharded=False),
@@ -53,21 +57,25 @@ JOBS = (
 
 
 def minimum_bytes(parameters: int, processes: int) -> float:
-    """Bytes that each process must send a step so that all have the sum of float32 gradients: 2 (p - 1)/p of them.
+    """Bytes that each process must send a step so that all have the sum of float32 gradients: 2 (p
+    - 1)/p of them.
 
-    Patarasuk and Yuan 2009 (doi:10.1016/j.jpdc.2008.09.002), theorem 1; a reduce-scatter and an all-gather reach it.
-    """
+    Patarasuk and Yuan 2009 (doi:10.1016/j.jpdc.2008.09.002), theorem 1; a reduce-scatter and an
+    all-gather reach it."""
     return 2 * (processes - 1) / processes * FLOAT32 * parameters
 
 
-def sharded_bytes(parameters: int, embeddings: int, processes: int, rounds: int, width: int) -> float:
+def sharded_bytes(
+    parameters: int, embeddings: int, processes: int, rounds: int, width: int
+) -> float:
     """Bytes that each process of a sharded run sends a step, without Muon's and the scalars.
 
-    A pass gathers the layers twice, forward and backward, and the rest once, and adds up all gradients; a step has
-    `rounds` passes, since no process has room for a whole gradient.
+    A pass gathers the layers twice, forward and backward, and the rest once, and adds up all
+    gradients; a step has `rounds` passes, since no process has room for a whole gradient.
 
     Args:
-        width: bytes of a layer's weight on the way: 2 in bfloat16, 4 in float32 and where the layers are compiled.
+        width: bytes of a layer's weight on the way: 2 in bfloat16, 4 in float32 and where the
+            layers are compiled.
     """
     share = (processes - 1) / processes
     layers = parameters - embeddings
@@ -75,16 +83,19 @@ def sharded_bytes(parameters: int, embeddings: int, processes: int, rounds: int,
 
 
 def muon_bytes(parameters: int, processes: int) -> float:
-    """Bytes that each process of a sharded run sends a step for Muon: matrices of bfloat16 there and back."""
+    """Bytes that each process of a sharded run sends a step for Muon: matrices of bfloat16 there
+    and back.
+    """
     return 2 * 2 * parameters / processes * (processes - 1) / processes
 
 
 def efficiency(job: Job, count: int, devices: Devices = H100) -> float:
-    """Share of `count` times one device's speed that `count` devices reach, where nothing but the network slows them.
+    """Share of `count` times one device's speed that `count` devices reach, where nothing but the
+    network slows them.
 
-    DDP's exchange runs beside the backward pass of the last micro-batch, two thirds of that pass; FSDP's beside all of
-    the computing. A message takes log2 p hops (NCCL's trees). What does not fit beside the computing is waited for.
-    """
+    DDP's exchange runs beside the backward pass of the last micro-batch, two thirds of that pass;
+    FSDP's beside all of the computing. A message takes log2 p hops (NCCL's trees). What does not
+    fit beside the computing is waited for."""
     tokens = job.batch_tokens / count
     computing = 6 * job.parameters * tokens / (devices.flops * devices.utilisation)
     rounds = max(1, math.ceil(tokens / job.micro_tokens))
@@ -93,7 +104,10 @@ def efficiency(job: Job, count: int, devices: Devices = H100) -> float:
         messages, beside = 3 * job.layers * rounds, computing
     else:
         sent = minimum_bytes(job.parameters, count)
-        messages, beside = 2 * math.ceil(FLOAT32 * job.parameters / BUCKET), 2 / 3 * computing / rounds
+        messages, beside = (
+            2 * math.ceil(FLOAT32 * job.parameters / BUCKET),
+            2 / 3 * computing / rounds,
+        )
     speed = devices.inside if count <= devices.machine else devices.network
     exchange = sent / speed + messages * math.log2(count) * devices.hop
     return computing / (computing + max(0.0, exchange - beside))

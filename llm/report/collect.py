@@ -1,6 +1,7 @@
 """Everything the report shows, read from the stages' files into one plain dictionary.
 
-Nothing is required but `params.yaml`: what a run does not have is None or empty, and the page says so.
+Nothing is required but `params.yaml`: what a run does not have is None or empty, and the page says
+    so.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]
         "scaling": _scaling(),
         "studies": tuning.collect(),
         "comparison": metrics.get("comparison", {}),
-        "examples": _examples(params.report.data_examples, list(metrics.get("mix", {}).get("tasks", {}))),
+        "examples": _examples(
+            params.report.data_examples, list(metrics.get("mix", {}).get("tasks", {}))
+        ),
         "timing": {stage: timing.get(stage) for stage in STAGES if stage != "report"},
         "techniques": techniques.collect(),
         "versions": provenance.versions(),
@@ -82,11 +85,15 @@ def _model(metrics: dict[str, Any], params: Params) -> dict[str, Any] | None:
         return None
     config = Config.from_json(read_json(path), str(path))
     hidden, layers = config.hidden_size, config.num_hidden_layers
-    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    queries, keys = (
+        config.num_attention_heads * config.head_dim,
+        config.num_key_value_heads * config.head_dim,
+    )
     embedding = config.vocab_size * hidden
     norms = hidden * (2 * layers + 1) + (2 * config.head_dim * layers if config.qk_norm else 0)
     parts = {
-        "Token embedding" + (" (also the output projection)" if config.tie_word_embeddings else ""): embedding,
+        "Token embedding"
+        + (" (also the output projection)" if config.tie_word_embeddings else ""): embedding,
         **({} if config.tie_word_embeddings else {"Output projection": embedding}),
         f"Attention, {layers} layers": layers * hidden * (2 * queries + 2 * keys),
         f"Feed-forward (SwiGLU), {layers} layers": layers * 3 * hidden * config.intermediate_size,
@@ -97,7 +104,9 @@ def _model(metrics: dict[str, Any], params: Params) -> dict[str, Any] | None:
     return {
         "architecture": config.architecture,
         "total": total,
-        "parts": [{"name": name, "count": count, "share": count / total} for name, count in parts.items()],
+        "parts": [
+            {"name": name, "count": count, "share": count / total} for name, count in parts.items()
+        ],
         "config": {
             key: getattr(config, key)
             for key in ("vocab_size", *type(params.model).model_fields)
@@ -108,25 +117,33 @@ def _model(metrics: dict[str, Any], params: Params) -> dict[str, Any] | None:
 
 
 def _reasons(manifests: dict[str, Any], mix: dict[str, Any]) -> dict[str, Any]:
-    """What was left out: `datasets`, and `rows` of {reason, stage, counts by dataset (None where it did not occur)}."""
+    """What was left out: `datasets`, and `rows` of {reason, stage, counts by dataset (None where it
+    did not occur)}.
+    """
     counts: dict[tuple[str, str], dict[str, int]] = {}
     for name, manifest in manifests.items():
         found = [("download", reason, n) for reason, n in manifest.get("dropped", {}).items()]
         rejected = manifest.get("rejected", {}).get("by_reason", {})
         found += [("download", f"rejected: {reason}", n) for reason, n in rejected.items()]
-        found += [("mix", reason, n) for reason, n in mix.get("tasks", {}).get(name, {}).get("dropped", {}).items()]
+        found += [
+            ("mix", reason, n)
+            for reason, n in mix.get("tasks", {}).get(name, {}).get("dropped", {}).items()
+        ]
         for stage, reason, n in found:
             if type(n) is int and n:
                 counts.setdefault((stage, reason), {})[name] = n
     order = sorted(counts, key=lambda key: (key[0], -sum(counts[key].values()), key[1]))
     rows = [
-        {"stage": key[0], "reason": key[1], "counts": [counts[key].get(name) for name in manifests]} for key in order
+        {"stage": key[0], "reason": key[1], "counts": [counts[key].get(name) for name in manifests]}
+        for key in order
     ]
     return {"datasets": list(manifests), "rows": rows}
 
 
 def _samples(count: int) -> dict[str, list[dict[str, Any]]]:
-    """Task → answers of base and finetuned to the same prompts, evenly spaced over the test examples, not chosen."""
+    """Task → answers of base and finetuned to the same prompts, evenly spaced over the test
+    examples, not chosen.
+    """
     found = {}
     for path in sorted(Path("metrics/predictions").glob("finetuned-*.parquet")):
         task = path.stem.removeprefix("finetuned-")
@@ -134,13 +151,19 @@ def _samples(count: int) -> dict[str, list[dict[str, Any]]]:
             continue
         after = _rows(path)
         other = path.with_name(f"base-{task}.parquet")
-        before = {row["id"]: row.get("prediction") for row in _rows(other)} if other.is_file() else {}
-        picked = [after[i * len(after) // count] for i in range(count)] if len(after) > count else after
+        before = (
+            {row["id"]: row.get("prediction") for row in _rows(other)} if other.is_file() else {}
+        )
+        picked = (
+            [after[i * len(after) // count] for i in range(count)] if len(after) > count else after
+        )
         found[task] = [
             {
                 "prompt": clip_middle(row["prompt"]),
                 "references": [clip(text, 400) for text in _list(row["references"])[:3]],
-                "base": clip(str(before[row["id"]]), 600) if before.get(row["id"]) is not None else None,
+                "base": clip(str(before[row["id"]]), 600)
+                if before.get(row["id"]) is not None
+                else None,
                 "finetuned": clip(str(row["prediction"]), 600),
             }
             for row in picked
@@ -167,7 +190,10 @@ def _examples(count: int, tasks: list[str]) -> dict[str, list[dict[str, str]]]:
         shown = found.setdefault(row["task"], [])
         if len(shown) < count:
             shown.append({"prompt": clip(row["prompt"]), "response": clip(row["response"])})
-        if all(len(examples) >= count for examples in found.values()) and "language_modeling" in found:
+        if (
+            all(len(examples) >= count for examples in found.values())
+            and "language_modeling" in found
+        ):
             break
     return {task: examples for task, examples in found.items() if examples}
 
@@ -182,16 +208,24 @@ def _stream(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read ({reason}). Delete it and run `dvc repro`.") from None
+        raise UserError(
+            f"{path} cannot be read ({reason}). Delete it and run `dvc repro`."
+        ) from None
 
 
 def clip(text: str, limit: int = CLIP) -> str:
     """Text of at most `limit` characters, with what was cut marked."""
-    return text if len(text) <= limit else f"{text[:limit].rstrip()} … ({len(text) - limit:,} more characters)"
+    return (
+        text
+        if len(text) <= limit
+        else f"{text[:limit].rstrip()} … ({len(text) - limit:,} more characters)"
+    )
 
 
 def clip_middle(text: str, limit: int = 1000) -> str:
-    """A prompt of at most about `limit` characters: its head, and its end, where a question may stand."""
+    """A prompt of at most about `limit` characters: its head, and its end, where a question may
+    stand.
+    """
     if len(text) <= limit:
         return text
     return f"{text[: limit // 2].rstrip()}\n[… {len(text) - limit:,} characters …]\n{text[-(limit // 2) :].lstrip()}"

@@ -1,4 +1,6 @@
-"""What stands below a table of scores: how sure the gain is, what was odd about the examples, scores by source."""
+"""What stands below a table of scores: how sure the gain is, what was odd about the examples,
+scores by source.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ SAID = {  # of a share that is not zero
 }
 
 
-def remarks(evaluate: dict[str, Any], comparison: dict[str, Any], percent: Any, number: Any) -> dict[str, list[str]]:
+def remarks(
+    evaluate: dict[str, Any], comparison: dict[str, Any], percent: Any, number: Any
+) -> dict[str, list[str]]:
     """Task → sentences. percent, number: how the page writes them."""
     found: dict[str, list[str]] = {}
     for task in scores.tasks(evaluate):
@@ -24,12 +28,16 @@ def remarks(evaluate: dict[str, Any], comparison: dict[str, Any], percent: Any, 
         gains = comparison.get("finetuned - base", {}).get(task, {})
         told = [_gain(metric, gain, number) for metric, gain in gains.items() if _shown(metric)]
         if told:
-            lines.append(f"Finetuned against base, paired by example (approximate randomisation): {'; '.join(told)}.")
+            lines.append(
+                f"Finetuned against base, paired by example (approximate randomisation): {'; '.join(told)}."
+            )
         for model in ("finetuned", "base"):
             odd = [
                 f"{percent(score['value'])} {SAID[metric]}"
                 for metric in COUNTS
-                if metric in SAID and (score := scores.score(evaluate, model, task, metric)) and score["value"]
+                if metric in SAID
+                and (score := scores.score(evaluate, model, task, metric))
+                and score["value"]
             ]
             if odd:
                 lines.append(f"{scores.model_label(model)}: {', '.join(odd)}.")
@@ -39,7 +47,9 @@ def remarks(evaluate: dict[str, Any], comparison: dict[str, Any], percent: Any, 
 
 
 def _shown(metric: str) -> bool:
-    return metric not in scores.NOT_A_SCORE and "/" not in metric and metric not in ("rougeL", "loss")
+    return (
+        metric not in scores.NOT_A_SCORE and "/" not in metric and metric not in ("rougeL", "loss")
+    )
 
 
 def _gain(metric: str, gain: dict[str, Any], number: Any) -> str:
@@ -63,7 +73,9 @@ def forgetting(comparison: dict[str, Any], number: Any) -> str | None:
 
 
 def by_source(evaluate: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Task → {models, rows of (source, documents, value of each model)} where scores were taken by source."""
+    """Task → {models, rows of (source, documents, value of each model)} where scores were taken by
+    source.
+    """
     found = {}
     for task in scores.tasks(evaluate):
         models = [m for m in ("finetuned", "base") if task in evaluate.get(m, {})]
@@ -77,7 +89,9 @@ def by_source(evaluate: dict[str, Any]) -> dict[str, dict[str, Any]]:
         for metric in names:
             each = [scores.score(evaluate, m, task, metric) or {} for m in models]
             documents = next((score["n"] for score in each if score), None)
-            rows.append((metric.split("/", 1)[1], documents, [score.get("value") for score in each]))
+            rows.append(
+                (metric.split("/", 1)[1], documents, [score.get("value") for score in each])
+            )
         if rows:
             found[task] = {"models": models, "rows": rows}
     return found

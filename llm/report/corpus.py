@@ -1,4 +1,6 @@
-"""The pretraining text as the report shows it: how much, how long, from where, and how well the tokenizer packs it."""
+"""The pretraining text as the report shows it: how much, how long, from where, and how well the
+tokenizer packs it.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +24,32 @@ def corpus(metrics: dict[str, Any]) -> dict[str, Any] | None:
     """What metrics/tokenize.json says, ready to be shown; None where there is none."""
     if "train_tokens" not in metrics:
         return None
-    whole = {kind: metrics[f"train_{kind}"] + metrics.get(f"val_{kind}", 0) for kind in ("documents", "tokens")}
+    whole = {
+        kind: metrics[f"train_{kind}"] + metrics.get(f"val_{kind}", 0)
+        for kind in ("documents", "tokens")
+    }
     whole["bytes"] = metrics.get("train_bytes", 0) + metrics.get("val_bytes", 0)
     return {
         **whole,
         "bytes_per_token": metrics["bytes_per_token"],
         "unused_tokens": metrics.get("unused_tokens"),
-        "lengths": [(int(size), count) for size, count in metrics.get("document_tokens", {}).items()],
+        "lengths": [
+            (int(size), count) for size, count in metrics.get("document_tokens", {}).items()
+        ],
         "sources": [
-            {**row, "share": row["tokens"] / max(1, whole["tokens"]), "packing": row["bytes"] / max(1, row["tokens"])}
+            {
+                **row,
+                "share": row["tokens"] / max(1, whole["tokens"]),
+                "packing": row["bytes"] / max(1, row["tokens"]),
+            }
             for row in metrics.get("largest_sources", [])
         ],
         "frequent": [
-            {"token": shown(row["token"]), "count": row["count"], "share": row["count"] / max(1, whole["tokens"])}
+            {
+                "token": shown(row["token"]),
+                "count": row["count"],
+                "share": row["count"] / max(1, whole["tokens"]),
+            }
             for row in metrics.get("frequent_tokens", [])
         ],
         "compared": compared(),
@@ -49,10 +64,11 @@ def shown(token: str) -> str:
 
 
 def compared() -> dict[str, Any] | None:
-    """Bytes a token of our tokenizer and of GPT-2's on the same held-out documents, end tokens not counted.
+    """Bytes a token of our tokenizer and of GPT-2's on the same held-out documents, end tokens not
+    counted.
 
-    None where there are no shards. GPT-2's figure is None where its files are not on this machine: they are not fetched
-    for this.
+    None where there are no shards. GPT-2's figure is None where its files are not on this machine:
+    they are not fetched for this.
     """
     if not (TOKENS / "meta.json").is_file() or not (TOKENIZER / "tokenizer.json").is_file():
         return None
@@ -61,7 +77,9 @@ def compared() -> dict[str, Any] | None:
     size = ours = theirs = count = 0
     val = TokenStream(TOKENS, "val")
     names, places, _ = validation_sources(TOKENS, val)
-    for text, tokens in documents(ValSample(val, tokenizer, COMPARED_TOKENS, names, places), tokenizer):
+    for text, tokens in documents(
+        ValSample(val, tokenizer, COMPARED_TOKENS, names, places), tokenizer
+    ):
         count, ours, size = count + 1, ours + tokens - 1, size + len(text.encode())
         theirs += len(gpt2.encode(text)) if gpt2 else 0
     return {

@@ -22,7 +22,9 @@ def number(value: Any) -> str:
         mantissa, exponent = f"{value:.2e}".split("e")
         power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
         return f"{mantissa} × 10{power}".replace("-", "−")
-    digits = next((digits for limit, digits in ((1000, 0), (100, 1), (10, 2)) if magnitude >= limit), 3)
+    digits = next(
+        (digits for limit, digits in ((1000, 0), (100, 1), (10, 2)) if magnitude >= limit), 3
+    )
     return f"{value:,.{digits}f}".replace("-", "−")
 
 
@@ -88,7 +90,11 @@ def title(name: str) -> str:
 def cell(text: Any) -> str:
     """Text for a Markdown table: one line, nothing that Markdown or HTML would take for markup."""
     flat = " ".join(str(text).split())
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+    return re.sub(
+        r"([\\`*_\[\]|])",
+        r"\\\1",
+        flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"),
+    )
 
 
 def fence(text: str) -> str:

@@ -1,4 +1,6 @@
-"""The report: one HTML page that needs nothing beside it, its Markdown twin, and the figures as files."""
+"""The report: one HTML page that needs nothing beside it, its Markdown twin, and the figures as
+files.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,14 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(params: Params, directory: Path, run: dict[str, str] | None = None) -> dict[str, Any]:
+def write_report(
+    params: Params, directory: Path, run: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Write report.html, report.md, figures/*.svg and numbers/*.json into an existing directory.
 
-    The numbers are the files `metrics/*.json` as the stages wrote them. Git has the summary too, but a remote of DVC
-    has only what an output holds, and without it the run cache there would not know the report.
+    The numbers are the files `metrics/*.json` as the stages wrote them. Git has the summary too,
+    but a remote of DVC has only what an output holds, and without it the run cache there would not
+    know the report.
 
     Returns:
         What `collect` found.
@@ -57,12 +62,16 @@ def write_report(params: Params, directory: Path, run: dict[str, str] | None = N
 
 
 def render(template: str, data: dict[str, Any], drawn: dict[str, str]) -> str:
-    """Fill a template. In HTML every value is escaped; in Markdown the filters `cell` and `fence` do it."""
+    """Fill a template. In HTML every value is escaped; in Markdown the filters `cell` and `fence`
+    do it.
+    """
     made = {
         "interval": interval,
         "summary": summary(data),
         "tiles": tiles(data),
-        "tables": score_tables(data["evaluate"], data["contamination"], data["contamination_by_text"]),
+        "tables": score_tables(
+            data["evaluate"], data["contamination"], data["contamination_by_text"]
+        ),
         "apart": contamination_apart,
         "signatures": signatures(data["evaluate"]),
         "source_of": source_of,
@@ -75,7 +84,9 @@ def render(template: str, data: dict[str, Any], drawn: dict[str, str]) -> str:
 
 
 def fill(template: str, data: dict[str, Any], drawn: dict[str, str]) -> str:
-    """A template of this folder with these values, the drawings, the style sheet and a counter for captions."""
+    """A template of this folder with these values, the drawings, the style sheet and a counter for
+    captions.
+    """
     from markupsafe import Markup
 
     inline = {name: Markup(curves.for_page(name, svg)) for name, svg in drawn.items()}
@@ -119,13 +130,15 @@ def environment(autoescape: bool) -> Environment:
     return made
 
 
-# -- what the first screen says ----------------------------------------------------------------------------------------
+# -- what the first screen says
 
 
 def summary(data: dict[str, Any]) -> list[str]:
     """The main results, a sentence each."""
     lines: list[str] = []
-    pretrain, finetune, evaluate = (data["metrics"].get(name) or {} for name in ("pretrain", "finetune", "evaluate"))
+    pretrain, finetune, evaluate = (
+        data["metrics"].get(name) or {} for name in ("pretrain", "finetune", "evaluate")
+    )
     model = data["model"]
     if model and pretrain:
         source = data["manifests"].get("pretrain", {})
@@ -170,12 +183,18 @@ def _result(evaluate: dict[str, Any], task: str, metric: str) -> str | None:
     own = scores.score(evaluate, name, task, metric)
     if own is None:
         return None
-    interval = f" ({number(own['low'])} to {number(own['high'])})" if own.get("low") is not None else ""
+    interval = (
+        f" ({number(own['low'])} to {number(own['high'])})" if own.get("low") is not None else ""
+    )
     line = f"{title(task)}: {scores.label(metric)} {number(own['value'])}{interval} for the {name} model"
     if name == "finetuned" and (before := scores.score(evaluate, "base", task, metric)):
         line += f", {number(before['value'])} before finetuning"
     sign = -1 if metric in scores.LOWER_IS_BETTER else 1
-    others = [(m, s["value"]) for m in scores.models(evaluate) if (s := scores.score(evaluate, m, task, metric))]
+    others = [
+        (m, s["value"])
+        for m in scores.models(evaluate)
+        if (s := scores.score(evaluate, m, task, metric))
+    ]
     baselines = [(m, value) for m, value in others if m.startswith("baseline:")]
     if baselines:
         best, value = max(baselines, key=lambda item: sign * item[1])
@@ -199,16 +218,18 @@ def tiles(data: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-# -- tables ------------------------------------------------------------------------------------------------------------
+# -- tables
 
 
 def score_tables(
     evaluate: dict[str, Any], contamination: dict[str, float], by_text: dict[str, dict[str, float]]
 ) -> list[dict[str, Any]]:
-    """One table a task: its metrics, and rows of cells {value, low, high, best} or None for each model.
+    """One table a task: its metrics, and rows of cells {value, low, high, best} or None for each
+    model.
 
-    Beside a model's scores stands the share of the test examples that its own training text contains in part: the base
-    model has seen the pretraining text, the finetuned one both; what a rule without training has seen is none.
+    Beside a model's scores stands the share of the test examples that its own training text
+    contains in part: the base model has seen the pretraining text, the finetuned one both; what a
+        rule without training has seen is none.
     """
     pretraining = by_text.get("pretraining", contamination)
     tables = []
@@ -222,7 +243,9 @@ def score_tables(
                 found = scores.score(evaluate, model, task, metric)
                 if found is not None and found.get("n") is not None:
                     examples.add(found["n"])
-                cells.append({**found, "best": model in winners[metric]} if found is not None else None)
+                cells.append(
+                    {**found, "best": model in winners[metric]} if found is not None else None
+                )
             if any(cells):
                 seen = {"base": pretraining, "finetuned": contamination}.get(model, {})
                 rows.append({"model": model, "cells": cells, "contamination": seen.get(task)})
@@ -232,7 +255,9 @@ def score_tables(
 
 def contamination_apart(task: str, by_text: dict[str, dict[str, float]]) -> str:
     """`(pretraining 1.0 %, finetuning 0.3 %)`, or nothing where it was not told apart."""
-    sides = [f"{side} {percent(shares[task])}" for side, shares in by_text.items() if task in shares]
+    sides = [
+        f"{side} {percent(shares[task])}" for side, shares in by_text.items() if task in shares
+    ]
     return f"({', '.join(sides)})" if sides else ""
 
 
@@ -240,8 +265,8 @@ def signatures(evaluate: dict[str, Any]) -> list[dict[str, Any]]:
     """How each score was made, once for all metrics made alike, in the order of the tables.
 
     Returns:
-        {scores: [[task, metric]], common: what holds for every model, models: what does not, by model}; a note's number
-        is its place.
+        {scores: [[task, metric]], common: what holds for every model, models: what does not, by
+        model}; a note's number is its place.
     """
     found: list[dict[str, Any]] = []
     for task in scores.tasks(evaluate):
@@ -255,11 +280,15 @@ def signatures(evaluate: dict[str, Any]) -> list[dict[str, Any]]:
                 continue
             first, *others = parts.values()
             common = [part for part in first if all(part in other for other in others)]
-            own = {model: "|".join(p for p in text if p not in common) for model, text in parts.items()}
+            own = {
+                model: "|".join(p for p in text if p not in common) for model, text in parts.items()
+            }
             # A baseline's name says how it was made.
             own = {model: text for model, text in own.items() if text not in ("", model)}
             note = {"common": "|".join(common), "models": own}
-            same = next((other for other in found if {**note, "scores": other["scores"]} == other), None)
+            same = next(
+                (other for other in found if {**note, "scores": other["scores"]} == other), None
+            )
             if same is None:
                 found.append(same := {**note, "scores": []})
             same["scores"].append([task, metric])
@@ -289,6 +318,8 @@ def licences(manifests: dict[str, dict[str, Any]]) -> dict[str, str]:
     found = {}
     for name, manifest in manifests.items():
         text = manifest.get("licence") or "unknown"
-        found[name] = f"as {title(first[text]).lower()}" if text in first and len(text) > 40 else text
+        found[name] = (
+            f"as {title(first[text]).lower()}" if text in first and len(text) > 40 else text
+        )
         first.setdefault(text, name)
     return found

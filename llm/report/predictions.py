@@ -1,4 +1,6 @@
-"""What the predictions themselves show: how scores are spread, where they fail, and the best and worst of them."""
+"""What the predictions themselves show: how scores are spread, where they fail, and the best and
+worst of them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ Columns = dict[str, list[Any]]
 
 
 def collect(clip: Callable[[str], str], evaluate: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Task → what its section shows; tasks whose predictions are not here, or have no score each, are left out.
+    """Task → what its section shows; tasks whose predictions are not here, or have no score each,
+    are left out.
 
     clip: shortens a prompt.
     """
@@ -45,7 +48,9 @@ def collect(clip: Callable[[str], str], evaluate: dict[str, Any]) -> dict[str, d
         chosen = sorted(range(len(ranked)), key=lambda i: key("shown", own["id"][i]))[:SHOWN]
         found[task] = {
             "metric": metric,
-            "scores": {model: [float(x) for x in table[metric]] for model, table in columns.items()},
+            "scores": {
+                model: [float(x) for x in table[metric]] for model, table in columns.items()
+            },
             "by_length": {
                 model: by_length(lengths, np.array(table[metric], float), edges)
                 for model, table in columns.items()
@@ -85,12 +90,16 @@ def read(path: Path) -> Columns:
         found: Columns = pq.read_table(path).to_pydict()
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read ({reason}). Delete it and run `dvc repro`.") from None
+        raise UserError(
+            f"{path} cannot be read ({reason}). Delete it and run `dvc repro`."
+        ) from None
     return found
 
 
 def ranking(columns: Columns, metric: str) -> list[int]:
-    """Places from the best example to the worst; of choices by how sure the model was, right or wrong."""
+    """Places from the best example to the worst; of choices by how sure the model was, right or
+    wrong.
+    """
 
     def quality(i: int) -> tuple[float, float, int]:
         score = float(columns[metric][i])
@@ -105,9 +114,14 @@ def ranking(columns: Columns, metric: str) -> list[int]:
 
 def example(columns: Columns, i: int, metric: str, clip: Callable[[str], str]) -> dict[str, Any]:
     """One prediction beside its reference, in pieces (text, whether both have it)."""
-    prediction, references = str(columns["prediction"][i]), [str(text) for text in columns["references"][i] or [""]]
+    prediction, references = (
+        str(columns["prediction"][i]),
+        [str(text) for text in columns["references"][i] or [""]],
+    )
     # Of several references the one that has most in common with the prediction.
-    marked = max((overlap(prediction, text) for text in references), key=lambda pair: shared(pair[0]))
+    marked = max(
+        (overlap(prediction, text) for text in references), key=lambda pair: shared(pair[0])
+    )
     return {
         "prompt": clip(columns["prompt"][i]),
         "prediction": marked[0],
@@ -120,9 +134,14 @@ Pieces = list[tuple[str, bool]]
 
 
 def overlap(prediction: str, reference: str) -> tuple[Pieces, Pieces]:
-    """Both texts in pieces, true where the words stand in the other too, in the same order and whatever their case."""
+    """Both texts in pieces, true where the words stand in the other too, in the same order and
+    whatever their case.
+    """
     texts = [re.findall(r"\w+|\W+", text) for text in (prediction, reference)]
-    words = [[(place, token.lower()) for place, token in enumerate(t) if re.match(r"\w", token)] for t in texts]
+    words = [
+        [(place, token.lower()) for place, token in enumerate(t) if re.match(r"\w", token)]
+        for t in texts
+    ]
     a, b = ([word for _, word in side] for side in words)
     matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
     common: tuple[set[int], set[int]] = (set(), set())
@@ -151,7 +170,9 @@ def shared(pieces: Pieces) -> int:
 
 
 def by_length(lengths: np.ndarray, values: np.ndarray, edges: np.ndarray) -> list[dict[str, float]]:
-    """Mean score and its standard error in bins of prompt length (words): {low, high, n, mean, error}."""
+    """Mean score and its standard error in bins of prompt length (words): {low, high, n, mean,
+    error}.
+    """
     found = []
     for j in range(max(1, len(edges) - 1)):
         low, high = edges[j], edges[min(j + 1, len(edges) - 1)]
@@ -160,7 +181,13 @@ def by_length(lengths: np.ndarray, values: np.ndarray, edges: np.ndarray) -> lis
         if len(here):
             error = float(here.std(ddof=1) / np.sqrt(len(here))) if len(here) > 1 else 0.0
             found.append(
-                {"low": int(low), "high": int(high), "n": len(here), "mean": float(here.mean()), "error": error}
+                {
+                    "low": int(low),
+                    "high": int(high),
+                    "n": len(here),
+                    "mean": float(here.mean()),
+                    "error": error,
+                }
             )
     return found
 
@@ -174,16 +201,24 @@ def by_label(columns: dict[str, Columns], metric: str) -> dict[str, dict[str, fl
     for model, table in columns.items():
         if table["id"] == own["id"]:
             for label in common:
-                right = [float(x) for x, true in zip(table[metric], labels, strict=True) if true == label]
+                right = [
+                    float(x) for x, true in zip(table[metric], labels, strict=True) if true == label
+                ]
                 found[label][model] = sum(right) / len(right)
     return found
 
 
-def variants(evaluate: dict[str, Any], task: str, metric: str, own: Columns) -> list[dict[str, Any]]:
-    """Other ways of decoding beside the usual one, on the same first examples: {name, how, n, value, usual}."""
+def variants(
+    evaluate: dict[str, Any], task: str, metric: str, own: Columns
+) -> list[dict[str, Any]]:
+    """Other ways of decoding beside the usual one, on the same first examples: {name, how, n,
+    value, usual}.
+    """
     found = []
     for model in evaluate:
-        score = scores.score(evaluate, model, task, metric) if model.startswith("variant:") else None
+        score = (
+            scores.score(evaluate, model, task, metric) if model.startswith("variant:") else None
+        )
         if score:
             same = [float(x) for x in own[metric][: score["n"]]]
             how = re.search(r"\|((?:greedy|beam search|sampled)[^|]*)", str(score["signature"]))

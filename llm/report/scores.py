@@ -49,7 +49,9 @@ def tasks(evaluate: dict[str, Any]) -> list[str]:
 
 
 def metrics(evaluate: dict[str, Any], task: str) -> list[str]:
-    """Metric names of a task over all models, lengths last; counts and scores by source are not for the tables."""
+    """Metric names of a task over all models, lengths last; counts and scores by source are not for
+    the tables.
+    """
     found = (metric for model in models(evaluate) for metric in evaluate[model].get(task, {}))
     names = dict.fromkeys(metric for metric in found if metric not in COUNTS and "/" not in metric)
     return sorted(names, key=lambda name: name in NOT_A_SCORE)
@@ -67,8 +69,14 @@ def score(evaluate: dict[str, Any], model: str, task: str, metric: str) -> dict[
 
 
 def best(evaluate: dict[str, Any], task: str, metric: str) -> set[str]:
-    """Models with the best value of a metric; several in a tie, none where only one was scored or nothing is best."""
-    found = {m: s["value"] for m in models(evaluate) if (s := score(evaluate, m, task, metric)) is not None}
+    """Models with the best value of a metric; several in a tie, none where only one was scored or
+    nothing is best.
+    """
+    found = {
+        m: s["value"]
+        for m in models(evaluate)
+        if (s := score(evaluate, m, task, metric)) is not None
+    }
     if len(found) < 2 or metric in NOT_A_SCORE:
         return set()
     top = (min if metric in LOWER_IS_BETTER else max)(found.values())
@@ -76,11 +84,17 @@ def best(evaluate: dict[str, Any], task: str, metric: str) -> set[str]:
 
 
 def overall(evaluate: dict[str, Any], model: str = "finetuned") -> float | None:
-    """Mean over tasks of the headline metric, of those where more is better; does not depend on the tokenizer."""
+    """Mean over tasks of the headline metric, of those where more is better; does not depend on the
+    tokenizer.
+    """
     values = []
     for task in tasks(evaluate):
         metric = headline(evaluate, task)
-        found = score(evaluate, model, task, metric) if metric and metric not in LOWER_IS_BETTER else None
+        found = (
+            score(evaluate, model, task, metric)
+            if metric and metric not in LOWER_IS_BETTER
+            else None
+        )
         if found is not None:
             values.append(float(found["value"]))
     return sum(values) / len(values) if values else None

@@ -1,4 +1,6 @@
-"""`metrics/summary.json`: the ten or so numbers by which runs are compared, under flat names; no times."""
+"""`metrics/summary.json`: the ten or so numbers by which runs are compared, under flat names; no
+times.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ TAKEN = {
 def summary(metrics: dict[str, Any]) -> dict[str, float]:
     """Name → value, of what the stages have left.
 
-    `score` is the mean of the tasks' headline scores, `<task>_<metric>` each of them for the finetuned model,
-    `base_<…>` what the base model has on held-out text, and `contamination` the worst task's share of test examples.
+    `score` is the mean of the tasks' headline scores, `<task>_<metric>` each of them for the
+    finetuned model, `base_<…>` what the base model has on held-out text, and `contamination` the
+    worst task's share of test examples.
 
     Args:
         metrics: stage → content of metrics/<stage>.json.

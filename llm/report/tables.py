@@ -16,7 +16,8 @@ TEXT = 2000  # characters of a prompt or an answer
 def write_tables(directory: Path) -> list[Path]:
     """One table a task, with a row for each example, in the form of MLflow's `log_table`.
 
-    Columns: `id`, by which MLflow groups rows; the prediction of each model, of which MLflow shows the first;
+    Columns: `id`, by which MLflow groups rows; the prediction of each model, of which MLflow shows
+        the first;
     `references`, `prompt`; each score of each model. Returns the files.
     """
     written = []
@@ -36,9 +37,15 @@ def write_tables(directory: Path) -> list[Path]:
 def table(sides: dict[str, Columns]) -> dict[str, list[Any]]:
     """`{columns, data}` of the models' predictions, put side by side by the examples' ids."""
     first = next(iter(sides.values()))
-    scores = [name for name, column in first.items() if column and isinstance(column[0], float | int)]
-    places = {model: {id: i for i, id in enumerate(columns["id"])} for model, columns in sides.items()}
-    wanted = [("prediction", model) for model in sides] + [(name, model) for name in scores for model in sides]
+    scores = [
+        name for name, column in first.items() if column and isinstance(column[0], float | int)
+    ]
+    places = {
+        model: {id: i for i, id in enumerate(columns["id"])} for model, columns in sides.items()
+    }
+    wanted = [("prediction", model) for model in sides] + [
+        (name, model) for name in scores for model in sides
+    ]
     rows = []
     for i, id in enumerate(first["id"][:ROWS]):
         found = []

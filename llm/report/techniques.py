@@ -9,13 +9,20 @@ from llm.runtime.io import read_json
 
 PATH = Path("metrics/timing/techniques.json")
 PARTS = ("weights", "gradients", "optimizer", "activations")
-NAMES = {"weights": "weights", "gradients": "gradients", "optimizer": "optimizer state", "activations": "activations"}
+NAMES = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "activations": "activations",
+}
 SAME = 0.03  # a change by less than this is none: two runs of a row differ by as much in time
 SAME_LOSS = 0.01  # of the loss
 
 
 def collect() -> dict[str, Any] | None:
-    """What the stage `techniques` left, each row with the sentence that explains it; None where it was not run."""
+    """What the stage `techniques` left, each row with the sentence that explains it; None where it
+    was not run.
+    """
     if not PATH.is_file():
         return None
     found: dict[str, Any] = read_json(PATH)
@@ -33,13 +40,17 @@ def sentence(row: dict[str, Any], other: dict[str, Any] | None) -> str:
         return f"Of its memory the {NAMES[most]} take most, {_percent(share)}."
     moved = [
         part
-        for part in sorted(PARTS, key=lambda part: -abs(row["memory"][part] - other["memory"][part]))
+        for part in sorted(
+            PARTS, key=lambda part: -abs(row["memory"][part] - other["memory"][part])
+        )
         if abs(row["memory"][part] - other["memory"][part]) > SAME * other["peak_bytes"]
     ]
     memory = row["peak_bytes"] / other["peak_bytes"]
     text = f"Beside {other['label']} it takes {_times(memory)} memory"
     if moved:
-        changes = (f"{NAMES[p]} {mega(other['memory'][p])} → {mega(row['memory'][p])}" for p in moved)
+        changes = (
+            f"{NAMES[p]} {mega(other['memory'][p])} → {mega(row['memory'][p])}" for p in moved
+        )
         text += f" ({', '.join(changes)}{_because(row, other, moved)})"
     time = row["step_seconds"] / other["step_seconds"]
     text += f", {_times(time)} time a step"
@@ -56,11 +67,18 @@ def sentence(row: dict[str, Any], other: dict[str, Any] | None) -> str:
 def _because(row: dict[str, Any], other: dict[str, Any], moved: list[str]) -> str:
     """The means, as far as the two rows differ in them and what they act on has moved."""
     found = []
-    if row["trainable_parameters"] != other["trainable_parameters"] and {"gradients", "optimizer"} & set(moved):
-        found.append(f"{_percent(row['trainable_parameters'] / row['parameters'], 1)} of the parameters are trained")
+    if row["trainable_parameters"] != other["trainable_parameters"] and {
+        "gradients",
+        "optimizer",
+    } & set(moved):
+        found.append(
+            f"{_percent(row['trainable_parameters'] / row['parameters'], 1)} of the parameters are trained"
+        )
     if "weights" in moved:
         bits = (
-            8 * row["memory"]["weights"] / (row["parameters"] + row["trainable_parameters"] * (row["method"] != "full"))
+            8
+            * row["memory"]["weights"]
+            / (row["parameters"] + row["trainable_parameters"] * (row["method"] != "full"))
         )
         found.append(f"{bits:.1f} bits a weight")
     if "activations" in moved:

@@ -1,6 +1,8 @@
-"""A study of `llm.experiments.tune` for people: which params mattered, how the best value fell, every trial.
+"""A study of `llm.experiments.tune` for people: which params mattered, how the best value fell,
+every trial.
 
-The tuner leaves `metrics/tuning/<study>.json` and a page made of it; the report shows the same section for every study
+The tuner leaves `metrics/tuning/<study>.json` and a page made of it; the report shows the same
+section for every study
 that lies there. It needs no Optuna: the importances are in the file.
 """
 
@@ -22,7 +24,9 @@ STATES = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed", "
 
 def describe(study: Any, name: str, metric: str) -> dict[str, Any]:
     """The study as plain values, trials from the best to those without a value."""
-    known = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in STATES]  # others wait
+    known = [
+        trial for trial in study.get_trials(deepcopy=False) if trial.state.name in STATES
+    ]  # others wait
     distributions = {key: each for trial in known for key, each in trial.distributions.items()}
     fixed = {key for key, each in distributions.items() if each.single()}
     trials = []
@@ -33,7 +37,9 @@ def describe(study: Any, name: str, metric: str) -> dict[str, Any]:
                 "name": f"{name}-{trial.number}",
                 "number": trial.number,
                 "state": STATES[trial.state.name],
-                "value": trial.value if trial.state.name == "COMPLETE" else None,  # Optuna's of a stopped one is a loss
+                "value": trial.value
+                if trial.state.name == "COMPLETE"
+                else None,  # Optuna's of a stopped one is a loss
                 "present": trial.user_attrs.get(PRESENT, False),
                 "last_tokens": max(seen) if seen else None,
                 "params": {key: value for key, value in trial.params.items() if key not in fixed},
@@ -41,21 +47,32 @@ def describe(study: Any, name: str, metric: str) -> dict[str, Any]:
         )
     minimized = study.direction.name == "MINIMIZE"
     trials.sort(
-        key=lambda t: (t["value"] is None, (t["value"] or 0.0) * (1 if minimized else -1), t["number"]),
+        key=lambda t: (
+            t["value"] is None,
+            (t["value"] or 0.0) * (1 if minimized else -1),
+            t["number"],
+        ),
     )
     return {
         "study": name,
         "metric": metric,
         "direction": study.direction.name.lower(),
-        "fixed": {key: value for trial in known[:1] for key, value in trial.params.items() if key in fixed},
-        "logarithmic": sorted(key for key, each in distributions.items() if getattr(each, "log", False)),
-        "importances": {key: share for key, share in importances(study).items() if key not in fixed},
+        "fixed": {
+            key: value for trial in known[:1] for key, value in trial.params.items() if key in fixed
+        },
+        "logarithmic": sorted(
+            key for key, each in distributions.items() if getattr(each, "log", False)
+        ),
+        "importances": {
+            key: share for key, share in importances(study).items() if key not in fixed
+        },
         "trials": trials,
     }
 
 
 def importances(study: Any) -> dict[str, float]:
-    """Param → share of the variance among finished trials; empty where there are too few, or all are equal.
+    """Param → share of the variance among finished trials; empty where there are too few, or all
+    are equal.
 
     fANOVA: Hutter et al. 2014, proceedings.mlr.press/v32/hutter14.html.
     """
@@ -70,7 +87,9 @@ def importances(study: Any) -> dict[str, float]:
 
 
 def write(found: dict[str, Any], folder: Path = FOLDER) -> Path:
-    """Write what `describe` made as `<folder>/<study>.json`, and as a page; returns the page's path."""
+    """Write what `describe` made as `<folder>/<study>.json`, and as a page; returns the page's
+    path.
+    """
     from llm.report.page import fill
 
     write_json(folder / f"{found['study']}.json", found)
@@ -85,7 +104,9 @@ def collect() -> list[dict[str, Any]]:
 
 
 def draw(studies: list[dict[str, Any]]) -> dict[str, str]:
-    """`tuning_0`, `tuning_0_params`, … → SVG in stand-in colours, of studies with enough finished trials."""
+    """`tuning_0`, `tuning_0_params`, … → SVG in stand-in colours, of studies with enough finished
+    trials.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -117,7 +138,9 @@ def _overview(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
     right.plot(numbers, values, "o", color=curves.BLUE, markersize=4)
     right.step(numbers, best, where="post", color=curves.ORANGE, linewidth=1.2, label="best so far")
     right.xaxis.get_major_locator().set_params(integer=True)
-    right.set(title="Trials", xlabel="trial", ylabel=study["metric"].rsplit(".", 1)[-1].rsplit(":", 1)[-1])
+    right.set(
+        title="Trials", xlabel="trial", ylabel=study["metric"].rsplit(".", 1)[-1].rsplit(":", 1)[-1]
+    )
     right.legend()
     return curves._svg(figure)
 
@@ -130,7 +153,9 @@ def _slices(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
     keys = sorted(shares, key=lambda key: -shares[key])[:DRAWN]
     columns = 2 if len(keys) == 4 else min(3, len(keys))
     rows = -(-len(keys) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(7.2, 0.3 + 1.9 * rows), sharey=True, squeeze=False)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(7.2, 0.3 + 1.9 * rows), sharey=True, squeeze=False
+    )
     for panel in grid.flat[len(keys) :]:
         panel.set_axis_off()
     for panel, key in zip(grid.flat, keys, strict=False):
@@ -141,12 +166,22 @@ def _slices(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
         elif key in study["logarithmic"]:
             panel.set_xscale("log")
             panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            panel.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+            panel.xaxis.set_minor_formatter(
+                lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""
+            )
             panel.tick_params(axis="x", which="minor", size=0)
         elif all(isinstance(place, int) for place in places) and len(set(places)) <= FEW:
             panel.set_xticks(sorted(set(places)))
-        panel.plot(places, [trial["value"] for trial in known], "o", color=curves.BLUE, markersize=4)
-        panel.plot(places[:1], [trial["value"] for trial in known[:1]], "D", color=curves.ORANGE, markersize=5)
+        panel.plot(
+            places, [trial["value"] for trial in known], "o", color=curves.BLUE, markersize=4
+        )
+        panel.plot(
+            places[:1],
+            [trial["value"] for trial in known[:1]],
+            "D",
+            color=curves.ORANGE,
+            markersize=5,
+        )
         panel.set(xlabel=key)
     for panel in grid[:, 0]:
         panel.set(ylabel=study["metric"].rsplit(".", 1)[-1].rsplit(":", 1)[-1])

@@ -1,11 +1,12 @@
-"""No `dvc exp run` in a workspace where another DVC is running stages: it would remove their outputs.
+"""No `dvc exp run` in a workspace where another DVC is running stages: it would remove their
+outputs.
 
-DVC locks the outputs of a stage that runs, but `dvc exp run` checks out its own revision before it asks for them. What
-it does ask for beforehand is a lock on git's references of the running experiment, in `.dvc/tmp/exps/rwlock`; it waits
-three minutes for it and then gives up, naming the holder, with nothing touched. Each stage takes that lock in the name
-of the DVC that runs it, so it also holds between two stages, and ends with that process at the latest. Temporary and
-queued experiments do not ask for it.
-"""
+DVC locks the outputs of a stage that runs, but `dvc exp run` checks out its own revision before it
+asks for them. What it does ask for beforehand is a lock on git's references of the running
+experiment, in `.dvc/tmp/exps/rwlock`; it waits three minutes for it and then gives up, naming the
+holder, with nothing touched. Each stage takes that lock in the name of the DVC that runs it, so it
+also holds between two stages, and ends with that process at the latest. Temporary and queued
+experiments do not ask for it."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ WHY = "`dvc` that runs stages in this workspace; wait for its end, or use `dvc e
 
 
 def hold(dvc: int) -> None:
-    """Take the lock for process `dvc`, where this directory is the main workspace and no living process has it."""
+    """Take the lock for process `dvc`, where this directory is the main workspace and no living
+    process has it.
+    """
     folder = _folder()
     if folder is not None:
         with _locks(folder) as locks:
@@ -36,9 +39,9 @@ def hold(dvc: int) -> None:
 def release(dvc: int | None = None) -> None:
     """Give back what `hold` took, for this process or whichever it is.
 
-    After the last stage, so that DVC need not warn of a process that is gone; and for a DVC that was killed, which may
-    stay a zombie, in DVC's eyes a living process, for as long as nobody collects it.
-    """
+    After the last stage, so that DVC need not warn of a process that is gone; and for a DVC that
+    was killed, which may stay a zombie, in DVC's eyes a living process, for as long as nobody
+    collects it."""
     folder = _folder()
     if folder is not None:
         with _locks(folder) as locks:

@@ -26,5 +26,7 @@ def environment_number(variable: str, default: float, meaning: str, least: float
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value >= least):
-        raise UserError(f"{variable}={given!r}: expected {meaning}, {least:g} or more, such as {default:g}.")
+        raise UserError(
+            f"{variable}={given!r}: expected {meaning}, {least:g} or more, such as {default:g}."
+        )
     return value

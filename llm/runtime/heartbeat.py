@@ -1,6 +1,8 @@
-"""What a running stage tells about itself: `$DVC_ROOT/.state/running/<stage>-<pid>.json`, written every few seconds.
+"""What a running stage tells about itself: `$DVC_ROOT/.state/running/<stage>-<pid>.json`, written
+every few seconds.
 
-It is no output and no stage reads it; `python -m llm status` does. A thread writes it, so that a stage that hangs is
+It is no output and no stage reads it; `python -m llm status` does. A thread writes it, so that a
+stage that hangs is
 told from one that works: its file goes on, its progress does not.
 """
 
@@ -19,7 +21,9 @@ from typing import Any
 
 SECONDS = 3.0  # between two writes
 STALL = 120.0  # seconds without progress that are no stall yet, whatever the pace so far
-STALL_FIRST = 1200.0  # before the first progress (loading, compiling) and within a pause (a validation)
+STALL_FIRST = (
+    1200.0  # before the first progress (loading, compiling) and within a pause (a validation)
+)
 GAPS = 10  # a stall is this many times the longest wait between two signs of progress so far
 OK = "ok"
 
@@ -30,7 +34,9 @@ def folder() -> Path:
 
 
 class Beacon:
-    """The state that the file shows. Attributes are set by the working thread and read by the writing one."""
+    """The state that the file shows. Attributes are set by the working thread and read by the
+    writing one.
+    """
 
     def __init__(self, stage: str) -> None:
         self.path = folder() / f"{stage}-{os.getpid()}.json"
@@ -62,7 +68,9 @@ class Beacon:
         self.figures |= figures
 
     def validated(self, tokens: int, loss: float) -> None:
-        """A validation loss, shown at once and beside those before it: a tuner may want to stop the run for it."""
+        """A validation loss, shown at once and beside those before it: a tuner may want to stop the
+        run for it.
+        """
         self.tell(validations=[*self.figures.get("validations", []), [tokens, loss]])
         self.write()
 
@@ -77,7 +85,9 @@ class Beacon:
         waited = self.stalled()
         if waited is None:
             return self.trouble or OK
-        doing = " in a validation" if self.paused else "" if self.moved else " before the first step"
+        doing = (
+            " in a validation" if self.paused else "" if self.moved else " before the first step"
+        )
         return f"stalled: no progress for {waited / 60:.0f} min{doing}"
 
     def start(self) -> None:
@@ -100,7 +110,11 @@ class Beacon:
     def write(self, **more: Any) -> None:
         """Write the file now. It may be read half-written: whoever reads it tries again."""
         now = time.time()
-        facts = {**self.facts, "updated": now, "progressed": now - (time.monotonic() - self.progressed)}
+        facts = {
+            **self.facts,
+            "updated": now,
+            "progressed": now - (time.monotonic() - self.progressed),
+        }
         text = json.dumps({**facts, **self.figures, "health": self.health(), **more})
         with self._file, contextlib.suppress(OSError):  # a full disk
             self.path.write_text(text, encoding="utf-8")
@@ -136,7 +150,11 @@ def running(stage: str) -> Iterator[Beacon]:
         yield beacon
     except BaseException as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        beacon.end(f"{type(error).__name__}: {first[:200]}" if not isinstance(error, SystemExit) else first[:200])
+        beacon.end(
+            f"{type(error).__name__}: {first[:200]}"
+            if not isinstance(error, SystemExit)
+            else first[:200]
+        )
         raise
     else:
         beacon.end(None)

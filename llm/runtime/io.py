@@ -29,7 +29,8 @@ def sha256(path: str | Path) -> str:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write beside the target, fsync, rename: a reader sees the old file or the new one, never a half.
+    """Write beside the target, fsync, rename: a reader sees the old file or the new one, never a
+    half.
 
     Raises:
         OSError: always with the path in it, which Python leaves out where the writing itself fails.
@@ -54,13 +55,15 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_where_told(path: str | Path, data: bytes) -> None:
-    """Write a file that the user names: a link keeps pointing where it does; a pipe or a device gets the bytes.
+    """Write a file that the user names: a link keeps pointing where it does; a pipe or a device
+    gets the bytes.
 
     Raises:
         OSError: always with the path in it.
     """
     path = Path(path)
-    # What lies in /dev may be this process's own output, and so any file that the shell has opened to append to.
+    # What lies in /dev may be this process's own output, and so any file that the shell has opened
+    # to append to.
     if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
         try:
             with open(path, "ab") as file:
@@ -73,11 +76,14 @@ def write_where_told(path: str | Path, data: bytes) -> None:
         write_bytes(path.resolve(), data)
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None
+) -> None:
     """Write a safetensors file; at most one key of metadata, since more come in random order.
 
     Raises:
-        OSError: a full disk, and the like, which safetensors itself raises as an Exception of its own.
+        OSError: a full disk, and the like, which safetensors itself raises as an Exception of its
+            own.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -85,7 +91,9 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: dict
     try:
         save_file(dict(tensors), path, metadata=metadata)
     except SafetensorError as error:
-        number = re.search(r"\b(?:os error|code:) (\d+)", str(error))  # the wording until 0.5 and since
+        number = re.search(
+            r"\b(?:os error|code:) (\d+)", str(error)
+        )  # the wording until 0.5 and since
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
@@ -97,7 +105,9 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def utf8(text: str) -> bytes:
-    """JSON text as UTF-8, which has no halves of surrogate pairs: they become `\\udXXX`, as JSON writes them."""
+    """JSON text as UTF-8, which has no halves of surrogate pairs: they become `\\udXXX`, as JSON
+    writes them.
+    """
     return text.encode("utf-8", "backslashreplace")
 
 
@@ -119,17 +129,20 @@ def read_yaml(path: str | Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Run from the repository's root, or restore it with git.") from None
+        raise UserError(
+            f"{path}: no such file. Run from the repository's root, or restore it with git."
+        ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     return parse_yaml(text, path)
 
 
 def parse_yaml(text: str | bytes, where: str | Path) -> Any:
-    """The value of YAML 1.2, which is what DVC reads and writes; `where` is for the UserError of broken text.
+    """The value of YAML 1.2, which is what DVC reads and writes; `where` is for the UserError of
+    broken text.
 
-    In YAML 1.1 `no` is false and `1e-4` a text, so that what DVC has written would be read as something else.
-    """
+    In YAML 1.1 `no` is false and `1e-4` a text, so that what DVC has written would be read as
+    something else."""
     from ruamel.yaml import YAML, YAMLError
 
     try:
@@ -150,27 +163,41 @@ LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # what file managers leave w
 
 
 def other_files(directory: Path, files: Sequence[str]) -> list[Path]:
-    """The files in `directory`, as paths relative to it, that match none of the patterns `files`; sorted; no LITTER.
+    """The files in `directory`, as paths relative to it, that match none of the patterns `files`;
+    sorted; no LITTER.
 
-    A pattern has as many parts as the paths that it matches: `*.npy` matches nothing in a folder of the directory.
-    """
+    A pattern has as many parts as the paths that it matches: `*.npy` matches nothing in a folder of
+    the directory."""
 
     def unreadable(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # a directory that another process takes away just now
+        if not isinstance(
+            error, FileNotFoundError
+        ):  # a directory that another process takes away just now
             raise error
 
     patterns = [(len(PurePath(pattern).parts), pattern) for pattern in files]
     found = []
     for folder, folders, names in os.walk(directory, onerror=unreadable):
-        paths = [Path(folder, name) for name in names + [f for f in folders if os.path.islink(os.path.join(folder, f))]]
+        paths = [
+            Path(folder, name)
+            for name in names + [f for f in folders if os.path.islink(os.path.join(folder, f))]
+        ]
         found += [path.relative_to(directory) for path in paths if path.name not in LITTER]
-    return sorted(p for p in found if not any(len(p.parts) == n and p.match(pattern) for n, pattern in patterns))
+    return sorted(
+        p
+        for p in found
+        if not any(len(p.parts) == n and p.match(pattern) for n, pattern in patterns)
+    )
 
 
 def refuse_other_files(directory: Path, files: Sequence[str]) -> None:
-    """Raise UserError where `directory` is a file, or holds one that matches none of the patterns `files`."""
+    """Raise UserError where `directory` is a file, or holds one that matches none of the patterns
+    `files`.
+    """
     if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory} is a file; a directory is written there. Move it elsewhere, and run this again.")
+        raise UserError(
+            f"{directory} is a file; a directory is written there. Move it elsewhere, and run this again."
+        )
     others = other_files(directory, files)
     if others:
         more = f" and {len(others) - 1} more files" if len(others) > 1 else ""
@@ -184,18 +211,22 @@ def refuse_other_files(directory: Path, files: Sequence[str]) -> None:
 def whole_directory(path: str | Path, files: Sequence[str]) -> Iterator[Path]:
     """A new directory that takes the place of `path` when the block ends without an error.
 
-    A kill in the middle leaves `path` as it was; what the dead process left beside it is removed by the next one. Two
-    processes that write the same directory do not disturb each other: the one that ends last has its content there.
+    A kill in the middle leaves `path` as it was; what the dead process left beside it is removed by
+    the next one. Two processes that write the same directory do not disturb each other: the one
+    that ends last has its content there.
 
     Args:
-        files: patterns of the files that are written there. A directory with any other file is somebody else's, and
-            is not replaced.
+        files: patterns of the files that are written there. A directory with any other file is
+            somebody else's, and is not replaced.
 
     Raises:
-        UserError: `path` holds other files, or the new directory does not fit on the disk; `path` is as it was.
+        UserError: `path` holds other files, or the new directory does not fit on the disk; `path`
+            is as it was.
     """
     path = Path(path)
-    if path.is_symlink():  # to another disk, perhaps: the directory that it leads to is replaced, and the link stays
+    if (
+        path.is_symlink()
+    ):  # to another disk, perhaps: the directory that it leads to is replaced, and the link stays
         path = path.resolve()
     refuse_other_files(path, files)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -218,7 +249,9 @@ def whole_directory(path: str | Path, files: Sequence[str]) -> Iterator[Path]:
 
 
 def _take_place(temporary: Path, path: Path) -> None:
-    """Put a directory where another may be, which a third process may be taking away or putting there."""
+    """Put a directory where another may be, which a third process may be taking away or putting
+    there.
+    """
     for attempt in range(50):
         try:
             if path.exists():

@@ -1,4 +1,6 @@
-"""A lock in a folder that its holder may delete: the kernel frees it when the process ends, however it ends."""
+"""A lock in a folder that its holder may delete: the kernel frees it when the process ends, however
+it ends.
+"""
 
 from __future__ import annotations
 

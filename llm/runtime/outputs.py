@@ -1,8 +1,8 @@
 """The directories that stages write, and the names of the files that they write there.
 
-A directory is replaced only where it holds no other file: `llm.runtime.io.whole_directory` refuses. DVC deletes the outputs of
-a stage before it runs it, without looking; so `make repro` asks `refuse_others` first.
-"""
+A directory is replaced only where it holds no other file: `llm.runtime.io.whole_directory` refuses.
+DVC deletes the outputs of a stage before it runs it, without looking; so `make repro` asks
+`refuse_others` first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ TOKENIZER = (
     "special_tokens_map.json",
 )
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "base.json", "NONE.txt")
-MODEL = ("config.json", "generation_config.json", "model.safetensors", *TOKENIZER, *(f"prompt/{n}" for n in ADAPTER))
+MODEL = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    *TOKENIZER,
+    *(f"prompt/{n}" for n in ADAPTER),
+)
 RAW = ("*/manifest.json", "*/part-*.parquet")
 TOKENS = ("meta.json", "*.npy", "clean/*.npy")
 MIX = ("*.parquet", "test/*.parquet")
@@ -39,6 +45,8 @@ WRITTEN = {
 
 
 def refuse_others() -> None:
-    """Raise UserError where an output directory holds a file that no stage writes: DVC would delete it."""
+    """Raise UserError where an output directory holds a file that no stage writes: DVC would delete
+    it.
+    """
     for path, files in WRITTEN.items():
         refuse_other_files(Path(path), files)

@@ -19,7 +19,8 @@ SECONDS = 0.1  # between two looks
 def running_dvc() -> psutil.Process | None:
     """The DVC that runs this stage; None where none does.
 
-    The parent alone will not do: between the two may be a shell (dash does not replace itself by its command), or
+    The parent alone will not do: between the two may be a shell (dash does not replace itself by
+        its command), or
     torchrun. DVC is the nearest ancestor that was not itself started for a stage.
     """
     if VARIABLE not in os.environ:
@@ -35,7 +36,9 @@ def running_dvc() -> psutil.Process | None:
 
 
 def end_with_dvc(dvc: psutil.Process) -> None:
-    """Send this process SIGTERM as soon as the DVC that runs it ends; its lock on the workspace is given back."""
+    """Send this process SIGTERM as soon as the DVC that runs it ends; its lock on the workspace is
+    given back.
+    """
     end_with(dvc, lambda: dvc_lock.release(dvc.pid))
 
 
@@ -43,7 +46,8 @@ def end_with(other: psutil.Process, first: Callable[[], None] = lambda: None) ->
     """Send this process SIGTERM as soon as another one ends; do `first` before."""
 
     def watch() -> None:
-        # Not other.wait(), which goes on waiting until somebody collects the zombie; in a container nobody may.
+        # Not other.wait(), which goes on waiting until somebody collects the zombie; in a container
+        # nobody may.
         while _lives(other):
             time.sleep(SECONDS)
         first()

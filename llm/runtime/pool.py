@@ -1,4 +1,6 @@
-"""A function over many items in several processes, with the results in the items' order and few of them in memory."""
+"""A function over many items in several processes, with the results in the items' order and few of
+them in memory.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ class Workers:
         self.count = count
         self.pool: ProcessPoolExecutor | None = None
         if count > 1:
-            # A fresh interpreter each: a fork would copy locks that other threads (Arrow's, the progress bar's) hold.
+            # A fresh interpreter each: a fork would copy locks that other threads (Arrow's, the
+            # progress bar's) hold.
             context = multiprocessing.get_context("spawn")
             self.functions: SimpleQueue[Any] = context.SimpleQueue()
             self.pool = ProcessPoolExecutor(count, context, _start, (self.functions, os.getpid()))
@@ -49,15 +52,18 @@ class Workers:
             self._give(None)  # to those that still wait for their function
             self.pool.shutdown(wait=True, cancel_futures=True)
 
-    def ordered(self, make: Callable[[], Callable[[Item], Result]], items: Iterable[Item]) -> Iterator[Result]:
-        """function(item) for each item, in order, where `make()` gives the function in each process; at most once.
+    def ordered(
+        self, make: Callable[[], Callable[[Item], Result]], items: Iterable[Item]
+    ) -> Iterator[Result]:
+        """function(item) for each item, in order, where `make()` gives the function in each
+        process; at most once.
 
         Args:
             make: can be pickled; what it gives need not be.
 
         Raises:
-            UserError: a process was killed, most likely for want of memory. What a function raises is raised here, in
-                its item's turn.
+            UserError: a process was killed, most likely for want of memory. What a function raises
+                is raised here, in its item's turn.
         """
         if self.pool is None:
             function = make()
@@ -79,7 +85,9 @@ class Workers:
             ) from None
 
     def _give(self, make: Callable[[], Any] | None) -> None:
-        """Put the function's maker where each process finds it; in a thread, since one that died takes none."""
+        """Put the function's maker where each process finds it; in a thread, since one that died
+        takes none.
+        """
 
         def put() -> None:
             for _ in range(self.count):

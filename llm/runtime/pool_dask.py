@@ -1,8 +1,9 @@
-"""`Workers.ordered` (llm/runtime/pool.py) on many machines: a Dask cluster, for text that takes one machine too long.
+"""`Workers.ordered` (llm/runtime/pool.py) on many machines: a Dask cluster, for text that takes one
+machine too long.
 
-The scheduler is the one that DASK_SCHEDULER_ADDRESS names; without it, Dask starts workers on this machine. All
-machines need this project's environment and the same paths (a shared file system). A worker that dies is no loss: the
-scheduler gives its items to others.
+The scheduler is the one that DASK_SCHEDULER_ADDRESS names; without it, Dask starts workers on this
+machine. All machines need this project's environment and the same paths (a shared file system). A
+worker that dies is no loss: the scheduler gives its items to others.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ _lock = threading.Lock()
 _made: dict[str, Callable[[Any], Any]] = {}
 
 
-def ordered(make: Callable[[], Callable[[Item], Result]], items: Iterable[Item]) -> Iterator[Result]:
-    """function(item) for each item, in order, where `make()` gives the function in each process of the cluster.
+def ordered(
+    make: Callable[[], Callable[[Item], Result]], items: Iterable[Item]
+) -> Iterator[Result]:
+    """function(item) for each item, in order, where `make()` gives the function in each process of
+    the cluster.
 
     Raises:
-        UserError: Dask is not installed, the scheduler does not answer, or an item ended its worker again and again.
-            What a function raises is raised here, in its item's turn.
+        UserError: Dask is not installed, the scheduler does not answer, or an item ended its worker
+            again and again. What a function raises is raised here, in its item's turn.
     """
     try:
         import dask
@@ -46,7 +50,9 @@ def ordered(make: Callable[[], Callable[[Item], Result]], items: Iterable[Item])
     try:
         client = Client(address, set_as_default=False, timeout=TIMEOUT)
     except (OSError, TimeoutError) as error:
-        raise UserError(f"the Dask scheduler at {address} (DASK_SCHEDULER_ADDRESS) does not answer: {error}") from None
+        raise UserError(
+            f"the Dask scheduler at {address} (DASK_SCHEDULER_ADDRESS) does not answer: {error}"
+        ) from None
     with client:
         function = client.scatter(packed, broadcast=True)
         room = max(1, sum(client.nthreads().values())) * AHEAD

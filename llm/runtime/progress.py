@@ -19,9 +19,9 @@ INTERVAL = 10.0  # seconds between plain lines
 class Progress:
     """Counts to `total`; `update` takes the units done and figures to show, such as loss="3.21".
 
-    The time left comes from the average since the first update, so that neither a slow start (compilation) nor a pause
-    in the last interval (a validation) bends it. Units per second are those of the last interval, without its pauses.
-    """
+    The time left comes from the average since the first update, so that neither a slow start
+    (compilation) nor a pause in the last interval (a validation) bends it. Units per second are
+    those of the last interval, without its pauses."""
 
     def __init__(
         self,
@@ -38,7 +38,9 @@ class Progress:
         self.began = self.printed = time.monotonic()
         self.printed_done = start
         self.paused = self.printed_paused = 0.0  # seconds
-        self.first: tuple[float, int] | None = None  # when the first update came, and what was done then
+        self.first: tuple[float, int] | None = (
+            None  # when the first update came, and what was done then
+        )
         self.quiet, self.terminal = quiet, sys.stderr.isatty()
         self.figures = ""
         self.bar = tqdm(
@@ -72,7 +74,10 @@ class Progress:
                 **figures,
             )
         if not self.terminal and now - self.printed >= INTERVAL:
-            self._line(self.done - self.printed_done, now - self.printed - (self.paused - self.printed_paused))
+            self._line(
+                self.done - self.printed_done,
+                now - self.printed - (self.paused - self.printed_paused),
+            )
             self.printed, self.printed_done, self.printed_paused = now, self.done, self.paused
 
     @contextmanager
@@ -129,7 +134,9 @@ class Progress:
         self.close()
 
 
-def track(items: Iterable[T], label: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
+def track(
+    items: Iterable[T], label: str, total: int | None = None, unit: str = "it"
+) -> Iterator[T]:
     """Iterate and show progress."""
     with Progress(label, total, unit) as progress:
         for item in items:

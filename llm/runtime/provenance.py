@@ -13,13 +13,35 @@ from typing import Any
 from llm.runtime.io import read_json, read_yaml, sha256
 
 PACKAGES = (
-    *("torch", "numpy", "tokenizers", "tiktoken", "safetensors", "datasets", "pyarrow", "pandas", "scikit-learn"),
-    *("sacrebleu", "rouge-score", "datasketch", "zstandard", "dvc", "mlflow", "matplotlib", "jinja2", "pydantic"),
+    *(
+        "torch",
+        "numpy",
+        "tokenizers",
+        "tiktoken",
+        "safetensors",
+        "datasets",
+        "pyarrow",
+        "pandas",
+        "scikit-learn",
+    ),
+    *(
+        "sacrebleu",
+        "rouge-score",
+        "datasketch",
+        "zstandard",
+        "dvc",
+        "mlflow",
+        "matplotlib",
+        "jinja2",
+        "pydantic",
+    ),
 )
 
 
 def versions() -> dict[str, str]:
-    """Version of Python and of each package that can change a result; packages that are not installed are left out."""
+    """Version of Python and of each package that can change a result; packages that are not
+    installed are left out.
+    """
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -30,17 +52,24 @@ def versions() -> dict[str, str]:
 
 
 def git() -> dict[str, str]:
-    """`commit` (40 digits) and `dirty` ("true" where tracked files differ); empty outside of a repository."""
+    """`commit` (40 digits) and `dirty` ("true" where tracked files differ); empty outside of a
+    repository.
+    """
     commit = _git("rev-parse", "--verify", "--quiet", "HEAD")
     if not commit:
         return {}
-    return {"commit": commit, "dirty": "true" if _git("status", "--porcelain", "--untracked-files=no") else "false"}
+    return {
+        "commit": commit,
+        "dirty": "true" if _git("status", "--porcelain", "--untracked-files=no") else "false",
+    }
 
 
 def _git(*arguments: str) -> str:
     """What git prints; "" where it fails or is not installed."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, timeout=30, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -62,19 +91,24 @@ def code_digest(*packages: str) -> str:
 
 
 def manifests() -> dict[str, dict[str, Any]]:
-    """The manifest of each dataset in data/raw, `pretrain` first, with the manifest's own `sha256` added.
+    """The manifest of each dataset in data/raw, `pretrain` first, with the manifest's own `sha256`
+    added.
 
     A manifest holds the digest of each of its files, so its digest stands for the dataset.
     """
-    paths = sorted(Path("data/raw").glob("*/manifest.json"), key=lambda path: (path.parent.name != "pretrain", path))
+    paths = sorted(
+        Path("data/raw").glob("*/manifest.json"),
+        key=lambda path: (path.parent.name != "pretrain", path),
+    )
     return {path.parent.name: {**read_json(path), "sha256": sha256(path)} for path in paths}
 
 
 def lock_entries() -> list[dict[str, Any]]:
-    """Every data file of `dvc.lock` once, sorted by path: `path`, `md5`, `size` (bytes), `stage` that writes it.
+    """Every data file of `dvc.lock` once, sorted by path: `path`, `md5`, `size` (bytes), `stage`
+    that writes it.
 
-    Stages that have not finished yet, `report` itself for one, are not in the lock file of this run.
-    """
+    Stages that have not finished yet, `report` itself for one, are not in the lock file of this
+    run."""
     path = Path("dvc.lock")
     if not path.is_file():
         return []
@@ -86,14 +120,23 @@ def lock_entries() -> list[dict[str, Any]]:
                 if item["path"].endswith(".py") or stage == "report":
                     continue
                 writer = stage if kind == "outs" else entries.get(item["path"], {}).get("stage", "")
-                entry = {"path": item["path"], "md5": item.get("md5", ""), "size": item.get("size"), "stage": writer}
+                entry = {
+                    "path": item["path"],
+                    "md5": item.get("md5", ""),
+                    "size": item.get("size"),
+                    "stage": writer,
+                }
                 entries[item["path"]] = entry
     return [entries[path] for path in sorted(entries)]
 
 
 def input_hashes() -> dict[str, str]:
-    """Name → digest of what training read: manifests and token shards (SHA-256), and the rest of `dvc.lock` (md5)."""
-    hashes = {f"data/raw/{name}": f"sha256:{manifest['sha256']}" for name, manifest in manifests().items()}
+    """Name → digest of what training read: manifests and token shards (SHA-256), and the rest of
+    `dvc.lock` (md5).
+    """
+    hashes = {
+        f"data/raw/{name}": f"sha256:{manifest['sha256']}" for name, manifest in manifests().items()
+    }
     if Path("data/tokens/meta.json").is_file():
         hashes["data/tokens"] = f"sha256:{sha256('data/tokens/meta.json')}"
     for entry in lock_entries():

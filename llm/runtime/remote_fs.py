@@ -1,4 +1,6 @@
-"""Files at an address (s3://bucket/folder, gs://…, file://…): opened by fsspec, and asked again where they fail."""
+"""Files at an address (s3://bucket/folder, gs://…, file://…): opened by fsspec, and asked again
+where they fail.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ T = TypeVar("T")
 PATIENCE = 300.0  # seconds for which a remote that does not answer is asked again
 PAUSE = 1.0  # before it is asked the first time, then twice as long, at most MOST
 MOST = 20.0
-CONNECTIONS = 32  # to one S3 server at a time; botocore's own ten would make the threads of a process wait in line
+# to one S3 server at a time; botocore's own ten would make the threads of a process wait in line
+CONNECTIONS = 32
 
 
 class Address:
@@ -24,7 +27,8 @@ class Address:
     def __init__(self, url: str, variable: str) -> None:
         """
         Args:
-            variable: the environment variable, or the argument, that the address comes from, for messages.
+            variable: the environment variable, or the argument, that the address comes from, for
+                messages.
 
         Raises:
             UserError: no installed package knows the address.
@@ -32,7 +36,9 @@ class Address:
         import fsspec
 
         settings = fsspec.config.conf.setdefault("s3", {}).setdefault("config_kwargs", {})
-        settings.setdefault("max_pool_connections", CONNECTIONS)  # unless fsspec's own configuration says otherwise
+        settings.setdefault(
+            "max_pool_connections", CONNECTIONS
+        )  # unless fsspec's own configuration says otherwise
         try:
             fs, root = opened(url)
         except (ImportError, ValueError) as error:
@@ -47,7 +53,8 @@ class Address:
     def patiently(self, action: Callable[[], T], patience: float | None = None) -> T:
         """Do it again where it fails, until PATIENCE is over; an action may be done twice.
 
-        That there is no such file, or no permission, is an answer, and raised at once; a UserError as well.
+        That there is no such file, or no permission, is an answer, and raised at once; a UserError
+        as well.
 
         Args:
             patience: seconds, where PATIENCE is too long.
@@ -61,7 +68,9 @@ class Address:
                 result = action()
             except (UserError, FileNotFoundError, PermissionError):
                 raise
-            except Exception as error:  # packages translate a lost connection into errors of many kinds
+            except (
+                Exception
+            ) as error:  # packages translate a lost connection into errors of many kinds
                 if time.monotonic() + pause > deadline:
                     raise
                 self._tell(error)

@@ -1,4 +1,6 @@
-"""What every stage and command runs inside: clear errors, safe streams, an end with the DVC that started it."""
+"""What every stage and command runs inside: clear errors, safe streams, an end with the DVC that
+started it.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,25 @@ from llm.errors import NO_SPACE, WRONG_PLACE, UserError, no_space
 from llm.runtime import dvc_lock, terminal
 from llm.runtime.parent_watch import end_with_dvc, running_dvc
 
-SILENCE = 3.0  # seconds in which the first of several processes, if it has the same to say, says it and all are ended
+# seconds in which the first of several processes, if it has the same to say, says it and all are
+# ended
+SILENCE = 3.0
 
 
 def run_stage(main: Callable[[], None], heedless: bool = True) -> None:
-    """Run a stage's `main`; end with exit code 1 and one clear message where the user can mend the cause.
+    """Run a stage's `main`; end with exit code 1 and one clear message where the user can mend the
+    cause.
 
-    It ends as well, by SIGTERM, when the DVC that runs it does, and keeps others from its workspace until then.
+    It ends as well, by SIGTERM, when the DVC that runs it does, and keeps others from its workspace
+    until then.
 
     Args:
-        heedless: go on where nobody reads what is printed, as a stage does; its result is its files.
+        heedless: go on where nobody reads what is printed, as a stage does; its result is its
+            files.
     """
     terminal.prepare(heedless)
-    # Else Python looks for garbage among a million objects of torch and MLflow again and again while they are imported,
+    # Else Python looks for garbage among a million objects of torch and MLflow again and again
+    # while they are imported,
     # and once more when it ends: 2.3 s of a tiny stage's 7 (docs/LOG.md).
     gc.set_threshold(100_000, 10, 10)
     atexit.register(gc.freeze)
@@ -43,7 +51,11 @@ def run_stage(main: Callable[[], None], heedless: bool = True) -> None:
             _end(no_space(error.filename, error))
         if error.errno in WRONG_PLACE and error.filename is not None:
             place = f"{error.filename}: {error.strerror}"
-            _end(UserError(f"{place}. Name another place, or give this user the right to it, and run it again."))
+            _end(
+                UserError(
+                    f"{place}. Name another place, or give this user the right to it, and run it again."
+                )
+            )
         raise
 
 

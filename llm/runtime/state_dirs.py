@@ -1,4 +1,6 @@
-"""Unfinished work of a stage that does not train: kept outside DVC's outputs, so that a killed stage continues it."""
+"""Unfinished work of a stage that does not train: kept outside DVC's outputs, so that a killed
+stage continues it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from llm.runtime.locks import held
 def unfinished(stage: str, inputs: dict[str, Any]) -> Iterator[Path]:
     """`$DVC_ROOT/.state/<stage>/<fingerprint of inputs>/`, held by one process at a time.
 
-    It holds what an earlier, killed process left there, and is removed when the block ends without an error.
+    It holds what an earlier, killed process left there, and is removed when the block ends without
+    an error.
 
     Args:
         inputs: JSON values by name: all that the work depends on.
@@ -29,8 +32,12 @@ def unfinished(stage: str, inputs: dict[str, Any]) -> Iterator[Path]:
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     directory = Path(os.environ.get("DVC_ROOT", ".")) / ".state" / stage / name
     with held(directory / "lock", stage, "does the same work"):
-        write_bytes(directory / "inputs.json", json.dumps(inputs, indent=2, sort_keys=True).encode())
-        for stale in directory.parent.glob(f".{name}.*"):  # its owner was killed while removing it, or removes it now
+        write_bytes(
+            directory / "inputs.json", json.dumps(inputs, indent=2, sort_keys=True).encode()
+        )
+        for stale in directory.parent.glob(
+            f".{name}.*"
+        ):  # its owner was killed while removing it, or removes it now
             shutil.rmtree(stale, ignore_errors=True)
         yield directory
         done = tempfile.mkdtemp(prefix=f".{name}.", dir=directory.parent)

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 class Heedless(io.FileIO):
-    """A file whose writes never fail: what cannot be written (a closed pipe, a full disk) is dropped."""
+    """A file whose writes never fail: what cannot be written (a closed pipe, a full disk) is
+    dropped.
+    """
 
     def write(self, data: ReadableBuffer, /) -> int:
         """Write bytes; returns how many are done with."""
@@ -25,12 +27,16 @@ class Heedless(io.FileIO):
 def prepare(heedless: bool) -> None:
     """Make standard streams safe to print to; call it first.
 
-    A stream that was closed becomes /dev/null; a character that the stream's encoding lacks is written as `\\uXXXX`.
+    A stream that was closed becomes /dev/null; a character that the stream's encoding lacks is
+    written as `\\uXXXX`.
 
     Args:
-        heedless: go on where a stream cannot be written, for what works for files and not for the reader.
+        heedless: go on where a stream cannot be written, for what works for files and not for the
+            reader.
     """
-    for number in range(3):  # else the next file that is opened takes the number, and gets what others print
+    for number in range(
+        3
+    ):  # else the next file that is opened takes the number, and gets what others print
         try:
             os.fstat(number)
         except OSError:

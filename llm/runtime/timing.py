@@ -19,7 +19,9 @@ from llm.runtime.io import write_json
 
 @contextmanager
 def stage_timing(stage: str) -> Iterator[dict[str, Any]]:
-    """Time a stage and show it as running; the caller may add keys such as `mfu` or `device` to the dict."""
+    """Time a stage and show it as running; the caller may add keys such as `mfu` or `device` to the
+    dict.
+    """
     started = time.perf_counter()
     timing: dict[str, Any] = {}
     with heartbeat.running(stage):
@@ -36,7 +38,10 @@ def stage_timing(stage: str) -> Iterator[dict[str, Any]]:
 def peak_memory_bytes() -> int:
     """Largest resident memory of this process and of its largest finished child, added (bytes)."""
     unit = 1 if sys.platform == "darwin" else 1024
-    return unit * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return unit * sum(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
 
 
 def device_name() -> str:

@@ -7,7 +7,11 @@ def size(number: float) -> str:
     """Bytes for people, decimal: 1.4 GB."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if number >= scale:
-            return f"{number / scale:.1f} {unit}" if number < 10 * scale else f"{number / scale:,.0f} {unit}"
+            return (
+                f"{number / scale:.1f} {unit}"
+                if number < 10 * scale
+                else f"{number / scale:,.0f} {unit}"
+            )
     return f"{number / 1e3:.0f} kB"
 
 

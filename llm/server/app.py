@@ -28,10 +28,15 @@ from llm.server.engine import BusyError, ClosedError, Engine, Ticket
 from llm.server.errors import ApiError
 
 BODY_BYTES = 1_000_000  # of a request; far more text than a context holds
-HOSTS = ["127.0.0.1", "localhost"]  # another one is that of a page whose name was made to point here
+HOSTS = [
+    "127.0.0.1",
+    "localhost",
+]  # another one is that of a page whose name was made to point here
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
-Event = tuple[int, list[int] | decoding.Completion | Exception]  # a choice and its tokens so far, or its end
+Event = tuple[
+    int, list[int] | decoding.Completion | Exception
+]  # a choice and its tokens so far, or its end
 
 
 def application(engine: Engine, max_tokens: int, choices: int) -> Starlette:
@@ -52,7 +57,9 @@ def application(engine: Engine, max_tokens: int, choices: int) -> Starlette:
         if isinstance(error, ClientDisconnect):
             return Response(status_code=499)  # nobody reads it; nginx's number for the log
         if isinstance(error, HTTPException):
-            error = ApiError(error.status_code, f"{error.detail}: {request.method} {request.url.path}")
+            error = ApiError(
+                error.status_code, f"{error.detail}: {request.method} {request.url.path}"
+            )
         if not isinstance(error, ApiError):
             error = ApiError(500, "an error of the server, which its terminal shows")
         return error.response()
@@ -67,7 +74,9 @@ def application(engine: Engine, max_tokens: int, choices: int) -> Starlette:
             Route("/v1/chat/completions", partial(api.create, kind=schema.Chat), methods=["POST"]),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)],
-        exception_handlers=dict.fromkeys((ApiError, ClientDisconnect, HTTPException, Exception), on_error),
+        exception_handlers=dict.fromkeys(
+            (ApiError, ClientDisconnect, HTTPException, Exception), on_error
+        ),
         lifespan=lifespan,
     )
 
@@ -91,7 +100,9 @@ class Api:
 
     async def models(self, request: Request) -> Response:
         """The list of models."""
-        return JSONResponse({"object": "list", "data": [self._about(name) for name in self.engine.lanes]})
+        return JSONResponse(
+            {"object": "list", "data": [self._about(name) for name in self.engine.lanes]}
+        )
 
     async def model(self, request: Request) -> Response:
         """One model."""
@@ -99,7 +110,13 @@ class Api:
 
     def _about(self, name: str) -> dict[str, object]:
         length = self.engine.lanes[name].slots
-        return {"id": name, "object": "model", "created": self.started, "owned_by": "llm", "max_model_len": length}
+        return {
+            "id": name,
+            "object": "model",
+            "created": self.started,
+            "owned_by": "llm",
+            "max_model_len": length,
+        }
 
     def _known(self, name: str) -> str:
         if name not in self.engine.lanes:
@@ -134,7 +151,10 @@ class Api:
         return JSONResponse(shape.whole(answers, work.usage(requests, asked.n or 1, answers)))
 
     def _submit(
-        self, asked: schema.Sampling, requests: Sequence[decoding.Request], events: asyncio.Queue[Event]
+        self,
+        asked: schema.Sampling,
+        requests: Sequence[decoding.Request],
+        events: asyncio.Queue[Event],
     ) -> list[Ticket]:
         """Hand requests to the engine, whose thread reports to `events`."""
         loop = asyncio.get_running_loop()
@@ -163,7 +183,9 @@ class EventStream(StreamingResponse):
     """Server-sent events; `close` is called whatever ends them, also a client that goes away."""
 
     def __init__(self, content: AsyncIterator[str], close: Callable[[], None]) -> None:
-        super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        super().__init__(
+            content, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+        )
         self.close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -186,7 +208,9 @@ def _completion(what: list[int] | decoding.Completion | Exception) -> decoding.C
     if isinstance(what, ClosedError):
         raise ApiError(503, "the server is shutting down", code="shutting_down")
     if isinstance(what, Exception):
-        raise ApiError(500, f"decoding failed ({type(what).__name__}); the server's terminal shows where")
+        raise ApiError(
+            500, f"decoding failed ({type(what).__name__}); the server's terminal shows where"
+        )
     assert isinstance(what, decoding.Completion)
     work.finish_reason(what)  # raises where it has none
     return what
@@ -235,21 +259,31 @@ async def _body(request: Request) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > BODY_BYTES:
-            raise ApiError(413, f"the request is larger than {BODY_BYTES:,} bytes", code="request_too_large")
+            raise ApiError(
+                413, f"the request is larger than {BODY_BYTES:,} bytes", code="request_too_large"
+            )
     return body
 
 
 def _refuse_other_sites(request: Request) -> None:
-    """ApiError where a page of another site sends the request: browsers let every site post to this machine."""
+    """ApiError where a page of another site sends the request: browsers let every site post to this
+    machine.
+    """
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-        raise ApiError(403, f"requests from pages of {origin} are not answered", code="other_origin")
+        raise ApiError(
+            403, f"requests from pages of {origin} are not answered", code="other_origin"
+        )
 
 
-async def _while_connected(request: Request, work: Awaitable[list[decoding.Completion]]) -> list[decoding.Completion]:
+async def _while_connected(
+    request: Request, work: Awaitable[list[decoding.Completion]]
+) -> list[decoding.Completion]:
     """What `work` gives. Raises ClientDisconnect where the client goes away before."""
     working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())  # after the body nothing comes but the disconnection
+    gone = asyncio.ensure_future(
+        request.receive()
+    )  # after the body nothing comes but the disconnection
     try:
         await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():

@@ -23,7 +23,9 @@ class ClosedError(Exception):
 
 @dataclass(eq=False)
 class Ticket:
-    """A request at the decoder. It calls back from its own thread: `on_end` once, unless the ticket was cancelled."""
+    """A request at the decoder. It calls back from its own thread: `on_end` once, unless the ticket
+    was cancelled.
+    """
 
     request: Request
     on_end: Callable[[Completion | Exception], None]
@@ -53,15 +55,18 @@ class Lane:
     def clear(self) -> None:
         """An empty batch, with no answer under way."""
         named = self.named
-        self.batch = Batch(named.model, self.rows, self.slots, named.stop_ids, named.tokenizer.decode)
+        self.batch = Batch(
+            named.model, self.rows, self.slots, named.stop_ids, named.tokenizer.decode
+        )
         self.running = []
 
 
 class Engine:
     """Decodes for several models in one thread, a step of each in turn.
 
-    Between two steps of a model at most one waiting prompt is read, so that answers under way go on flowing. A request
-    has a seed and a row of its own, in a batch whose shape never changes: its answer does not depend on others'.
+    Between two steps of a model at most one waiting prompt is read, so that answers under way go on
+    flowing. A request has a seed and a row of its own, in a batch whose shape never changes: its
+    answer does not depend on others'.
 
     Args:
         rows: answers side by side, of each model.
@@ -72,7 +77,8 @@ class Engine:
     def __init__(self, models: Iterable[Named], rows: int, slots: int, queue: int) -> None:
         self.rows, self.queue = rows, queue
         self.lanes = {
-            named.name: Lane(named, rows, min(slots, named.model.config.max_position_embeddings)) for named in models
+            named.name: Lane(named, rows, min(slots, named.model.config.max_position_embeddings))
+            for named in models
         }
         self._changed = threading.Condition()
         self._closing = False
@@ -108,11 +114,14 @@ class Engine:
         """Answers under way and waiting, by model."""
         with self._changed:
             return {
-                name: {"running": len(lane.running), "waiting": len(lane.waiting)} for name, lane in self.lanes.items()
+                name: {"running": len(lane.running), "waiting": len(lane.waiting)}
+                for name, lane in self.lanes.items()
             }
 
     def close(self) -> None:
-        """End the thread after its present step; what is under way and waiting ends with ClosedError."""
+        """End the thread after its present step; what is under way and waiting ends with
+        ClosedError.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -123,7 +132,9 @@ class Engine:
             for lane in self.lanes.values():
                 try:
                     self._turn(lane)
-                except Exception as error:  # a model's error ends its own requests, never the server
+                except (
+                    Exception
+                ) as error:  # a model's error ends its own requests, never the server
                     traceback.print_exc()
                     self._fail(lane, error)
         for lane in self.lanes.values():
@@ -133,7 +144,10 @@ class Engine:
         """Wait until there is something to decode; False: close."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._closing or any(lane.waiting or lane.running for lane in self.lanes.values())
+                lambda: (
+                    self._closing
+                    or any(lane.waiting or lane.running for lane in self.lanes.values())
+                )
             )
             return not self._closing
 
@@ -156,7 +170,9 @@ class Engine:
             if ticket.on_tokens and not ticket.cancelled:
                 ticket.on_tokens(list(ids))
         with self._changed:
-            lane.running = [ticket for ticket in lane.running if all(ticket is not done for done, _ in ended)]
+            lane.running = [
+                ticket for ticket in lane.running if all(ticket is not done for done, _ in ended)
+            ]
         for ticket, completion in ended:
             if not ticket.cancelled:
                 ticket.on_end(completion)

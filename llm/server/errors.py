@@ -20,7 +20,8 @@ KINDS = {
 class ApiError(Exception):
     """What a client did wrong, or what the server cannot do for it now.
 
-    status: of HTTP. param: the field of the request that it is about. code: a name that programs can look at.
+    status: of HTTP. param: the field of the request that it is about. code: a name that programs
+        can look at.
     """
 
     def __init__(
@@ -33,14 +34,17 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.headers = status, code, headers
-        # They may quote the request, whose JSON can spell halves of surrogate pairs, which no answer can.
+        # They may quote the request, whose JSON can spell halves of surrogate pairs, which no
+        # answer can.
         self.message = message.encode("utf-8", "replace").decode()
         self.param = param and param.encode("utf-8", "replace").decode()
 
     def body(self) -> dict[str, Any]:
         """`{"error": {"message", "type", "param", "code"}}`."""
         kind = KINDS.get(self.status, "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return {
+            "error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        }
 
     def response(self) -> JSONResponse:
         """The answer that says it."""

@@ -1,7 +1,7 @@
 """What a request may ask: OpenAI's fields, each honoured or refused by name; none is ignored.
 
-A field that is null is one that was left out, wherever it stands: so a client's own objects can be sent back.
-"""
+A field that is null is one that was left out, wherever it stands: so a client's own objects can be
+sent back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from llm.server.errors import ApiError
 MAX_CHOICES = 16  # of `n`
 COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions; a chat's is all the room that is left
 
-# Fields of OpenAI's that are not computed here, with the values, beside null, that leave an answer as it is.
+# Fields of OpenAI's that are not computed here, with the values, beside null, that leave an answer
+# as it is.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
@@ -96,15 +97,24 @@ class Sampling(Strict):
 
     @property
     def decoding(self) -> Decoding:
-        """As the decoder takes it. A temperature or top_p of 0 leaves nothing but the likeliest token."""
+        """As the decoder takes it. A temperature or top_p of 0 leaves nothing but the likeliest
+        token.
+        """
         temperature = 1.0 if self.temperature is None else self.temperature
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         drawn: dict[str, Any] = {}
         if temperature and self.top_p != 0:
             top_p = None if self.top_p == 1 else self.top_p
             top_k = None if self.top_k in (0, -1) else self.top_k
-            drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": self.min_p or None}
-        return Decoding(stop_strings=tuple(stops), repetition_penalty=self.repetition_penalty or 1.0, **drawn)
+            drawn = {
+                "temperature": temperature,
+                "top_p": top_p,
+                "top_k": top_k,
+                "min_p": self.min_p or None,
+            }
+        return Decoding(
+            stop_strings=tuple(stops), repetition_penalty=self.repetition_penalty or 1.0, **drawn
+        )
 
 
 class Completion(Sampling):
@@ -133,9 +143,17 @@ class Message(Strict):
 
     def plain(self) -> dict[str, str]:
         """As a chat template takes it; a `developer` is what OpenAI calls a `system` by now."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        content = (
+            self.content
+            if isinstance(self.content, str)
+            else "".join(part.text for part in self.content)
+        )
         named = {} if self.name is None else {"name": self.name}
-        return {"role": "system" if self.role == "developer" else self.role, "content": content, **named}
+        return {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": content,
+            **named,
+        }
 
 
 class Chat(Sampling):
@@ -147,7 +165,9 @@ class Chat(Sampling):
     @model_validator(mode="after")
     def _one_limit(self) -> Chat:
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise ValueError("max_tokens and max_completion_tokens are two names of one limit: give one of them")
+            raise ValueError(
+                "max_tokens and max_completion_tokens are two names of one limit: give one of them"
+            )
         return self
 
 
@@ -162,7 +182,9 @@ def read(kind: type[T], body: bytes) -> T:
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(data, dict):
-        raise ApiError(400, f"the body must be a JSON object, found {type(data).__name__}", code="invalid_json")
+        raise ApiError(
+            400, f"the body must be a JSON object, found {type(data).__name__}", code="invalid_json"
+        )
     _drop_neutral(data, NEUTRAL)
     messages = data.get("messages")
     for index, message in enumerate(messages if isinstance(messages, list) else []):
@@ -181,8 +203,12 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _drop_neutral(fields: dict[str, Any], neutral: dict[str, tuple[Any, ...]], prefix: str = "") -> None:
-    """Remove the fields that are not computed here. Raises ApiError where one would change the answer."""
+def _drop_neutral(
+    fields: dict[str, Any], neutral: dict[str, tuple[Any, ...]], prefix: str = ""
+) -> None:
+    """Remove the fields that are not computed here. Raises ApiError where one would change the
+    answer.
+    """
     for name in [name for name in fields if name in neutral]:
         if not any(_same(fields[name], value) for value in neutral[name]):
             accepted = " or ".join(json.dumps(value) for value in (None, *neutral[name]))
@@ -201,7 +227,9 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _explain(error: ValidationError, kind: type[Sampling], data: dict[str, Any]) -> ApiError:
-    """The first mistake; where several forms were possible, what is wrong with the one that fits best."""
+    """The first mistake; where several forms were possible, what is wrong with the one that fits
+    best.
+    """
     errors: list[dict[str, Any]] = [{**each, "path": _path(each, data)} for each in error.errors()]
     # Of the same field, or the same message: what lies deepest is of the form that the rest fits.
     about = [each for each in errors if each["path"][:2] == errors[0]["path"][:2]]
@@ -211,7 +239,10 @@ def _explain(error: ValidationError, kind: type[Sampling], data: dict[str, Any])
     if first["type"] == "extra_forbidden":
         close = difflib.get_close_matches(where, [*kind.model_fields], n=1)
         return ApiError(
-            400, f"unknown field {where}" + (f"; did you mean {close[0]}?" if close else ""), where, "unknown_parameter"
+            400,
+            f"unknown field {where}" + (f"; did you mean {close[0]}?" if close else ""),
+            where,
+            "unknown_parameter",
         )
     if first["type"] == "missing":
         return ApiError(400, f"{where} is missing", where, "missing_required_parameter")
@@ -220,15 +251,22 @@ def _explain(error: ValidationError, kind: type[Sampling], data: dict[str, Any])
     said = " or ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in about))
     found = json.dumps(first["input"], default=str)
     return ApiError(
-        400, f"{where}: {said}; found {found[:200]}{' …' if len(found) > 200 else ''}", where, "invalid_value"
+        400,
+        f"{where}: {said}; found {found[:200]}{' …' if len(found) > 200 else ''}",
+        where,
+        "invalid_value",
     )
 
 
 def _path(error: Any, data: Any) -> tuple[int | str, ...]:
-    """The keys and indices of a mistake's place, without pydantic's names for the forms that it tried."""
+    """The keys and indices of a mistake's place, without pydantic's names for the forms that it
+    tried.
+    """
     path: list[int | str] = []
     for part in error["loc"]:
-        if (isinstance(data, list) and isinstance(part, int)) or (isinstance(data, dict) and part in data):
+        if (isinstance(data, list) and isinstance(part, int)) or (
+            isinstance(data, dict) and part in data
+        ):
             data = data[part]
             path.append(part)
     return (*path, error["loc"][-1]) if error["type"] == "missing" else tuple(path)

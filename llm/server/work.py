@@ -26,9 +26,11 @@ class Limits:
 
 
 def requests(asked: schema.Sampling, named: Named, limits: Limits) -> list[Request]:
-    """A request to the decoder for each choice: those of the first prompt first, as OpenAI numbers them.
+    """A request to the decoder for each choice: those of the first prompt first, as OpenAI numbers
+    them.
 
-    A choice has a seed of its own; without `seed` they are drawn, and a repetition gives other answers.
+    A choice has a seed of its own; without `seed` they are drawn, and a repetition gives other
+    answers.
 
     Raises:
         ApiError: a prompt that is empty or too long, too many choices or tokens.
@@ -50,7 +52,9 @@ def requests(asked: schema.Sampling, named: Named, limits: Limits) -> list[Reque
         limit_name, most = "max_completion_tokens", asked.max_completion_tokens
     room = limits.context - longest
     if most is not None and most > limits.max_tokens:
-        raise ApiError(400, f"{limit_name} is {most}; at most {limits.max_tokens}", limit_name, "invalid_value")
+        raise ApiError(
+            400, f"{limit_name} is {most}; at most {limits.max_tokens}", limit_name, "invalid_value"
+        )
     if most is None and isinstance(asked, schema.Completion):
         most = schema.COMPLETION_TOKENS
     if room < (most or 1):
@@ -65,8 +69,14 @@ def requests(asked: schema.Sampling, named: Named, limits: Limits) -> list[Reque
     seed = secrets.randbits(63) if asked.seed is None else asked.seed % 2**64
     answer = most or min(room, limits.max_tokens)
     # Beyond 64 bits: no two choices share a seed, and the first has the one that was asked for.
-    decode = named.tokenizer.decode_after if isinstance(asked, schema.Completion) else lambda ids: None
-    return [Request(ids, answer, asked.decoding, seed + (i << 64), decode(ids)) for ids in prompts for i in range(n)]
+    decode = (
+        named.tokenizer.decode_after if isinstance(asked, schema.Completion) else lambda ids: None
+    )
+    return [
+        Request(ids, answer, asked.decoding, seed + (i << 64), decode(ids))
+        for ids in prompts
+        for i in range(n)
+    ]
 
 
 def _prompts(asked: schema.Sampling, named: Named) -> list[list[int]]:
@@ -75,7 +85,9 @@ def _prompts(asked: schema.Sampling, named: Named) -> list[list[int]]:
     if isinstance(asked, schema.Chat):
         try:
             return [tokenizer.conversation_ids([message.plain() for message in asked.messages])]
-        except UserError as error:  # the template's own rules, such as that user and assistant take turns
+        except (
+            UserError
+        ) as error:  # the template's own rules, such as that user and assistant take turns
             raise ApiError(400, str(error), "messages", "invalid_value") from None
     assert isinstance(asked, schema.Completion)
     given: Any = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
@@ -86,14 +98,18 @@ def _prompts(asked: schema.Sampling, named: Named) -> list[list[int]]:
         raise ApiError(400, "prompt is empty", "prompt", "invalid_value")
     vocab = named.model.config.vocab_size
     if wrong := next((i for ids in prompts for i in ids if not 0 <= i < vocab), None):
-        raise ApiError(400, f"prompt: token {wrong} is none of this model's {vocab}", "prompt", "invalid_value")
+        raise ApiError(
+            400, f"prompt: token {wrong} is none of this model's {vocab}", "prompt", "invalid_value"
+        )
     return prompts
 
 
 def finish_reason(completion: Completion) -> str:
     """OpenAI's name of why an answer ended. Raises ApiError 500 where the model gave no numbers."""
     if completion.reason == "not_finite":
-        raise ApiError(500, "the model's output was not finite: its weights are damaged, or it needs float32")
+        raise ApiError(
+            500, "the model's output was not finite: its weights are damaged, or it needs float32"
+        )
     return FINISH[completion.reason]
 
 
@@ -116,10 +132,18 @@ class Shape:
     def whole(self, answers: list[Completion], counts: dict[str, int]) -> dict[str, Any]:
         """All choices at once."""
         choices = [
-            {"index": i, **self._content(answer.text or ""), "logprobs": None, "finish_reason": finish_reason(answer)}
+            {
+                "index": i,
+                **self._content(answer.text or ""),
+                "logprobs": None,
+                "finish_reason": finish_reason(answer),
+            }
             for i, answer in enumerate(answers)
         ]
-        return self._head("chat.completion" if self.chat else "text_completion") | {"choices": choices, "usage": counts}
+        return self._head("chat.completion" if self.chat else "text_completion") | {
+            "choices": choices,
+            "usage": counts,
+        }
 
     def _content(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
@@ -144,8 +168,15 @@ class Shape:
 
     def piece(self, index: int, content: Any, reason: str | None) -> dict[str, Any]:
         """One event of a stream."""
-        choice = {"index": index, "delta" if self.chat else "text": content, "logprobs": None, "finish_reason": reason}
-        return self._head("chat.completion.chunk" if self.chat else "text_completion") | {"choices": [choice]}
+        choice = {
+            "index": index,
+            "delta" if self.chat else "text": content,
+            "logprobs": None,
+            "finish_reason": reason,
+        }
+        return self._head("chat.completion.chunk" if self.chat else "text_completion") | {
+            "choices": [choice]
+        }
 
     def counted(self, counts: dict[str, int]) -> dict[str, Any]:
         """The last event, where `stream_options.include_usage` asks for it."""

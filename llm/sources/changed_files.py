@@ -1,7 +1,8 @@
-"""Files of the user that have other bytes than when they were read: DVC does not watch files outside the repository.
+"""Files of the user that have other bytes than when they were read: DVC does not watch files
+outside the repository.
 
-What was read is noted in `.state/sources.json`: of each path its digest, and its stamp (size, time) so that a later
-look costs nothing where nothing was touched.
+What was read is noted in `.state/sources.json`: of each path its digest, and its stamp (size, time)
+so that a later look costs nothing where nothing was touched.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ def place() -> Path:
 
 
 def read_files(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Path, bytes and sha256 of the files that a data set was made of, those of a mixture's sources too."""
+    """Path, bytes and sha256 of the files that a data set was made of, those of a mixture's sources
+    too.
+    """
     found = list(manifest.get("inputs", []))
     for part in manifest.get("sources", {}).values():
         found += read_files(part)
@@ -31,7 +34,9 @@ def read_files(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def note(manifest: dict[str, Any]) -> list[str]:
-    """Note the files of a data set; returns a line for each that had other bytes the last time it was read."""
+    """Note the files of a data set; returns a line for each that had other bytes the last time it
+    was read.
+    """
     noted = _noted()
     lines = []
     for file in read_files(manifest):
@@ -57,7 +62,11 @@ def changes(p: params.Params, raw: Path = Path("data/raw")) -> list[str]:
         path = raw / name / "manifest.json"
         if not path.is_file():
             continue
-        then = {file["path"]: file["sha256"] for file in read_files(read_json(path)) if "://" not in file["path"]}
+        then = {
+            file["path"]: file["sha256"]
+            for file in read_files(read_json(path))
+            if "://" not in file["path"]
+        }
         now = {item.shown: item for item in _local(name, source)}
         for shown, item in now.items():
             known = noted.get(shown, {})
@@ -100,5 +109,8 @@ def _noted() -> dict[str, dict[str, str]]:
     try:
         noted: dict[str, dict[str, str]] = json.loads(place().read_text(encoding="utf-8"))
         return noted
-    except (OSError, ValueError):  # nothing noted yet, or not readable: then the files are compared themselves
+    except (
+        OSError,
+        ValueError,
+    ):  # nothing noted yet, or not readable: then the files are compared themselves
         return {}

@@ -1,4 +1,6 @@
-"""The datasets of `mix.tasks`: their records in data/raw, the side of each, and what is wrong with them."""
+"""The datasets of `mix.tasks`: their records in data/raw, the side of each, and what is wrong with
+them.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,20 @@ SHOWN = 5  # labels that a line names
 
 
 def read(directory: Path, p: params.Mix) -> list[Dataset]:
-    """Read each task's records once, put each on a side, and refuse what cannot be trained on or tested with.
+    """Read each task's records once, put each on a side, and refuse what cannot be trained on or
+    tested with.
 
     Args:
         directory: data/raw.
 
     Raises:
-        UserError: no task has a weight, a data set is missing or of no known kind, a side or a label is missing.
+        UserError: no task has a weight, a data set is missing or of no known kind, a side or a
+            label is missing.
     """
     if not any(task.weight for task in p.tasks.values()):
-        raise UserError("mix.tasks: no task has a weight above 0, so there is nothing to train on; raise one.")
+        raise UserError(
+            "mix.tasks: no task has a weight above 0, so there is nothing to train on; raise one."
+        )
     placed, about = [], {}
     for name in p.tasks:
         if name in (mixture.LANGUAGE_MODELING, "pretrain"):
@@ -35,7 +41,9 @@ def read(directory: Path, p: params.Mix) -> list[Dataset]:
                 f"mix.tasks.{name}: the name stands for plain pretraining text; call the task something else."
             )
         if not (directory / name / "manifest.json").is_file():
-            raise UserError(f"mix.tasks.{name}: {directory / name} has no manifest.json. Run `dvc repro download`.")
+            raise UserError(
+                f"mix.tasks.{name}: {directory / name} has no manifest.json. Run `dvc repro download`."
+            )
         about[name] = read_json(directory / name / "manifest.json")
         task = tasks.get(about[name]["kind"], name)
         records = track(raw.read(directory / name), f"split {name}", unit="record")
@@ -47,11 +55,19 @@ def read(directory: Path, p: params.Mix) -> list[Dataset]:
         weight = p.tasks[one.name].weight
         found.append(
             Dataset(
-                one.name, kind, one.task, weight, read_again, survey, positive if positive in survey.labels else None
+                one.name,
+                kind,
+                one.task,
+                weight,
+                read_again,
+                survey,
+                positive if positive in survey.labels else None,
             )
         )
         mixture.check(found[-1])
-    if not p.pretrain_fraction and not any(d.survey.count(splits.VALIDATION) for d in found if d.weight > 0):
+    if not p.pretrain_fraction and not any(
+        d.survey.count(splits.VALIDATION) for d in found if d.weight > 0
+    ):
         raise UserError(mixture.NO_VALIDATION)
     return found
 

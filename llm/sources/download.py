@@ -1,8 +1,8 @@
 """From a source in params.yaml to `data/raw/<name>`: docs, files or a hub, all through one gate.
 
-Every record passes the gate or is counted at it, with file, line and reason; past `max_rejected_fraction` the data set
-is refused. The manifest says where the records came from, what was kept, and what was not.
-"""
+Every record passes the gate or is counted at it, with file, line and reason; past
+`max_rejected_fraction` the data set is refused. The manifest says where the records came from, what
+was kept, and what was not."""
 
 from __future__ import annotations
 
@@ -34,16 +34,20 @@ from llm.sources.record_schema import Shaper
 from llm.sources.resume import Changed, Restart, clear
 
 
-def write_raw(name: str, kind: str, source: params.Source, out: Path, copies: Path | None = None) -> dict[str, Any]:
+def write_raw(
+    name: str, kind: str, source: params.Source, out: Path, copies: Path | None = None
+) -> dict[str, Any]:
     """Write the records of one data set.
 
     Args:
         name: of the data set, under `download`.
         kind: one of `FIELDS` or of `llm.tasks`: the columns that the records get.
         source: its params.
-        out: directory for part-NNNNN.parquet and manifest.json; what a killed call for the same source left there is
-            gone on with. How far it came stands beside it, in `<out>.part.json`.
-        copies: directory for remote files, which a later attempt finds again; None: a temporary one.
+        out: directory for part-NNNNN.parquet and manifest.json; what a killed call for the same
+            source left there is gone on with. How far it came stands beside it, in
+            `<out>.part.json`.
+        copies: directory for remote files, which a later attempt finds again; None: a temporary
+            one.
 
     Returns:
         The manifest.
@@ -59,7 +63,9 @@ def write_raw(name: str, kind: str, source: params.Source, out: Path, copies: Pa
         )
     if isinstance(source, params.MixtureSource):
         return _mixture(name, source, out, copies)
-    restart = Restart(out, {"name": name, "kind": kind, "source": all_public(source.model_dump(mode="json"))})
+    restart = Restart(
+        out, {"name": name, "kind": kind, "source": all_public(source.model_dump(mode="json"))}
+    )
     try:
         written = _single(name, kind, source, out, copies, restart)
     except Changed as changed:
@@ -71,7 +77,12 @@ def write_raw(name: str, kind: str, source: params.Source, out: Path, copies: Pa
 
 
 def _single(
-    name: str, kind: str, source: params.SingleSource, out: Path, copies: Path | None, restart: Restart
+    name: str,
+    kind: str,
+    source: params.SingleSource,
+    out: Path,
+    copies: Path | None,
+    restart: Restart,
 ) -> dict[str, Any]:
     with Writer(out, kind, place=restart.writer) as writer:
         if isinstance(source, params.DocsSource):
@@ -90,12 +101,15 @@ def _single(
         gate.check(source.max_rejected_fraction)
     inputs_read = {"inputs": about.pop("inputs")} if "inputs" in about else {}
     about = {"kept": dict(gate.kept), "dropped": {}} | about
-    told = manifest(name, kind, source, writer, reasons=gate.reasons, examples=gate.examples, **about)
+    told = manifest(
+        name, kind, source, writer, reasons=gate.reasons, examples=gate.examples, **about
+    )
     if 0 < len(gate.labels) <= MAX_LABELS:
         told["labels"] = dict(sorted(gate.labels.items()))
         if all(label.isdecimal() for label in gate.labels):
             told["notes"] = joined(
-                told["notes"], f"the classes are numbers; give them names with download.{name}.labels"
+                told["notes"],
+                f"the classes are numbers; give them names with download.{name}.labels",
             )
         if positive := gate.positive():
             told["positive_label"] = positive
@@ -104,12 +118,14 @@ def _single(
     return told
 
 
-def _mixture(name: str, source: params.MixtureSource, out: Path, copies: Path | None) -> dict[str, Any]:
+def _mixture(
+    name: str, source: params.MixtureSource, out: Path, copies: Path | None
+) -> dict[str, Any]:
     """Write a mixture's records and manifest; `sources` of the manifest holds those of its sources.
 
-    After a kill the source that was being read goes on at its last finished part; those that were whole by then are
-    read again (of the copies, where they are remote), and so is what had been taken of them.
-    """
+    After a kill the source that was being read goes on at its last finished part; those that were
+    whole by then are read again (of the copies, where they are remote), and so is what had been
+    taken of them."""
     clear(out)
 
     def write(part: str, inner: params.Source, directory: Path) -> dict[str, Any]:
@@ -133,8 +149,12 @@ def _mixture(name: str, source: params.MixtureSource, out: Path, copies: Path | 
             if about["taken_rows"] < about["rows"]
         },
         reasons=reasons,
-        examples=[example for about in told.values() for example in about["rejected"]["examples"]][:EXAMPLES],
-        notes=joined(*(f"{part}: {about['notes']}" for part, about in told.items() if about["notes"])),
+        examples=[example for about in told.values() for example in about["rejected"]["examples"]][
+            :EXAMPLES
+        ],
+        notes=joined(
+            *(f"{part}: {about['notes']}" for part, about in told.items() if about["notes"])
+        ),
     ) | {"sources": told}
     whole = all_public(whole)
     write_json(Path(out) / "manifest.json", whole)
@@ -151,7 +171,9 @@ def _write_docs(kind: str, source: params.DocsSource, gate: Gate) -> dict[str, A
             if source.max_documents is not None and number > source.max_documents:
                 beyond += 1
                 continue
-            assert tuple(sorted(record)) == tuple(sorted(FIELDS[kind])), f"docs made {sorted(record)} for {kind}"
+            assert tuple(sorted(record)) == tuple(sorted(FIELDS[kind])), (
+                f"docs made {sorted(record)} for {kind}"
+            )
             gate.writer.write(record)
             if "label" in record:
                 gate.labels[record["label"]] += 1
@@ -162,11 +184,14 @@ def _write_docs(kind: str, source: params.DocsSource, gate: Gate) -> dict[str, A
 
 
 def fingerprint(name: str, kind: str, source: params.Source) -> str:
-    """Digest of all that a data set depends on: params, code, versions, and its files' names, sizes and times.
+    """Digest of all that a data set depends on: params, code, versions, and its files' names, sizes
+    and times.
 
-    The times keep a second look cheap; they decide only whether an interrupted stage's finished work is used again.
-    """
-    digest = hashlib.sha256(json.dumps([name, kind, source.model_dump(mode="json")], sort_keys=True).encode())
+    The times keep a second look cheap; they decide only whether an interrupted stage's finished
+    work is used again."""
+    digest = hashlib.sha256(
+        json.dumps([name, kind, source.model_dump(mode="json")], sort_keys=True).encode()
+    )
     digest.update(code_digest("sources", "text").encode())
     digest.update(platform.python_version().encode())
     for line in sorted({f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}):
@@ -181,5 +206,11 @@ def fingerprint(name: str, kind: str, source: params.Source) -> str:
 
 def datasets_of(p: params.Params) -> Iterator[tuple[str, str, params.Source]]:
     """Name, kind and source of each data set of the params, pretraining first."""
-    for name in sorted(p.download, key=lambda name: (name != "pretrain", list(p.download).index(name))):
-        yield name, "pretrain" if name == "pretrain" else p.download[name].kind or name, p.download[name]
+    for name in sorted(
+        p.download, key=lambda name: (name != "pretrain", list(p.download).index(name))
+    ):
+        yield (
+            name,
+            "pretrain" if name == "pretrain" else p.download[name].kind or name,
+            p.download[name],
+        )

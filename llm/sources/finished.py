@@ -1,4 +1,6 @@
-"""Finished data sets, which stay outside DVC's outputs until all are: a killed download makes each only once."""
+"""Finished data sets, which stay outside DVC's outputs until all are: a killed download makes each
+only once.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def finished_work() -> Iterator[Path]:
 
 
 def forget_others(directory: Path) -> None:
-    """Remove what broke off of the data set under other params, code or files: nothing will go on with it."""
+    """Remove what broke off of the data set under other params, code or files: nothing will go on
+    with it.
+    """
     name = directory.name[:-16]  # without the fingerprint
     for other in directory.parent.glob(f"{glob.escape(name)}{'[0-9a-f]' * 16}"):
         if other != directory and not (other / "manifest.json").exists():

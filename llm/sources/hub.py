@@ -1,7 +1,8 @@
-"""Hugging Face data sets, streamed: by id and pinned revision from the hub, or by path from a local directory.
+"""Hugging Face data sets, streamed: by id and pinned revision from the hub, or by path from a local
+directory.
 
-Code that comes with a data set is never run: `datasets` 4 and later has no way to, and nothing here asks for it.
-"""
+Code that comes with a data set is never run: `datasets` 4 and later has no way to, and nothing here
+asks for it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ from llm.runtime.io import parse_yaml, sha256
 from llm.sources.manifest import NOT_STATED
 from llm.sources.readers.paths import Input, Row
 
-CONNECT_SECONDS = 0.9  # in which the hub must answer; without a network `datasets` would retry for 24 s
+CONNECT_SECONDS = (
+    0.9  # in which the hub must answer; without a network `datasets` would retry for 24 s
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class Stream:
 
     columns: list[str] | None  # None: known only from the records
     labels: dict[str, list[str]]  # class names by column
-    rows: Callable[[Callable[[list[str]], list[str]]], Iterator[Row]]  # given what to keep of the columns
+    rows: Callable[
+        [Callable[[list[str]], list[str]]], Iterator[Row]
+    ]  # given what to keep of the columns
 
 
 def open_split(name: str, source: HubSource, split: str) -> Stream:
@@ -41,7 +46,8 @@ def open_split(name: str, source: HubSource, split: str) -> Stream:
         name: of the data set under `download`, for messages.
 
     Raises:
-        UserError: the hub cannot be reached; no such data set, configuration, revision or split; damaged files.
+        UserError: the hub cannot be reached; no such data set, configuration, revision or split;
+            damaged files.
     """
     where = f"download.{name}: {source.id}"
     local = is_local(source)
@@ -62,7 +68,9 @@ def open_split(name: str, source: HubSource, split: str) -> Stream:
         if dataset.features is None:
             dataset = dataset._resolve_features()
     features = dataset.features or {}
-    labels = {key: list(f.names) for key, f in features.items() if isinstance(f, datasets.ClassLabel)}
+    labels = {
+        key: list(f.names) for key, f in features.items() if isinstance(f, datasets.ClassLabel)
+    }
     columns = list(features) or None
 
     def rows(keep: Callable[[list[str]], list[str]]) -> Iterator[Row]:
@@ -88,16 +96,25 @@ class _explained:  # noqa: N801 - reads as a statement
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
+    ) -> None:
         if not isinstance(error, Exception) or isinstance(error, UserError):
             return
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        if isinstance(error, ConnectionError | TimeoutError) or "Connection" in type(error).__name__:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
+            type(error).__name__
+        ]
+        if (
+            isinstance(error, ConnectionError | TimeoutError)
+            or "Connection" in type(error).__name__
+        ):
             remedy = "The network failed; rerun when it is back."
         elif self.local:
             remedy = "Correct id, config or split, or mend the directory's files."
         else:
-            remedy = "Correct id, config, split or revision; a gated data set needs `hf auth login`."
+            remedy = (
+                "Correct id, config, split or revision; a gated data set needs `hf auth login`."
+            )
         raise UserError(f"{self.where}: {lines[0][:300].rstrip('.')}. {remedy}") from error
 
 
@@ -118,7 +135,11 @@ def revision(source: HubSource) -> str:
 
 def stamps(source: HubSource) -> list[list[str]]:
     """Name and stamp of each file of a local directory; a pinned revision does not change."""
-    return [[str(path), Input(str(path)).stamp()] for path in _data_files(source.id)] if is_local(source) else []
+    return (
+        [[str(path), Input(str(path)).stamp()] for path in _data_files(source.id)]
+        if is_local(source)
+        else []
+    )
 
 
 def licence(source: HubSource) -> str:
@@ -131,7 +152,9 @@ def licence(source: HubSource) -> str:
         else:
             from huggingface_hub import DatasetCard, hf_hub_download
 
-            path = hf_hub_download(source.id, "README.md", repo_type="dataset", revision=source.revision)
+            path = hf_hub_download(
+                source.id, "README.md", repo_type="dataset", revision=source.revision
+            )
             stated = DatasetCard.load(path).data.to_dict().get("license")
     except Exception as error:  # a card is courtesy: without one the data are still what they are
         return f"{NOT_STATED} (no readable card: {type(error).__name__})"
@@ -141,7 +164,9 @@ def licence(source: HubSource) -> str:
 
 
 def _data_files(directory: str) -> list[Path]:
-    return sorted(p for p in Path(directory).rglob("*") if p.is_file() and not p.name.startswith("."))
+    return sorted(
+        p for p in Path(directory).rglob("*") if p.is_file() and not p.name.startswith(".")
+    )
 
 
 def check_reachable(where: str) -> None:
@@ -155,7 +180,9 @@ def check_reachable(where: str) -> None:
         "`source: docs` needs no network."
     )
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        raise UserError(f"{where}: the hub is not asked because HF_HUB_OFFLINE is set. Unset it, or: {advice}")
+        raise UserError(
+            f"{where}: the hub is not asked because HF_HUB_OFFLINE is set. Unset it, or: {advice}"
+        )
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     address = urllib.parse.urlsplit(endpoint)
     proxy = urllib.request.getproxies().get(address.scheme)

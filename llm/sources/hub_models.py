@@ -1,4 +1,6 @@
-"""Model directories from the Hugging Face hub, at a pinned commit: config, safetensors, tokenizer; nothing else."""
+"""Model directories from the Hugging Face hub, at a pinned commit: config, safetensors, tokenizer;
+nothing else.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ def fetch(model_id: str, revision: str, directory: Path) -> int:
     """Download a model into `directory`, whole or not at all; returns its bytes.
 
     Raises:
-        UserError: the hub cannot be reached or has no such model or commit, or the model is in no usable format.
+        UserError: the hub cannot be reached or has no such model or commit, or the model is in no
+            usable format.
     """
     where = f"checkpoints: {model_id} at {revision[:12]}"
     check_reachable(where)
@@ -39,7 +42,9 @@ def fetch(model_id: str, revision: str, directory: Path) -> int:
 
     with whole_directory(directory, PATTERNS) as folder:
         try:
-            snapshot_download(model_id, revision=revision, local_dir=folder, allow_patterns=list(PATTERNS))
+            snapshot_download(
+                model_id, revision=revision, local_dir=folder, allow_patterns=list(PATTERNS)
+            )
         except Exception as error:  # the hub's own, and those of whichever HTTP library it uses
             if isinstance(error, OSError) and error.errno in NO_SPACE:
                 raise
@@ -48,7 +53,11 @@ def fetch(model_id: str, revision: str, directory: Path) -> int:
                 f"{where}: cannot be fetched ({first}). Look at the id and the commit; a model behind a licence wants "
                 "HF_TOKEN in the environment."
             ) from None
-        shutil.rmtree(folder / ".cache", ignore_errors=True)  # the hub's notes on times, which DVC would hash
+        shutil.rmtree(
+            folder / ".cache", ignore_errors=True
+        )  # the hub's notes on times, which DVC would hash
         if not (folder / "config.json").exists() or not list(folder.glob("*.safetensors")):
-            raise UserError(f"{where}: it has no config.json and *.safetensors; pickled weights are not fetched.")
+            raise UserError(
+                f"{where}: it has no config.json and *.safetensors; pickled weights are not fetched."
+            )
         return sum(path.stat().st_size for path in folder.iterdir())

@@ -39,11 +39,22 @@ def write_hub(name: str, source: HubSource, gate: Gate, restart: Restart) -> dic
             for place, row in restart.rows(number, stream.rows(gate.shaper.keep)):
                 gate.add(row, shown, split, side, stream.labels)
                 progress.update(mb=f"{gate.writer.bytes / 1e6:.1f}")
-                if source.max_documents is not None and gate.writer.rows - rows >= source.max_documents:
-                    notes.append(f"{split}: stopped after max_documents = {source.max_documents} records")
+                if (
+                    source.max_documents is not None
+                    and gate.writer.rows - rows >= source.max_documents
+                ):
+                    notes.append(
+                        f"{split}: stopped after max_documents = {source.max_documents} records"
+                    )
                     break
                 if source.max_bytes is not None and gate.writer.bytes - size >= source.max_bytes:
-                    notes.append(f"{split}: stopped after max_bytes = {source.max_bytes} bytes of text")
+                    notes.append(
+                        f"{split}: stopped after max_bytes = {source.max_bytes} bytes of text"
+                    )
                     break
                 restart.note(gate, number, place, notes=notes, begun=(rows, size), stamps=stamps)
-    return {"revision": hub.revision(source), "licence": hub.licence(source), "notes": joined(*notes)}
+    return {
+        "revision": hub.revision(source),
+        "licence": hub.licence(source),
+        "notes": joined(*notes),
+    }

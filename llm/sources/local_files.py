@@ -21,11 +21,16 @@ from llm.sources.record_filter import Gate
 from llm.sources.remote_files import fetch
 from llm.sources.resume import Restart
 
-PACKED, UNPACKED = 1.1, 0.5  # room that records take, for each byte of files that are compressed, or are not
+PACKED, UNPACKED = (
+    1.1,
+    0.5,
+)  # room that records take, for each byte of files that are compressed, or are not
 HUB_NAME = re.compile(r"(train|validation|test)-\d{5}-of-\d{5}\.")
 
 
-def write_files(name: str, source: FilesSource, gate: Gate, copies: Path, restart: Restart) -> dict[str, Any]:
+def write_files(
+    name: str, source: FilesSource, gate: Gate, copies: Path, restart: Restart
+) -> dict[str, Any]:
     """Send every row of the files to the gate.
 
     Args:
@@ -42,8 +47,13 @@ def write_files(name: str, source: FilesSource, gate: Gate, copies: Path, restar
     splits = _own_splits(source, where)
     named = not splits and bool(splits := _named_splits(found))
     if source.max_documents is None:
-        room = sum(max(0, item.size()) * (PACKED if item.packed else UNPACKED) for item in found[restart.input :])
-        refuse_what_cannot_fit(f"{where}: the records", room, gate.writer.directory, "take less (max_documents)")
+        room = sum(
+            max(0, item.size()) * (PACKED if item.packed else UNPACKED)
+            for item in found[restart.input :]
+        )
+        refuse_what_cannot_fit(
+            f"{where}: the records", room, gate.writer.directory, "take less (max_documents)"
+        )
     notes = restart.more.get("notes", ["the files' names say their splits"] if named else [])
     stopped = Counter[str]()
     stored: list[dict[str, Any]] = restart.more.get("stored", [])
@@ -66,9 +76,16 @@ def write_files(name: str, source: FilesSource, gate: Gate, copies: Path, restar
                 stored.append(_stored(item, stamp, wanted))
                 continue
             with readers.open_table(
-                item, source.format, gate.shaper.kind, gate.shaper.keep, source.encoding, source.header
+                item,
+                source.format,
+                gate.shaper.kind,
+                gate.shaper.keep,
+                source.encoding,
+                source.header,
             ) as table:
-                gate.check_columns(table.columns, item.shown, table.format in ("csv", "tsv") and source.header)
+                gate.check_columns(
+                    table.columns, item.shown, table.format in ("csv", "tsv") and source.header
+                )
                 last = 0
                 for place, row in restart.rows(number, table.rows):
                     before = gate.writer.rows
@@ -120,7 +137,9 @@ def _stored(item: inputs.Input, stamp: str, wanted: dict[str, str]) -> dict[str,
     digest = item.sha256()
     with inputs.reading(item):
         if item.stamp() != stamp:
-            raise UserError(f"{item.shown}: changed while it was read. Rerun when whatever writes it has finished.")
+            raise UserError(
+                f"{item.shown}: changed while it was read. Rerun when whatever writes it has finished."
+            )
         size = item.size()
     if wanted.get(item.shown, digest) != digest:
         raise UserError(
@@ -131,7 +150,9 @@ def _stored(item: inputs.Input, stamp: str, wanted: dict[str, str]) -> dict[str,
 
 
 def _own_splits(source: FilesSource, where: str) -> dict[str, str]:
-    """Splits of files, where the params have test_paths or val_paths. Raises UserError for a file that is in two."""
+    """Splits of files, where the params have test_paths or val_paths. Raises UserError for a file
+    that is in two.
+    """
     splits: dict[str, str] = {}
     keys: dict[str, str] = {}  # the file itself, not a link to it -> the param that names it
     for key, split in (("paths", "train"), ("val_paths", "validation"), ("test_paths", "test")):
@@ -139,13 +160,17 @@ def _own_splits(source: FilesSource, where: str) -> dict[str, str]:
         for item in inputs.find(paths, f"{where}.{key}") if paths else []:
             before = keys.setdefault(item.shown if item.fs else os.path.realpath(item.path), key)
             if before != key:
-                raise UserError(f"{where}: {item.shown} is in {before} and in {key}; take it out of one of them.")
+                raise UserError(
+                    f"{where}: {item.shown} is in {before} and in {key}; take it out of one of them."
+                )
             splits[item.shown] = split
     return splits if source.val_paths or source.test_paths else {}
 
 
 def _named_splits(found: list[inputs.Input]) -> dict[str, str]:
-    """Splits of files that are all named as the Hugging Face hub does: train-00000-of-00001.parquet."""
+    """Splits of files that are all named as the Hugging Face hub does:
+    train-00000-of-00001.parquet.
+    """
     matches = {item.shown: HUB_NAME.match(item.name) for item in found}
     splits = {shown: match[1] for shown, match in matches.items() if match}
     return splits if len(splits) == len(found) and len(set(splits.values())) > 1 else {}
@@ -153,4 +178,6 @@ def _named_splits(found: list[inputs.Input]) -> dict[str, str]:
 
 def _revision(stored: list[dict[str, Any]]) -> str:
     """One digest over those of the files."""
-    return "sha256:" + hashlib.sha256("".join(item["sha256"] for item in stored).encode()).hexdigest()
+    return (
+        "sha256:" + hashlib.sha256("".join(item["sha256"] for item in stored).encode()).hexdigest()
+    )

@@ -1,4 +1,6 @@
-"""What `data/raw/<name>/manifest.json` says: where the records came from, what was kept, and what was not."""
+"""What `data/raw/<name>/manifest.json` says: where the records came from, what was kept, and what
+was not.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,11 @@ def manifest(
         "files": writer.files,
         "kept": kept,
         "dropped": dropped,
-        "rejected": {"count": reasons.total(), "by_reason": dict(sorted(reasons.items())), "examples": examples},
+        "rejected": {
+            "count": reasons.total(),
+            "by_reason": dict(sorted(reasons.items())),
+            "examples": examples,
+        },
         "notes": notes,
     }
 

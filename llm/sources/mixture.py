@@ -1,9 +1,9 @@
 """Several pretraining sources in one, by weight: `download.pretrain.source: mixture`.
 
-The weights are shares of the bytes of text. Documents are taken whole, chosen by a hash of their text, so that a larger
-source loses none that a smaller one had; what is wanted more often than it is there is repeated, up to a stated number
-of times (Muennighoff et al. 2023, arXiv:2305.16264: four passes over a text are worth nearly as much as new text).
-"""
+The weights are shares of the bytes of text. Documents are taken whole, chosen by a hash of their
+text, so that a larger source loses none that a smaller one had; what is wanted more often than it
+is there is repeated, up to a stated number of times (Muennighoff et al. 2023, arXiv:2305.16264:
+four passes over a text are worth nearly as much as new text)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from llm.runtime.progress import Progress
 from llm.sources import raw
 
 
-def shares(sizes: dict[str, int], weights: dict[str, float], max_repeats: float) -> dict[str, float]:
-    """How often each source is taken: below 1 a part of its documents, above 1 some or all of them again.
+def shares(
+    sizes: dict[str, int], weights: dict[str, float], max_repeats: float
+) -> dict[str, float]:
+    """How often each source is taken: below 1 a part of its documents, above 1 some or all of them
+    again.
 
-    The total is as large as the weights allow: until the source that is scarcest for its weight has been repeated
-    `max_repeats` times, or the most plentiful one has been taken whole.
+    The total is as large as the weights allow: until the source that is scarcest for its weight has
+    been repeated `max_repeats` times, or the most plentiful one has been taken whole.
 
     Args:
         sizes: bytes of text, all above 0.
@@ -36,7 +39,9 @@ def shares(sizes: dict[str, int], weights: dict[str, float], max_repeats: float)
 
 def copies(text: str, share: float) -> int:
     """How often a document is taken; the mean over documents is `share`."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=b"mixture").digest()
+    digest = hashlib.blake2b(
+        text.encode("utf-8", "surrogatepass"), digest_size=8, person=b"mixture"
+    ).digest()
     return int(share) + (int.from_bytes(digest, "big") < (share - int(share)) * 2**64)
 
 
@@ -47,17 +52,23 @@ def write_mixture(
 
     Args:
         out: directory for the parts; the sources lie below it while they are read.
-        write: given a source's name, the source and a directory, writes its records there; returns its manifest.
+        write: given a source's name, the source and a directory, writes its records there; returns
+            its manifest.
 
     Returns:
         The closed writer, and what the manifest says of each source.
     """
-    manifests = {name: write(name, inner, out / ".sources" / name) for name, inner in source.sources.items()}
+    manifests = {
+        name: write(name, inner, out / ".sources" / name) for name, inner in source.sources.items()
+    }
     sizes = {name: manifest["bytes"] for name, manifest in manifests.items()}
     weights = {name: source.weights.get(name, 1.0) for name in sizes}
     taken = shares(sizes, weights, source.max_repeats)
     told = {}
-    with raw.Writer(out, "pretrain") as writer, Progress("mixture", sum(sizes.values()), "B", scale=True) as progress:
+    with (
+        raw.Writer(out, "pretrain") as writer,
+        Progress("mixture", sum(sizes.values()), "B", scale=True) as progress,
+    ):
         for name, manifest in manifests.items():
             rows, size = writer.rows, writer.bytes
             for record in raw.read(out / ".sources" / name):
@@ -70,7 +81,11 @@ def write_mixture(
                 "times_taken": taken[name],
                 "taken_rows": writer.rows - rows,
                 "taken_bytes": writer.bytes - size,
-                **{key: value for key, value in manifest.items() if key not in ("name", "kind", "files")},
+                **{
+                    key: value
+                    for key, value in manifest.items()
+                    if key not in ("name", "kind", "files")
+                },
             }
     shutil.rmtree(out / ".sources")
     return writer, told

@@ -1,4 +1,6 @@
-"""Raw records on disk: `data/raw/<name>/part-NNNNN.parquet` beside `manifest.json`, written and read as a stream."""
+"""Raw records on disk: `data/raw/<name>/part-NNNNN.parquet` beside `manifest.json`, written and
+read as a stream.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from llm.runtime.io import sha256
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Columns of each kind of data set. All are strings; `answers` is a list of strings, empty where there is no answer.
+# Columns of each kind of data set. All are strings; `answers` is a list of strings, empty where
+# there is no answer.
 FIELDS: dict[str, tuple[str, ...]] = {
     "pretrain": ("id", "text", "source"),
     "summarization": ("id", "document", "summary", "group", "split"),
@@ -45,7 +48,11 @@ def schema(kind: str) -> pa.Schema:
 
     return pa.schema(
         [
-            pa.field(name, pa.list_(pa.string()) if name == "answers" else pa.string(), nullable=name == "text_pair")
+            pa.field(
+                name,
+                pa.list_(pa.string()) if name == "answers" else pa.string(),
+                nullable=name == "text_pair",
+            )
             for name in fields(kind)
         ]
     )
@@ -77,7 +84,9 @@ class Writer:
         group_bytes: int = GROUP_BYTES,
         place: dict[str, Any] | None = None,
     ) -> None:
-        """`place`: what `place()` gave when a part had just been finished; writing goes on behind it."""
+        """`place`: what `place()` gave when a part had just been finished; writing goes on behind
+        it.
+        """
         self.directory, self.schema = Path(directory), schema(kind)
         self.part_bytes, self.group_bytes = part_bytes, group_bytes
         self.rows = self.bytes = 0  # of all parts; bytes of text
@@ -102,7 +111,9 @@ class Writer:
                 self._finish_part()
 
     def place(self) -> dict[str, Any] | None:
-        """Where writing can go on; None but right after a part was finished, when nothing is in memory."""
+        """Where writing can go on; None but right after a part was finished, when nothing is in
+        memory.
+        """
         if self._buffer or self._part is not None:
             return None
         return {"rows": self.rows, "bytes": self.bytes, "files": list(self.files)}
@@ -120,7 +131,9 @@ class Writer:
 
         if self._part is None:
             path = self.directory / f"part-{len(self.files):05d}.parquet"
-            self._part = pq.ParquetWriter(path, self.schema, compression="zstd", compression_level=3)
+            self._part = pq.ParquetWriter(
+                path, self.schema, compression="zstd", compression_level=3
+            )
         self._part.write_table(pa.Table.from_pylist(self._buffer, schema=self.schema))
         self._part_rows += len(self._buffer)
         self._part_text += self._buffered
@@ -132,14 +145,21 @@ class Writer:
         self._part.close()
         path = self.directory / f"part-{len(self.files):05d}.parquet"
         self.files.append(
-            {"path": path.name, "rows": self._part_rows, "bytes": path.stat().st_size, "sha256": sha256(path)}
+            {
+                "path": path.name,
+                "rows": self._part_rows,
+                "bytes": path.stat().st_size,
+                "sha256": sha256(path),
+            }
         )
         self._part, self._part_rows, self._part_text = None, 0, 0
 
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         if error is None:
             self.close()
         elif self._part is not None:  # a later call begins this part again; only release the handle
@@ -171,7 +191,8 @@ def read(directory: Path, columns: list[str] | None = None) -> Iterator[dict[str
 
 
 def groups(directory: Path) -> list[tuple[Path, int, int]]:
-    """File, number and rows of each row group of `data/raw/<name>`, in the order in which `read` reads them.
+    """File, number and rows of each row group of `data/raw/<name>`, in the order in which `read`
+    reads them.
 
     Raises:
         UserError: as `read`.
@@ -181,7 +202,9 @@ def groups(directory: Path) -> list[tuple[Path, int, int]]:
     found = []
     for path in _parts(directory):
         with _readable(path), pq.ParquetFile(path) as file:
-            rows = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+            rows = [
+                file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)
+            ]
         found += [(path, number, count) for number, count in enumerate(rows)]
     return found
 
@@ -198,7 +221,9 @@ def read_group(path: Path, group: int, column: str = "text") -> list[Any]:
 def _parts(directory: Path) -> list[Path]:
     paths = sorted(Path(directory).glob("part-*.parquet"))
     if not paths:
-        raise UserError(f"{directory}: no part-*.parquet here. Run `dvc repro download` to make them.")
+        raise UserError(
+            f"{directory}: no part-*.parquet here. Run `dvc repro download` to make them."
+        )
     return paths
 
 

@@ -1,4 +1,6 @@
-"""The gate between a source and `data/raw/<name>`: a record is written, or counted with file, line and reason."""
+"""The gate between a source and `data/raw/<name>`: a record is written, or counted with file, line
+and reason.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,11 @@ FOREIGN = 1 << 14  # bytes that are not UTF-8, of which the encoding is guessed
 SHOWN = 5  # and that an error message shows
 LONGEST_NAME = 64  # characters of a column's name
 MAX_LABELS = 100  # classes that the manifest counts
-ORDERS = (["0", "1"], ["false", "true"], ["False", "True"])  # of two classes whose names the source does not give
+ORDERS = (
+    ["0", "1"],
+    ["false", "true"],
+    ["False", "True"],
+)  # of two classes whose names the source does not give
 
 
 class Gate:
@@ -32,9 +38,18 @@ class Gate:
         self.labels: Counter[str] = Counter()
         self.names: list[str] = []  # of the classes in order, where the params or a file have them
         self.foreign = b""  # the beginnings of records that are not UTF-8
-        self._ids: set[int] = set()  # 8-byte digests; pretraining ids are places and unique by themselves
+        self._ids: set[int] = (
+            set()
+        )  # 8-byte digests; pretraining ids are places and unique by themselves
 
-    def add(self, row: Row, file: str, label: str, split: str, class_names: dict[str, list[str]] | None = None) -> None:
+    def add(
+        self,
+        row: Row,
+        file: str,
+        label: str,
+        split: str,
+        class_names: dict[str, list[str]] | None = None,
+    ) -> None:
         """Write a row's record, or count why not.
 
         Args:
@@ -50,7 +65,9 @@ class Gate:
             record = self.shaper.shape(row.record, class_names or {})
         except Rejected as rejected:
             own = row.record.get("id")  # a whole SQuAD file may be one line
-            self.reject(file, row.line, rejected.reason, rejected.detail + (f" (id {own})" if own else ""))
+            self.reject(
+                file, row.line, rejected.reason, rejected.detail + (f" (id {own})" if own else "")
+            )
             if rejected.reason == "not UTF-8" and len(self.foreign) < FOREIGN:
                 text = " ".join(value for value in row.record.values() if isinstance(value, str))
                 self.foreign += text[:FOREIGN].encode("utf-8", "surrogateescape")
@@ -71,12 +88,17 @@ class Gate:
         self.kept[file] += 1
 
     def _unique(self, record: dict[str, Any], place: str) -> str:
-        """The record's own id, else a digest of its text, else (pretraining) its place; if repeated, with the place."""
+        """The record's own id, else a digest of its text, else (pretraining) its place; if
+        repeated, with the place.
+        """
         own = record["id"]
         if not own and self.shaper.kind == "pretrain":
             return place
         if not own:
-            body = json.dumps({k: v for k, v in record.items() if k not in ("id", "group", "split")}, sort_keys=True)
+            body = json.dumps(
+                {k: v for k, v in record.items() if k not in ("id", "group", "split")},
+                sort_keys=True,
+            )
             own = hashlib.sha256(body.encode()).hexdigest()[:16]
         key = _key(own)
         if key in self._ids:
@@ -92,13 +114,17 @@ class Gate:
         return {**counters, **lists, "foreign": foreign, "own_ids": bool(self._ids)}
 
     def positive(self) -> str | None:
-        """The class that F1 is of, where there are two: the second, as GLUE has it; None where they have no order."""
+        """The class that F1 is of, where there are two: the second, as GLUE has it; None where they
+        have no order.
+        """
         counted = next((order for order in ORDERS if {*self.labels} == {*order}), [])
         order = self.names or counted
         return order[1] if len(order) == 2 and {*self.labels} <= {*order} else None
 
     def go_on(self, counted: dict[str, Any]) -> None:
-        """Take over what was counted when the writer's parts had just been written; ids are read from those."""
+        """Take over what was counted when the writer's parts had just been written; ids are read
+        from those.
+        """
         for name in ("reasons", "kept", "labels"):
             getattr(self, name).update(counted[name])
         self.examples, self.names = list(counted["examples"]), list(counted["names"])
@@ -110,16 +136,24 @@ class Gate:
         """Count a record that is set aside."""
         self.reasons[reason] += 1
         if len(self.examples) < EXAMPLES:
-            self.examples.append({"file": file, "line": line, "reason": f"{reason}: {detail}" if detail else reason})
+            self.examples.append(
+                {"file": file, "line": line, "reason": f"{reason}: {detail}" if detail else reason}
+            )
 
     def check(self, allowed: float) -> None:
-        """Raises UserError where there are no records, or more than the allowed fraction were rejected."""
+        """Raises UserError where there are no records, or more than the allowed fraction were
+        rejected.
+        """
         rejected = self.reasons.total()
         seen = self.writer.rows + rejected
         if not rejected and not seen:
-            raise UserError(f"download.{self.name}: the source holds no records. Check its paths, or its split.")
+            raise UserError(
+                f"download.{self.name}: the source holds no records. Check its paths, or its split."
+            )
         if not self.writer.rows or rejected > allowed * seen:
-            lines = "".join(f"\n  {e['file']}:{e['line']}: {e['reason']}" for e in self.examples[:SHOWN])
+            lines = "".join(
+                f"\n  {e['file']}:{e['line']}: {e['reason']}" for e in self.examples[:SHOWN]
+            )
             more = f"\n  … and {rejected - SHOWN:,} more" if rejected > SHOWN else ""
             advice = f" {self.shaper.advice()}." if self.reasons["missing column"] else ""
             if self.reasons[SCORE]:
@@ -136,7 +170,8 @@ class Gate:
             )
 
     def check_columns(self, columns: list[str] | None, file: str, first_line: bool = False) -> None:
-        """Raises UserError where a file whose columns are the same for all rows lacks one, or has it twice.
+        """Raises UserError where a file whose columns are the same for all rows lacks one, or has
+        it twice.
 
         Args:
             first_line: the names are the first line of a table, which may have been a record.

@@ -1,8 +1,8 @@
 """The shape of a record of each kind: which columns of a file it is made of, and what it must hold.
 
-Usual data sets are mapped by their column names (GLUE, SQuAD, CNN/DailyMail, Alpaca, Dolly, OpenWebText); the params
-`columns` and `labels` say it for others. A record of the wrong shape is `Rejected`, with the reason.
-"""
+Usual data sets are mapped by their column names (GLUE, SQuAD, CNN/DailyMail, Alpaca, Dolly,
+OpenWebText); the params `columns` and `labels` say it for others. A record of the wrong shape is
+`Rejected`, with the reason."""
 
 from __future__ import annotations
 
@@ -14,21 +14,32 @@ from typing import Any
 from llm.errors import UserError
 from llm.sources.raw import SPLITS, fields, text_bytes
 
-# Sets of columns that are known together, the most telling first; {} falls back to single names below.
+# Sets of columns that are known together, the most telling first; {} falls back to single names
+# below.
 KNOWN: dict[str, list[dict[str, str]]] = {
     "pretrain": [],
     "summarization": [{"document": "article", "summary": "highlights"}],  # cnn_dailymail
     "question_answering": [],
     "classification": [
         {"text": "sentence1", "text_pair": "sentence2"},  # GLUE RTE, MRPC, WNLI, STS-B
-        {"text": "question1", "text_pair": "question2", "label": "is_duplicate"},  # QQP as distributed
+        {
+            "text": "question1",
+            "text_pair": "question2",
+            "label": "is_duplicate",
+        },  # QQP as distributed
         {"text": "question1", "text_pair": "question2"},  # QQP
         {"text": "premise", "text_pair": "hypothesis"},  # MNLI, SNLI
         {"text": "question", "text_pair": "sentence"},  # QNLI
-        {"text": "#1 String", "text_pair": "#2 String", "label": "Quality"},  # MSR paraphrases as distributed
+        {
+            "text": "#1 String",
+            "text_pair": "#2 String",
+            "label": "Quality",
+        },  # MSR paraphrases as distributed
         {"text": "Title", "text_pair": "Description", "label": "Class Index"},  # AG News
     ],
-    "instructions": [{"instruction": "instruction", "input": "context", "output": "response"}],  # dolly
+    "instructions": [
+        {"instruction": "instruction", "input": "context", "output": "response"}
+    ],  # dolly
 }
 SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
     "pretrain": {"text": ("text", "content", "document"), "source": ("source",)},
@@ -45,13 +56,18 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }  # fmt: skip
 # How Python and JSON print SQuAD's answers, or a list of them.
-PRINTED = re.compile(r"""\s*(\{\s*['"](text|answer_start)['"]\s*:|\[\s*(['"{]|\])|array\(|\{\s*\}\s*$)""")
+PRINTED = re.compile(
+    r"""\s*(\{\s*['"](text|answer_start)['"]\s*:|\[\s*(['"{]|\])|array\(|\{\s*\}\s*$)"""
+)
 OPTIONAL = {"id", "source", "group", "split", "text_pair", "input"}
-# What data sets write where there is no label, in lower case; a class of such a name must be given in `labels`.
+# What data sets write where there is no label, in lower case; a class of such a name must be given
+# in `labels`.
 UNLABELLED = {
     "-1": "stands for an unlabelled example",  # GLUE's test sets
     "-": "stands for an example whose annotators did not agree",  # SNLI, MNLI
-    **dict.fromkeys(("nan", "<na>", "null"), "stands for a missing value"),  # a table written by pandas, a database
+    **dict.fromkeys(
+        ("nan", "<na>", "null"), "stands for a missing value"
+    ),  # a table written by pandas, a database
 }
 NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)")  # with a decimal point
 SCORE = "label is a number with a fraction"  # the reason, of which `Gate.check` says more
@@ -79,11 +95,16 @@ class Shaper:
         labels: names of integer classes in order, or value -> name.
 
     Raises:
-        UserError: `columns` names a column that the kind does not have; `labels` where there are no classes.
+        UserError: `columns` names a column that the kind does not have; `labels` where there are no
+            classes.
     """
 
     def __init__(
-        self, name: str, kind: str, columns: dict[str, str], labels: Sequence[str] | dict[str, str] | None
+        self,
+        name: str,
+        kind: str,
+        columns: dict[str, str],
+        labels: Sequence[str] | dict[str, str] | None,
     ) -> None:
         self.name, self.kind, self.columns, self.labels = name, kind, columns, labels
         for ours in columns:
@@ -93,7 +114,9 @@ class Shaper:
                     "Ours stands before the colon, the file's after it."
                 )
         if labels is not None and "label" not in fields(kind):
-            raise UserError(f"download.{name}.labels: {kind} has no classes. Remove it, or set download.{name}.kind.")
+            raise UserError(
+                f"download.{name}.labels: {kind} has no classes. Remove it, or set download.{name}.kind."
+            )
         self._mappings: dict[tuple[str, ...], dict[str, str]] = {}
 
     def mapping(self, names: Sequence[str]) -> dict[str, str]:
@@ -116,7 +139,11 @@ class Shaper:
             if ours in self.columns:
                 candidates: tuple[str, ...] = (self.columns[ours],)
             else:
-                place = (ours,) if ours in ("group", "split") or (ours == "id" and self.kind != "pretrain") else ()
+                place = (
+                    (ours,)
+                    if ours in ("group", "split") or (ours == "id" and self.kind != "pretrain")
+                    else ()
+                )
                 given = SYNONYMS[self.kind].get(ours, place) if self.kind in SYNONYMS else (ours,)
                 candidates = ((known[ours],) if ours in known else ()) + given
             theirs = next((name for name in candidates if name in names), None)
@@ -152,8 +179,8 @@ class Shaper:
             class_names: names of integer classes that the file brings, by its column.
 
         Raises:
-            Rejected: a column is missing, empty or of another type; an answer is not at its offset; there is no label,
-                or it has no name; a string holds NUL characters or is not UTF-8.
+            Rejected: a column is missing, empty or of another type; an answer is not at its offset;
+                there is no label, or it has no name; a string holds NUL characters or is not UTF-8.
         """
         mapping = self.mapping(tuple(record))
         shaped: dict[str, Any] = {}
@@ -172,26 +199,45 @@ class Shaper:
             else:
                 shaped[ours] = _string(ours, value, empty=ours == "input")
         if shaped.get("split", "") not in SPLITS:
-            raise Rejected("unknown split", f"{shaped['split']!r}; expected train, validation, test or an empty string")
+            raise Rejected(
+                "unknown split",
+                f"{shaped['split']!r}; expected train, validation, test or an empty string",
+            )
         _check_characters(shaped)
         return shaped
 
     def class_names(self, brought: dict[str, list[str]], columns: Sequence[str]) -> list[str]:
-        """Names of the classes in order, from the params or else from the file; empty where neither has them."""
+        """Names of the classes in order, from the params or else from the file; empty where neither
+        has them.
+        """
         if self.labels is not None:
-            return list(dict.fromkeys(self.labels.values() if isinstance(self.labels, dict) else self.labels))
+            return list(
+                dict.fromkeys(
+                    self.labels.values() if isinstance(self.labels, dict) else self.labels
+                )
+            )
         return brought.get(self.mapping(columns)["label"], [])
 
     def _label(self, value: Any, brought: Sequence[str] | None) -> str:
-        if value is None or isinstance(value, dict | list) or (isinstance(value, float) and not math.isfinite(value)):
+        if (
+            value is None
+            or isinstance(value, dict | list)
+            or (isinstance(value, float) and not math.isfinite(value))
+        ):
             raise Rejected("no label", f"found {value!r}")
         text = str(value).lower() if isinstance(value, bool) else str(value).strip()
-        number = value if isinstance(value, float) else float(text) if NUMBER.fullmatch(text) else None
+        number = (
+            value if isinstance(value, float) else float(text) if NUMBER.fullmatch(text) else None
+        )
         spellings = [text]
         if isinstance(value, bool) or (number is not None and number.is_integer()):
-            spellings.append(str(int(value if number is None else number)))  # a column with gaps holds 1.0 for 1
+            spellings.append(
+                str(int(value if number is None else number))
+            )  # a column with gaps holds 1.0 for 1
         names = self.labels if self.labels is not None else brought
-        named = next((spelling for spelling in spellings if names is not None and spelling in names), None)
+        named = next(
+            (spelling for spelling in spellings if names is not None and spelling in names), None
+        )
         if named is not None:
             return names[named] if isinstance(names, dict) else named
         last = spellings[-1]
@@ -199,12 +245,16 @@ class Shaper:
             raise Rejected("no label", f"found {value!r}")
         if reason := UNLABELLED.get(last.lower()):
             where = f"download.{self.name}.labels"
-            raise Rejected("no label", f"{last} {reason}; if it is a class, give it a name in {where}")
+            raise Rejected(
+                "no label", f"{last} {reason}; if it is a class, give it a name in {where}"
+            )
         if isinstance(names, dict):
             raise Rejected("unknown label", f"{text!r} is not among the labels {', '.join(names)}")
         if names is not None:
             if not last.isdecimal() or int(last) >= len(names):
-                raise Rejected("unknown label", f"{text!r}; the {len(names)} labels are 0 to {len(names) - 1}")
+                raise Rejected(
+                    "unknown label", f"{text!r}; the {len(names)} labels are 0 to {len(names) - 1}"
+                )
             return names[int(last)]
         if number is not None and not number.is_integer():
             raise Rejected(SCORE, f"{text!r}")
@@ -215,7 +265,9 @@ def _string(name: str, value: Any, empty: bool = False) -> str:
     if value is None:
         raise Rejected(f"no {name}", "null")
     if not isinstance(value, str):
-        raise Rejected(f"{name} is not a string", f"found {type(value).__name__}: {str(value)[:60]!r}")
+        raise Rejected(
+            f"{name} is not a string", f"found {type(value).__name__}: {str(value)[:60]!r}"
+        )
     if not empty and not value.strip():
         raise Rejected(f"empty {name}")
     return value
@@ -225,7 +277,8 @@ def _answers(value: Any, record: dict[str, Any], context: str) -> list[str]:
     """Answer texts, each checked at its offset in the context where it has one.
 
     Args:
-        value: as SQuAD's JSON ([{text, answer_start}]), its hub form ({text: [...], answer_start: [...]}), or strings.
+        value: as SQuAD's JSON ([{text, answer_start}]), its hub form ({text: [...], answer_start:
+            [...]}), or strings.
     """
     if record.get("is_impossible") is True:
         return []
@@ -242,13 +295,20 @@ def _answers(value: Any, record: dict[str, Any], context: str) -> list[str]:
         if not isinstance(texts, list) or (
             starts is not None and (not isinstance(starts, list) or len(starts) != len(texts))
         ):
-            raise Rejected("answers of an unknown form", "expected lists `text` and `answer_start` of one length")
+            raise Rejected(
+                "answers of an unknown form",
+                "expected lists `text` and `answer_start` of one length",
+            )
         pairs = list(zip(texts, starts if starts is not None else [None] * len(texts), strict=True))
     elif isinstance(value, list) and all(isinstance(item, dict | str) for item in value):
-        pairs = [(a, None) if isinstance(a, str) else (a.get("text"), a.get("answer_start", "missing")) for a in value]
+        pairs = [
+            (a, None) if isinstance(a, str) else (a.get("text"), a.get("answer_start", "missing"))
+            for a in value
+        ]
     else:
         raise Rejected(
-            "answers of an unknown form", f"found {type(value).__name__}; expected a list (empty: no answer)"
+            "answers of an unknown form",
+            f"found {type(value).__name__}; expected a list (empty: no answer)",
         )
     return [_answer(text, start, context) for text, start in pairs]
 
@@ -258,7 +318,10 @@ def _answer(text: Any, start: Any, context: str) -> str:
     if start is None:
         return text
     if isinstance(start, bool) or not isinstance(start, int):
-        raise Rejected("answer without an offset", f"answer_start of {text!r} is {start!r}, expected an integer")
+        raise Rejected(
+            "answer without an offset",
+            f"answer_start of {text!r} is {start!r}, expected an integer",
+        )
     if start >= 0 and context.startswith(text, start):
         return text
     there = context[start : start + len(text)] if start >= 0 else ""
@@ -268,7 +331,8 @@ def _answer(text: Any, start: Any, context: str) -> str:
         f"it is in the context {times} times" if times else "it is nowhere in the context"
     )  # fmt: skip
     raise Rejected(
-        "answer not at its offset", f"{text[:60]!r} is not at answer_start {start} (there: {there[:60]!r}); {where}"
+        "answer not at its offset",
+        f"{text[:60]!r} is not at answer_start {start} (there: {there[:60]!r}); {where}",
     )
 
 
@@ -285,6 +349,9 @@ def _check_characters(shaped: dict[str, Any]) -> None:
         code = ord(error.object[error.start])
         if 0xDC80 <= code <= 0xDCFF:
             raise Rejected(
-                "not UTF-8", f"byte 0x{code - 0xDC00:02x} at character {error.start}; convert it to UTF-8"
+                "not UTF-8",
+                f"byte 0x{code - 0xDC00:02x} at character {error.start}; convert it to UTF-8",
             ) from None
-        raise Rejected("half of a surrogate pair", f"U+{code:04X} at character {error.start}") from None
+        raise Rejected(
+            "half of a surrogate pair", f"U+{code:04X} at character {error.start}"
+        ) from None

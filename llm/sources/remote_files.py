@@ -1,8 +1,9 @@
-"""Remote files, copied here before they are read: resumed where they broke off, verified, under their name when whole.
+"""Remote files, copied here before they are read: resumed where they broke off, verified, under
+their name when whole.
 
-A copy in the making is `<name>.part`, beside it what the server said of the file when it was begun. A later attempt,
-also of another process after a kill, goes on behind the bytes that are there if the server still says the same.
-"""
+A copy in the making is `<name>.part`, beside it what the server said of the file when it was begun.
+A later attempt, also of another process after a kill, goes on behind the bytes that are there if
+the server still says the same."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ ATTEMPTS = 5  # in a row that bring no byte
 PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
 
 
-def fetch(source: Input, folder: Path, on_bytes: Callable[[int], object] = lambda count: None) -> Input:
+def fetch(
+    source: Input, folder: Path, on_bytes: Callable[[int], object] = lambda count: None
+) -> Input:
     """A local copy of a remote file; a local file as it is.
 
     Args:
@@ -33,8 +36,8 @@ def fetch(source: Input, folder: Path, on_bytes: Callable[[int], object] = lambd
         on_bytes: told how many bytes came, for progress.
 
     Raises:
-        UserError: the file cannot be read after some attempts, is shorter or longer than the server says, changed while
-            it was read, or does not fit on the disk.
+        UserError: the file cannot be read after some attempts, is shorter or longer than the server
+            says, changed while it was read, or does not fit on the disk.
     """
     if source.fs is None:
         return source
@@ -52,7 +55,9 @@ def fetch(source: Input, folder: Path, on_bytes: Callable[[int], object] = lambd
         _copy(source, part, size, on_bytes)
         if _asked(source, source.stamp) != stamp:
             part.unlink()
-            raise UserError(f"{source.shown}: changed while it was downloaded. Rerun when it stays as it is.")
+            raise UserError(
+                f"{source.shown}: changed while it was downloaded. Rerun when it stays as it is."
+            )
         os.replace(part, whole)
     return dataclasses.replace(source, fs=None, path=str(whole))
 
@@ -88,10 +93,14 @@ def _copy(source: Input, part: Path, size: int, on_bytes: Callable[[int], object
             time.sleep(PAUSE * 2 ** (idle - 1))
     if 0 <= size < have:
         part.unlink()
-        raise UserError(f"{source.shown}: {have:,} bytes came, but the server says {size:,}. Rerun to try again.")
+        raise UserError(
+            f"{source.shown}: {have:,} bytes came, but the server says {size:,}. Rerun to try again."
+        )
 
 
-def _append(source: Input, part: Path, have: int, stream: bool, on_bytes: Callable[[int], object]) -> None:
+def _append(
+    source: Input, part: Path, have: int, stream: bool, on_bytes: Callable[[int], object]
+) -> None:
     """Append what comes from byte `have` on, block by block; as one stream, from the beginning."""
     with source.fs.open(source.path, "rb", block_size=0 if stream else BLOCK) as remote:
         if have and not stream:
@@ -116,7 +125,9 @@ def _asked(source: Input, question: Callable[[], Any]) -> Any:
             if isinstance(error, FileNotFoundError):
                 break
             time.sleep(PAUSE * 2**attempt if attempt < ATTEMPTS - 1 else 0)
-    raise UserError(f"{source.shown}: cannot be read ({reason}). Check the address and the network, and rerun.")
+    raise UserError(
+        f"{source.shown}: cannot be read ({reason}). Check the address and the network, and rerun."
+    )
 
 
 def _refuse_full_disk(source: Input, folder: Path, missing: int) -> None:

@@ -1,4 +1,6 @@
-"""How far the writing of a data set came: on record at every finished part, so that a killed download goes on there."""
+"""How far the writing of a data set came: on record at every finished part, so that a killed
+download goes on there.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +30,20 @@ class Changed(Exception):  # noqa: N818 - says what happened
 
 
 class Restart:
-    """The record beside a data set's directory, `<directory>.part.json`; gone when the data set is whole.
+    """The record beside a data set's directory, `<directory>.part.json`; gone when the data set is
+    whole.
 
-    A record holds what was read (inputs that are done, rows of the next one), what the writer wrote, and `more`. Parts
-    are compared with their digests before they are believed, inputs with their stamps.
-    """
+    A record holds what was read (inputs that are done, rows of the next one), what the writer
+    wrote, and `more`. Parts are compared with their digests before they are believed, inputs with
+    their stamps."""
 
     def __init__(self, directory: Path, of: dict[str, Any]) -> None:
         """`of`: what is written, as JSON; a record of something else counts as none."""
         self.directory, self.of = Path(directory), of
         self.path = self.directory.with_name(f"{self.directory.name}.part.json")
-        self.input = self.row = self.parts = 0  # inputs that are done, rows of the next one, parts on record
+        self.input = self.row = self.parts = (
+            0  # inputs that are done, rows of the next one, parts on record
+        )
         self.writer: dict[str, Any] | None = None
         self.more: dict[str, Any] = {}
         self._read()
@@ -51,14 +56,25 @@ class Restart:
                 raise ValueError("the record of another data set")
             if any(sha256(self.directory / file["path"]) != file["sha256"] for file in files):
                 raise ValueError("a part is not what was written")
-            self.input, self.row, self.writer, self.more = (record[k] for k in ("input", "row", "writer", "more"))
-        except (OSError, ValueError, KeyError, TypeError):  # no record, or of parts that a power cut took
+            self.input, self.row, self.writer, self.more = (
+                record[k] for k in ("input", "row", "writer", "more")
+            )
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # no record, or of parts that a power cut took
             files = []
         self.parts = len(files)
-        clear(self.directory, [file["path"] for file in files])  # the part that was begun when the kill came
+        clear(
+            self.directory, [file["path"] for file in files]
+        )  # the part that was begun when the kill came
 
     def compare(self, stamps: list[list[str]]) -> None:
-        """Raises Changed where the names and stamps of the inputs until `input` are not those on record."""
+        """Raises Changed where the names and stamps of the inputs until `input` are not those on
+        record.
+        """
         then = self.more.get("stamps", [])
         if then and then != stamps:
             before = {name for name, stamp in then if [name, stamp] not in stamps}
@@ -75,7 +91,8 @@ class Restart:
         Args:
             number: of the input, from 0.
             row: of the input, from 1; it and all before it are dealt with.
-            more: what is to be in `more` when it goes on, beside what the gate counted; with `stamps`, for `compare`.
+            more: what is to be in `more` when it goes on, beside what the gate counted; with
+                `stamps`, for `compare`.
         """
         if len(gate.writer.files) == self.parts:
             return

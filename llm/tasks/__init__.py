@@ -1,4 +1,6 @@
-"""Finetuning tasks: one module a kind, found by its name in this folder. docs/EVALUATION.md shows how to add one."""
+"""Finetuning tasks: one module a kind, found by its name in this folder. docs/EVALUATION.md shows
+how to add one.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,12 @@ from llm.tasks.base import Task
 
 
 def kinds() -> tuple[str, ...]:
-    """The kinds of task, by name: the modules of this folder that say which columns their records have."""
+    """The kinds of task, by name: the modules of this folder that say which columns their records
+    have.
+    """
     modules = {
-        found.name: importlib.import_module(f"llm.tasks.{found.name}") for found in pkgutil.iter_modules(__path__)
+        found.name: importlib.import_module(f"llm.tasks.{found.name}")
+        for found in pkgutil.iter_modules(__path__)
     }
     return tuple(sorted(name for name, module in modules.items() if hasattr(module, "COLUMNS")))
 

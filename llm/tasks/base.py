@@ -1,8 +1,8 @@
 """What every task module offers, and how a record becomes a prompt and a response that fit.
 
-The phrasing of an instruction is chosen by a hash of the example's id: it depends on nothing else, so adding or
-removing examples never rewords another. Where an example is too long, one field (a document, a context) is cut from
-its end; the question, the instruction and the response never are.
+The phrasing of an instruction is chosen by a hash of the example's id: it depends on nothing else,
+so adding or removing examples never rewords another. Where an example is too long, one field (a
+document, a context) is cut from its end; the question, the instruction and the response never are.
 """
 
 from __future__ import annotations
@@ -36,17 +36,24 @@ class Encoder(Protocol):
 class Task(Protocol):
     """A module in this folder.
 
-    `labels` are the names that `label` returned over the training examples, sorted. A module may also have
-    `score(prediction, row) -> {name: value}`, metrics of its own, of which the mean over examples is the score, and
-    `baselines(row) -> {name: prediction}`; rows are those of the test file.
-    """
+    `labels` are the names that `label` returned over the training examples, sorted. A module may
+    also have `score(prediction, row) -> {name: value}`, metrics of its own, of which the mean over
+    examples is the score, and `baselines(row) -> {name: prediction}`; rows are those of the test
+    file."""
 
     COLUMNS: tuple[str, ...]  # of the raw records, beside id, group and split
-    METRICS: tuple[str, ...]  # that it is scored with: those of `llm.evaluate.metrics`, or names that `score` gives
+    METRICS: tuple[
+        str, ...
+    ]  # that it is scored with: those of `llm.evaluate.metrics`, or names that `score` gives
     CUT: str  # the field that is cut when an example is too long
-    CLOSED: bool  # whether only labels that training has can be right: then the answer is the likeliest of `choices`
-    RESPONSE_TOKENS: int  # left free for the response after a test prompt, where the reference must not be looked at
-    TEST_COLUMNS: dict[str, Any]  # name -> pyarrow type, what the test file holds beside the common columns
+    # whether only labels that training has can be right: then the answer is the likeliest of
+    # `choices`
+    CLOSED: bool
+    # left free for the response after a test prompt, where the reference must not be looked at
+    RESPONSE_TOKENS: int
+    TEST_COLUMNS: dict[
+        str, Any
+    ]  # name -> pyarrow type, what the test file holds beside the common columns
 
     def input_text(self, record: Record) -> str:
         """The text that must not be on two sides of a split."""
@@ -77,7 +84,8 @@ class Task(Protocol):
 class Example:
     """One row of the mixture.
 
-    `prompt_tokens` include the conversation's tokens around the prompt (0 for an empty prompt), `response_tokens` the
+    `prompt_tokens` include the conversation's tokens around the prompt (0 for an empty prompt),
+    `response_tokens` the
     end-of-text token: their sum is what the example takes in training.
     """
 
@@ -93,7 +101,9 @@ class Example:
 def key(*parts: str | int) -> int:
     """A 64-bit hash of the parts: uniform, the same on every machine."""
     text = "\0".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
+    )
 
 
 def uniform(*parts: str | int) -> float:
@@ -107,27 +117,40 @@ def choose(templates: Sequence[str], example_id: str) -> str:
 
 
 def render(
-    task: Task, name: str, record: Record, labels: Sequence[str], tokenizer: Encoder, max_tokens: int
+    task: Task,
+    name: str,
+    record: Record,
+    labels: Sequence[str],
+    tokenizer: Encoder,
+    max_tokens: int,
 ) -> Example:
     """A training example of at most `max_tokens` tokens, special ones included.
 
     Raises:
-        UnusableError: `empty_target`, `too_long` (with the text cut to `max_tokens // 8`), or `answer_cut`.
+        UnusableError: `empty_target`, `too_long` (with the text cut to `max_tokens // 8`), or
+            `answer_cut`.
     """
     response, response_tokens = _response(task, record, tokenizer)
-    example, visible = _render(task, name, record, labels, tokenizer, max_tokens, response, response_tokens)
+    example, visible = _render(
+        task, name, record, labels, tokenizer, max_tokens, response, response_tokens
+    )
     if task.lost(record, visible):
         raise UnusableError("answer_cut")
     return example
 
 
 def render_test(
-    task: Task, name: str, record: Record, labels: Sequence[str], tokenizer: Encoder, max_tokens: int
+    task: Task,
+    name: str,
+    record: Record,
+    labels: Sequence[str],
+    tokenizer: Encoder,
+    max_tokens: int,
 ) -> tuple[Example, bool]:
     """A test example, and whether the cut took the answer away.
 
-    The prompt leaves room for `RESPONSE_TOKENS` (at most a quarter of `max_tokens`) whatever the reference is: a cut
-    that depended on the reference would tell its length.
+    The prompt leaves room for `RESPONSE_TOKENS` (at most a quarter of `max_tokens`) whatever the
+    reference is: a cut that depended on the reference would tell its length.
 
     Raises:
         UnusableError: `empty_target` or `too_long`.
@@ -159,9 +182,13 @@ def _render(
     template = choose(task.templates(fields, labels), record["id"])
     around = len(tokenizer.chat_ids(""))  # what a conversation has around a prompt; ours two tokens
     room = max_tokens - around - response_tokens
-    prompt, tokens, visible = fit(template, fields, task.CUT, room, tokenizer, least=max_tokens // 8)
+    prompt, tokens, visible = fit(
+        template, fields, task.CUT, room, tokenizer, least=max_tokens // 8
+    )
     truncated = len(visible) < len(fields[task.CUT])
-    return Example(record["id"], name, prompt, response, truncated, tokens + around, response_tokens), visible
+    return Example(
+        record["id"], name, prompt, response, truncated, tokens + around, response_tokens
+    ), visible
 
 
 def fit(
@@ -183,7 +210,8 @@ def fit(
         tokens = len(tokenizer.encode(prompt))
         if tokens <= room:
             return prompt, tokens, text
-        # Tokens do not add up exactly where texts meet, hence a loop; it ends because `allowed` falls each time.
+        # Tokens do not add up exactly where texts meet, hence a loop; it ends because `allowed`
+        # falls each time.
         allowed = min(allowed, len(tokenizer.encode(text))) - (tokens - room)
         if allowed < max(least, 1):
             raise UnusableError("too_long")
@@ -191,10 +219,14 @@ def fit(
 
 
 def token_prefix(text: str, tokens: int, tokenizer: Encoder) -> str:
-    """The longest beginning of `text` of about `tokens` tokens that ends at a word; all of it where that is shorter."""
+    """The longest beginning of `text` of about `tokens` tokens that ends at a word; all of it where
+    that is shorter.
+    """
     piece = text[: 16 * (tokens + 1)]
     ids = tokenizer.encode(piece)
-    if len(ids) <= tokens and len(piece) < len(text):  # more than 16 characters a token: runs of one character
+    if len(ids) <= tokens and len(piece) < len(
+        text
+    ):  # more than 16 characters a token: runs of one character
         ids = tokenizer.encode(text)
     if len(ids) <= tokens:
         return text
@@ -203,6 +235,9 @@ def token_prefix(text: str, tokens: int, tokenizer: Encoder) -> str:
     while not text.startswith(head):
         head = head[:-1]
     if head and not head[-1].isspace() and not text[len(head) : len(head) + 1].isspace():
-        space = max(head.rfind(mark, len(head) - WORD) if len(head) > WORD else head.rfind(mark) for mark in " \n\t")
+        space = max(
+            head.rfind(mark, len(head) - WORD) if len(head) > WORD else head.rfind(mark)
+            for mark in " \n\t"
+        )
         head = head[:space] if space > 0 else head
     return head.rstrip()

@@ -18,7 +18,9 @@ CUT = "text"
 CLOSED = True
 RESPONSE_TOKENS = 16
 TEST_COLUMNS = {"text": pa.string(), "choices": pa.list_(pa.string()), "label": pa.string()}
-LISTED = 160  # characters of choices that a prompt lists at most; longer lists would crowd out a small model's text
+# characters of choices that a prompt lists at most; longer lists would crowd out a small model's
+# text
+LISTED = 160
 
 TEMPLATES = (
     "{text}\n\nWhich of these fits the text: {choices}?",

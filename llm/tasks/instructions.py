@@ -1,7 +1,8 @@
-"""Following instructions, in Alpaca's form: an instruction, an input that may be empty, and an output.
+"""Following instructions, in Alpaca's form: an instruction, an input that may be empty, and an
+output.
 
-Alpaca's preamble ("Below is an instruction that describes a task …") is left out: the chat tokens around a prompt say
-the same in two tokens instead of forty.
+Alpaca's preamble ("Below is an instruction that describes a task …") is left out: the chat tokens
+around a prompt say the same in two tokens instead of forty.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ def write_test(path: Path, dataset: Dataset, tokenizer: Encoder, max_tokens: int
     """Write `test/<task>.parquet`.
 
     Returns:
-        `test` and `truncated` examples, `dropped` by reason, and for kinds whose answer is a span `answer_cut`.
+        `test` and `truncated` examples, `dropped` by reason, and for kinds whose answer is a span
+        `answer_cut`.
 
     Raises:
         UserError: no test example can be used.
@@ -54,17 +55,26 @@ def write_test(path: Path, dataset: Dataset, tokenizer: Encoder, max_tokens: int
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for bucket in held_out(dataset, tokenizer, max_tokens, dropped, counts):
             for start in range(0, len(bucket), ROWS):
-                writer.write_table(pa.Table.from_pylist(bucket[start : start + ROWS], schema=schema))
+                writer.write_table(
+                    pa.Table.from_pylist(bucket[start : start + ROWS], schema=schema)
+                )
             rows += len(bucket)
     if not rows:
         raise UserError(
             f"mix.tasks.{dataset.name}: no test example can be used (dropped: {listed(dropped)}). "
             f"Where they are too long, raise mix.max_tokens (now {max_tokens})."
         )
-    return {"test": rows, "truncated": counts["truncated"], "answer_cut": counts["answer_cut"], "dropped": dropped}
+    return {
+        "test": rows,
+        "truncated": counts["truncated"],
+        "answer_cut": counts["answer_cut"],
+        "dropped": dropped,
+    }
 
 
-def check_drawn(name: str, examples: Sequence[Example], dropped: Counter[str], max_tokens: int) -> None:
+def check_drawn(
+    name: str, examples: Sequence[Example], dropped: Counter[str], max_tokens: int
+) -> None:
     """Refuse a task that has records, none of which can be trained on.
 
     Raises:
@@ -78,21 +88,28 @@ def check_drawn(name: str, examples: Sequence[Example], dropped: Counter[str], m
 
 
 def task_metrics(
-    kind: str, train: Drawn, val: Drawn, survey: Survey | None = None, test: dict[str, Any] | None = None
+    kind: str,
+    train: Drawn,
+    val: Drawn,
+    survey: Survey | None = None,
+    test: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A task's entry in `metrics/mix.json`; plain text has no survey and no test side.
 
-    `truncated` counts the examples of all three sides whose text was cut; the means are over the training examples.
-    """
+    `truncated` counts the examples of all three sides whose text was cut; the means are over the
+    training examples."""
     test = test or {"test": 0, "truncated": 0, "answer_cut": 0, "dropped": Counter()}
-    dropped = train.dropped + val.dropped + test["dropped"] + (survey.dropped if survey else Counter())
+    dropped = (
+        train.dropped + val.dropped + test["dropped"] + (survey.dropped if survey else Counter())
+    )
     number = max(len(train.examples), 1)
     return {
         "kind": kind,
         "train": len(train.examples),
         "val": len(val.examples),
         "test": test["test"],
-        "truncated": test["truncated"] + sum(example.truncated for example in (*train.examples, *val.examples)),
+        "truncated": test["truncated"]
+        + sum(example.truncated for example in (*train.examples, *val.examples)),
         "test_truncated": test["truncated"],
         "test_answer_cut": test["answer_cut"],
         "dropped": dict(sorted(dropped.items())),

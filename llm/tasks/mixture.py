@@ -1,8 +1,8 @@
 """The training mixture: how many examples of each task, which ones, and in which order.
 
-Everything is decided by hashes of (seed, task, id) and never by the state of a random generator: the same examples
-come out whatever the order of the files, and raising the number keeps those that were drawn before.
-"""
+Everything is decided by hashes of (seed, task, id) and never by the state of a random generator:
+the same examples come out whatever the order of the files, and raising the number keeps those that
+were drawn before."""
 
 from __future__ import annotations
 
@@ -15,21 +15,36 @@ from fractions import Fraction
 from typing import TypeVar
 
 from llm.errors import UserError
-from llm.tasks.base import Encoder, Example, Record, Task, UnusableError, key, render, render_test, token_prefix
+from llm.tasks.base import (
+    Encoder,
+    Example,
+    Record,
+    Task,
+    UnusableError,
+    key,
+    render,
+    render_test,
+    token_prefix,
+)
 from llm.tasks.splits import TEST, TRAIN, Survey, listed
 from llm.text.hashing import is_validation
 
 T = TypeVar("T")
 LANGUAGE_MODELING = "language_modeling"  # the task's name of plain pretraining text
-CHUNK_CHARACTERS = 3  # a token, about: chunks of text are first made this long, and cut only where tokens are shorter
-VALIDATION_SHARE = 0.1  # of the training examples: validation examples drawn at most, in the same proportions
+# a token, about: chunks of text are first made this long, and cut only where tokens are shorter
+CHUNK_CHARACTERS = 3
+VALIDATION_SHARE = (
+    0.1  # of the training examples: validation examples drawn at most, in the same proportions
+)
 BUCKET = 20_000  # test examples held at a time
 NO_VALIDATION = "mix: no validation example in any task; raise mix.val_fraction, or give more groups or val_paths."
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A task's records, which can be read again and again in the same order, and what is known of them."""
+    """A task's records, which can be read again and again in the same order, and what is known of
+    them.
+    """
 
     name: str
     kind: str
@@ -41,7 +56,11 @@ class Dataset:
 
     def side(self, side: int) -> Iterator[Record]:
         """The records on one side of the split."""
-        return (record for record, at in zip(self.records(), self.survey.sides, strict=True) if at == side)
+        return (
+            record
+            for record, at in zip(self.records(), self.survey.sides, strict=True)
+            if at == side
+        )
 
 
 @dataclass
@@ -52,11 +71,13 @@ class Drawn:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-def allocate(weights: Mapping[str, float], available: Mapping[str, int], total: int) -> dict[str, int]:
+def allocate(
+    weights: Mapping[str, float], available: Mapping[str, int], total: int
+) -> dict[str, int]:
     """Share `total` by weight; what a task lacks goes to the others by their weights.
 
-    Whole numbers by largest remainders, ties by name. The sum is `total`, or all there is where that is less.
-    """
+    Whole numbers by largest remainders, ties by name. The sum is `total`, or all there is where
+    that is less."""
     shares = dict.fromkeys(weights, 0)
     open_tasks = {name: Fraction(weight) for name, weight in weights.items() if weight > 0}
     while open_tasks:
@@ -83,7 +104,8 @@ def draw(candidates: Iterable[tuple[int, T]], quota: int, build: Callable[[T], E
     Args:
         candidates: (order, candidate) pairs.
         quota: examples wanted; as many as there are where that is less.
-        build: makes the example, or raises `UnusableError`; called only for candidates that may be drawn.
+        build: makes the example, or raises `UnusableError`; called only for candidates that may be
+            drawn.
     """
     heap: list[tuple[int, Example]] = []  # the highest order on top
     failed: list[tuple[int, str]] = []
@@ -100,16 +122,24 @@ def draw(candidates: Iterable[tuple[int, T]], quota: int, build: Callable[[T], E
         else:
             heapq.heappushpop(heap, item)
     last = -heap[0][0] if len(heap) == quota and heap else math.inf
-    return Drawn([example for _, example in heap], Counter(reason for order, reason in failed if order < last))
+    return Drawn(
+        [example for _, example in heap],
+        Counter(reason for order, reason in failed if order < last),
+    )
 
 
 def draw_tasks(
-    datasets: Iterable[Dataset], side: int, total: int, tokenizer: Encoder, seed: int, max_tokens: int
+    datasets: Iterable[Dataset],
+    side: int,
+    total: int,
+    tokenizer: Encoder,
+    seed: int,
+    max_tokens: int,
 ) -> dict[str, Drawn]:
     """Draw `total` examples of one side over all tasks by weight.
 
-    Examples that turn out not to be usable are replaced by others of the task, and what a task then lacks by those of
-    other tasks.
+    Examples that turn out not to be usable are replaced by others of the task, and what a task then
+    lacks by those of other tasks.
     """
     by_name = {dataset.name: dataset for dataset in datasets}
     weights = {name: dataset.weight for name, dataset in by_name.items()}
@@ -120,15 +150,23 @@ def draw_tasks(
         for name, quota in quotas.items():
             if len(drawn[name].examples) < quota:
                 drawn[name] = _draw_task(by_name[name], side, quota, tokenizer, seed, max_tokens)
-        short = {name: len(drawn[name].examples) for name in by_name if len(drawn[name].examples) < quotas[name]}
+        short = {
+            name: len(drawn[name].examples)
+            for name in by_name
+            if len(drawn[name].examples) < quotas[name]
+        }
         if not short:
             return drawn
         available.update(short)
 
 
-def _draw_task(dataset: Dataset, side: int, quota: int, tokenizer: Encoder, seed: int, max_tokens: int) -> Drawn:
+def _draw_task(
+    dataset: Dataset, side: int, quota: int, tokenizer: Encoder, seed: int, max_tokens: int
+) -> Drawn:
     labels = tuple(dataset.survey.labels)
-    candidates = ((key("draw", seed, dataset.name, record["id"]), record) for record in dataset.side(side))
+    candidates = (
+        (key("draw", seed, dataset.name, record["id"]), record) for record in dataset.side(side)
+    )
     return draw(
         candidates,
         quota,
@@ -145,11 +183,13 @@ def draw_text(
     seed: int,
     max_tokens: int,
 ) -> Drawn:
-    """Draw chunks of plain text from the pretraining documents of one side of the pretraining split.
+    """Draw chunks of plain text from the pretraining documents of one side of the pretraining
+    split.
 
     Args:
         documents: with `id` and `text`.
-        validation: whether to draw from the documents that pretraining held out, or from the others.
+        validation: whether to draw from the documents that pretraining held out, or from the
+            others.
         val_fraction: of `data/tokens/meta.json`.
         quota: chunks wanted.
         tokenizer: to measure with.
@@ -178,7 +218,9 @@ def draw_text(
 
 
 def chunks(text: str, size: int) -> Iterator[str]:
-    """Cut a text into pieces of at most `size` characters, at paragraphs, lines, sentences or words, in that order."""
+    """Cut a text into pieces of at most `size` characters, at paragraphs, lines, sentences or
+    words, in that order.
+    """
     start = 0
     while start < len(text):
         end = _border(text, start, start + size) if len(text) - start > size else len(text)
@@ -198,7 +240,9 @@ def _border(text: str, start: int, limit: int) -> int:
 
 def shuffled(examples: Iterable[Example], seed: int) -> list[Example]:
     """The examples in an order that depends on the seed and their names only."""
-    return sorted(examples, key=lambda example: (key("shuffle", seed, example.task, example.id), example))
+    return sorted(
+        examples, key=lambda example: (key("shuffle", seed, example.task, example.id), example)
+    )
 
 
 def text_share(examples: int, fraction: float) -> int:
@@ -207,11 +251,17 @@ def text_share(examples: int, fraction: float) -> int:
 
 
 def held_out(
-    dataset: Dataset, tokenizer: Encoder, max_tokens: int, dropped: Counter[str], counts: Counter[str]
+    dataset: Dataset,
+    tokenizer: Encoder,
+    max_tokens: int,
+    dropped: Counter[str],
+    counts: Counter[str],
 ) -> Iterator[list[dict]]:
-    """All test examples in the order of a hash of their ids, so that the first N are a fair sample; in lists.
+    """All test examples in the order of a hash of their ids, so that the first N are a fair sample;
+    in lists.
 
-    The records are read once for each `BUCKET` of them, so that memory does not grow with the test set.
+    The records are read once for each `BUCKET` of them, so that memory does not grow with the test
+    set.
 
     Args:
         dataset: where from.
@@ -229,7 +279,9 @@ def held_out(
             if order * buckets >> 64 != bucket:
                 continue
             try:
-                example, lost = render_test(dataset.task, dataset.name, record, labels, tokenizer, max_tokens)
+                example, lost = render_test(
+                    dataset.task, dataset.name, record, labels, tokenizer, max_tokens
+                )
             except UnusableError as error:
                 dropped[str(error)] += 1
                 continue
@@ -258,7 +310,9 @@ def check(dataset: Dataset) -> None:
     survey, name = dataset.survey, dataset.name
     reasons = listed(survey.dropped)
     if not len(survey.sides):
-        raise UserError(f"data/raw/{name} holds no records. Look at download.{name} and its manifest.json.")
+        raise UserError(
+            f"data/raw/{name} holds no records. Look at download.{name} and its manifest.json."
+        )
     if not survey.count(TRAIN) and dataset.weight > 0:
         raise UserError(
             f"mix.tasks.{name}: no training example among {len(survey.sides)} records (dropped: {reasons}). Give "

@@ -1,7 +1,7 @@
 """Extractive question answering in SQuAD's form: a context, a question, and a span of the context.
 
-A question without an answer (SQuAD v2) has the response `unanswerable`; where training holds such questions, every
-prompt says so, as FLAN's templates for SQuAD v2 do.
+A question without an answer (SQuAD v2) has the response `unanswerable`; where training holds such
+questions, every prompt says so, as FLAN's templates for SQuAD v2 do.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ RESPONSE_TOKENS = 32
 TEST_COLUMNS = {"context": pa.string(), "question": pa.string()}
 UNANSWERABLE = "unanswerable"
 
-# The question comes last, next to the answer, with nothing behind it: a small model then need not carry it across the
-# context.
+# The question comes last, next to the answer, with nothing behind it: a small model then need not
+# carry it across the context.
 TEMPLATES = (
     "{context}\n\n{question}",
     "{context}\n\nQuestion: {question}",
@@ -40,7 +40,9 @@ TEMPLATES_V2 = (
 
 
 def input_text(record: Record) -> str:
-    """The context: questions about one paragraph tell each other's answers, so they stay on one side."""
+    """The context: questions about one paragraph tell each other's answers, so they stay on one
+    side.
+    """
     return str(record["context"])
 
 
@@ -51,7 +53,9 @@ def label(record: Record) -> str:
 
 def answers(record: Record) -> list[str]:
     """The distinct answers in the order of the source, without empty ones."""
-    return list(dict.fromkeys(text for answer in record["answers"] or [] if (text := answer.strip())))
+    return list(
+        dict.fromkeys(text for answer in record["answers"] or [] if (text := answer.strip()))
+    )
 
 
 def fields(record: Record, labels: Sequence[str]) -> dict[str, str]:

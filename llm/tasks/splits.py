@@ -1,11 +1,11 @@
 """Which side of the split each record is on: train, validation or test.
 
-A source's own sides are kept. A side that it lacks is carved out of the rest by a hash of each record's group (a
-module, an article), which is the same in all tasks and depends on nothing else: adding records never moves old ones,
-and a module whose documentation tests one task trains none. The sides are disjoint by group and by the normalised
-text of the input; where a source's own sides overlap, the test side keeps the record. The test side of a task is held
-out of the training and validation sides of all others too.
-"""
+A source's own sides are kept. A side that it lacks is carved out of the rest by a hash of each
+record's group (a module, an article), which is the same in all tasks and depends on nothing else:
+adding records never moves old ones, and a module whose documentation tests one task trains none.
+The sides are disjoint by group and by the normalised text of the input; where a source's own sides
+overlap, the test side keeps the record. The test side of a task is held out of the training and
+validation sides of all others too."""
 
 from __future__ import annotations
 
@@ -31,9 +31,13 @@ class Survey:
     """What one pass over a dataset tells: a byte a record, and counts."""
 
     sides: np.ndarray  # (records,) uint8: TRAIN, VALIDATION, TEST or DROPPED, in file order
-    labels: dict[str, int]  # class -> training records, sorted by class; empty for tasks without classes
+    labels: dict[
+        str, int
+    ]  # class -> training records, sorted by class; empty for tasks without classes
     dropped: Counter[str]  # reason -> records
-    unknown: tuple[str, ...] = ()  # classes of other sides that training lacks, sorted, where those are left out
+    unknown: tuple[
+        str, ...
+    ] = ()  # classes of other sides that training lacks, sorted, where those are left out
 
     def count(self, side: int) -> int:
         """Records on a side."""
@@ -42,7 +46,9 @@ class Survey:
 
 @dataclass
 class Placed:
-    """The records of a dataset after one pass: the side of each, and what is compared with other datasets."""
+    """The records of a dataset after one pass: the side of each, and what is compared with other
+    datasets.
+    """
 
     task: Task
     name: str
@@ -59,7 +65,9 @@ def listed(dropped: Mapping[str, int]) -> str:
 
 
 def normalise(text: str) -> str:
-    """Case, punctuation, white space and Unicode's compatibility forms do not make two texts different."""
+    """Case, punctuation, white space and Unicode's compatibility forms do not make two texts
+    different.
+    """
     words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(words) if words else text.strip()
 
@@ -77,18 +85,25 @@ def carve(unit: str, val_fraction: float, test_fraction: float) -> int:
     return VALIDATION if point < test_fraction + val_fraction else TRAIN
 
 
-def survey(task: Task, name: str, records: Iterable[Record], val_fraction: float, test_fraction: float) -> Survey:
-    """Put every record of a dataset on a side, where there is no other dataset; arguments as of `place`."""
+def survey(
+    task: Task, name: str, records: Iterable[Record], val_fraction: float, test_fraction: float
+) -> Survey:
+    """Put every record of a dataset on a side, where there is no other dataset; arguments as of
+    `place`.
+    """
     return settle([place(task, name, records, val_fraction, test_fraction)])[0]
 
 
-def place(task: Task, name: str, records: Iterable[Record], val_fraction: float, test_fraction: float) -> Placed:
+def place(
+    task: Task, name: str, records: Iterable[Record], val_fraction: float, test_fraction: float
+) -> Placed:
     """Put every record on a side, so that those of this dataset are disjoint.
 
     Args:
         task: the module of the task's kind.
         name: of the dataset, for messages.
-        records: in file order; only `id`, `group`, `split` and the task's columns are read. 21 bytes a record are kept.
+        records: in file order; only `id`, `group`, `split` and the task's columns are read. 21
+            bytes a record are kept.
         val_fraction: of the groups, where the source has no validation side.
         test_fraction: of the groups, where the source has no test side.
 
@@ -124,17 +139,29 @@ def place(task: Task, name: str, records: Iterable[Record], val_fraction: float,
 
 
 def settle(datasets: Sequence[Placed]) -> list[Survey]:
-    """Hold each dataset's test side out of the others, and count the classes that training is left with."""
+    """Hold each dataset's test side out of the others, and count the classes that training is left
+    with.
+    """
     for dataset in datasets:
         for other in datasets:
             for what in dataset.digests if other is not dataset else ():
-                _drop(dataset, what, TEST, other.digests[what][other.sides == TEST], f"{what}_in_test_of_{other.name}")
+                _drop(
+                    dataset,
+                    what,
+                    TEST,
+                    other.digests[what][other.sides == TEST],
+                    f"{what}_in_test_of_{other.name}",
+                )
     return [_survey(dataset) for dataset in datasets]
 
 
 def _survey(placed: Placed) -> Survey:
     counts = np.bincount(placed.label_of[placed.sides == TRAIN], minlength=len(placed.classes))
-    labels = {name: int(n) for name, n in zip(placed.classes, counts, strict=True) if name is not None and n}
+    labels = {
+        name: int(n)
+        for name, n in zip(placed.classes, counts, strict=True)
+        if name is not None and n
+    }
     unknown: set[str] = set()
     if placed.task.CLOSED:
         known = np.array([name in labels for name in placed.classes], bool)
@@ -143,11 +170,15 @@ def _survey(placed: Placed) -> Survey:
             placed.dropped["label_not_in_train"] = int(strange.sum())
             unknown = {str(placed.classes[code]) for code in np.unique(placed.label_of[strange])}
             placed.sides[strange] = DROPPED
-    return Survey(placed.sides, dict(sorted(labels.items())), placed.dropped, tuple(sorted(unknown)))
+    return Survey(
+        placed.sides, dict(sorted(labels.items())), placed.dropped, tuple(sorted(unknown))
+    )
 
 
 def _sides(given: np.ndarray, carved: np.ndarray) -> np.ndarray:
-    """Keep the source's sides; take the ones that it lacks from the records it does not place, else from its train."""
+    """Keep the source's sides; take the ones that it lacks from the records it does not place, else
+    from its train.
+    """
     present = set(np.unique(given).tolist())
     sides = np.where(given == BLANK, TRAIN, given).astype(np.uint8)
     supply = given == (BLANK if BLANK in present else TRAIN)
@@ -157,7 +188,9 @@ def _sides(given: np.ndarray, carved: np.ndarray) -> np.ndarray:
 
 
 def _drop(placed: Placed, what: str, side: int, held_out: np.ndarray, reason: str) -> None:
-    """Drop the records of the sides before `side` (train is before validation, that before test) with these digests."""
+    """Drop the records of the sides before `side` (train is before validation, that before test)
+    with these digests.
+    """
     again = (placed.sides < side) & np.isin(placed.digests[what], held_out)
     if again.any():
         placed.dropped[reason] += int(again.sum())

@@ -12,7 +12,8 @@ def text_hash(text: str | bytes | memoryview) -> int:
 
 
 def is_validation(text: str | memoryview, val_fraction: float) -> bool:
-    """Whether a document is held out: a hash of its text alone, so adding documents never moves old ones across.
+    """Whether a document is held out: a hash of its text alone, so adding documents never moves old
+    ones across.
 
     `text`: a string or its UTF-8.
     """

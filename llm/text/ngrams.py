@@ -1,8 +1,9 @@
-"""Which runs of n words a stream of texts shares with a fixed set of texts: exactly, in memory that the set decides.
+"""Which runs of n words a stream of texts shares with a fixed set of texts: exactly, in memory that
+the set decides.
 
-The words of the set are numbered; a word outside of it ends every run. Runs of numbers are compared by a 64-bit
-polynomial hash first, and where that agrees, number by number: a hit is a hit, a miss is a miss.
-"""
+The words of the set are numbered; a word outside of it ends every run. Runs of numbers are compared
+by a 64-bit polynomial hash first, and where that agrees, number by number: a hit is a hit, a miss
+is a miss."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-N = 13  # words, as in GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C, whose N is at most 13)
+# words, as in GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C, whose N is at most 13)
+N = 13
 BLOCK = 1_000_000  # words compared at a time
 UNKNOWN = -1  # number of a word that no text of the set has, and of the border between two texts
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying loses nothing modulo 2^64
@@ -30,9 +32,9 @@ def iter_words(text: str) -> Iterator[str]:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """A text in parts of about a million characters, cut behind white space: no word is parted, nor is what decides
-    how a letter is lower-cased (the Greek sigma). A million characters without a blank are cut where they are.
-    """
+    """A text in parts of about a million characters, cut behind white space: no word is parted, nor
+    is what decides how a letter is lower-cased (the Greek sigma). A million characters without a
+    blank are cut where they are."""
     start = 0
     while len(text) - start > PIECE:
         end = start + PIECE
@@ -44,12 +46,16 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def words(text: str) -> list[str]:
-    r"""Lower-cased runs of letters, digits and underscores (`\w+`): punctuation separates and is dropped."""
+    r"""Lower-cased runs of letters, digits and underscores (`\w+`): punctuation separates and is
+    dropped.
+    """
     return _WORD.findall(text.lower())
 
 
 def runs(numbers: np.ndarray, n: int) -> np.ndarray:
-    """Hashes (len - n + 1,) uint64 of all runs of n numbers (len,), by doubling: n = 13 takes five passes."""
+    """Hashes (len - n + 1,) uint64 of all runs of n numbers (len,), by doubling: n = 13 takes five
+    passes.
+    """
     size = len(numbers) - n + 1
     if size < 1:
         return np.zeros(0, dtype=np.uint64)
@@ -83,7 +89,9 @@ class Grams:
         self.numbers = np.zeros(0, dtype=np.int32)
         self.hashes: np.ndarray | None = None  # sorted, one of each run; None while texts are added
         self.places = np.zeros(0, dtype=np.int64)  # of those runs in `numbers`
-        self._at = self._run = np.zeros(0, dtype=np.int64)  # of every run as it stands: its place, which one it is
+        self._at = self._run = np.zeros(
+            0, dtype=np.int64
+        )  # of every run as it stands: its place, which one it is
         self._table = np.zeros(0, dtype=bool)
 
     def add(self, text: str, owner: int = 0) -> None:
@@ -106,7 +114,9 @@ class Grams:
         at = _whole(self.numbers, self.n)
         hashes = runs(self.numbers, self.n)[at]
         order = np.argsort(hashes, kind="stable")
-        if not self._equal_where(hashes[order], at[order]).all():  # once in 2^64, two runs have one hash
+        if not self._equal_where(
+            hashes[order], at[order]
+        ).all():  # once in 2^64, two runs have one hash
             order = np.lexsort([*(self.numbers[at + i] for i in range(self.n)), hashes])
         hashes, sorted_at = hashes[order], at[order]
         new = np.ones(len(at), dtype=bool)
@@ -124,7 +134,9 @@ class Grams:
         return len(self.hashes)
 
     def find(self, numbers: np.ndarray) -> np.ndarray:
-        """Indices of the runs, in no order and perhaps repeated, that stand in a text given as `number` gives it."""
+        """Indices of the runs, in no order and perhaps repeated, that stand in a text given as
+        `number` gives it.
+        """
         self.freeze()
         assert self.hashes is not None
         if not len(self.hashes) or len(numbers) < self.n:
@@ -171,7 +183,9 @@ class Grams:
         return len(self.find(self.number([text]))) > 0
 
     def owners(self, seen: np.ndarray) -> set[int]:
-        """Owners of a text with one of the runs marked in `seen` (bool, one for each run), wherever the run stands."""
+        """Owners of a text with one of the runs marked in `seen` (bool, one for each run), wherever
+        the run stands.
+        """
         self.freeze()
         hit = self._at[seen[self._run]] if len(self._at) else self._at
         starts = np.array([start for start, _ in self._owners], dtype=np.int64)
@@ -179,7 +193,9 @@ class Grams:
         return {self._owners[int(i)][1] for i in texts}
 
     def _equal_where(self, hashes: np.ndarray, at: np.ndarray) -> np.ndarray:
-        """For each neighbouring pair (len - 1,): False where the hashes are equal and the runs are not."""
+        """For each neighbouring pair (len - 1,): False where the hashes are equal and the runs are
+        not.
+        """
         same = np.ones(max(0, len(at) - 1), dtype=bool)
         for i in range(self.n):
             same &= self.numbers[at[1:] + i] == self.numbers[at[:-1] + i]

@@ -1,4 +1,6 @@
-"""The rules by which evaluation cuts text: into sentences, into words (`llm.text.ngrams`), and into ROUGE's tokens."""
+"""The rules by which evaluation cuts text: into sentences, into words (`llm.text.ngrams`), and into
+ROUGE's tokens.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["RougeTokenizer", "Writing", "sentences", "words", "writing"]
 
-# A sentence ends at `.`, `!` or `?` (and a closing quote or bracket) before white space and a capital, a letter of a
-# script without capitals, a digit or an opening quote or bracket; not after "e.g.", "i.e.", "cf.", "vs.", or an initial
-# such as "J.". At an ideographic full stop it ends without white space.
+# A sentence ends at `.`, `!` or `?` (and a closing quote or bracket) before white space and a
+# capital, a letter of a script without capitals, a digit or an opening quote or bracket; not after
+# "e.g.", "i.e.", "cf.", "vs.", or an initial such as "J.". At an ideographic full stop it ends
+# without white space.
 _END = regex.compile(
     r"(?:(?<=[.!?।۔؟])|(?<=[.!?।۔؟][\"'”’)\]]))"
     r"(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bcf\.)(?<!\bvs\.)(?<!\b\p{Lu}\.)"
@@ -31,11 +34,13 @@ _PARAGRAPHS = regex.compile(r"\n[ \t]*\n\s*")
 def sentences(text: str, lines: bool = False) -> list[str]:
     """Sentences of a text, stripped, none empty.
 
-    lines: every line break ends a sentence (a summary written a sentence a line); otherwise only an empty line does,
-        because documents are often wrapped.
+    lines: every line break ends a sentence (a summary written a sentence a line); otherwise only an
+        empty line does, because documents are often wrapped.
     """
     blocks = (_LINES if lines else _PARAGRAPHS).split(text)
-    return [part for block in blocks for sentence in _END.split(block) if (part := sentence.strip())]
+    return [
+        part for block in blocks for sentence in _END.split(block) if (part := sentence.strip())
+    ]
 
 
 # -- scripts other than Latin ----------------------------------------------------------------------
@@ -56,8 +61,8 @@ def writing(references: Iterable[Iterable[str]]) -> Writing:
     """Decide how a test set is written, by the letters of all its references together.
 
     Returns:
-        "latin": hardly a letter of another script, so that the usual tokenizers of ROUGE and BLEU fit;
-        "words": another script, with spaces between words;
+        "latin": hardly a letter of another script, so that the usual tokenizers of ROUGE and BLEU
+        fit; "words": another script, with spaces between words;
         "chinese" or "characters": Chinese, or another script without spaces between words.
     """
     count = dict.fromkeys(_SCRIPTS, 0)
@@ -73,17 +78,21 @@ def writing(references: Iterable[Iterable[str]]) -> Writing:
         return "latin"
     if count["unspaced"] < least:
         return "words"
-    return "chinese" if count["unspaced"] - count["han"] < SHARE * count["unspaced"] else "characters"
+    return (
+        "chinese" if count["unspaced"] - count["han"] < SHARE * count["unspaced"] else "characters"
+    )
 
 
 class RougeTokenizer:
     """Tokens for ROUGE in any script.
 
-    ASCII words as rouge-score cuts and stems them, other words whole, and each character of a script
-    without spaces alone. rouge-score's own tokenizer drops every letter outside a-z.
+    ASCII words as rouge-score cuts and stems them, other words whole, and each character of a
+    script without spaces alone. rouge-score's own tokenizer drops every letter outside a-z.
     """
 
-    signature = "words of any script, characters of scripts without spaces|stemmer:porter for ASCII words"
+    signature = (
+        "words of any script, characters of scripts without spaces|stemmer:porter for ASCII words"
+    )
 
     def tokenize(self, text: str) -> list[str]:
         """Return the tokens of a text, in lower case."""

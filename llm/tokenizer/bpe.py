@@ -1,4 +1,5 @@
-"""Byte-level BPE: trained with `tokenizers`, used through `tiktoken` (the same ids, several times faster).
+"""Byte-level BPE: trained with `tokenizers`, used through `tiktoken` (the same ids, several times
+faster).
 
 Ids: the 256 bytes, the merges in order, then the special tokens.
 """
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
     import numpy as np
     import tiktoken
 
-# Both expressions mean the same to tiktoken (fancy-regex) and tokenizers (Oniguruma), as `$` and `(?i:)` would not;
-# possessive `++` is faster where it cannot matter. GPT-2's own `\s+(?!\S)` backtracks over a whole run of blanks and
-# overflows fancy-regex's stack at a million of them; {1,65536} cuts such a run and changes no shorter one.
+# Both expressions mean the same to tiktoken (fancy-regex) and tokenizers (Oniguruma), as `$` and
+# `(?i:)` would not; possessive `++` is faster where it cannot matter. GPT-2's own `\s+(?!\S)`
+# backtracks over a whole run of blanks and overflows fancy-regex's stack at a million of them;
+# {1,65536} cuts such a run and changes no shorter one.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s{1,65536}(?!\S)|\s"
-# Ours: GPT-2's, with contractions at a word's end only ('some stays whole), digits in groups of at most three, and line
-# ends kept with the punctuation or blanks before them; the last two as in GPT-4's: 2 % more text a token at 4,096.
+# Ours: GPT-2's, with contractions at a word's end only ('some stays whole), digits in groups of at
+# most three, and line
+# ends kept with the punctuation or blanks before them; the last two as in GPT-4's: 2 % more text a
+# token at 4,096.
 PATTERN = (
     r"'(?:[sdmt]|ll|ve|re)(?!\p{L})| ?\p{L}++| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s{0,256}[\r\n]|\s{1,65536}(?!\S)|\s"
@@ -42,7 +46,9 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ '<|system|>' + " + CONTENT + " }}"
     "{% elif message['role'] == 'user' %}{{ '<|user|>' + " + CONTENT + " }}"
-    "{% elif message['role'] == 'assistant' %}{{ '<|assistant|>' + " + CONTENT + " + '<|endoftext|>' }}"
+    "{% elif message['role'] == 'assistant' %}{{ '<|assistant|>' + "
+    + CONTENT
+    + " + '<|endoftext|>' }}"
     "{% else %}{{ raise_exception('unknown role ' + message['role']) }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -52,14 +58,17 @@ CHAT_TEMPLATE = (
 class Tokenizer:
     """Text to ids and back; special strings that stand in a text are plain text.
 
-    What every tokenizer offers, also that of somebody else's checkpoint (llm/tokenizer/pretrained.py):
-    `vocab_size`, `eos_id`, `end_ids`, `is_chat`, `encode`, `encode_batch`, `around`, `plain_ids`,
-    `decode`, `decode_after`, `chat_ids`,
+    What every tokenizer offers, also that of somebody else's checkpoint
+    (llm/tokenizer/pretrained.py): `vocab_size`, `eos_id`, `end_ids`, `is_chat`, `encode`,
+    `encode_batch`, `around`, `plain_ids`, `decode`, `decode_after`, `chat_ids`,
     `chat_batch`, `conversation_ids`, `files`, `save`.
     """
 
     prefix: tuple[int, ...] = ()  # ids before every conversation: a soft prompt's virtual tokens
-    around: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())  # ids before and after a plain prompt, such as <s>
+    around: tuple[tuple[int, ...], tuple[int, ...]] = (
+        (),
+        (),
+    )  # ids before and after a plain prompt, such as <s>
 
     def __init__(self, ranks: dict[bytes, int], pattern: str = PATTERN) -> None:
         """`ranks`: token bytes to id, without the special tokens, numbered 0 … len-1."""
@@ -90,7 +99,10 @@ class Tokenizer:
         import tiktoken
 
         return tiktoken.Encoding(
-            name="llm", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.special
+            name="llm",
+            pat_str=self.pattern,
+            mergeable_ranks=self.ranks,
+            special_tokens=self.special,
         )
 
     def encode(self, text: str) -> list[int]:
@@ -98,7 +110,9 @@ class Tokenizer:
         return self._encoding.encode_ordinary(text)
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
-        """Ids of a text without lone surrogates, uint32; a list of them would take 20 times the memory."""
+        """Ids of a text without lone surrogates, uint32; a list of them would take 20 times the
+        memory.
+        """
         return self._encoding.encode_to_numpy(text, disallowed_special=())
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -128,9 +142,14 @@ class Tokenizer:
 
     def chat_batch(self, prompts: list[str]) -> list[list[int]]:
         """`chat_ids` of several prompts, on all cores."""
-        return [[*self.prefix, self.user_id, *ids, self.assistant_id] for ids in self.encode_batch(prompts)]
+        return [
+            [*self.prefix, self.user_id, *ids, self.assistant_id]
+            for ids in self.encode_batch(prompts)
+        ]
 
-    def conversation_ids(self, messages: Iterable[Mapping[str, str]], add_generation_prompt: bool = True) -> list[int]:
+    def conversation_ids(
+        self, messages: Iterable[Mapping[str, str]], add_generation_prompt: bool = True
+    ) -> list[int]:
         """A conversation of `{"role": ..., "content": ...}`, as the chat template renders it.
 
         Raises:
@@ -140,17 +159,20 @@ class Tokenizer:
         ids = list(self.prefix)
         for message in messages:
             if message["role"] not in roles:
-                raise UserError(f"unknown role {message['role']!r}: expected one of {', '.join(roles)}.")
+                raise UserError(
+                    f"unknown role {message['role']!r}: expected one of {', '.join(roles)}."
+                )
             ids += [roles[message["role"]], *self.encode(message["content"])]
             if message["role"] == "assistant":
                 ids.append(self.eos_id)
         return [*ids, self.assistant_id] if add_generation_prompt else ids
 
-    # -- making one ---------------------------------------------------------------------------------------------------
+    # -- making one
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """Train byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; on bytes as GPT-2) on a stream of texts.
+        """Train byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; on bytes as GPT-2) on a
+        stream of texts.
 
         The result has fewer than `vocab_size` tokens where the texts hold too few pairs to merge.
         """
@@ -184,10 +206,12 @@ class Tokenizer:
         """
         return cls(gpt2_files.ranks(), GPT2_PATTERN)
 
-    # -- files --------------------------------------------------------------------------------------------------------
+    # -- files
 
     def save(self, directory: str | Path) -> None:
-        """Write `tokenizer.json`, `tokenizer_config.json` (Hugging Face) and `ranks.tiktoken`, with stable bytes."""
+        """Write `tokenizer.json`, `tokenizer_config.json` (Hugging Face) and `ranks.tiktoken`, with
+        stable bytes.
+        """
         for name, content in self.files().items():
             write_bytes(Path(directory) / name, content)
 
@@ -204,13 +228,17 @@ class Tokenizer:
             "pad_token": SPECIAL[0],
             "additional_special_tokens": list(SPECIAL[1:]),
             "clean_up_tokenization_spaces": False,
-            "model_input_names": ["input_ids", "attention_mask"],  # generate() refuses token_type_ids
+            "model_input_names": [
+                "input_ids",
+                "attention_mask",
+            ],  # generate() refuses token_type_ids
             "model_max_length": 1_000_000,
             "chat_template": CHAT_TEMPLATE,
         }
         return {
             "ranks.tiktoken": self.ranks_file(),
-            # Without indentation, for which Python's json would write token by token: 0.7 s at GPT-2's vocabulary.
+            # Without indentation, for which Python's json would write token by token: 0.7 s at
+            # GPT-2's vocabulary.
             "tokenizer.json": json.dumps(
                 tokenizer_json(self.ranks, self.special, self.pattern, MARK), ensure_ascii=False
             ).encode(),
@@ -258,14 +286,18 @@ class Tokenizer:
         except ValueError as error:
             raise UserError(f"{path} is broken ({error}). {again}") from None
         if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < 256:
-            raise UserError(f"{path} is broken ({len(ranks)} tokens, not numbered one after the other). {again}")
+            raise UserError(
+                f"{path} is broken ({len(ranks)} tokens, not numbered one after the other). {again}"
+            )
         tokenizer = cls(ranks, pattern)
         tokenizer.prefix = soft_prompt_ids(Path(directory))
         return tokenizer
 
 
 def soft_prompt_ids(directory: Path) -> tuple[int, ...]:
-    """Ids of the virtual tokens of a model directory's soft prompt (llm/model/soft_prompt.py), behind the vocabulary."""
+    """Ids of the virtual tokens of a model directory's soft prompt (llm/model/soft_prompt.py),
+    behind the vocabulary.
+    """
     path = directory / "prompt" / "adapter_config.json"
     if not path.exists():
         return ()
@@ -276,7 +308,10 @@ def soft_prompt_ids(directory: Path) -> tuple[int, ...]:
 def _is_ours(described: Any) -> bool:
     """Whether a `tokenizer.json` has the special tokens of this pipeline's."""
     tokens = described.get("added_tokens") if isinstance(described, dict) else None
-    return isinstance(tokens, list) and tuple(t.get("content") for t in tokens if isinstance(t, dict)) == SPECIAL
+    return (
+        isinstance(tokens, list)
+        and tuple(t.get("content") for t in tokens if isinstance(t, dict)) == SPECIAL
+    )
 
 
 def valid_unicode(text: str) -> str:

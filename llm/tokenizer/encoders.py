@@ -39,14 +39,22 @@ class Plain:
         """As in `Encoder`."""
         dtype = self.tokenizer.id_type
         ids = [self.tokenizer.encode_to_numpy(text.as_py()).astype(dtype) for text in texts]
-        return np.concatenate([np.empty(0, dtype), *ids]), np.array([len(each) for each in ids], dtype=np.int64)
+        return np.concatenate([np.empty(0, dtype), *ids]), np.array(
+            [len(each) for each in ids], dtype=np.int64
+        )
 
 
 def choose(tokenizer: Tokenizer, kind: str = "auto") -> type[Plain] | type[Words] | type[Gigatoken]:
-    """The fastest encoder for a tokenizer on this machine, or the one that `kind` names (`tokenize.encoder`)."""
+    """The fastest encoder for a tokenizer on this machine, or the one that `kind` names
+    (`tokenize.encoder`).
+    """
     if kind == "tiktoken" or tokenizer.pattern not in CUT:
         return Plain
-    if kind == "auto" and tokenizer.pattern == GPT2_PATTERN and importlib.util.find_spec("gigatoken"):
+    if (
+        kind == "auto"
+        and tokenizer.pattern == GPT2_PATTERN
+        and importlib.util.find_spec("gigatoken")
+    ):
         return Gigatoken
     return Words
 

@@ -1,8 +1,9 @@
-"""GPT-2's ids by the library gigatoken, where it is installed (`pip install -c constraints.txt -e '.[fast]'`).
+"""GPT-2's ids by the library gigatoken, where it is installed (`pip install -c constraints.txt -e
+'.[fast]'`).
 
-It knows GPT-2's pattern and not ours, and remembers every word that it ever met: in 0.10, the newest release, without
-bound. So it is begun anew when the process has grown by more than CACHE_BYTES.
-"""
+It knows GPT-2's pattern and not ours, and remembers every word that it ever met: in 0.10, the
+newest release, without bound. So it is begun anew when the process has grown by more than
+CACHE_BYTES."""
 
 from __future__ import annotations
 
@@ -23,10 +24,13 @@ from llm.tokenizer.word_cache import Words
 
 CACHE_BYTES = 256 << 20  # that the process may grow by before all words are forgotten
 LOOK_EVERY = 2 << 20  # bytes of text between two looks at it
-RUN = 1 << 14  # bytes; a text with a run of blanks as long as 4 of them goes another way: our GPT2_PATTERN cuts it
+RUN = (
+    1 << 14
+)  # bytes; a text with a run of blanks as long as 4 of them goes another way: our GPT2_PATTERN cuts it
 # 1 for bytes that are no part of a blank, whatever its encoding's length.
 SOLID = bytes(
-    byte not in b"\t\n\v\f\r \x85\xa0\xc2\xe1\x9a\xe2\x81\x9f\xe3" and not 128 <= byte < 176 for byte in range(256)
+    byte not in b"\t\n\v\f\r \x85\xa0\xc2\xe1\x9a\xe2\x81\x9f\xe3" and not 128 <= byte < 176
+    for byte in range(256)
 )
 
 
@@ -51,7 +55,9 @@ class Gigatoken:
         with tempfile.TemporaryDirectory() as folder:  # it reads files only
             path = Path(folder) / "ranks.tiktoken"
             write_bytes(path, self.tokenizer.ranks_file())
-            self.fast = gigatoken.Tokenizer.from_tiktoken(path, pretokenizer="gpt2", special_tokens={})
+            self.fast = gigatoken.Tokenizer.from_tiktoken(
+                path, pretokenizer="gpt2", special_tokens={}
+            )
         self.grown = psutil.Process().memory_info().rss + CACHE_BYTES
         self.since = 0  # bytes of text
 
@@ -66,7 +72,10 @@ class Gigatoken:
                 ids, found = self.words.encode_window(window, np.array(places))
             else:
                 each = [self._document(window[a:b]) for a, b in pairwise(places)]
-                ids, found = np.concatenate(each).astype(self.tokenizer.id_type), np.array([len(i) for i in each])
+                ids, found = (
+                    np.concatenate(each).astype(self.tokenizer.id_type),
+                    np.array([len(i) for i in each]),
+                )
             parts.append(ids)
             counts[first : first + len(found)] += found
         return np.concatenate(parts), counts

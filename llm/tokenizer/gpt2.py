@@ -1,4 +1,6 @@
-"""GPT-2's vocabulary: OpenAI's two files, in tiktoken's cache, checked, and fetched where they are missing."""
+"""GPT-2's vocabulary: OpenAI's two files, in tiktoken's cache, checked, and fetched where they are
+missing.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,16 @@ def ranks() -> dict[bytes, int]:
     """Token bytes to id, as tiktoken numbers them, without the end-of-text token.
 
     Raises:
-        UserError: the files are not on this machine and cannot be fetched, or are not the published ones.
+        UserError: the files are not on this machine and cannot be fetched, or are not the published
+            ones.
     """
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
     folder = fetched()
     before = os.environ.get("TIKTOKEN_CACHE_DIR")
-    os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)  # read the files that were just checked, and no others
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(
+        folder
+    )  # read the files that were just checked, and no others
     try:
         vocabulary, encoder = ((BASE + name, digest) for name, digest in SHA256.items())
         return data_gym_to_mergeable_bpe_ranks(vocabulary[0], encoder[0], vocabulary[1], encoder[1])
@@ -54,7 +59,8 @@ def paths() -> tuple[Path, dict[str, Path]]:
 
 
 def fetched() -> Path:
-    """tiktoken's cache folder, holding GPT-2's two files: checked, and downloaded if they are missing.
+    """tiktoken's cache folder, holding GPT-2's two files: checked, and downloaded if they are
+    missing.
 
     Raises:
         UserError: they cannot be downloaded, or are not the published ones.
@@ -70,7 +76,9 @@ def fetched() -> Path:
                 raise UserError(f"{path} is not GPT-2's {name}: its SHA-256 is another. {remedy}")
             continue
         if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-            raise UserError(f"GPT-2's {name} is not on this machine, and HF_HUB_OFFLINE is set. {remedy}")
+            raise UserError(
+                f"GPT-2's {name} is not on this machine, and HF_HUB_OFFLINE is set. {remedy}"
+            )
         try:
             with urllib.request.urlopen(BASE + name, timeout=TIMEOUT) as answer:
                 content = answer.read()

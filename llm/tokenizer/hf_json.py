@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 
-def tokenizer_json(ranks: dict[bytes, int], special: dict[str, int], pattern: str, mark: str) -> dict[str, Any]:
+def tokenizer_json(
+    ranks: dict[bytes, int], special: dict[str, int], pattern: str, mark: str
+) -> dict[str, Any]:
     """The content of `tokenizer.json`.
 
     Args:
@@ -38,12 +40,27 @@ def tokenizer_json(ranks: dict[bytes, int], special: dict[str, int], pattern: st
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": pattern},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+                {
+                    "type": "ByteLevel",
+                    "add_prefix_space": False,
+                    "trim_offsets": True,
+                    "use_regex": False,
+                },
             ],
         },
         "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": True,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -75,15 +92,21 @@ def byte_chars() -> list[str]:
     """GPT-2's printable stand-in for each byte."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
-    chars = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    chars = {byte: chr(byte) for byte in printable} | {
+        byte: chr(256 + i) for i, byte in enumerate(others)
+    }
     return [chars[byte] for byte in range(256)]
 
 
 def splits(token: bytes, ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     """Every pair of tokens that makes a token, lowest ranks first.
 
-    tiktoken merges any two neighbours whose union is a token, whichever pair training had merged, so all of them belong
-    into `tokenizer.json` (as in transformers' own conversion of tiktoken files) for the ids to be the same.
-    """
-    pairs = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
+    tiktoken merges any two neighbours whose union is a token, whichever pair training had merged,
+    so all of them belong into `tokenizer.json` (as in transformers' own conversion of tiktoken
+    files) for the ids to be the same."""
+    pairs = [
+        (token[:i], token[i:])
+        for i in range(1, len(token))
+        if token[:i] in ranks and token[i:] in ranks
+    ]
     return sorted(pairs, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))

@@ -1,6 +1,8 @@
-"""The tokenizer of somebody else's checkpoint: any `tokenizer.json` that `tokenizers` reads, and its chat template.
+"""The tokenizer of somebody else's checkpoint: any `tokenizer.json` that `tokenizers` reads, and
+its chat template.
 
-Byte-level BPE (Llama 3, Qwen, SmolLM) and SentencePiece's BPE with byte fallback (Llama 2, Mistral, TinyLlama) alike.
+Byte-level BPE (Llama 3, Qwen, SmolLM) and SentencePiece's BPE with byte fallback (Llama 2, Mistral,
+TinyLlama) alike.
 A template is a program by a stranger: it runs in Jinja's sandbox, and its clock stands still, so
 that today's date does not get into the data.
 """
@@ -23,10 +25,24 @@ from llm.tokenizer.bpe import Tokenizer, _json, soft_prompt_ids, valid_unicode
 if TYPE_CHECKING:
     import jinja2
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+SPECIAL_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 TODAY = date(2024, 7, 26)  # for templates that ask: the default of Llama 3's own templates
-# For base models, which have none: Alpaca's headings (Taori et al. 2023), in tokens that such a model has seen.
+# For base models, which have none: Alpaca's headings (Taori et al. 2023), in tokens that such a
+# model has seen.
 PLAIN_TEMPLATE = (
     "{% if bos_token is defined %}{{ bos_token }}{% endif %}"
     "{% for message in messages %}"
@@ -41,7 +57,8 @@ PLAIN_TEMPLATE = (
 class PretrainedTokenizer(Tokenizer):
     """A `tokenizer.json` with the interface of ours.
 
-    The strings of special tokens that stand in a plain text are plain text (`encode`). In a conversation they are
+    The strings of special tokens that stand in a plain text are plain text (`encode`). In a
+    conversation they are
     special tokens, as in `transformers`: a template's own cannot be told from those in a message.
     """
 
@@ -52,7 +69,8 @@ class PretrainedTokenizer(Tokenizer):
             text.
 
         Raises:
-            UserError: a file is broken, or the end-of-text token is missing or not in the vocabulary.
+            UserError: a file is broken, or the end-of-text token is missing or not in the
+                vocabulary.
         """
         import tokenizers
 
@@ -63,7 +81,9 @@ class PretrainedTokenizer(Tokenizer):
             self._plain = tokenizers.Tokenizer.from_buffer(self._files["tokenizer.json"])
             self._special = tokenizers.Tokenizer.from_buffer(self._files["tokenizer.json"])
         except Exception as error:  # what Rust raises has no class of its own
-            raise UserError(f"{where}/tokenizer.json cannot be read ({error}). Copy it again.") from None
+            raise UserError(
+                f"{where}/tokenizer.json cannot be read ({error}). Copy it again."
+            ) from None
         for each in (self._plain, self._special):
             each.no_truncation()
             each.no_padding()
@@ -80,14 +100,18 @@ class PretrainedTokenizer(Tokenizer):
             )
         self.eos_id = eos_id
         self.vocab_size = max(self._plain.get_vocab(with_added_tokens=True).values()) + 1
-        bare, word = [self._plain.encode("a", add_special_tokens=special).ids for special in (False, True)]
+        bare, word = [
+            self._plain.encode("a", add_special_tokens=special).ids for special in (False, True)
+        ]
         first = next(i for i in range(len(word)) if word[i : i + len(bare)] == bare)
         self.around = tuple(word[:first]), tuple(word[first + len(bare) :])
         self._word = bare
         self.template = _template(files, config, where)
         if self.template is None:
             self.template = PLAIN_TEMPLATE
-            self._files["tokenizer_config.json"] = _json({**config, "chat_template": PLAIN_TEMPLATE})
+            self._files["tokenizer_config.json"] = _json(
+                {**config, "chat_template": PLAIN_TEMPLATE}
+            )
 
     @classmethod
     def load(cls, directory: str | Path) -> PretrainedTokenizer:
@@ -97,9 +121,14 @@ class PretrainedTokenizer(Tokenizer):
             UserError: as `__init__`, or there is no `tokenizer.json`.
         """
         directory = Path(directory)
-        files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
+        files = {
+            name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()
+        }
         if "tokenizer.json" not in files:
-            others = ", ".join(sorted(path.name for path in directory.glob("tokenizer*"))) or "nothing like it"
+            others = (
+                ", ".join(sorted(path.name for path in directory.glob("tokenizer*")))
+                or "nothing like it"
+            )
             raise UserError(
                 f"{directory}/tokenizer.json: no such file (there is {others}). `transformers` writes it: "
                 f"AutoTokenizer.from_pretrained(...).save_pretrained({str(directory)!r})."
@@ -134,7 +163,9 @@ class PretrainedTokenizer(Tokenizer):
         return np.array(self.encode(text), dtype=np.uint32)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        encoded = self._plain.encode_batch_fast([valid_unicode(text) for text in texts], add_special_tokens=False)
+        encoded = self._plain.encode_batch_fast(
+            [valid_unicode(text) for text in texts], add_special_tokens=False
+        )
         return [list(each.ids) for each in encoded]
 
     def decode_after(self, prompt: Sequence[int]) -> Callable[[Sequence[int]], str]:
@@ -154,11 +185,16 @@ class PretrainedTokenizer(Tokenizer):
         return self.conversation_ids([{"role": "user", "content": prompt}])
 
     def chat_batch(self, prompts: list[str]) -> list[list[int]]:
-        texts = [valid_unicode(self.render([{"role": "user", "content": prompt}], True)) for prompt in prompts]
+        texts = [
+            valid_unicode(self.render([{"role": "user", "content": prompt}], True))
+            for prompt in prompts
+        ]
         encoded = self._special.encode_batch_fast(texts, add_special_tokens=False)
         return [[*self.prefix, *each.ids] for each in encoded]
 
-    def conversation_ids(self, messages: Iterable[Mapping[str, str]], add_generation_prompt: bool = True) -> list[int]:
+    def conversation_ids(
+        self, messages: Iterable[Mapping[str, str]], add_generation_prompt: bool = True
+    ) -> list[int]:
         """A conversation of `{"role": ..., "content": ...}`, as the chat template renders it.
 
         Raises:
@@ -183,7 +219,9 @@ class PretrainedTokenizer(Tokenizer):
             raise
         except Exception as error:  # a stranger's program can raise anything
             kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
-            raise UserError(f"{self.where}: the chat template cannot render this conversation: {kind}{error}") from None
+            raise UserError(
+                f"{self.where}: the chat template cannot render this conversation: {kind}{error}"
+            ) from None
 
     @property
     def is_chat(self) -> bool:
@@ -201,13 +239,17 @@ class PretrainedTokenizer(Tokenizer):
         try:
             behind = self.render(turns, add_generation_prompt=False).rpartition(answer)[2]
         except UserError:
-            return frozenset({self.eos_id})  # a template of questions alone; whoever shows it an answer is told
+            return frozenset(
+                {self.eos_id}
+            )  # a template of questions alone; whoever shows it an answer is told
         added = self._special.get_added_tokens_decoder()
         ids = self._special.encode(behind, add_special_tokens=False).ids
         return frozenset({self.eos_id, *[i for i in ids if i in added and added[i].special][:1]})
 
     def files(self) -> dict[str, bytes]:
-        """What `save` writes, by name: the bytes that were read, and a chat template where there was none."""
+        """What `save` writes, by name: the bytes that were read, and a chat template where there
+        was none.
+        """
         return dict(self._files)
 
     @cached_property
@@ -224,14 +266,18 @@ class PretrainedTokenizer(Tokenizer):
             return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_generation_tag(), jinja2.ext.loopcontrols]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_generation_tag(), jinja2.ext.loopcontrols],
         )
         environment.filters["tojson"] = tojson
         environment.globals["raise_exception"] = raise_exception
         environment.globals["strftime_now"] = TODAY.strftime
         template = self.template or ""
         if "strftime_now" in template:
-            say_once(f"{self.where}: the chat template asks for the date; it gets {TODAY:%d %B %Y}, whatever the day.")
+            say_once(
+                f"{self.where}: the chat template asks for the date; it gets {TODAY:%d %B %Y}, whatever the day."
+            )
         spoken = {content: name for name, content in self.tokens.items()}
         for token in self.lacking:
             if token in template or spoken.get(token, token) in template:
@@ -246,7 +292,9 @@ class PretrainedTokenizer(Tokenizer):
 
 
 def _generation_tag() -> type[jinja2.ext.Extension]:
-    """`{% generation %} … {% endgeneration %}`, which marks what an assistant says; here it just renders."""
+    """`{% generation %} … {% endgeneration %}`, which marks what an assistant says; here it just
+    renders.
+    """
     from jinja2 import nodes
     from jinja2.ext import Extension
 
@@ -281,10 +329,16 @@ def _template(files: Mapping[str, bytes], config: dict[str, Any], where: str) ->
         try:
             return files["chat_template.jinja"].decode()
         except UnicodeDecodeError as error:
-            raise UserError(f"{where}/chat_template.jinja is not UTF-8 ({error}). Copy it again.") from None
+            raise UserError(
+                f"{where}/chat_template.jinja is not UTF-8 ({error}). Copy it again."
+            ) from None
     found = config.get("chat_template")
-    if isinstance(found, list) and all(isinstance(each, dict) and {"name", "template"} <= set(each) for each in found):
-        found = {each["name"]: each["template"] for each in found}.get("default")  # several, by name
+    if isinstance(found, list) and all(
+        isinstance(each, dict) and {"name", "template"} <= set(each) for each in found
+    ):
+        found = {each["name"]: each["template"] for each in found}.get(
+            "default"
+        )  # several, by name
     if not isinstance(found, str | None):
         raise UserError(
             f"{where}/tokenizer_config.json: chat_template is a {type(found).__name__} that cannot be used; expected a "

@@ -1,4 +1,6 @@
-"""Where a text may be cut without a change to its ids, and texts as bytes, cut into windows of bounded size."""
+"""Where a text may be cut without a change to its ids, and texts as bytes, cut into windows of
+bounded size.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,18 @@ import pyarrow as pa
 
 from llm.tokenizer.bpe import GPT2_PATTERN, PATTERN
 
-WINDOW = 8 << 20  # bytes of text looked at at a time; what is made of them takes up to 15 times that
+WINDOW = (
+    8 << 20
+)  # bytes of text looked at at a time; what is made of them takes up to 15 times that
 
-# Kinds of ASCII characters, and before which kinds a word may end after each. Both patterns cut there: a run of
-# letters, digits or signs ends at any other kind. Not so before a letter after a quote ('s may be a contraction),
-# before a line end after a sign (PATTERN keeps them together), or after a blank (a space belongs to what follows it,
-# and what becomes of a run of blanks depends on it). What the patterns look ahead for is a letter after a contraction,
-# or no blank after a blank; no word ends there. Beyond ASCII any character may be a letter or a blank, so words end on
-# neither side of one, except before a space where it is no blank.
+# Kinds of ASCII characters, and before which kinds a word may end after each. Both patterns cut
+# there: a run of letters, digits or signs ends at any other kind. Not so before a letter after a
+# quote ('s may be a contraction),
+# before a line end after a sign (PATTERN keeps them together), or after a blank (a space belongs to
+# what follows it, and what becomes of a run of blanks depends on it). What the patterns look ahead
+# for is a letter after a contraction, or no blank after a blank; no word ends there. Beyond ASCII
+# any character may be a letter or a blank, so words end on neither side of one, except before a
+# space where it is no blank.
 LETTER, DIGIT, SIGN, QUOTE, SPACE, OTHER = 1, 2, 4, 8, 16, 32
 CUTS = {
     LETTER: DIGIT | SIGN | QUOTE | SPACE | OTHER,
@@ -25,7 +31,9 @@ CUTS = {
     QUOTE: DIGIT | SPACE,
 }
 CUT = (PATTERN, GPT2_PATTERN)  # the patterns that this holds for
-BLANKS = "\x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"  # beyond ASCII
+BLANKS = (
+    "\x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+)  # beyond ASCII
 
 
 def _kind(byte: int) -> int:
@@ -47,9 +55,13 @@ BLANK_CODES = [int.from_bytes(blank.encode(), "big") for blank in BLANKS]
 
 
 def cuts(data: bytes) -> np.ndarray:
-    """Whether a word may begin at each byte of a UTF-8 text, its first byte aside; bool (len(data),)."""
+    """Whether a word may begin at each byte of a UTF-8 text, its first byte aside; bool
+    (len(data),).
+    """
     found = np.zeros(len(data), dtype=bool)
-    before, kind = (np.frombuffer(data.translate(table), dtype=np.uint8) for table in (ENDS_BEFORE, KIND))
+    before, kind = (
+        np.frombuffer(data.translate(table), dtype=np.uint8) for table in (ENDS_BEFORE, KIND)
+    )
     np.not_equal(before[:-1] & kind[1:], 0, out=found[1:])
     if not data.isascii():
         raw = np.frombuffer(data, dtype=np.uint8)
@@ -66,7 +78,9 @@ def _after_blank(raw: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def windows(data: memoryview, offsets: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Whole documents up to WINDOW bytes, or a part of one: number of the first, and where each begins and ends."""
+    """Whole documents up to WINDOW bytes, or a part of one: number of the first, and where each
+    begins and ends.
+    """
     first, n = 0, len(offsets) - 1
     while first < n:
         last = int(np.searchsorted(offsets, offsets[first] + WINDOW, side="right")) - 1
@@ -83,7 +97,9 @@ def windows(data: memoryview, offsets: np.ndarray) -> Iterator[tuple[int, np.nda
 
 
 def _cut(data: memoryview, begin: int, end: int) -> int:
-    """Where to cut a long document: the last possible place within WINDOW bytes, or else the next one."""
+    """Where to cut a long document: the last possible place within WINDOW bytes, or else the next
+    one.
+    """
     at = begin
     while at + WINDOW < end:
         found = np.flatnonzero(cuts(bytes(data[at : at + WINDOW])))
@@ -101,5 +117,7 @@ def content(texts: pa.StringArray) -> tuple[memoryview, np.ndarray]:
     _, places, data = texts.buffers()
     if not len(texts) or data is None:
         return memoryview(b""), np.zeros(len(texts) + 1, dtype=np.int64)
-    offsets = np.frombuffer(places, dtype=wide)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
+    offsets = np.frombuffer(places, dtype=wide)[
+        texts.offset : texts.offset + len(texts) + 1
+    ].astype(np.int64)
     return memoryview(data), offsets

@@ -1,9 +1,9 @@
 """tiktoken's ids at several times its speed: each distinct word is merged once.
 
-A language has few words. A text is cut where its splitting pattern cuts whatever stands around (`llm.tokenizer.split_points`),
-Arrow's hash table finds the words met before, only the new ones go to tiktoken, and the ids are put together as arrays:
-no text becomes a list of Python integers. What is remembered is bounded.
-"""
+A language has few words. A text is cut where its splitting pattern cuts whatever stands around
+(`llm.tokenizer.split_points`), Arrow's hash table finds the words met before, only the new ones go
+to tiktoken, and the ids are put together as arrays: no text becomes a list of Python integers. What
+is remembered is bounded."""
 
 from __future__ import annotations
 
@@ -12,9 +12,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm.tokenizer.bpe import Tokenizer
-from llm.tokenizer.split_points import DIGIT, KIND, LETTER, QUOTE, SIGN, SPACE, content, cuts, windows
+from llm.tokenizer.split_points import (
+    DIGIT,
+    KIND,
+    LETTER,
+    QUOTE,
+    SIGN,
+    SPACE,
+    content,
+    cuts,
+    windows,
+)
 
-KEPT_WORDS, KEPT_BYTES = 1 << 18, 32 << 20  # words that are remembered; when they are more, all are forgotten
+KEPT_WORDS, KEPT_BYTES = (
+    1 << 18,
+    32 << 20,
+)  # words that are remembered; when they are more, all are forgotten
 
 
 class Words:
@@ -29,7 +42,9 @@ class Words:
         for token, number in tokenizer.ranks.items():
             self.lengths[number] = len(token)
         self.words = pa.array([], pa.string())  # met before
-        self.ids = _lists(np.empty(0, dtype=tokenizer.id_type), np.zeros(1, dtype=np.int64))  # of each of them
+        self.ids = _lists(
+            np.empty(0, dtype=tokenizer.id_type), np.zeros(1, dtype=np.int64)
+        )  # of each of them
 
     def encode(self, texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
         """Ids of (n,) documents, one after the other without end tokens, and how many each has.
@@ -76,24 +91,34 @@ class Words:
     def _merged(self, words: pa.StringArray) -> tuple[pa.StringArray, pa.ListArray]:
         """Words, none empty, in another order, and their ids by tiktoken.
 
-        A call takes longer than a word, so most are given to it as one text, each after a space of its own or behind a
-        separator, so that a cut falls on either side of it.
+        A call takes longer than a word, so most are given to it as one text, each after a space of
+        its own or behind a separator, so that a cut falls on either side of it.
         """
         data, offsets = content(words)
         raw = np.frombuffer(data[: offsets[-1]], dtype=np.uint8)
-        first, last = (np.frombuffer(KIND, dtype=np.uint8)[raw[at]] for at in (offsets[:-1], offsets[1:] - 1))
+        first, last = (
+            np.frombuffer(KIND, dtype=np.uint8)[raw[at]] for at in (offsets[:-1], offsets[1:] - 1)
+        )
         fits = (first != 0) & np.isin(last, (LETTER, DIGIT, SIGN, QUOTE))
         separator = np.select([first == SPACE, np.isin(first, (LETTER, DIGIT))], [0, 1], 2)[fits]
         together, alone = words.filter(pa.array(fits)), words.filter(pa.array(~fits))
-        text, ends = content(pc.binary_join_element_wise(pa.array(["", " (", " x"]).take(separator), together, ""))
+        text, ends = content(
+            pc.binary_join_element_wise(pa.array(["", " (", " x"]).take(separator), together, "")
+        )
         ids = self.tokenizer.encode_to_numpy(str(text, "utf-8"))
         reached = np.concatenate(([0], np.cumsum(self.lengths[ids])))  # bytes before each token
         left = np.searchsorted(reached, ends[1:] - np.diff(offsets)[fits])
         sizes = np.searchsorted(reached, ends[1:]) - left
         places = np.concatenate(([0], np.cumsum(sizes)))
-        chosen = ids[np.repeat(left - places[:-1], sizes) + np.arange(places[-1])].astype(self.tokenizer.id_type)
-        others = pa.array([self.tokenizer.encode(word) for word in alone.to_pylist()], self.ids.type)
-        return pa.concat_arrays([together, alone]), pa.concat_arrays([_lists(chosen, places), others])
+        chosen = ids[np.repeat(left - places[:-1], sizes) + np.arange(places[-1])].astype(
+            self.tokenizer.id_type
+        )
+        others = pa.array(
+            [self.tokenizer.encode(word) for word in alone.to_pylist()], self.ids.type
+        )
+        return pa.concat_arrays([together, alone]), pa.concat_arrays(
+            [_lists(chosen, places), others]
+        )
 
 
 def _lists(values: np.ndarray, offsets: np.ndarray) -> pa.ListArray:

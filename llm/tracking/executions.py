@@ -1,8 +1,9 @@
-"""Which stages belong to one execution of the pipeline, decided without MLflow, and what waits for it in the spool.
+"""Which stages belong to one execution of the pipeline, decided without MLflow, and what waits for
+it in the spool.
 
-`$DVC_ROOT/.state/mlflow/<experiment>.json` holds the open execution of each DVC experiment, so the answer is the same
-when the tracking server is down; `spool/<execution>.jsonl` beside it holds what the server did not take.
-"""
+`$DVC_ROOT/.state/mlflow/<experiment>.json` holds the open execution of each DVC experiment, so the
+answer is the same when the tracking server is down; `spool/<execution>.jsonl` beside it holds what
+the server did not take."""
 
 from __future__ import annotations
 
@@ -25,16 +26,25 @@ from llm.runtime import provenance
 from llm.runtime.io import read_json, write_json
 from llm.tracking import metrics_files
 
-STUDY = (("optuna.study", "LLM_STUDY"), ("optuna.trial", "LLM_TRIAL"))  # what llm.experiments.tune tells its trials
+STUDY = (
+    ("optuna.study", "LLM_STUDY"),
+    ("optuna.trial", "LLM_TRIAL"),
+)  # what llm.experiments.tune tells its trials
 State = dict[str, Any]
 Operation = dict[str, Any]
 
 
 def root() -> Path:
-    """The main repository, from DVC's temporary workspaces too: $DVC_ROOT, else the nearest parent with a `.dvc`."""
+    """The main repository, from DVC's temporary workspaces too: $DVC_ROOT, else the nearest parent
+    with a `.dvc`.
+    """
     given = os.environ.get("DVC_ROOT")
     here = Path.cwd()
-    return Path(given).absolute() if given else next((p for p in (here, *here.parents) if (p / ".dvc").is_dir()), here)
+    return (
+        Path(given).absolute()
+        if given
+        else next((p for p in (here, *here.parents) if (p / ".dvc").is_dir()), here)
+    )
 
 
 def own_store() -> str:
@@ -65,8 +75,12 @@ def current(params: Params, stage: str) -> State:
     """
     flat = metrics_files.flatten(params.model_dump(mode="json"))
     same = {
-        "params": {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items()},
-        # Empty for the repository's own, so that an execution and its spool outlive a move of the repository.
+        "params": {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in flat.items()
+        },
+        # Empty for the repository's own, so that an execution and its spool outlive a move of the
+        # repository.
         "store": public(os.environ.get("MLFLOW_TRACKING_URI", "")),
         "experiment": params.tracking.experiment,
     }
@@ -111,8 +125,16 @@ def tags() -> dict[str, str]:
     found = {f"git.{key}": value for key, value in provenance.git().items()}
     if "git.commit" in found:
         found["mlflow.source.git.commit"] = found["git.commit"]
-    found |= {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT", "llm.code": provenance.code_digest()}
-    for key, variable in (("dvc.exp_name", "DVC_EXP_NAME"), ("dvc.baseline", "DVC_EXP_BASELINE_REV"), *STUDY):
+    found |= {
+        "mlflow.source.name": "dvc.yaml",
+        "mlflow.source.type": "PROJECT",
+        "llm.code": provenance.code_digest(),
+    }
+    for key, variable in (
+        ("dvc.exp_name", "DVC_EXP_NAME"),
+        ("dvc.baseline", "DVC_EXP_BASELINE_REV"),
+        *STUDY,
+    ):
         if os.environ.get(variable):
             found[key] = os.environ[variable]
     return found | {f"input/{name}": digest for name, digest in provenance.input_hashes().items()}

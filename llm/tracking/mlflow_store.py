@@ -1,7 +1,8 @@
-"""The MLflow store: what a queued operation becomes there. Every write can be repeated without effect.
+"""The MLflow store: what a queued operation becomes there. Every write can be repeated without
+effect.
 
-Only this module imports mlflow, but for `llm.tracking.pyfunc_model`, which is a part of a logged model.
-"""
+Only this module imports mlflow, but for `llm.tracking.pyfunc_model`, which is a part of a logged
+model."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ from llm.tracking import executions
 from llm.tracking.executions import Operation, State
 
 EXECUTION = "llm.execution"  # the tag by which the store knows an execution
-MODEL = "llm.model"  # the tag by which a run names the registered version that has its model's bytes
+MODEL = (
+    "llm.model"  # the tag by which a run names the registered version that has its model's bytes
+)
 # Where MLflow's tables hold addresses of artifacts.
 ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -64,7 +67,8 @@ class Store:
 
         for name in ("alembic", "mlflow", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        # It logs what it raises, with a traceback, as where a database has no room; the caller says it in a line.
+        # It logs what it raises, with a traceback, as where a database has no room; the caller says
+        # it in a line.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self.uri, self.mlflow = uri, mlflow
         self._ids: dict[str, str] = {}
@@ -78,7 +82,9 @@ class Store:
                 follow(executions.root())
 
     def _make_database(self) -> None:
-        """Make a missing SQLite database under another name first: MLflow could not use one made by halves."""
+        """Make a missing SQLite database under another name first: MLflow could not use one made by
+        halves.
+        """
         path = Path(self.uri.removeprefix("sqlite:///"))
         if not self.uri.startswith("sqlite:///") or path.exists() or not path.parent.is_dir():
             return
@@ -93,7 +99,9 @@ class Store:
         return found.experiment_id if found else None
 
     def open(self, state: State, resume: bool = False) -> str:
-        """The run's id; makes experiment and run where they do not exist. `resume` marks the run as running."""
+        """The run's id; makes experiment and run where they do not exist. `resume` marks the run as
+        running.
+        """
         from mlflow.entities import Param
 
         with executions.lock(executions.directory() / "store.lock"):
@@ -102,12 +110,19 @@ class Store:
             found = self.client.search_runs([experiment], query, max_results=1)
             tags = {EXECUTION: state["execution"]}
             started = int(state["started"] * 1000)
-            run = found[0] if found else self.client.create_run(experiment, started, tags, state["name"])
+            run = (
+                found[0]
+                if found
+                else self.client.create_run(experiment, started, tags, state["name"])
+            )
         run_id = run.info.run_id
         if resume and run.info.status != "RUNNING":
             self.client.update_run(run_id, status="RUNNING")
-        # A param that is null switches something off that most runs do without: a third of all, and nothing to compare.
-        wanted = {_key(key): value[:6000] for key, value in state["params"].items() if value != "null"}
+        # A param that is null switches something off that most runs do without: a third of all, and
+        # nothing to compare.
+        wanted = {
+            _key(key): value[:6000] for key, value in state["params"].items() if value != "null"
+        }
         params = [Param(key, value) for key, value in wanted.items() if key not in run.data.params]
         for i in range(0, len(params), 100):
             self.client.log_batch(run_id, params=params[i : i + 100])
@@ -117,20 +132,29 @@ class Store:
     def _open_experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            # A server decides itself where artifacts go; with a database it would be the current directory.
+            # A server decides itself where artifacts go; with a database it would be the current
+            # directory.
             local = not self.uri.startswith(("http:", "https:", "databricks"))
-            return self.client.create_experiment(name, artifacts(executions.root()) if local else None)
+            return self.client.create_experiment(
+                name, artifacts(executions.root()) if local else None
+            )
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         return found.experiment_id
 
     def replay(self, current: str) -> None:
-        """Write what stages could not, and remove their spool files. The `current` execution is not ended by it."""
+        """Write what stages could not, and remove their spool files. The `current` execution is not
+        ended by it.
+        """
         directory = executions.directory() / "spool"
         for path in sorted(directory.glob("*.jsonl")):
             with executions.lock(directory / ".lock"):
-                records = executions.read_spool(path) if path.exists() else []  # another process may have been faster
-                if not records or (records[0]["store"] or public(executions.own_store())) != public(self.uri):
+                records = (
+                    executions.read_spool(path) if path.exists() else []
+                )  # another process may have been faster
+                if not records or (records[0]["store"] or public(executions.own_store())) != public(
+                    self.uri
+                ):
                     continue
                 for operation in records[1:]:
                     if operation["op"] != "end" or records[0]["execution"] != current:
@@ -138,7 +162,9 @@ class Store:
                 path.unlink()
 
     def apply(self, state: State, operation: Operation) -> None:
-        """Write one operation; to repeat it changes nothing. One that MLflow calls invalid is left out, and said so."""
+        """Write one operation; to repeat it changes nothing. One that MLflow calls invalid is left
+        out, and said so.
+        """
         from mlflow.exceptions import MlflowException
 
         try:
@@ -147,7 +173,9 @@ class Store:
             if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
                 raise
             print(
-                without_credentials(f"warning: MLflow refuses {operation['op']}: {str(error)[:300]}"),
+                without_credentials(
+                    f"warning: MLflow refuses {operation['op']}: {str(error)[:300]}"
+                ),
                 file=sys.stderr,
                 flush=True,
             )
@@ -179,7 +207,9 @@ class Store:
     def _curve(self, run_id: str, key: str) -> dict[int, float]:
         """Step → value of a metric in the store, read once."""
         if (run_id, key) not in self._curves:
-            points = sorted(self.client.get_metric_history(run_id, key), key=lambda point: point.timestamp)
+            points = sorted(
+                self.client.get_metric_history(run_id, key), key=lambda point: point.timestamp
+            )
             self._curves[run_id, key] = {point.step: point.value for point in points}
         return self._curves[run_id, key]
 
@@ -199,7 +229,9 @@ class Store:
                 self._curve(run_id, metric.key)[metric.step] = metric.value
 
     def _log_scalars(self, run_id: str, values: dict[str, float], timestamp: int) -> None:
-        """Make each value the latest of its key: at its curve's last step, or at step 0 where it has none."""
+        """Make each value the latest of its key: at its curve's last step, or at step 0 where it
+        has none.
+        """
         points = []
         for name, value in values.items():
             curve = self._curve(run_id, _key(name))
@@ -209,34 +241,53 @@ class Store:
         self._log_points(run_id, points, again=True)
 
     def _log_inputs(self, run_id: str) -> None:
-        """The datasets as MLflow dataset inputs; the digest is that of the manifest, cut to MLflow's 36 characters."""
+        """The datasets as MLflow dataset inputs; the digest is that of the manifest, cut to
+        MLflow's 36 characters.
+        """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = []
         for name, manifest in provenance.manifests().items():
             source = json.dumps(manifest.get("source", {}))[:65535]
-            profile = json.dumps({key: manifest.get(key) for key in ("rows", "bytes", "licence", "revision")})
-            dataset = Dataset(name, manifest["sha256"][:36], str(manifest.get("kind", "")), source, profile=profile)
+            profile = json.dumps(
+                {key: manifest.get(key) for key in ("rows", "bytes", "licence", "revision")}
+            )
+            dataset = Dataset(
+                name,
+                manifest["sha256"][:36],
+                str(manifest.get("kind", "")),
+                source,
+                profile=profile,
+            )
             context = "pretraining" if manifest.get("kind") == "pretrain" else "finetuning"
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
         if inputs:
             self.client.log_inputs(run_id, inputs)
 
     def _log_model(self, run_id: str, name: str, operation: Operation) -> None:
-        """Register a model directory as `name`, once for the same bytes, and alias the best as champion."""
+        """Register a model directory as `name`, once for the same bytes, and alias the best as
+        champion.
+        """
         directory = executions.root() / operation["directory"]
-        if not (directory / "model.safetensors").is_file() or directory_digest(directory) != operation["digest"]:
+        if (
+            not (directory / "model.safetensors").is_file()
+            or directory_digest(directory) != operation["digest"]
+        ):
             return  # replayed later, when the workspace holds another experiment's model
         name = re.sub(r"[/:]", "-", name)  # a registered model's name must not hold them
         if not self.client.search_registered_models(f"name = '{name}'", max_results=1):
             self.client.create_registered_model(name)
         score = Score(operation["score"], operation.get("tests", ""), operation.get("examples", 0))
-        version = next((v for v in self._versions(name) if v.tags.get("digest") == operation["digest"]), None)
+        version = next(
+            (v for v in self._versions(name) if v.tags.get("digest") == operation["digest"]), None
+        )
         if version is None:
             info = self._log_pyfunc(run_id, directory)
             weights = sha256(directory / "model.safetensors")
             tags = {"sha256": weights, "digest": operation["digest"], **score.tags()}
-            version = self.client.create_model_version(name, info.model_uri, run_id, tags, await_creation_for=0)
+            version = self.client.create_model_version(
+                name, info.model_uri, run_id, tags, await_creation_for=0
+            )
         elif score.beats(Score.of(version.tags)):
             for key, value in score.tags().items():
                 self.client.set_model_version_tag(name, version.version, key, value)
@@ -278,7 +329,9 @@ class Store:
 
 @dataclass(frozen=True)
 class Score:
-    """What a model was scored: the mean of its tasks' headline scores, on which test examples, and on how many."""
+    """What a model was scored: the mean of its tasks' headline scores, on which test examples, and
+    on how many.
+    """
 
     value: float | None
     tests: str = ""  # digest of the examples
@@ -297,10 +350,11 @@ class Score:
         return {"score": repr(self.value), "tests": self.tests, "examples": str(self.examples)}
 
     def beats(self, champion: Score) -> bool:
-        """Whether the champion has to go: on the same examples by its value, else by the number of examples.
+        """Whether the champion has to go: on the same examples by its value, else by the number of
+        examples.
 
-        Values on different examples do not compare. The better-founded one stays, the newer where they are equal.
-        """
+        Values on different examples do not compare. The better-founded one stays, the newer where
+        they are equal."""
         if self.value is None or champion.value is None:
             return champion.value is None
         if self.tests == champion.tests:
@@ -321,15 +375,21 @@ def artifacts(root: Path) -> str:
 
 
 def follow(root: Path) -> None:
-    """Let the addresses in a repository's own store follow the repository, which was moved or copied since.
+    """Let the addresses in a repository's own store follow the repository, which was moved or
+    copied since.
 
-    MLflow keeps them absolute, and would write to the old place: into the original, where this is a copy.
-    """
+    MLflow keeps them absolute, and would write to the old place: into the original, where this is a
+    copy."""
     new = artifacts(root)
     with closing(sqlite3.connect(root / "mlflow.db", timeout=60)) as database, database:
         found = database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
         for (old,) in found:
-            if not old or not old.startswith("file:") or not old.endswith("/mlartifacts") or _same_place(old, new):
+            if (
+                not old
+                or not old.startswith("file:")
+                or not old.endswith("/mlartifacts")
+                or _same_place(old, new)
+            ):
                 continue
             for table, column in ADDRESSES:
                 database.execute(
@@ -345,7 +405,9 @@ def _same_place(one: str, other: str) -> bool:
 
 
 def _requirement(name: str, versions: dict[str, str]) -> str:
-    """The version that is installed, without what names a build of it, such as `+cpu`: registries do not have those."""
+    """The version that is installed, without what names a build of it, such as `+cpu`: registries
+    do not have those.
+    """
     return f"{name}=={versions[name].partition('+')[0]}" if name in versions else name
 
 

@@ -1,7 +1,7 @@
 """The model that MLflow serves: `mlflow models serve -m models:/llm@champion --env-manager local`.
 
-MLflow runs this file when it loads a logged model; the package `llm` and the model directory travel with it.
-"""
+MLflow runs this file when it loads a logged model; the package `llm` and the model directory travel
+with it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from pathlib import Path
 
 import mlflow
 
-# What `params` of a request may hold, with the value where it does not; MLflow drops what its signature does not name.
+# What `params` of a request may hold, with the value where it does not; MLflow drops what its
+# signature does not name.
 PARAMS = {"max_new_tokens": 64, "temperature": 0.0, "top_p": 1.0, "seed": 0}
 
 
 class FinetunedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
     """Answers to prompts, in the chat format that the model was finetuned on."""
 
-    # From type hints MLflow would make a schema that refuses plain lists; without them it warns, unless told so.
+    # From type hints MLflow would make a schema that refuses plain lists; without them it warns,
+    # unless told so.
     _skip_type_hint_validation = True
 
     def load_context(self, context):  # type: ignore[no-untyped-def]
@@ -37,7 +39,8 @@ class FinetunedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         Prompt i is drawn with the seed + i, where the temperature is above 0.
 
         Raises:
-            MlflowException: INVALID_PARAMETER_VALUE, which the server answers as status 400, with what is wrong.
+            MlflowException: INVALID_PARAMETER_VALUE, which the server answers as status 400, with
+                what is wrong.
         """
         from llm.errors import UserError
         from llm.generation.generate import complete
@@ -50,10 +53,13 @@ class FinetunedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         most, seed = int(chosen["max_new_tokens"]), int(chosen["seed"])
         try:
             if most < 1 or seed < 0:
-                raise UserError(f"max_new_tokens is {most} and seed {seed}; expected at least 1 and at least 0.")
+                raise UserError(
+                    f"max_new_tokens is {most} and seed {seed}; expected at least 1 and at least 0."
+                )
             settings = Decoding(temperature=temperature, top_p=top_p) if temperature else Decoding()
             requests = [
-                Request(self.tokenizer.chat_ids(str(text)), most, settings, seed + i) for i, text in enumerate(column)
+                Request(self.tokenizer.chat_ids(str(text)), most, settings, seed + i)
+                for i, text in enumerate(column)
             ]
             answers = complete(self.model, requests, self.stop_ids, self.tokenizer.decode)
         except (UserError, ValueError) as error:

@@ -1,17 +1,19 @@
 """MLflow: one flat run per execution of the pipeline, which each stage re-opens.
 
-Tracking never stops or slows training. `Run.log_metrics` appends to a list; a thread writes the list to the store every
-few seconds. What the store does not take goes to a spool, one file an execution, which the next success replays. Every
-write can be repeated without effect (a point of a curve is its key and step), so resumed stages and replayed spools
-join the curves.
+Tracking never stops or slows training. `Run.log_metrics` appends to a list; a thread writes the
+list to the store every few seconds. What the store does not take goes to a spool, one file an
+execution, which the next success replays. Every write can be repeated without effect (a point of a
+curve is its key and step), so resumed stages and replayed spools join the curves.
 
-MLflow's step of a curve counts tokens: charts compare runs of other batch sizes as they are. (MLflow can put another
-metric on the x-axis, but its charts draw 320 points of a metric, evenly chosen, and a validation loss whose `tokens`
-were not among them vanished: of 635 steps three of four.) The optimizer's steps are the metric `<stage>/step`.
+MLflow's step of a curve counts tokens: charts compare runs of other batch sizes as they are.
+(MLflow can put another metric on the x-axis, but its charts draw 320 points of a metric, evenly
+chosen, and a validation loss whose `tokens`
+were not among them vanished: of 635 steps three of four.) The optimizer's steps are the metric
+    `<stage>/step`.
 
-Which stages belong to one execution is decided by `llm.tracking.executions`, without the store, so that it holds when the server
-is down; what is written there, and how, is `llm.tracking.mlflow_store`.
-"""
+Which stages belong to one execution is decided by `llm.tracking.executions`, without the store, so
+that it holds when the server is down; what is written there, and how, is
+`llm.tracking.mlflow_store`."""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ LARGEST_FILE = 32_000_000  # bytes of an artifact; larger ones stay in DVC alone
 
 @contextmanager
 def stage(params: Params, name: str) -> Iterator[Run]:
-    """The execution's run, open for stage `name`; an error in the block marks it FAILED until a stage re-opens it."""
+    """The execution's run, open for stage `name`; an error in the block marks it FAILED until a
+    stage re-opens it.
+    """
     run = Run(executions.current(params, name), name)
     shown = heartbeat.current()
     if shown:
@@ -70,9 +74,10 @@ def finish(
 ) -> str | None:
     """Complete the run and mark it FINISHED; the next stage that runs begins a new one.
 
-    Adds the curves and scores that cached stages did not log, from `metrics/`, uploads `files` (paths; a directory
-    with all it holds), and has MLflow show those of them that `tables` names as tables to filter. Registers the model
-    directory `model`, which becomes `@champion` of its experiment where `score` beats that of the champion so far.
+    Adds the curves and scores that cached stages did not log, from `metrics/`, uploads `files`
+    (paths; a directory with all it holds), and has MLflow show those of them that `tables` names as
+    tables to filter. Registers the model directory `model`, which becomes `@champion` of its
+    experiment where `score` beats that of the champion so far.
 
     Returns the run's id, or None where the store could not be reached.
     """
@@ -111,7 +116,9 @@ def finish(
 
 
 def _with_digests(files: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(path, folder among the artifacts, sha256) of each file; a spooled upload must find the same bytes later."""
+    """(path, folder among the artifacts, sha256) of each file; a spooled upload must find the same
+    bytes later.
+    """
     found = []
     for top in map(Path, files):
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
@@ -126,17 +133,22 @@ def _from_root(path: Path) -> str:
     return os.path.relpath(path, executions.root())
 
 
-# -- a stage's hold on the run -----------------------------------------------------------------------------------------
+# -- a stage's hold on the run
 
 
 class Run:
-    """Takes what a stage logs and writes it in a thread. Nothing here raises or waits, but `close` and `run_id`."""
+    """Takes what a stage logs and writes it in a thread. Nothing here raises or waits, but `close`
+    and `run_id`.
+    """
 
     def __init__(self, state: State, stage_name: str) -> None:
         import mlflow  # noqa: F401  here and not in the thread, where torch's import at the same time could meet it
 
         self.state, self.stage = state, stage_name
-        self._operations: list[Operation] = [{"op": "tags", "tags": executions.tags()}, {"op": "inputs"}]
+        self._operations: list[Operation] = [
+            {"op": "tags", "tags": executions.tags()},
+            {"op": "inputs"},
+        ]
         self._current: Operation | None = None  # the one that the store is taking
         self._lock = threading.Lock()
         self._stop, self._tried = threading.Event(), threading.Event()
@@ -147,14 +159,18 @@ class Run:
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id of the run; waits for the store's first answer, None where it cannot be reached."""
+        """MLflow's id of the run; waits for the store's first answer, None where it cannot be
+        reached.
+        """
         self._tried.wait(PATIENCE)
         return self._run_id
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log numbers as `<stage>/<key>`, a key's own slashes as dots; None and what is no number is left out.
+        """Log numbers as `<stage>/<key>`, a key's own slashes as dots; None and what is no number
+        is left out.
 
-        With a step, a point of a curve, once: a step that the run has is not repeated. Without, the key's final value.
+        With a step, a point of a curve, once: a step that the run has is not repeated. Without, the
+            key's final value.
         """
         values = {
             f"{self.stage}/{key.replace('/', '.')}": float(value)
@@ -165,10 +181,17 @@ class Run:
             self.put({"op": "scalars", "values": values})
         else:
             now = executions.now()
-            self.put({"op": "metrics", "points": [(key, value, now, step) for key, value in values.items()]})
+            self.put(
+                {
+                    "op": "metrics",
+                    "points": [(key, value, now, step) for key, value in values.items()],
+                }
+            )
 
     def say_health(self, health: str) -> None:
-        """Tag the run with how the stage goes: `llm.health/<stage>` is `ok`, or what is wrong, e.g. that it stalls."""
+        """Tag the run with how the stage goes: `llm.health/<stage>` is `ok`, or what is wrong, e.g.
+        that it stalls.
+        """
         self.put({"op": "tags", "tags": {f"llm.health/{self.stage}": health}})
 
     def put(self, operation: Operation) -> None:
@@ -181,7 +204,9 @@ class Run:
                 self._operations.append({"time": executions.now(), **operation})
 
     def close(self) -> None:
-        """Write what is left; what the store has not taken after `PATIENCE` seconds goes to the spool."""
+        """Write what is left; what the store has not taken after `PATIENCE` seconds goes to the
+        spool.
+        """
         self._stop.set()
         self._thread.join(PATIENCE)
         if self._thread.is_alive():
@@ -202,7 +227,9 @@ class Run:
                         store.replay(self.state["execution"])
                     self._drain(store)
                 except Exception as error:  # whatever a store may raise, training goes on
-                    self._warn(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}")
+                    self._warn(
+                        f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+                    )
                     store, retry_at = None, time.monotonic() + RETRY
                     self._tried.set()
                     self._to_spool()
@@ -228,8 +255,14 @@ class Run:
         if operations:
             try:
                 executions.spool(self.state, operations)
-            except OSError as error:  # a full disk; it must not hide what the stage itself has to say about it
-                print(f"warning: metrics are lost to MLflow, not to metrics/: {error}", file=sys.stderr, flush=True)
+            except (
+                OSError
+            ) as error:  # a full disk; it must not hide what the stage itself has to say about it
+                print(
+                    f"warning: metrics are lost to MLflow, not to metrics/: {error}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     def _warn(self, reason: str) -> None:
         if not self._warned:

@@ -21,7 +21,9 @@ KEEP = 86400.0  # seconds that a stage which ended badly is shown
 
 @dataclass(frozen=True)
 class Running:
-    """A stage that runs, or that did not come to its end. Bytes, seconds; None: not known, or does not apply."""
+    """A stage that runs, or that did not come to its end. Bytes, seconds; None: not known, or does
+    not apply.
+    """
 
     experiment: str
     stage: str
@@ -61,7 +63,9 @@ def read() -> list[Running]:
 
 
 def _facts(path: Path) -> dict[str, Any] | None:
-    """A file's content; None where it went away. It is written in place, so half of it may have to be read again."""
+    """A file's content; None where it went away. It is written in place, so half of it may have to
+    be read again.
+    """
     for _ in range(20):
         try:
             facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -77,7 +81,10 @@ def _process(facts: dict[str, Any]) -> psutil.Process | None:
     """The process, if it lives on this machine and is not another one that has the number now."""
     try:
         process = psutil.Process(facts["pid"])
-        alive = process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= facts["started"] + 1
+        alive = (
+            process.status() != psutil.STATUS_ZOMBIE
+            and process.create_time() <= facts["started"] + 1
+        )
         return process if alive and facts["host"] == socket.gethostname() else None
     except psutil.Error:
         return None
@@ -100,7 +107,9 @@ def _running(facts: dict[str, Any], process: psutil.Process | None, here: bool) 
     if "ended" in facts:
         health = f"ended: {facts['ended']}"
     elif not alive:
-        health = "killed: the process is gone" if here else f"no sign of life for {duration(silent)}"
+        health = (
+            "killed: the process is gone" if here else f"no sign of life for {duration(silent)}"
+        )
     elif silent > SILENT:
         health = f"frozen: no sign of life for {duration(silent)}"
     else:
@@ -145,7 +154,9 @@ def forget(experiment: str) -> None:
 
 
 def validation(experiment: str, stage: str) -> list[tuple[int, float]]:
-    """(tokens, validation loss) of a running stage of an experiment, as far as it has come since it was started."""
+    """(tokens, validation loss) of a running stage of an experiment, as far as it has come since it
+    was started.
+    """
     paths = (executions.root() / ".state" / "running").glob(f"{stage}-*.json")
     # One that was stopped leaves its file, and another may have had its name since.
     own = [facts for path in paths if (facts := _facts(path)) and facts["experiment"] == experiment]
@@ -160,7 +171,10 @@ def waiting() -> list[str]:
     from dvc.repo import Repo
 
     with Repo(str(executions.root())) as repo:
-        return [entry.name or entry.stash_rev[:7] for entry in repo.experiments.celery_queue.iter_queued()]
+        return [
+            entry.name or entry.stash_rev[:7]
+            for entry in repo.experiments.celery_queue.iter_queued()
+        ]
 
 
 def show_status(as_json: bool = False, every: float | None = None) -> None:
@@ -169,7 +183,10 @@ def show_status(as_json: bool = False, every: float | None = None) -> None:
         while True:
             found, queued = read(), waiting()
             if as_json:
-                print(json.dumps({"stages": [asdict(item) for item in found], "queued": queued}), flush=True)
+                print(
+                    json.dumps({"stages": [asdict(item) for item in found], "queued": queued}),
+                    flush=True,
+                )
             else:
                 print("\n".join(lines(found, queued)), flush=True)
             if every is None:
@@ -181,7 +198,20 @@ def show_status(as_json: bool = False, every: float | None = None) -> None:
 
 def lines(found: list[Running], queued: list[str]) -> list[str]:
     """The table."""
-    rows = [("experiment", "stage", "progress", "loss", "val", "tokens/s", "left", "memory", "pid", "health")]
+    rows = [
+        (
+            "experiment",
+            "stage",
+            "progress",
+            "loss",
+            "val",
+            "tokens/s",
+            "left",
+            "memory",
+            "pid",
+            "health",
+        )
+    ]
     for item in found:
         share = f"{100 * item.progress:.0f}%" if item.progress is not None else ""
         if not share and item.done is not None:
@@ -193,13 +223,30 @@ def lines(found: list[Running], queued: list[str]) -> list[str]:
         stage = item.stage if item.doing in ("", item.stage) else f"{item.stage} ({item.doing})"
         pid = str(item.pid) if item.host == socket.gethostname() else f"{item.pid} on {item.host}"
         losses = item.loss or "", item.val_loss or ""
-        rows.append((item.experiment, stage, share, *losses, rate, left, " + ".join(memory), pid, item.health))
+        rows.append(
+            (
+                item.experiment,
+                stage,
+                share,
+                *losses,
+                rate,
+                left,
+                " + ".join(memory),
+                pid,
+                item.health,
+            )
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    table = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    table = [
+        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     if not found:
         table = ["no stage runs"]
     if any(not item.alive for item in found):
-        table.append("What ended goes on from its last state with the same command (docs/RESUME.md).")
+        table.append(
+            "What ended goes on from its last state with the same command (docs/RESUME.md)."
+        )
     if queued:
         table.append(f"queued: {', '.join(queued)} (`dvc queue start` runs them)")
     return table

@@ -24,7 +24,8 @@ STOP_SECONDS = 10.0  # until a server that was asked to end is killed
 
 
 def start() -> None:
-    """Serve the store of this repository until Ctrl-C or SIGTERM; print the link once the server answers.
+    """Serve the store of this repository until Ctrl-C or SIGTERM; print the link once the server
+    answers.
 
     Raises:
         UserError: there is no store yet, or the server does not start.
@@ -35,15 +36,21 @@ def start() -> None:
 
     experiment = Store(uri).experiment_id(name)
     if experiment is None:
-        raise UserError(f"{uri} has no experiment {name!r} (tracking.experiment) yet. Run `make repro` first.")
+        raise UserError(
+            f"{uri} has no experiment {name!r} (tracking.experiment) yet. Run `make repro` first."
+        )
     if uri.startswith(("http://", "https://")):
         print(f"MLflow runs at {public(uri)} already. Open {link(public(uri), experiment)}")
         return
     port = free_port(PORT)
-    with subprocess.Popen(command(port), env=environment() | {"MLFLOW_BACKEND_STORE_URI": uri}) as server:
+    with subprocess.Popen(
+        command(port), env=environment() | {"MLFLOW_BACKEND_STORE_URI": uri}
+    ) as server:
         try:
             wait_for(port, server)
-            print(f"\nOpen {link(f'http://{HOST}:{port}', experiment)}\nCtrl-C stops it.", flush=True)
+            print(
+                f"\nOpen {link(f'http://{HOST}:{port}', experiment)}\nCtrl-C stops it.", flush=True
+            )
             code = server.wait()
         except KeyboardInterrupt:
             return
@@ -56,7 +63,10 @@ def start() -> None:
 def stop(server: subprocess.Popen[bytes]) -> None:
     """End the server, and those that it started, which may outlive it."""
     try:
-        processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        processes = [
+            psutil.Process(server.pid),
+            *psutil.Process(server.pid).children(recursive=True),
+        ]
     except psutil.NoSuchProcess:  # it ended by itself
         return
     for process in processes:
@@ -86,16 +96,22 @@ def link(server: str, experiment: str) -> str:
 def command(port: int) -> list[str]:
     """One worker: the default of four and the job runners take 15 processes and 1.8 GB.
 
-    The store, whose address may hold a password, comes from the environment: everyone may read a command line.
-    """
+    The store, whose address may hold a password, comes from the environment: everyone may read a
+    command line."""
     place = ["--host", HOST, "--port", str(port), "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "ui", *place]
 
 
 def environment() -> dict[str, str]:
-    """Without the job runners and telemetry; PATH with this Python first, for the server that mlflow starts."""
+    """Without the job runners and telemetry; PATH with this Python first, for the server that
+    mlflow starts.
+    """
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    light = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": path}
+    light = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PATH": path,
+    }
     return {**os.environ, **light}
 
 
@@ -113,11 +129,15 @@ def free_port(wanted: int) -> int:
 
 
 def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
-    """Return when the server takes connections. Raises UserError when it ends, or does not in START_SECONDS."""
+    """Return when the server takes connections. Raises UserError when it ends, or does not in
+    START_SECONDS.
+    """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise UserError(f"`mlflow ui` ended with code {server.returncode}; its messages are above.")
+            raise UserError(
+                f"`mlflow ui` ended with code {server.returncode}; its messages are above."
+            )
         with socket.socket() as probe:
             probe.settimeout(1)
             if probe.connect_ex((HOST, port)) == 0:

@@ -15,9 +15,11 @@ from llm.parallel import processes
 
 @contextmanager
 def deterministic(on: bool, compiled: bool = False) -> Iterator[None]:
-    """Inside the block, only algorithms that give the same bits every time; what was set before is restored.
+    """Inside the block, only algorithms that give the same bits every time; what was set before is
+    restored.
 
-    An operation that has none raises RuntimeError. TF32 is turned off too: it is a rounding that devices differ in.
+    An operation that has none raises RuntimeError. TF32 is turned off too: it is a rounding that
+    devices differ in.
     compiled: also no kernel that torch.compile chooses by measuring its speed.
     """
     if not on:
@@ -31,7 +33,9 @@ def deterministic(on: bool, compiled: bool = False) -> Iterator[None]:
         (cudnn.deterministic, cudnn.benchmark),
         torch.get_float32_matmul_precision(),
     )
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # docs.nvidia.com/cuda/cublas: results reproducibility
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # docs.nvidia.com/cuda/cublas: results reproducibility
     torch.use_deterministic_algorithms(True)
     cudnn.deterministic, cudnn.benchmark = True, False
     torch.set_float32_matmul_precision("highest")
@@ -52,9 +56,14 @@ def deterministic(on: bool, compiled: bool = False) -> Iterator[None]:
 
 
 def place(
-    device: torch.device, dtype: torch.dtype, compiled: bool, deterministic: bool, sharded: bool = False
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: bool,
+    deterministic: bool,
+    sharded: bool = False,
 ) -> dict[str, Any]:
-    """What the bytes of a run depend on beside its inputs; a state records each place that its steps ran at.
+    """What the bytes of a run depend on beside its inputs; a state records each place that its
+    steps ran at.
 
     Called in every process: they may have devices of several kinds.
     """
@@ -71,14 +80,19 @@ def place(
 
 def difference(earlier: dict[str, Any], later: dict[str, Any]) -> str:
     """What two places differ in, for people."""
-    return ", ".join(f"{key} {earlier.get(key)}, then {later[key]}" for key in later if earlier.get(key) != later[key])
+    return ", ".join(
+        f"{key} {earlier.get(key)}, then {later[key]}"
+        for key in later
+        if earlier.get(key) != later[key]
+    )
 
 
 def verdict(places: list[dict[str, Any]]) -> tuple[bool, str]:
-    """Whether the same inputs give the same bytes again at the place where all steps of a run were taken, and why.
+    """Whether the same inputs give the same bytes again at the place where all steps of a run were
+    taken, and why.
 
-    A CPU adds up in an order that the number of its threads decides, and processes in one that their number decides; a
-    CUDA device without deterministic algorithms in an order of the moment.
+    A CPU adds up in an order that the number of its threads decides, and processes in one that
+    their number decides; a CUDA device without deterministic algorithms in an order of the moment.
     """
     last = places[-1]
     if len(places) > 1:
@@ -86,7 +100,10 @@ def verdict(places: list[dict[str, Any]]) -> tuple[bool, str]:
     kind = last["device"].split()[0]
     if kind != "CPU" and not last["deterministic"]:
         return False, f"no: {kind} without deterministic: true"
-    parts = [last["device"], "one process" if last["processes"] == 1 else f"{last['processes']} processes"]
+    parts = [
+        last["device"],
+        "one process" if last["processes"] == 1 else f"{last['processes']} processes",
+    ]
     if last["threads"]:
         parts.append("one thread" if last["threads"] == 1 else f"{last['threads']} threads")
     return True, f"yes, with the same device and counts ({', '.join(parts)})"

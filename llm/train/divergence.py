@@ -1,4 +1,6 @@
-"""Whether a loss curve runs away. It is watched, not acted upon: what to do about it is the user's to say."""
+"""Whether a loss curve runs away. It is watched, not acted upon: what to do about it is the user's
+to say.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ NOISE = 4.0  # and as many times the usual distance of two steps
 
 
 class LossWatch:
-    """Follows the exponential average of the loss, the lowest it was, and how far two steps usually are apart."""
+    """Follows the exponential average of the loss, the lowest it was, and how far two steps usually
+    are apart.
+    """
 
     def __init__(self) -> None:
         self.average: float | None = None
@@ -22,8 +26,8 @@ class LossWatch:
     def update(self, step: int, loss: float) -> str | None:
         """Take the loss of a step (nats); say what is wrong, or None where nothing is.
 
-        The average of the last `WINDOW` steps lies above the lowest so far by more than `RISE` and by more than
-        `NOISE` usual distances.
+        The average of the last `WINDOW` steps lies above the lowest so far by more than `RISE` and
+        by more than `NOISE` usual distances.
         """
         if self.average is None or self.last is None:
             self.average = self.last = loss

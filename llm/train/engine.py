@@ -1,8 +1,8 @@
 """What the processes of a training compute together: the gradients of a global batch, and losses.
 
-What a step computes depends on (weights, optimizer state, seed, step) alone: the data order is a stateless permutation,
-dropout is seeded by step and micro-batch, and the loss is normalised over the global batch, however it is split into
-micro-batches and over processes.
+What a step computes depends on (weights, optimizer state, seed, step) alone: the data order is a
+stateless permutation, dropout is seeded by step and micro-batch, and the loss is normalised over
+the global batch, however it is split into micro-batches and over processes.
 """
 
 from __future__ import annotations
@@ -32,10 +32,19 @@ from llm.train.throughput import Meter
 
 
 class Engine:
-    """A model on this process's device with its optimizers, and this process's share of each global batch."""
+    """A model on this process's device with its optimizers, and this process's share of each global
+    batch.
+    """
 
     def __init__(
-        self, model: Transformer, train_set: Dataset, settings: Training, steps: int, seed: int, stage: str, cache: Path
+        self,
+        model: Transformer,
+        train_set: Dataset,
+        settings: Training,
+        steps: int,
+        seed: int,
+        stage: str,
+        cache: Path,
     ) -> None:
         """Put the model on the device, whole or sharded, and choose how it computes there.
 
@@ -44,7 +53,8 @@ class Engine:
             cache: directory of compiled code.
 
         Raises:
-            UserError: one sequence does not fit the device's memory, or the processes would not compute the same.
+            UserError: one sequence does not fit the device's memory, or the processes would not
+                compute the same.
         """
         self.device = device.device()
         self.model, self.sharded = model, model.fill is not None
@@ -56,7 +66,8 @@ class Engine:
         self.flops = model.config.flops_per_token(self.length) * settings.batch_tokens * steps
         model.compute_dtype = device.precision(settings.precision, self.device)
         model.grad_checkpointing = settings.grad_checkpointing
-        # Unpacking 4-bit weights is the library's own kernel, at which the compiler would stop in every layer.
+        # Unpacking 4-bit weights is the library's own kernel, at which the compiler would stop in
+        # every layer.
         quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
         self.compiled = not quantized and device.compiles(settings.compile, self.device, self.flops)
         self.rank, self.world_size = processes.rank(), processes.world_size()
@@ -73,34 +84,47 @@ class Engine:
         if self.compiled:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))
             model.compile_parts()
-        self.parallel: Any = None  # of several processes: the loss as DistributedDataParallel, or sharded
+        self.parallel: Any = (
+            None  # of several processes: the loss as DistributedDataParallel, or sharded
+        )
         if self.sharded:
             self.parallel = fsdp.shard(model, self.device, model.compute_dtype, self.compiled)
         else:
             fits = micro_batch.micro_batch(*rows)
-        self.micro = processes.balanced(min(processes.everyone(fits)), self.batch_size, self.world_size)
+        self.micro = processes.balanced(
+            min(processes.everyone(fits)), self.batch_size, self.world_size
+        )
         self.optimizers = Optimizers(
             model, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.betas
         )
-        self.place = place(self.device, model.compute_dtype, self.compiled, settings.deterministic, self.sharded)
-        self.meter = Meter(self.device, model.compute_dtype, self.flops / steps, settings.batch_tokens)
+        self.place = place(
+            self.device, model.compute_dtype, self.compiled, settings.deterministic, self.sharded
+        )
+        self.meter = Meter(
+            self.device, model.compute_dtype, self.flops / steps, settings.batch_tokens
+        )
 
     def trainable(self) -> dict[str, Tensor]:
         """The parameters that are trained, by name."""
         return {name: p.data for name, p in self.model.named_parameters() if p.requires_grad}
 
     def batches(self, start: int) -> Generator[MicroBatch]:
-        """This process's micro-batches of all steps from `start` on, which `backward` takes in their order."""
+        """This process's micro-batches of all steps from `start` on, which `backward` takes in
+        their order.
+        """
         mine = processes.dealt(self.batch_size, self.micro, self.rank, self.world_size)
         steps, pin = range(start, self.steps), self.device.type == "cuda"
-        return one_ahead(micro_batches(self.train_set, self.seed, steps, self.batch_size, self.micro, mine, pin))
+        return one_ahead(
+            micro_batches(self.train_set, self.seed, steps, self.batch_size, self.micro, mine, pin)
+        )
 
     def open_exchange(self) -> None:
-        """Of several processes with the whole model each: wrap the loss, and run it once on rows without a label.
+        """Of several processes with the whole model each: wrap the loss, and run it once on rows
+        without a label.
 
-        DistributedDataParallel lays out its buckets anew after the first backward pass, and the layout decides the
-        order in which three processes or more add up. Once this is done before the first step, every step of a resumed
-        run adds up as in a run that was never stopped.
+        DistributedDataParallel lays out its buckets anew after the first backward pass, and the
+        layout decides the order in which three processes or more add up. Once this is done before
+        the first step, every step of a resumed run adds up as in a run that was never stopped.
         """
         if self.world_size == 1 or self.sharded:
             return
@@ -109,11 +133,14 @@ class Engine:
         self.parallel(self.to_device(empty)).backward()
         self.model.zero_grad(set_to_none=True)
 
-    def backward(self, step: int, coming: Iterator[MicroBatch]) -> tuple[float, MicroBatch, str | None]:
+    def backward(
+        self, step: int, coming: Iterator[MicroBatch]
+    ) -> tuple[float, MicroBatch, str | None]:
         """The gradients of a step's global batch, of the mean over its labels.
 
         Returns:
-            This process's part of the summed loss (nats), the last of its micro-batches, and why its rows could not be
+            This process's part of the summed loss (nats), the last of its micro-batches, and why
+            its rows could not be
             read: then the step must not be taken, in any process.
         """
         unread: str | None = None
@@ -123,20 +150,26 @@ class Engine:
             with self.meter.waiting("loader"):
                 try:
                     part = next(coming) if unread is None else self._nothing(step)
-                except UserError as error:  # the others must not wait in vain for this process's gradients
+                except (
+                    UserError
+                ) as error:  # the others must not wait in vain for this process's gradients
                     unread, part = str(error), self._nothing(step)
                 tensors = self.to_device(part.tensors)
             assert part.step == step
-            torch.manual_seed(((self.seed * 1_000_003 + step) * 1_000_003 + part.number) % 2**63)  # dropout
+            torch.manual_seed(
+                ((self.seed * 1_000_003 + step) * 1_000_003 + part.number) % 2**63
+            )  # dropout
             last = i == rounds - 1
-            # A sharded model has no room for whole gradients: it adds up the processes' after each micro-batch.
+            # A sharded model has no room for whole gradients: it adds up the processes' after each
+            # micro-batch.
             with (
                 self.parallel.no_sync()
                 if isinstance(self.parallel, DistributedDataParallel) and not last
                 else nullcontext()
             ):
                 loss = self.parallel(tensors) if self.parallel else self.model.loss(**tensors)
-                # Summed over the processes, of which DistributedDataParallel takes the mean, and divided by all labels.
+                # Summed over the processes, of which DistributedDataParallel takes the mean, and
+                # divided by all labels.
                 (loss / (part.labels / self.world_size)).backward()
             total += loss.detach()
         return float(total), part, unread
@@ -147,29 +180,42 @@ class Engine:
         return MicroBatch(step, 0, none, 1, self.host_tensors(self.train_set, none))
 
     def clip(self, limit: float) -> float:
-        """Scale the gradients down to the norm `limit`; returns the norm that they had, over all processes' parts."""
+        """Scale the gradients down to the norm `limit`; returns the norm that they had, over all
+        processes' parts.
+        """
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        norm = whole(
+            torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        )
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return float(norm)
 
     @torch.no_grad()
     def evaluate(self, data: Dataset) -> float:
-        """Mean loss (nats per predicted token) over all rows in order, with fixed shapes; processes share the rows."""
+        """Mean loss (nats per predicted token) over all rows in order, with fixed shapes; processes
+        share the rows.
+        """
         self.model.eval()
         total, count = 0.0, 0
-        # Equally many for each process, since those of a sharded model compute together; the last may be empty.
+        # Equally many for each process, since those of a sharded model compute together; the last
+        # may be empty.
         mine = processes.dealt(data.num_rows, self.micro, self.rank, self.world_size)
         every = np.arange(data.num_rows)
         ids = [every[number * self.micro : (number + 1) * self.micro] for number in mine]
         with (
             deterministic(self.settings.deterministic, self.compiled),
-            closing(one_ahead(self.host_tensors(data, p) for p in announced(data, iter(ids), lambda p: p))) as coming,
+            closing(
+                one_ahead(
+                    self.host_tensors(data, p) for p in announced(data, iter(ids), lambda p: p)
+                )
+            ) as coming,
         ):
             for part, tensors in zip(ids, coming, strict=True):
                 count += int(data.label_counts(part).sum())
                 on_device = self.to_device(tensors)
-                total += float(self.parallel(on_device) if self.sharded else self.model.loss(**on_device))
+                total += float(
+                    self.parallel(on_device) if self.sharded else self.model.loss(**on_device)
+                )
         if self.sharded:
             self.parallel.reshard()
         self.model.train()
@@ -177,7 +223,8 @@ class Engine:
         return all_total / all_count
 
     def gather(self) -> None:
-        """Bring the model, of a sharded one all parts, to the first process's host memory, to be written.
+        """Bring the model, of a sharded one all parts, to the first process's host memory, to be
+        written.
 
         It ends training.
         """
@@ -187,7 +234,9 @@ class Engine:
             self.model.to("cpu")
 
     def host_tensors(self, data: Dataset, ids: np.ndarray) -> dict[str, Tensor]:
-        """Rows as one micro-batch on the host: arguments of Transformer.loss, each (micro-batch, length)."""
+        """Rows as one micro-batch on the host: arguments of Transformer.loss, each (micro-batch,
+        length).
+        """
         return host_tensors(data, ids, self.micro, pin=self.device.type == "cuda")
 
     def to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -29,11 +29,14 @@ from llm.tokenizer.bpe import Tokenizer
 from llm.train import fsdp
 from llm.train.memory import adapter_parameters
 
-NO_ADAPTER = b"finetune.method is `full`: every weight was trained, and models/finetuned holds them.\n"
+NO_ADAPTER = (
+    b"finetune.method is `full`: every weight was trained, and models/finetuned holds them.\n"
+)
 
 
 def prepare(s: Finetune, tokenizer: Tokenizer, seed: int) -> Transformer:
-    """The base with what the method trains, in training mode; a soft prompt's ids go to the tokenizer.
+    """The base with what the method trains, in training mode; a soft prompt's ids go to the
+    tokenizer.
 
     Raises:
         UserError: the base is unusable, or does not go with the tokenizer or the params.
@@ -56,7 +59,9 @@ def prepare(s: Finetune, tokenizer: Tokenizer, seed: int) -> Transformer:
 
 def _sharded(s: Finetune, base: Path) -> bool:
     config = load_config(base)
-    adapter = 0 if s.method == "full" else adapter_parameters(config, s.lora.r, s.lora.target_modules)
+    adapter = (
+        0 if s.method == "full" else adapter_parameters(config, s.lora.r, s.lora.target_modules)
+    )
     shardable = s.method in ("full", "lora") and not (base / PROMPT).is_dir()
     return fsdp.wanted(config, s, adapter, shardable)
 
@@ -69,8 +74,12 @@ def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[],
     return run
 
 
-def check(tokenizer: Tokenizer, config: Config, directory: Path, sequence_length: int, stage: str) -> None:
-    """UserError where a checkpoint's vocabulary or context is too small for what is to be done with it."""
+def check(
+    tokenizer: Tokenizer, config: Config, directory: Path, sequence_length: int, stage: str
+) -> None:
+    """UserError where a checkpoint's vocabulary or context is too small for what is to be done with
+    it.
+    """
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"{directory}: its tokenizer has ids up to {tokenizer.vocab_size - 1:,}, but config.json says vocab_size = "
@@ -89,7 +98,12 @@ def versions(s: Finetune) -> dict[str, str]:
 
 
 def write(
-    model: Transformer, s: Finetune, tokenizer: Tokenizer, digests: dict[str, Any], adapter: Path, finetuned: Path
+    model: Transformer,
+    s: Finetune,
+    tokenizer: Tokenizer,
+    digests: dict[str, Any],
+    adapter: Path,
+    finetuned: Path,
 ) -> None:
     """Write the adapter, and the model that has it merged (a soft prompt: beside it).
 

@@ -1,9 +1,10 @@
-"""Fully sharded training, for a model that does not fit each process whole: PyTorch's FSDP2 (`fully_shard`).
+"""Fully sharded training, for a model that does not fit each process whole: PyTorch's FSDP2
+(`fully_shard`).
 
-Each process keeps an equal part of every weight, gradient and optimizer state; a layer's weights are gathered while it
-computes. What is computed, and in which type, is what one process computes; only sums over processes are added up in
-another order. So whether a run is sharded is no hyperparameter: the memory decides, or `LLM_SHARDING`.
-"""
+Each process keeps an equal part of every weight, gradient and optimizer state; a layer's weights
+are gathered while it computes. What is computed, and in which type, is what one process computes;
+only sums over processes are added up in another order. So whether a run is sharded is no
+hyperparameter: the memory decides, or `LLM_SHARDING`."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ MODES = ("ddp", "fsdp")
 
 
 def wanted(config: Config, s: Training, adapter: int = 0, shardable: bool = True) -> bool:
-    """Whether to shard: as `LLM_SHARDING` says, else where a copy for each process would not fit with one sequence.
+    """Whether to shard: as `LLM_SHARDING` says, else where a copy for each process would not fit
+    with one sequence.
 
     Known before the processes have met, since a sharded model is never made whole.
 
@@ -44,11 +46,15 @@ def wanted(config: Config, s: Training, adapter: int = 0, shardable: bool = True
     """
     mode = os.environ.get("LLM_SHARDING") or None
     if mode not in (None, *MODES):
-        raise UserError(f"LLM_SHARDING={mode!r}: expected ddp (each process has the whole model) or fsdp (a part).")
+        raise UserError(
+            f"LLM_SHARDING={mode!r}: expected ddp (each process has the whole model) or fsdp (a part)."
+        )
     if processes.asked_for() == 1:
         return False
     if mode == "fsdp" and not shardable:
-        raise UserError("LLM_SHARDING=fsdp: only finetune.method=full and lora are sharded; unset it, or choose ddp.")
+        raise UserError(
+            "LLM_SHARDING=fsdp: only finetune.method=full and lora are sharded; unset it, or choose ddp."
+        )
     if mode or not shardable:
         return mode == "fsdp"
     where = hardware.device()
@@ -72,15 +78,22 @@ def sharing(where: torch.device) -> int:
 
 
 def shard(
-    model: Transformer, device: torch.device, dtype: torch.dtype, compiled: bool, mesh: DeviceMesh | None = None
+    model: Transformer,
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: bool,
+    mesh: DeviceMesh | None = None,
 ) -> processes.Loss:
-    """Shard a model that is on the meta device, give each process memory for its part, and fill it (`model.fill`).
+    """Shard a model that is on the meta device, give each process memory for its part, and fill it
+    (`model.fill`).
 
-    Returns the loss, which gathers what it needs. Under `no_grad` the outermost group stays gathered until `reshard`.
+    Returns the loss, which gathers what it needs. Under `no_grad` the outermost group stays
+    gathered until `reshard`.
 
-    A layer's matrices travel in `dtype`, in which they are used; gradients are added up in float32. Norms and
-    embeddings, whose float32 values matter, travel as they are, with the outermost group. A compiled layer is one graph
-    that the matrices' own hooks would cut up, so all of it travels in float32 there, and is cast inside.
+    A layer's matrices travel in `dtype`, in which they are used; gradients are added up in float32.
+    Norms and embeddings, whose float32 values matter, travel as they are, with the outermost group.
+    A compiled layer is one graph that the matrices' own hooks would cut up, so all of it travels in
+    float32 there, and is cast inside.
 
     Args:
         mesh: the processes that share it; None: all.
@@ -89,7 +102,9 @@ def shard(
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = mesh or init_device_mesh(device.type, (processes.world_size(),))
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     for layer in model.model.layers:
         if compiled:
             fully_shard(layer, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
@@ -109,16 +124,20 @@ def shard(
 def each_whole(matrices: list[DTensor], function: Callable[[Tensor], Tensor]) -> list[DTensor]:
     """`function` of whole matrices (n, rows, columns), given and returned as shards of equal shape.
 
-    Muon's update needs the whole matrix. One all-to-all brings whole matrices to each process, i to process i modulo
-    their number, and another takes the rows back: a process computes, holds and sends its share only. (Gathering every
-    matrix everywhere would be shorter, but each process would repeat all of the work: at 4096 rows, 2**19 tokens a
-    step and 64 processes more of it than training itself.)
+    Muon's update needs the whole matrix. One all-to-all brings whole matrices to each process, i to
+    process i modulo their number, and another takes the rows back: a process computes, holds and
+    sends its share only. (Gathering every matrix everywhere would be shorter, but each process
+    would repeat all of the work: at 4096 rows, 2**19 tokens a step and 64 processes more of it than
+        training itself.)
     """
     from torch.distributed.tensor import DTensor
 
     mesh, (rows, columns) = matrices[0].device_mesh, matrices[0].shape
     group, world, me = mesh.get_group(), mesh.size(), mesh.get_local_rank()
-    heights = [min(rows, (r + 1) * -(-rows // world)) - min(rows, r * -(-rows // world)) for r in range(world)]
+    heights = [
+        min(rows, (r + 1) * -(-rows // world)) - min(rows, r * -(-rows // world))
+        for r in range(world)
+    ]
     hands = [range(r, len(matrices), world) for r in range(world)]
     there = [len(hand) * heights[me] * columns for hand in hands]
     here = [len(hands[me]) * height * columns for height in heights]
@@ -137,5 +156,7 @@ def each_whole(matrices: list[DTensor], function: Callable[[Tensor], Tensor]) ->
     for hand, part in zip(hands, received.split(there), strict=True):
         for i, local in zip(hand, part.view(len(hand), heights[me], columns), strict=True):
             shape, stride = matrices[i].shape, matrices[i].stride()
-            results[i] = DTensor.from_local(local, mesh, matrices[i].placements, shape=shape, stride=stride)
+            results[i] = DTensor.from_local(
+                local, mesh, matrices[i].placements, shape=shape, stride=stride
+            )
     return results

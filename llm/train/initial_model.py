@@ -20,13 +20,17 @@ from llm.train import fsdp
 from llm.train.finetune_methods import check
 
 
-def initial_model(p: Params, tokenizer: Tokenizer, tokens: Path) -> tuple[Transformer, dict[str, Any]]:
+def initial_model(
+    p: Params, tokenizer: Tokenizer, tokens: Path
+) -> tuple[Transformer, dict[str, Any]]:
     """The model to train, and digests of the checkpoint that it comes from (none from scratch).
 
-    `pretrain.init` is a directory: with a tokenizer alone, or with a whole model, whose shape replaces params `model`.
+    `pretrain.init` is a directory: with a tokenizer alone, or with a whole model, whose shape
+        replaces params `model`.
 
     Raises:
-        UserError: the checkpoint is unusable, or `tokens` were made with another tokenizer than its own.
+        UserError: the checkpoint is unusable, or `tokens` were made with another tokenizer than its
+            own.
     """
     init = Path(p.pretrain.init)
     check_tokenizer(tokens, init, "pretrain")
@@ -49,8 +53,8 @@ def initial_model(p: Params, tokenizer: Tokenizer, tokens: Path) -> tuple[Transf
 def new_model_to_shard(config: Config, seed: int, induction: bool) -> Transformer:
     """A model on the meta device, whose `fill` draws once it is sharded what one process draws.
 
-    Each process draws every matrix, one at a time, and keeps its rows. The circuit lies in the embeddings and the first
-    two layers, which are put together for it.
+    Each process draws every matrix, one at a time, and keeps its rows. The circuit lies in the
+    embeddings and the first two layers, which are put together for it.
     """
     with torch.device("meta"):
         model, start = (

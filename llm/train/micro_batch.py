@@ -1,4 +1,6 @@
-"""How many sequences go through the model at a time: by formula, and on a GPU confirmed by one dry batch."""
+"""How many sequences go through the model at a time: by formula, and on a GPU confirmed by one dry
+batch.
+"""
 
 from __future__ import annotations
 
@@ -22,23 +24,34 @@ from llm.train.memory import layer_activations
 
 MICRO_TOKENS_CPU = 2048  # activations of more fall out of the caches; docs/LOG.md has the figures
 ACTIVATION_SHARE = 0.4  # share of GPU memory for activations
-OPTIMIZER_BYTES = 8  # a trained parameter: AdamW's two float32 moments, the most that any of the optimizers keeps
+OPTIMIZER_BYTES = (
+    8  # a trained parameter: AdamW's two float32 moments, the most that any of the optimizers keeps
+)
 
 
 def default_micro_batch(
-    config: Config, sequence_length: int, batch_size: int, where: torch.device, memory: int | None = None
+    config: Config,
+    sequence_length: int,
+    batch_size: int,
+    where: torch.device,
+    memory: int | None = None,
 ) -> int:
     """Sequences per forward pass, at most the global batch.
 
-    On a CPU, what stays near the caches. On a GPU, the largest power of two whose activations in bfloat16, not compiled
-    (`layer_activations`), fit a stated share of the card's memory; a dry batch confirms it.
+    On a CPU, what stays near the caches. On a GPU, the largest power of two whose activations in
+    bfloat16, not compiled (`layer_activations`), fit a stated share of the card's memory; a dry
+    batch confirms it.
 
     Args:
         memory: bytes of the card; None: of the one that is here.
     """
     if where.type == "cuda":
-        token = config.num_hidden_layers * layer_activations(config, sequence_length, 2, False, False)
-        fits = int(ACTIVATION_SHARE * (memory or hardware.total_memory(where)) / (sequence_length * token))
+        token = config.num_hidden_layers * layer_activations(
+            config, sequence_length, 2, False, False
+        )
+        fits = int(
+            ACTIVATION_SHARE * (memory or hardware.total_memory(where)) / (sequence_length * token)
+        )
         size = 1 << max(0, fits.bit_length() - 1)
     else:
         size = max(1, MICRO_TOKENS_CPU // sequence_length)
@@ -46,7 +59,9 @@ def default_micro_batch(
 
 
 def micro_batch(stage: str, model: Transformer, data: Dataset, length: int, batch_size: int) -> int:
-    """Sequences per forward pass: what the hardware's class says, on a GPU confirmed by a dry batch."""
+    """Sequences per forward pass: what the hardware's class says, on a GPU confirmed by a dry
+    batch.
+    """
     device = next(model.parameters()).device
     size = default_micro_batch(model.config, length, batch_size, device)
     return fitting_micro_batch(stage, model, data, size) if device.type == "cuda" else size
@@ -55,16 +70,24 @@ def micro_batch(stage: str, model: Transformer, data: Dataset, length: int, batc
 def sharded_micro_batch(
     stage: str, model: Transformer, data: Dataset, length: int, batch_size: int, compiled: bool
 ) -> int:
-    """As `micro_batch`, for a model on the meta device that is to be sharded; called in every process."""
+    """As `micro_batch`, for a model on the meta device that is to be sharded; called in every
+    process.
+    """
     device = hardware.device()
     size = default_micro_batch(model.config, length, batch_size, device)
-    return fitting_in_shards(stage, model, data, size, device, compiled) if device.type == "cuda" else size
+    return (
+        fitting_in_shards(stage, model, data, size, device, compiled)
+        if device.type == "cuda"
+        else size
+    )
 
 
 def fitting_micro_batch(stage: str, model: Transformer, data: Dataset, micro: int) -> int:
-    """The largest of `micro`, micro / 2, …, 1 sequences whose forward and backward pass fit the device's memory.
+    """The largest of `micro`, micro / 2, …, 1 sequences whose forward and backward pass fit the
+    device's memory.
 
-    Weights, gradients and random states are left as they were, and nothing is updated. The global batch does not
+    Weights, gradients and random states are left as they were, and nothing is updated. The global
+    batch does not
     depend on the answer: fewer sequences at a time are more passes.
 
     Args:
@@ -80,12 +103,15 @@ def fitting_micro_batch(stage: str, model: Transformer, data: Dataset, micro: in
 def fitting_in_shards(
     stage: str, model: Transformer, data: Dataset, micro: int, device: torch.device, compiled: bool
 ) -> int:
-    """As `fitting_micro_batch`, for a model on the meta device that is to be sharded over all processes.
+    """As `fitting_micro_batch`, for a model on the meta device that is to be sharded over all
+    processes.
 
-    Where one process runs out of memory, the others would wait for its part in vain. So each tries alone, on a copy of
-    the model whose group exchanges nothing: PyTorch's fake one, which gives every buffer its size, and leaves in it
-    what the memory holds. Layers are not compiled for it, which takes no less memory. The processes may find different
-    sizes, and take the smallest.
+    Where one process runs out of memory, the others would wait for its part in vain. So each tries
+    alone, on a copy of
+    the model whose group exchanges nothing: PyTorch's fake one, which gives every buffer its size,
+        and leaves in it
+    what the memory holds. Layers are not compiled for it, which takes no less memory. The processes
+    may find different sizes, and take the smallest.
     """
     from torch.distributed.device_mesh import DeviceMesh
     from torch.testing._internal.distributed import fake_pg  # noqa: F401  (makes the backend known)
@@ -124,7 +150,9 @@ def _largest(
     tokens, _, segments, positions = data.rows(np.arange(1))
     labels = np.minimum(tokens, model.config.vocab_size - 1)  # nothing predicts a soft prompt
     row = {"input_ids": tokens, "targets": labels, "segments": segments, "positions": positions}
-    tensors = {key: torch.from_numpy(value).to(device) for key, value in row.items() if value is not None}
+    tensors = {
+        key: torch.from_numpy(value).to(device) for key, value in row.items() if value is not None
+    }
     while not fits({key: value.repeat(micro, 1) for key, value in tensors.items()}):
         if micro == 1:
             raise UserError(
@@ -132,7 +160,9 @@ def _largest(
                 f"{stage}.sequence_length or the model's size; `python -m llm plan` shows what takes how much."
             )
         micro //= 2
-        print(f"{stage}: out of memory in the dry batch; trying micro-batches of {micro}", flush=True)
+        print(
+            f"{stage}: out of memory in the dry batch; trying micro-batches of {micro}", flush=True
+        )
     return micro
 
 
@@ -149,12 +179,15 @@ def _fits(model: Transformer, rows: dict[str, Tensor]) -> bool:
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # outside the except block, where the error holds the frames and they the tensors
+        # outside the except block, where the error holds the frames and they the tensors
+        torch.cuda.empty_cache()
     return fits
 
 
 def _forward_backward(
-    loss: Callable[[dict[str, Tensor]], Tensor], rows: dict[str, Tensor], parameters: list[nn.Parameter]
+    loss: Callable[[dict[str, Tensor]], Tensor],
+    rows: dict[str, Tensor],
+    parameters: list[nn.Parameter],
 ) -> None:
     for parameter in parameters:
         parameter.grad = None

@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from llm.model.sharded_tensor import is_sharded
 
-# Newton-Schulz coefficients of Jordan et al. 2024 (kellerjordan.github.io/posts/muon), as in torch.optim.Muon.
+# Newton-Schulz coefficients of Jordan et al. 2024 (kellerjordan.github.io/posts/muon), as in
+# torch.optim.Muon.
 A, B, C = 3.4445, -4.7750, 2.0315
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Approximately the nearest semi-orthogonal matrices to (batch, rows, columns), in bfloat16 as torch.optim.Muon."""
+    """Approximately the nearest semi-orthogonal matrices to (batch, rows, columns), in bfloat16 as
+    torch.optim.Muon.
+    """
     x = matrices.bfloat16()
     tall = x.shape[-2] > x.shape[-1]
     if tall:
@@ -29,8 +32,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def orthogonalize_all(matrices: list[Tensor]) -> Iterable[Tensor]:
-    """`orthogonalize` of matrices of one shape (rows, columns), in one batch, or where they are sharded in one batch
-    a process."""
+    """`orthogonalize` of matrices of one shape (rows, columns), in one batch, or where they are
+    sharded in one batch a process."""
     if not is_sharded(matrices[0]):
         return orthogonalize(torch.stack(matrices))
     from llm.train.fsdp import each_whole
@@ -41,11 +44,13 @@ def orthogonalize_all(matrices: list[Tensor]) -> Iterable[Tensor]:
 
 
 class Muon(torch.optim.Optimizer):
-    """torch.optim.Muon's update (Nesterov momentum, update scaled to AdamW's RMS: Liu et al. 2025, arXiv:2502.16982),
-    with equal shapes orthogonalized in one batch: the matrices of a small model are too small to do one by one.
-    """
+    """torch.optim.Muon's update (Nesterov momentum, update scaled to AdamW's RMS: Liu et al. 2025,
+    arXiv:2502.16982), with equal shapes orthogonalized in one batch: the matrices of a small model
+    are too small to do one by one."""
 
-    def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self, params: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95
+    ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
@@ -63,7 +68,9 @@ class Muon(torch.optim.Optimizer):
                     if not state:
                         state["momentum_buffer"] = torch.zeros_like(parameter)
                     state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-                    directions.append(parameter.grad.lerp(state["momentum_buffer"], group["momentum"]))
+                    directions.append(
+                        parameter.grad.lerp(state["momentum_buffer"], group["momentum"])
+                    )
                 updates = orthogonalize_all(directions)
                 scale = 0.2 * max(shape) ** 0.5
                 for parameter, update in zip(parameters, updates, strict=True):
@@ -74,16 +81,26 @@ class Muon(torch.optim.Optimizer):
 class Optimizers:
     """The optimizers of one model: one learning rate, one flat state.
 
-    Trainable matrices of the layers go to Muon where it is asked for; embeddings, the output projection and vectors
-    go to AdamW, vectors without weight decay.
+    Trainable matrices of the layers go to Muon where it is asked for; embeddings, the output
+    projection and vectors go to AdamW, vectors without weight decay.
     """
 
-    def __init__(self, model: nn.Module, kind: str, lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        kind: str,
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+    ) -> None:
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         matrices = [name for name, p in trainable.items() if p.dim() == 2]
         muon = [name for name in matrices if kind == "muon" and ".layers." in name]
         groups = [
-            {"params": [trainable[n] for n in matrices if n not in muon], "weight_decay": weight_decay},
+            {
+                "params": [trainable[n] for n in matrices if n not in muon],
+                "weight_decay": weight_decay,
+            },
             {"params": [p for n, p in trainable.items() if n not in matrices], "weight_decay": 0.0},
         ]
         self.parameters = trainable
@@ -91,7 +108,9 @@ class Optimizers:
         if muon:
             self.optimizers.append(Muon([trainable[n] for n in muon], lr, weight_decay))
         if groups := [group for group in groups if group["params"]]:
-            self.optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-10, fused=True))
+            self.optimizers.append(
+                torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-10, fused=True)
+            )
 
     def step(self, lr: float) -> None:
         """Update with the gradients that are there, then drop them."""
@@ -114,6 +133,12 @@ class Optimizers:
         """Take over the state that `tensors()` returned."""
         owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for name, parameter in self.parameters.items():
-            state = {key[len(name) + 1 :]: v for key, v in tensors.items() if key.rpartition(".")[0] == name}
+            state = {
+                key[len(name) + 1 :]: v
+                for key, v in tensors.items()
+                if key.rpartition(".")[0] == name
+            }
             if state:
-                owner[parameter].state[parameter] = {k: v.to(parameter.device).clone() for k, v in state.items()}
+                owner[parameter].state[parameter] = {
+                    k: v.to(parameter.device).clone() for k, v in state.items()
+                }

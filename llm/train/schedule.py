@@ -10,11 +10,11 @@ def learning_rate(
 ) -> float:
     """Rate for step 0 … steps-1.
 
-    Both rise linearly over `warmup`·steps. `wsd` then stays at the peak and falls linearly over the last
-    `decay`·steps (warmup-stable-decay: Hu et al. 2024, arXiv:2404.06395; linear to zero: Bergsma et al. 2025,
-    arXiv:2502.15938); `cosine` falls over all the rest (Loshchilov and Hutter 2016, arXiv:1608.03983). `floor` is the
-    share of the peak that they fall to; it is reached after the last step.
-    """
+    Both rise linearly over `warmup`·steps. `wsd` then stays at the peak and falls linearly over the
+    last `decay`·steps (warmup-stable-decay: Hu et al. 2024, arXiv:2404.06395; linear to zero:
+    Bergsma et al. 2025, arXiv:2502.15938); `cosine` falls over all the rest (Loshchilov and Hutter
+    2016, arXiv:1608.03983). `floor` is the share of the peak that they fall to; it is reached after
+    the last step."""
     rise = warmup * steps
     if step < rise:
         return peak * min(1.0, (step + 1) / rise)

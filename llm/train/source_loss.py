@@ -1,4 +1,6 @@
-"""Validation loss of each source of a mixture, in the windows and contexts of the whole validation loss."""
+"""Validation loss of each source of a mixture, in the windows and contexts of the whole validation
+loss.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,11 @@ class SourceWindows:
         counts = [self._mine(i).sum() for i in range(windows.num_rows)]
         self.ids = np.flatnonzero(counts)
         self.counts = np.array(counts, dtype=np.int64)[self.ids]
-        self.num_rows, self.length, self.rows_ahead = len(self.ids), windows.length, windows.rows_ahead
+        self.num_rows, self.length, self.rows_ahead = (
+            len(self.ids),
+            windows.length,
+            windows.rows_ahead,
+        )
         self.predicted = int(self.counts.sum())
 
     def rows(self, ids: np.ndarray) -> Rows:
@@ -61,15 +67,22 @@ class SourceWindows:
         return self.counts[ids]
 
     def _mine(self, i: int) -> np.ndarray:
-        """Whether the source is that of each token that window i predicts; a document's end token is its own."""
+        """Whether the source is that of each token that window i predicts; a document's end token
+        is its own.
+        """
         start = i * self.windows.length + 1
         places = np.arange(start, min(start + self.windows.length, self.windows.predicted + 1))
         documents = np.searchsorted(self.labels.ends, places, side="left")
-        return self.labels.sources[np.minimum(documents, len(self.labels.sources) - 1)] == self.source
+        return (
+            self.labels.sources[np.minimum(documents, len(self.labels.sources) - 1)] == self.source
+        )
 
 
-def source_losses(engine: Engine, windows: TokenWindows, directory: Path) -> dict[str, dict[str, float]]:
-    """`val_loss_by_source` and `val_bits_per_byte_by_source` of metrics/pretrain.json; nothing without a mixture.
+def source_losses(
+    engine: Engine, windows: TokenWindows, directory: Path
+) -> dict[str, dict[str, float]]:
+    """`val_loss_by_source` and `val_bits_per_byte_by_source` of metrics/pretrain.json; nothing
+    without a mixture.
 
     Args:
         windows: of the validation stream.

@@ -1,4 +1,6 @@
-"""What a run takes: rates, waiting and memory. None of it is reproducible: it goes to timing files and MLflow."""
+"""What a run takes: rates, waiting and memory. None of it is reproducible: it goes to timing files
+and MLflow.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,17 @@ class Meter:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Around what keeps the training thread from computing: `loader` (within a step) or `checkpoint`."""
+        """Around what keeps the training thread from computing: `loader` (within a step) or
+        `checkpoint`.
+        """
         began = time.perf_counter()
         yield
         self.waited[what] += time.perf_counter() - began
 
     def due(self) -> dict[str, float] | None:
-        """Figures of the last interval, as often as the progress line; None in between. Validation does not count."""
+        """Figures of the last interval, as often as the progress line; None in between. Validation
+        does not count.
+        """
         if time.monotonic() - self._told < INTERVAL or len(self.steps) == self._told_steps:
             return None
         figures = self._rates(float(np.mean(self.steps[self._told_steps :]))) | self._memory()
@@ -65,8 +71,9 @@ class Meter:
         return figures | (self._memory() if self.device.type == "cuda" else {})
 
     def _rates(self, seconds: float) -> dict[str, float]:
-        """`mfu`: model FLOPs utilisation (Chowdhery et al. 2022, arXiv:2204.02311, appendix B) of all the devices,
-        against the rate that a matrix product reaches here instead of a data sheet's."""
+        """`mfu`: model FLOPs utilisation (Chowdhery et al. 2022, arXiv:2204.02311, appendix B) of
+        all the devices, against the rate that a matrix product reaches here instead of a data
+        sheet's."""
         achieved = self.flops / seconds
         return {
             "tokens_per_second": self.tokens / seconds,

@@ -1,4 +1,6 @@
-"""The training loop of pretrain and finetune: all steps of an engine, and what happens between them."""
+"""The training loop of pretrain and finetune: all steps of an engine, and what happens between
+them.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,9 @@ class Tracker(Protocol):
     """Where curves go while training runs."""
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """Never raises and never blocks for long. `step`: tokens trained on so far, so that runs of other batches and
-        lengths lie over one another; the optimizer's steps are a metric, `step`."""
+        """Never raises and never blocks for long. `step`: tokens trained on so far, so that runs of
+        other batches and lengths lie over one another; the optimizer's steps are a metric,
+        `step`."""
 
 
 class Untracked:
@@ -81,13 +84,21 @@ class Trainer:
             UserError: `LLM_STATE_SECONDS` is no number of seconds; or what `Engine` raises.
         """
         self.engine = Engine(
-            model, train_set, settings, steps, seed, state.stage, cache=state.directory.parents[1] / "compiled"
+            model,
+            train_set,
+            settings,
+            steps,
+            seed,
+            state.stage,
+            cache=state.directory.parents[1] / "compiled",
         )
         self.val_set, self.quick_val_set = val_set, quick_val_set
         self.settings, self.steps, self.state, self.tracker = settings, steps, state, tracker
         self.stop = StopRequest()
         self.stopping = self.saving = False  # at the end of this step, as all processes know
-        self.save_every = environment_number("LLM_STATE_SECONDS", STATE_SECONDS, "seconds between checkpoints")
+        self.save_every = environment_number(
+            "LLM_STATE_SECONDS", STATE_SECONDS, "seconds between checkpoints"
+        )
         self.saved = time.monotonic()
         self.coming: Iterator[MicroBatch] = iter(())
         self.history: list[dict[str, float | int | None]] = []
@@ -98,8 +109,8 @@ class Trainer:
         """Train to the last step, or raise where it cannot go on.
 
         Raises:
-            UserError: a loss or gradient that is not finite (before the update; names step and rows), or rows that
-                cannot be read; the state is kept.
+            UserError: a loss or gradient that is not finite (before the update; names step and
+                rows), or rows that cannot be read; the state is kept.
             SystemExit: after SIGTERM or SIGINT; the state is kept.
         """
         start = self._resume()
@@ -131,7 +142,14 @@ class Trainer:
         val: float | None = None
         with (
             closing(self.engine.batches(start)) as self.coming,
-            Progress(self.state.stage, tokens[0], "tok", tokens[1], scale=True, quiet=self.engine.rank > 0) as progress,
+            Progress(
+                self.state.stage,
+                tokens[0],
+                "tok",
+                tokens[1],
+                scale=True,
+                quiet=self.engine.rank > 0,
+            ) as progress,
         ):
             for step in range(start, self.steps):
                 with self.engine.meter.step():
@@ -162,27 +180,36 @@ class Trainer:
                     self.tracker.log_metrics(figures, step=done * s.batch_tokens)
                     if shown_as:
                         shown_as.tell(**figures)
-                shown = {"loss": f"{loss:.3f}", "lr": f"{rate:.2g}"} | ({"val": f"{val:.3f}"} if val else {})
+                shown = {"loss": f"{loss:.3f}", "lr": f"{rate:.2g}"} | (
+                    {"val": f"{val:.3f}"} if val else {}
+                )
                 progress.update(s.batch_tokens, **shown)
                 if done == self.steps:
                     break
                 if self.stopping if several else self.stop.signal is not None:
                     self._save(done, wait=True)
                     self._end(
-                        SystemExit(f"{self.state.stage}: stopped after step {done}; `dvc repro` continues from there")
+                        SystemExit(
+                            f"{self.state.stage}: stopped after step {done}; `dvc repro` continues from there"
+                        )
                     )
                 if self.saving if several else self._due():
                     self._save(done)
                     self.saved = time.monotonic()
             self._save(self.steps, wait=True)
-            # Asked for in the last step or its validation: the state is whole, what comes next is left to the rerun.
+            # Asked for in the last step or its validation: the state is whole, what comes next is
+            # left to the rerun.
             if processes.sums([float(self.stop.signal is not None)], self.engine.device)[0]:
                 self._end(
-                    SystemExit(f"{self.state.stage}: stopped after step {done}; `dvc repro` continues from there")
+                    SystemExit(
+                        f"{self.state.stage}: stopped after step {done}; `dvc repro` continues from there"
+                    )
                 )
 
     def _step(self, step: int) -> tuple[float, float, float]:
-        """One update on the global batch; returns loss (nats per label), gradient norm before clipping, and rate."""
+        """One update on the global batch; returns loss (nats per label), gradient norm before
+        clipping, and rate.
+        """
         s = self.settings
         loss, batch, unread = self.engine.backward(step, self.coming)
         wants_stop = self.stop.signal is not None
@@ -208,7 +235,13 @@ class Trainer:
                 )
             )
         rate = learning_rate(
-            step, self.steps, s.learning_rate, s.schedule, s.warmup_fraction, s.decay_fraction, s.min_lr_fraction
+            step,
+            self.steps,
+            s.learning_rate,
+            s.schedule,
+            s.warmup_fraction,
+            s.decay_fraction,
+            s.min_lr_fraction,
         )
         self.engine.optimizers.step(rate)
         return mean, norm, rate
@@ -219,21 +252,25 @@ class Trainer:
             raise error
         processes.end_together(f"\nerror: {error}" if isinstance(error, UserError) else str(error))
 
-    # -- state --------------------------------------------------------------------------------------------------------
+    # -- state
 
     def _due(self) -> bool:
         return time.monotonic() - self.saved >= self.save_every
 
     def _save(self, step: int, wait: bool = False) -> None:
-        """Write a state: the first process, since it is the same in each, or every process its shards.
+        """Write a state: the first process, since it is the same in each, or every process its
+        shards.
 
         With `wait`, all wait for it.
         """
         if self.engine.rank == 0 or self.engine.sharded:
             with self.engine.meter.waiting("checkpoint"):
                 tensors = {f"model.{k}": v for k, v in self.engine.trainable().items()}
-                tensors |= {f"optimizer.{k}": v for k, v in self.engine.optimizers.tensors().items()}
-                # A copy of the history: it is written while training goes on, and must not hold what comes then.
+                tensors |= {
+                    f"optimizer.{k}": v for k, v in self.engine.optimizers.tensors().items()
+                }
+                # A copy of the history: it is written while training goes on, and must not hold
+                # what comes then.
                 meta = {
                     "step": step,
                     "micro_batch": self.engine.micro,
@@ -260,7 +297,9 @@ class Trainer:
         for name, parameter in self.engine.trainable().items():
             parameter.copy_(tensors[f"model.{name}"])
         prefix = "optimizer."
-        self.engine.optimizers.load({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        self.engine.optimizers.load(
+            {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        )
         self.history = meta["history"]
         here, before = self.places[0], meta["places"]
         if here == before[-1]:  # another device may lack the memory for it
@@ -269,12 +308,14 @@ class Trainer:
         return step
 
     def _empty(self, name: str, shape: torch.Size) -> Tensor:
-        """Where a tensor of a state is read to: shards like those of the parameter that it belongs to."""
+        """Where a tensor of a state is read to: shards like those of the parameter that it belongs
+        to.
+        """
         kind, _, rest = name.partition(".")
         parameter = self.engine.trainable()[rest if kind == "model" else rest.rpartition(".")[0]]
         return torch.zeros_like(parameter) if shape == parameter.shape else torch.zeros(shape)
 
-    # -- what a person sees -------------------------------------------------------------------------------------------
+    # -- what a person sees
 
     def _announce(self, start: int) -> None:
         if self.engine.rank == 0:
@@ -298,4 +339,9 @@ class Trainer:
     def _timing(self) -> dict[str, Any]:
         identical, why = verdict(self.places)
         meter = self.engine.meter.summary()
-        return {**self.engine.conditions(), "deterministic": identical, "identical_bytes": why, **meter}
+        return {
+            **self.engine.conditions(),
+            "deterministic": identical,
+            "identical_bytes": why,
+            **meter,
+        }

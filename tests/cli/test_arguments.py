@@ -7,8 +7,14 @@ import pytest
 from llm.__main__ import parser
 
 WRONG = [
-    (["generate", "a", "--seed", "-1"], "argument --seed: '-1'; expected a whole number of at least 0"),
-    (["generate", "a", "--seed", "1.5"], "argument --seed: '1.5'; expected a whole number of at least 0"),
+    (
+        ["generate", "a", "--seed", "-1"],
+        "argument --seed: '-1'; expected a whole number of at least 0",
+    ),
+    (
+        ["generate", "a", "--seed", "1.5"],
+        "argument --seed: '1.5'; expected a whole number of at least 0",
+    ),
     (["chat", "--seed", "-1"], "argument --seed: '-1'; expected a whole number of at least 0"),
     (["plan", "--gpus", "0"], "argument --gpus: '0'; expected a whole number of at least 1"),
     (["plan", "--price", "-2"], "argument --price: '-2'; expected a number of at least 0"),
@@ -18,7 +24,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("options", "message"), WRONG, ids=[" ".join(options) for options, _ in WRONG])
+@pytest.mark.parametrize(
+    ("options", "message"), WRONG, ids=[" ".join(options) for options, _ in WRONG]
+)
 def test_a_number_that_makes_no_sense_is_refused(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,10 +20,20 @@ from llm.generation.loaded_models import Named, Shelf
 from llm.generation.request import Request
 
 
-def talk(lines: list[str], models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+def talk(
+    lines: list[str], models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, *options: str
+) -> None:
     parser = argparse.ArgumentParser()
     chat.add_arguments(parser)
-    given = ["--base", str(models["base"]), "--finetuned", str(models["finetuned"]), "--max-new-tokens", "8", *options]
+    given = [
+        "--base",
+        str(models["base"]),
+        "--finetuned",
+        str(models["finetuned"]),
+        "--max-new-tokens",
+        "8",
+        *options,
+    ]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
     chat.run(parser.parse_args(given))
 
@@ -38,7 +48,10 @@ def user(text: str) -> dict[str, str]:
 
 
 def test_an_answer_has_the_conversation_before_it_and_the_system_prompt_above(
-    models: dict[str, Path], shelf: Shelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    models: dict[str, Path],
+    shelf: Shelf,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     talk(["the cat", "the dog", "/quit", "never read"], models, monkeypatch, "--system", "be short")
     messages = [{"role": "system", "content": "be short"}]
@@ -52,25 +65,41 @@ def test_an_answer_has_the_conversation_before_it_and_the_system_prompt_above(
 
 
 def test_another_model_goes_on_with_the_conversation_and_reset_forgets_it(
-    models: dict[str, Path], shelf: Shelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    models: dict[str, Path],
+    shelf: Shelf,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     skill = str(models["skill"])
-    talk(["the cat", "/model base", "the dog", "/reset", f"/model {skill}", "the mat"], models, monkeypatch)
+    talk(
+        ["the cat", "/model base", "the dog", "/reset", f"/model {skill}", "the mat"],
+        models,
+        monkeypatch,
+    )
     first = reply(shelf.get("finetuned"), [user("the cat")])
-    second = reply(shelf.get("base"), [user("the cat"), {"role": "assistant", "content": first}, user("the dog")])
+    second = reply(
+        shelf.get("base"),
+        [user("the cat"), {"role": "assistant", "content": first}, user("the dog")],
+    )
     third = reply(shelf.get("skill"), [user("the mat")])
     out = capsys.readouterr().out
     assert out == f"{first}\nbase answers\n{second}\n{skill} answers\n{third}\n\n"
 
 
 def test_a_mistake_is_said_and_the_conversation_goes_on(
-    models: dict[str, Path], shelf: Shelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    models: dict[str, Path],
+    shelf: Shelf,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     talk(["/modle base", "/model nobody", "x" * 999, "", "/help", "the cat"], models, monkeypatch)
     out = capsys.readouterr().out
     assert "error: there is no command /modle" in out
     assert "error: no model 'nobody': expected base, finetuned" in out
-    assert re.search(r"error: that is too long: \d+ tokens with the system prompt; finetuned reads at most 248", out)
+    assert re.search(
+        r"error: that is too long: \d+ tokens with the system prompt; finetuned reads at most 248",
+        out,
+    )
     assert "/reset          forget the conversation" in out
     assert out.endswith(reply(shelf.get("finetuned"), [user("the cat")]) + "\n\n")
 
@@ -89,7 +118,9 @@ def test_options_that_cannot_be_used_end_it_before_the_first_line(
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(0, 60), st.integers(1, 300))
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(0, 60), st.integers(1, 300)
+)
 def test_the_oldest_exchanges_go_until_the_rest_and_the_answer_fit(
     shelf: Shelf, sizes: list[int], system: int, most: int
 ) -> None:

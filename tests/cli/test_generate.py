@@ -27,7 +27,10 @@ def run(*options: str | Path) -> None:
 
 def answers(*options: str | Path, tmp_path: Path) -> list[dict[str, Any]]:
     run(*options, "--output", tmp_path / "out.jsonl", "--max-new-tokens", "9")
-    return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
+    return [
+        json.loads(line)
+        for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    ]
 
 
 def test_each_line_gets_the_answer_that_it_gets_alone(
@@ -36,7 +39,9 @@ def test_each_line_gets_the_answer_that_it_gets_alone(
     prompts = ["the cat", "the mat and the dog", "é\u2028x", "\ud800"]
     lines = [json.dumps({"prompt": p, "id": i}, ensure_ascii=i == 3) for i, p in enumerate(prompts)]
     (tmp_path / "prompts.jsonl").write_text("\n\n".join(lines), "utf-8")
-    rows = answers("--model", models["base"], "--input", tmp_path / "prompts.jsonl", tmp_path=tmp_path)
+    rows = answers(
+        "--model", models["base"], "--input", tmp_path / "prompts.jsonl", tmp_path=tmp_path
+    )
     assert [(row["id"], row["prompt"], row["model"]) for row in rows] == [
         (i, prompt, str(models["base"])) for i, prompt in enumerate(prompts)
     ]
@@ -47,12 +52,21 @@ def test_each_line_gets_the_answer_that_it_gets_alone(
         assert capsys.readouterr().out == prompt + row["answer"] + "\n"
 
 
-def test_a_line_of_text_is_a_prompt_and_a_conversation_is_one_too(models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_line_of_text_is_a_prompt_and_a_conversation_is_one_too(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
     (tmp_path / "prompts.txt").write_bytes("the\u2028cat\r\n\r\nthe dog\n".encode())
-    plain = answers("--chat", "--model", models["base"], "--input", tmp_path / "prompts.txt", tmp_path=tmp_path)
-    lines = [{"messages": [{"role": "user", "content": prompt}]} for prompt in ("the\u2028cat", "the dog")]
+    plain = answers(
+        "--chat", "--model", models["base"], "--input", tmp_path / "prompts.txt", tmp_path=tmp_path
+    )
+    lines = [
+        {"messages": [{"role": "user", "content": prompt}]}
+        for prompt in ("the\u2028cat", "the dog")
+    ]
     (tmp_path / "talks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    talks = answers("--model", models["base"], "--input", tmp_path / "talks.jsonl", tmp_path=tmp_path)
+    talks = answers(
+        "--model", models["base"], "--input", tmp_path / "talks.jsonl", tmp_path=tmp_path
+    )
     assert [row["prompt"] for row in plain] == ["the\u2028cat", "the dog"]
     assert [row["answer"] for row in plain] == [row["answer"] for row in talks]
 
@@ -66,12 +80,21 @@ def test_each_of_several_adapters_answers(models: dict[str, Path], tmp_path: Pat
     chosen = ("--model", models["base"], "--input", tmp_path / "prompts.txt")
     rows = answers(*chosen, "--adapter", models["skill"], "--adapter", other, tmp_path=tmp_path)
     assert [row["model"] for row in rows] == [str(models["skill"]), str(other)]
-    assert rows[0]["answer"] == rows[1]["answer"] != answers(*chosen, tmp_path=tmp_path)[0]["answer"]
+    assert (
+        rows[0]["answer"] == rows[1]["answer"] != answers(*chosen, tmp_path=tmp_path)[0]["answer"]
+    )
 
 
 def test_draws_have_a_seed_for_each_line(models: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("the\nthe\n")
-    options = ("--model", models["base"], "--input", tmp_path / "prompts.txt", "--temperature", "1.5")
+    options = (
+        "--model",
+        models["base"],
+        "--input",
+        tmp_path / "prompts.txt",
+        "--temperature",
+        "1.5",
+    )
     first = answers(*options, tmp_path=tmp_path)
     assert first[0]["answer"] != first[1]["answer"]
     assert answers(*options, tmp_path=tmp_path) == first
@@ -83,25 +106,48 @@ def test_columns_of_the_user_are_kept(models: dict[str, Path], tmp_path: Path) -
         lines = [{"prompt": "the cat"}, {"prompt": "the dog", column: "mine"}]
         source = tmp_path / f"{column}.jsonl"
         source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        with pytest.raises(UserError, match=rf"line 2 has a column '{column}' already, .* with --prefix"):
+        with pytest.raises(
+            UserError, match=rf"line 2 has a column '{column}' already, .* with --prefix"
+        ):
             run("--model", "not looked at", "--input", source, "--output", tmp_path / "none.jsonl")
         assert not (tmp_path / "none.jsonl").exists()
-        rows = answers("--model", models["base"], "--input", source, "--prefix", "generated_", tmp_path=tmp_path)
+        rows = answers(
+            "--model",
+            models["base"],
+            "--input",
+            source,
+            "--prefix",
+            "generated_",
+            tmp_path=tmp_path,
+        )
         assert rows[1][column] == "mine"
-        assert list(rows[0]) == ["prompt", "generated_model", "generated_answer", "generated_finish_reason"]
+        assert list(rows[0]) == [
+            "prompt",
+            "generated_model",
+            "generated_answer",
+            "generated_finish_reason",
+        ]
 
 
-def test_a_conversation_may_hold_replies_as_clients_keep_them(models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_conversation_may_hold_replies_as_clients_keep_them(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
     user = {"role": "user", "content": "the cat"}
     said = {"role": "assistant", "content": None, "refusal": None, "tool_calls": None}
-    lines = [{"messages": [user, reply, user]} for reply in (said, {"role": "assistant", "content": ""})]
+    lines = [
+        {"messages": [user, reply, user]} for reply in (said, {"role": "assistant", "content": ""})
+    ]
     (tmp_path / "talks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rows = answers("--model", models["base"], "--input", tmp_path / "talks.jsonl", tmp_path=tmp_path)
+    rows = answers(
+        "--model", models["base"], "--input", tmp_path / "talks.jsonl", tmp_path=tmp_path
+    )
     assert rows[0]["answer"] == rows[1]["answer"]
     assert rows[0]["messages"] == [user, said, user]
 
 
-def test_a_link_stays_a_link_and_a_pipe_gets_the_answers(models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_link_stays_a_link_and_a_pipe_gets_the_answers(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
     (tmp_path / "prompts.txt").write_text("the cat\n")
     options = ("--model", models["base"], "--input", tmp_path / "prompts.txt")
     expected = answers(*options, tmp_path=tmp_path)
@@ -120,13 +166,19 @@ def test_a_link_stays_a_link_and_a_pipe_gets_the_answers(models: dict[str, Path]
 
 
 @pytest.mark.parametrize("shell", ["> all.jsonl", ">> all.jsonl", "| cat > all.jsonl"])
-def test_the_standard_output_can_be_the_output(models: dict[str, Path], tmp_path: Path, shell: str) -> None:
+def test_the_standard_output_can_be_the_output(
+    models: dict[str, Path], tmp_path: Path, shell: str
+) -> None:
     (tmp_path / "prompts.txt").write_text("the cat\n")
     (tmp_path / "all.jsonl").write_text("before\n")
-    options = f"--model {models['base']} --input prompts.txt --output /dev/stdout --max-new-tokens 9"
+    options = (
+        f"--model {models['base']} --input prompts.txt --output /dev/stdout --max-new-tokens 9"
+    )
     command = f"{sys.executable} -m llm generate {options} {shell}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment, check=True, capture_output=True
+    )
     lines = (tmp_path / "all.jsonl").read_text().splitlines()
     assert lines[:-1] == (["before"] if ">>" in shell else [])
     assert json.loads(lines[-1])["prompt"] == "the cat"
@@ -147,10 +199,16 @@ def test_what_the_output_would_overwrite_is_said_before_anything_is_decoded(tmp_
 WRONG = {
     "a.txt": (" \n", "a.txt holds no prompts"),
     "b.jsonl": ('{"prompt": "a"}\n{"prompt"', "b.jsonl, line 2 is not valid JSON"),
-    "c.jsonl": ('{"text": "a"}', "c.jsonl, line 1: expected an object with either `prompt` or `messages`"),
+    "c.jsonl": (
+        '{"text": "a"}',
+        "c.jsonl, line 1: expected an object with either `prompt` or `messages`",
+    ),
     "d.jsonl": ('{"prompt": 3}', "d.jsonl, line 1: prompt is int; expected a string"),
     "e.jsonl": ('{"messages": []}', "e.jsonl, line 1: messages must be a list"),
-    "f.jsonl": ('{"messages": [{"role": "user"}]}', "f.jsonl, line 1: messages.0.content is None; expected a string"),
+    "f.jsonl": (
+        '{"messages": [{"role": "user"}]}',
+        "f.jsonl, line 1: messages.0.content is None; expected a string",
+    ),
     "g.jsonl": ('{"messages": [{"role": "bot", "content": ""}]}', "unknown role 'bot'"),
     "h.csv": ("a,b", "h.csv: expected a .txt file with a prompt on each line, or a .jsonl file"),
     "i.txt": ("the cat\n" + "x" * 999, "prompt 2 has 999 tokens; the context of base holds 256"),
@@ -158,12 +216,21 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", list(WRONG))
-def test_a_wrong_line_is_named_and_nothing_is_written(models: dict[str, Path], tmp_path: Path, name: str) -> None:
+def test_a_wrong_line_is_named_and_nothing_is_written(
+    models: dict[str, Path], tmp_path: Path, name: str
+) -> None:
     content, message = WRONG[name]
     (tmp_path / name).write_text(content)
     (tmp_path / "out.jsonl").write_text("as it was")
     with pytest.raises(UserError, match=re.escape(message)):
-        run("--model", models["base"], "--input", tmp_path / name, "--output", tmp_path / "out.jsonl")
+        run(
+            "--model",
+            models["base"],
+            "--input",
+            tmp_path / name,
+            "--output",
+            tmp_path / "out.jsonl",
+        )
     assert (tmp_path / "out.jsonl").read_text() == "as it was"
 
 

@@ -1,4 +1,6 @@
-"""A plain prompt of a Llama-style tokenizer: the ids and the text of `transformers`, by command and by server."""
+"""A plain prompt of a Llama-style tokenizer: the ids and the text of `transformers`, by command and
+by server.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ PROMPT = "The"
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that answers everything with the same token, which begins with a blank."""
-    path, files = tmp_path_factory.mktemp("model"), write(tmp_path_factory.mktemp("tokenizer"), "llama-2")
+    path, files = (
+        tmp_path_factory.mktemp("model"),
+        write(tmp_path_factory.mktemp("tokenizer"), "llama-2"),
+    )
     tokenizer = Tokenizer.load(files)
     said = json.loads((files / "tokenizer.json").read_text())["model"]["vocab"]["▁laz"]
     model = random_model(vocab_size=tokenizer.vocab_size, tie_word_embeddings=False)
@@ -64,7 +69,9 @@ def test_the_command_prints_the_text_of_transformers(
 
 
 def asked(named: Named, **fields: Any) -> Any:
-    found = schema.read(schema.Completion, json.dumps({"model": "m", "temperature": 0, "max_tokens": 4} | fields))
+    found = schema.read(
+        schema.Completion, json.dumps({"model": "m", "temperature": 0, "max_tokens": 4} | fields)
+    )
     (request,) = work.requests(found, named, work.Limits(64, 64, 8))
     return request
 
@@ -85,7 +92,12 @@ def test_the_server_reads_the_ids_of_transformers_and_goes_on_with_its_text(
 
 
 def test_an_answer_in_a_conversation_begins_without_a_blank(named: Named) -> None:
-    fields = {"model": "m", "temperature": 0, "max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
+    fields = {
+        "model": "m",
+        "temperature": 0,
+        "max_tokens": 2,
+        "messages": [{"role": "user", "content": "Hi"}],
+    }
     found = schema.read(schema.Chat, json.dumps(fields))
     requests = work.requests(found, named, work.Limits(64, 64, 8))
     (answer,) = complete(named.model, requests, named.stop_ids, named.tokenizer.decode)

@@ -1,4 +1,6 @@
-"""The shards of a corpus are the same bytes whoever wrote them: one process or several, in one go or after kills."""
+"""The shards of a corpus are the same bytes whoever wrote them: one process or several, in one go
+or after kills.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ from llm.text.hashing import is_validation
 from llm.tokenizer.bpe import Tokenizer
 
 TEXTS = [
-    f"Document {i} returns the {i % 7}th value of {'the array, ' * (i % 40)}é中 <|endoftext|>.\n" for i in range(600)
+    f"Document {i} returns the {i % 7}th value of {'the array, ' * (i % 40)}é中 <|endoftext|>.\n"
+    for i in range(600)
 ]
 SIZE = 6000  # bytes of a chunk
 
@@ -54,7 +57,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[Chunk]:
     return find_chunks(folder, SIZE)
 
 
-def write(found: list[Chunk], tokenizer: Tokenizer, work: Path, **changes: Any) -> tuple[dict[str, str], Counts]:
+def write(
+    found: list[Chunk], tokenizer: Tokenizer, work: Path, **changes: Any
+) -> tuple[dict[str, str], Counts]:
     """Digests of the shards and of meta.json, and the counts."""
     settings = {"val_fraction": 0.2, "shard_tokens": 1500, "plan": Plan(Clean(), None), **changes}
     with Workers(settings.pop("workers", 1)) as workers:
@@ -79,23 +84,35 @@ def test_chunks_hold_every_document_once_and_are_bounded(found: list[Chunk]) -> 
     assert [len(table) for table in tables] == [chunk.rows for chunk in found]
     assert len({chunk.path for chunk in found}) > 1
     assert all(
-        SIZE <= chunk.bytes < 2 * SIZE for chunk in found[:-1] if chunk.path == found[found.index(chunk) + 1].path
+        SIZE <= chunk.bytes < 2 * SIZE
+        for chunk in found[:-1]
+        if chunk.path == found[found.index(chunk) + 1].path
     )
-    assert [read_chunk(chunk)["id"][0].as_py() for chunk in found] == [f"d{chunk.place}" for chunk in found]
+    assert [read_chunk(chunk)["id"][0].as_py() for chunk in found] == [
+        f"d{chunk.place}" for chunk in found
+    ]
 
 
-def test_the_digest_follows_the_content_and_not_the_time(found: list[Chunk], tmp_path: Path) -> None:
+def test_the_digest_follows_the_content_and_not_the_time(
+    found: list[Chunk], tmp_path: Path
+) -> None:
     for name, texts in (("same", ["a", "b"]), ("again", ["a", "b"]), ("other", ["a", "c"])):
         with Writer(tmp_path / name, "pretrain") as writer:
             for text in texts:
                 writer.write({"id": "1", "text": text, "source": ""})
-    same, again, other = (digest(find_chunks(tmp_path / name)) for name in ("same", "again", "other"))
+    same, again, other = (
+        digest(find_chunks(tmp_path / name)) for name in ("same", "again", "other")
+    )
     assert same == again != other
 
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_workers_change_no_byte(
-    workers: int, found: list[Chunk], tokenizer: Tokenizer, tmp_path: Path, expected: tuple[dict, dict]
+    workers: int,
+    found: list[Chunk],
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    expected: tuple[dict, dict],
 ) -> None:
     digests, counts = write(found, tokenizer, tmp_path, workers=workers)
     assert (digests, counts.to_json()) == expected
@@ -103,7 +120,11 @@ def test_workers_change_no_byte(
 
 @pytest.mark.parametrize("encoder", ["words", "tiktoken"])
 def test_the_encoder_changes_no_byte(
-    encoder: str, found: list[Chunk], tokenizer: Tokenizer, tmp_path: Path, expected: tuple[dict, dict]
+    encoder: str,
+    found: list[Chunk],
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    expected: tuple[dict, dict],
 ) -> None:
     assert write(found, tokenizer, tmp_path, encoder=encoder)[0] == expected[0]
 
@@ -116,7 +137,7 @@ def test_the_size_of_chunks_changes_no_byte(
     assert (digests, counts.to_json()) == expected
 
 
-# -- kills -------------------------------------------------------------------------------------------------------------
+# -- kills
 
 VICTIM = """
 import os, signal, sys
@@ -148,10 +169,20 @@ setattr(owner, name, counted)
 plan = Plan(Clean(), None)
 corpus.encode_corpus(find_chunks(Path(raw), 6000), Tokenizer.load(tokenizer), Path(work), 0.2, 1500, plan)
 """
-KILLS = [("save", 1), ("save", 6), ("save-after", 3), ("add", 9), ("add-after", 16), ("finish", 4), ("finish-after", 5)]
+KILLS = [
+    ("save", 1),
+    ("save", 6),
+    ("save-after", 3),
+    ("add", 9),
+    ("add-after", 16),
+    ("finish", 4),
+    ("finish-after", 5),
+]
 
 
-@pytest.mark.parametrize("kills", [[kill] for kill in KILLS] + [[("save-after", 4), ("header", 3), ("sync-after", 7)]])
+@pytest.mark.parametrize(
+    "kills", [[kill] for kill in KILLS] + [[("save-after", 4), ("header", 3), ("sync-after", 7)]]
+)
 def test_a_killed_run_continues_and_ends_with_the_same_bytes(
     kills: list[tuple[str, int]],
     found: list[Chunk],
@@ -175,7 +206,10 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(
             place,
             str(nth),
         ]
-        assert subprocess.run(command, env={**os.environ, "LLM_STATE_SECONDS": "0"}).returncode == -signal.SIGKILL
+        assert (
+            subprocess.run(command, env={**os.environ, "LLM_STATE_SECONDS": "0"}).returncode
+            == -signal.SIGKILL
+        )
     saved = (work / "progress.json").exists()
     capfd.readouterr()
     digests, counts = write(found, tokenizer, work)
@@ -183,7 +217,9 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(
     assert (digests, counts.to_json()) == expected
 
 
-def interrupted(found: list[Chunk], tokenizer: Tokenizer, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupted(
+    found: list[Chunk], tokenizer: Tokenizer, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that ended after 8 chunks, all of them on record."""
     real = encode.ChunkEncoder.__call__
 
@@ -206,7 +242,9 @@ def test_chunks_on_record_are_not_encoded_again(
     interrupted(found, tokenizer, tmp_path, monkeypatch)
     seen = []
     real = encode.ChunkEncoder.__call__
-    monkeypatch.setattr(encode.ChunkEncoder, "__call__", lambda self, chunk: seen.append(chunk) or real(self, chunk))
+    monkeypatch.setattr(
+        encode.ChunkEncoder, "__call__", lambda self, chunk: seen.append(chunk) or real(self, chunk)
+    )
     write(found, tokenizer, tmp_path)
     assert seen == found[8:]
     write(found, tokenizer, tmp_path)
@@ -243,7 +281,7 @@ def test_damaged_work_is_noticed_and_done_again(
     assert ("starts afresh" in capfd.readouterr().err) == (damage != "no record")
 
 
-# -- what goes wrong ---------------------------------------------------------------------------------------------------
+# -- what goes wrong
 
 
 def test_ids_that_are_not_tiktokens_name_the_document(
@@ -259,11 +297,15 @@ def test_ids_that_are_not_tiktokens_name_the_document(
         return ids, counts
 
     monkeypatch.setattr(Words, "encode", wrong)
-    with pytest.raises(UserError, match=r"document d0 .*part-00000\.parquet.*tokenize\.encoder to tiktoken"):
+    with pytest.raises(
+        UserError, match=r"document d0 .*part-00000\.parquet.*tokenize\.encoder to tiktoken"
+    ):
         write(found, tokenizer, tmp_path, encoder="words")
 
 
-def test_a_damaged_part_is_named_by_whichever_process_reads_it(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_damaged_part_is_named_by_whichever_process_reads_it(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     with Writer(tmp_path / "raw", "pretrain", group_bytes=2000) as writer:
         for text in TEXTS[:200]:
             writer.write({"id": "1", "text": text, "source": ""})
@@ -272,7 +314,9 @@ def test_a_damaged_part_is_named_by_whichever_process_reads_it(tokenizer: Tokeni
     content = path.read_bytes()
     path.write_bytes(content[:100] + bytes(len(content) // 2) + content[100 + len(content) // 2 :])
     for workers in (1, 2):
-        with pytest.raises(UserError, match=r"part-00000\.parquet cannot be read.*dvc repro -f download"):
+        with pytest.raises(
+            UserError, match=r"part-00000\.parquet cannot be read.*dvc repro -f download"
+        ):
             write(chunks, tokenizer, tmp_path / str(workers), workers=workers)
 
 
@@ -346,15 +390,19 @@ def test_too_little_room_is_refused_before_the_work(
     needed = sample.shard_bytes(found, tokenizer)
     write(found, tokenizer, tmp_path / "work")
     taken = sum(path.stat().st_size for path in (tmp_path / "work" / "tokens").glob("*.npy"))
-    assert taken < needed < 1.5 * taken  # in row groups this small, Parquet's own statistics are a third of the bytes
+    assert (
+        taken < needed < 1.5 * taken
+    )  # in row groups this small, Parquet's own statistics are a third of the bytes
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed // 2))
-    sample.check_disk(needed, tmp_path / "work", tmp_path / "data" / "tokens")  # most is there already
+    sample.check_disk(
+        needed, tmp_path / "work", tmp_path / "data" / "tokens"
+    )  # most is there already
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"will take about .* GB free.*download\.pretrain"):
         sample.check_disk(needed, tmp_path / "empty", tmp_path / "data" / "tokens")
 
 
-# -- cleaning ----------------------------------------------------------------------------------------------------------
+# -- cleaning
 
 
 class Fifth(Plan):
@@ -368,18 +416,33 @@ class Fifth(Plan):
 def test_cleaned_documents_are_split_by_what_they_became_and_counted(
     workers: int, found: list[Chunk], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    _, counts = write(found, tokenizer, tmp_path, workers=workers, plan=Fifth(Clean(whitespace=True), None))
+    _, counts = write(
+        found, tokenizer, tmp_path, workers=workers, plan=Fifth(Clean(whitespace=True), None)
+    )
     for split in ("train", "val"):
-        texts = [t.upper() for i, t in enumerate(TEXTS) if i % 5 and is_validation(t.upper(), 0.2) == (split == "val")]
+        texts = [
+            t.upper()
+            for i, t in enumerate(TEXTS)
+            if i % 5 and is_validation(t.upper(), 0.2) == (split == "val")
+        ]
         stream = TokenStream(tmp_path / "tokens", split)
         assert [tokenizer.decode(ids.tolist()) for ids in stream.documents_ids()] == texts
     assert counts.tally.removed == {"fifth": 120}
     assert [place for place, _, _ in counts.tally.examples["fifth"]] == [0, 5, 10, 15, 20]
-    assert counts.metrics(tokenizer, Clean(whitespace=True))["clean"]["rules"]["fifth"]["removed"] == 120
-    assert sum(source["train_documents"] + source["val_documents"] for source in counts.sources.values()) == 480
+    assert (
+        counts.metrics(tokenizer, Clean(whitespace=True))["clean"]["rules"]["fifth"]["removed"]
+        == 120
+    )
+    assert (
+        sum(
+            source["train_documents"] + source["val_documents"]
+            for source in counts.sources.values()
+        )
+        == 480
+    )
 
 
-# -- counts ------------------------------------------------------------------------------------------------------------
+# -- counts
 
 
 def test_counts_come_back_from_json_and_add_up(tokenizer: Tokenizer) -> None:
@@ -387,7 +450,10 @@ def test_counts_come_back_from_json_and_add_up(tokenizer: Tokenizer) -> None:
     whole, parts = Counts(10), Counts(10)
     for number in range(5):
         sizes, lengths = rng.integers(1, 500, 40), rng.integers(1, 100, 40)
-        validation, sources = rng.random(40) < 0.3, pa.array([f"s{i}" for i in rng.integers(0, 6, 40)])
+        validation, sources = (
+            rng.random(40) < 0.3,
+            pa.array([f"s{i}" for i in rng.integers(0, 6, 40)]),
+        )
         part = Counts(10)
         for counts in (whole, part):
             counts.add(sizes, lengths, validation, sources)

@@ -69,7 +69,9 @@ def test_closing_early_leaves_no_thread() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
 
 
-def test_rows_that_cannot_be_read_end_training_with_their_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_cannot_be_read_end_training_with_their_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rows = Sequences.rows
 
     def broken(self: Sequences, ids: np.ndarray) -> object:
@@ -86,7 +88,9 @@ def test_rows_that_cannot_be_read_end_training_with_their_message(monkeypatch: p
 def test_micro_batches_are_a_process_s_part_of_each_global_batch() -> None:
     data = Sequences()
     found = list(micro_batches(data, 1, range(3, 6), 9, 2, range(1, 6, 2), pin=False))
-    assert [(part.step, part.number) for part in found] == [(step, n) for step in (3, 4, 5) for n in (1, 3, 5)]
+    assert [(part.step, part.number) for part in found] == [
+        (step, n) for step in (3, 4, 5) for n in (1, 3, 5)
+    ]
     for part in found:
         ids = batch_ids(1, part.step, 9, ROWS)
         own = ids[part.number * 2 : part.number * 2 + 2]

@@ -18,7 +18,9 @@ def test_permute_is_a_bijection(n: int, key: int) -> None:
 
 @given(n=st.integers(1, 2**62), key=st.integers(0, 2**64 - 1), data=st.data())
 @settings(deadline=None)
-def test_each_index_is_sent_alone_where_it_is_sent_in_company(n: int, key: int, data: st.DataObject) -> None:
+def test_each_index_is_sent_alone_where_it_is_sent_in_company(
+    n: int, key: int, data: st.DataObject
+) -> None:
     indices = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=20)))
     together = permute(indices, n, key)
     assert ((together >= 0) & (together < n)).all()
@@ -27,7 +29,9 @@ def test_each_index_is_sent_alone_where_it_is_sent_in_company(n: int, key: int, 
 
 @given(n=st.integers(1, 200), batch=st.integers(1, 50), seed=st.integers(0, 2**63 - 1))
 @settings(deadline=None)
-def test_no_sample_comes_twice_in_an_epoch_and_none_is_left_out(n: int, batch: int, seed: int) -> None:
+def test_no_sample_comes_twice_in_an_epoch_and_none_is_left_out(
+    n: int, batch: int, seed: int
+) -> None:
     steps = -(-3 * n // batch)
     order = np.concatenate([batch_ids(seed, step, batch, n) for step in range(steps)])
     for epoch in range(3):

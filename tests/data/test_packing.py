@@ -22,7 +22,9 @@ examples_strategy = st.lists(
 
 @given(lengths=st.lists(st.integers(1, CAPACITY), max_size=300), seed=st.integers(0, 1000))
 @settings(deadline=None)
-def test_every_example_stands_in_one_row_and_no_row_overflows(lengths: list[int], seed: int) -> None:
+def test_every_example_stands_in_one_row_and_no_row_overflows(
+    lengths: list[int], seed: int
+) -> None:
     rows = pack(np.array(lengths, dtype=np.int64), CAPACITY, seed)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in row) <= CAPACITY for row in rows)
@@ -54,7 +56,8 @@ def test_rows_equal_a_slow_reference(examples: list[tuple[list[int], int]], seed
             targets = rows.targets[r, where].tolist()
             candidates = [p for i, p in examples if i == ids]
             expected = [
-                [ids[t + 1] if t + 1 < len(ids) and t + 1 >= p else -100 for t in range(len(ids))] for p in candidates
+                [ids[t + 1] if t + 1 < len(ids) and t + 1 >= p else -100 for t in range(len(ids))]
+                for p in candidates
             ]
             assert targets in expected
             seen.append(ids)

@@ -1,4 +1,6 @@
-"""Token shards on a remote file system are read as those here are, and what is wrong with them is named."""
+"""Token shards on a remote file system are read as those here are, and what is wrong with them is
+named.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def away(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """data/tokens on another machine: meta.json alone; the shards are in the folder that LLM_TOKENS_URL names."""
+    """data/tokens on another machine: meta.json alone; the shards are in the folder that
+    LLM_TOKENS_URL names.
+    """
     url = f"file://{tmp_path}/remote"
     push(directory, url, BLOCK)
     there = tmp_path / "other/tokens"
@@ -88,10 +92,15 @@ def test_a_shard_that_lies_here_is_read_here(directory: Path, away: Path, tmp_pa
 def test_batches_are_the_same_and_the_rows_of_later_ones_are_fetched_while_one_is_in_use(
     directory: Path, away: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, there = (TokenWindows(TokenStream(folder, "train"), 50, True) for folder in (directory, away))
+    here, there = (
+        TokenWindows(TokenStream(folder, "train"), 50, True) for folder in (directory, away)
+    )
     there.rows_ahead = 24
     steps = [
-        [batch.tensors["input_ids"].numpy() for batch in micro_batches(data, 3, range(20), 8, 2, range(4), pin=False)]
+        [
+            batch.tensors["input_ids"].numpy()
+            for batch in micro_batches(data, 3, range(20), 8, 2, range(4), pin=False)
+        ]
         for data in (here, there)
     ]
     assert np.array_equal(*steps)
@@ -116,7 +125,9 @@ def test_the_cache_is_used_again_and_never_larger_than_its_limit(
     stream.read(0, 1000)
     (pushed(tmp_path) / "train-00000.npy").unlink()
     remote_shards._connected.cache_clear()  # as another process
-    assert np.array_equal(TokenStream(away, "train").read(0, 1000), TokenStream(directory, "train").read(0, 1000))
+    assert np.array_equal(
+        TokenStream(away, "train").read(0, 1000), TokenStream(directory, "train").read(0, 1000)
+    )
     monkeypatch.setenv("LLM_TOKENS_CACHE", str(tmp_path / "empty"))
     with pytest.raises(UserError, match=r"train-00000\.npy is not there.*tokens push"):
         TokenStream(away, "train").read(0, 1000)
@@ -148,7 +159,9 @@ def test_a_changed_shard_is_named_and_a_damaged_block_here_is_fetched_again(
 ) -> None:
     expected = TokenStream(directory, "train").read(0, 1000)
     assert np.array_equal(TokenStream(away, "train").read(0, 1000), expected)
-    (tmp_path / "cache").joinpath(sorted((tmp_path / "cache").glob("*/0"))[0]).write_bytes(b"\0" * BLOCK)
+    (tmp_path / "cache").joinpath(sorted((tmp_path / "cache").glob("*/0"))[0]).write_bytes(
+        b"\0" * BLOCK
+    )
     remote_shards._connected.cache_clear()
     assert np.array_equal(TokenStream(away, "train").read(0, 1000), expected)
 
@@ -158,14 +171,24 @@ def test_a_changed_shard_is_named_and_a_damaged_block_here_is_fetched_again(
     shard.write_bytes(data)
     monkeypatch.setenv("LLM_TOKENS_CACHE", str(tmp_path / "fresh"))
     stream = TokenStream(away, "train")
-    assert np.array_equal(stream.read(3600, 400), TokenStream(directory, "train").read(3600, 400))  # another block
-    with pytest.raises(UserError, match=r"train-00003\.npy is not what .*meta\.json describes: bytes 0 to 1,024"):
+    assert np.array_equal(
+        stream.read(3600, 400), TokenStream(directory, "train").read(3600, 400)
+    )  # another block
+    with pytest.raises(
+        UserError, match=r"train-00003\.npy is not what .*meta\.json describes: bytes 0 to 1,024"
+    ):
         stream.read(3000, 1000)
 
 
-def test_other_tokens_at_the_address_are_refused(directory: Path, away: Path, tmp_path: Path) -> None:
-    (away / "meta.json").write_text((away / "meta.json").read_text().replace('"documents": 1', '"documents": 2', 1))
-    with pytest.raises(UserError, match=r"blocks\.json is not there\. Run `python -m llm tokens push"):
+def test_other_tokens_at_the_address_are_refused(
+    directory: Path, away: Path, tmp_path: Path
+) -> None:
+    (away / "meta.json").write_text(
+        (away / "meta.json").read_text().replace('"documents": 1', '"documents": 2', 1)
+    )
+    with pytest.raises(
+        UserError, match=r"blocks\.json is not there\. Run `python -m llm tokens push"
+    ):
         TokenStream(away, "train")
     (away / "meta.json").write_bytes((directory / "meta.json").read_bytes())
     index = pushed(tmp_path) / "blocks.json"
@@ -174,7 +197,9 @@ def test_other_tokens_at_the_address_are_refused(directory: Path, away: Path, tm
     with pytest.raises(UserError, match=r"has another train-00000\.npy than"):
         TokenStream(away, "train")
     index.write_text(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"blocks\.json is not what `python -m llm tokens push` writes"):
+    with pytest.raises(
+        UserError, match=r"blocks\.json is not what `python -m llm tokens push` writes"
+    ):
         TokenStream(away, "train")
 
 
@@ -188,7 +213,9 @@ def test_a_push_goes_on_where_it_was_cut_off_and_refuses_changed_shards(
     before = (pushed(tmp_path) / "train-00001.npy").stat().st_mtime_ns
     push(directory, url, BLOCK)
     assert (pushed(tmp_path) / "train-00001.npy").stat().st_mtime_ns == before
-    assert (pushed(tmp_path) / "train-00002.npy").read_bytes() == (directory / "train-00002.npy").read_bytes()
+    assert (pushed(tmp_path) / "train-00002.npy").read_bytes() == (
+        directory / "train-00002.npy"
+    ).read_bytes()
     with open(directory / "train-00004.npy", "r+b") as file:
         file.seek(500)
         file.write(b"\xff\xff")
@@ -203,19 +230,27 @@ def test_a_push_without_tokens_says_what_brings_them(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"meta\.json: no such file\. `dvc checkout`"):
         push(tmp_path, f"file://{tmp_path}/remote", BLOCK)
     (tmp_path / "meta.json").write_text('{"train": {"shards": [{}]}}')
-    with pytest.raises(UserError, match=r"meta\.json does not describe shards \(KeyError: 'file'\)"):
+    with pytest.raises(
+        UserError, match=r"meta\.json does not describe shards \(KeyError: 'file'\)"
+    ):
         push(tmp_path, f"file://{tmp_path}/remote", BLOCK)
 
 
 @pytest.mark.parametrize("given", ["0", "-3", "many", "nan"])
-def test_an_impossible_limit_is_refused(given: str, away: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_impossible_limit_is_refused(
+    given: str, away: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LLM_TOKENS_CACHE_GB", given)
     with pytest.raises(UserError, match="LLM_TOKENS_CACHE_GB"):
         TokenStream(away, "train")
 
 
 def test_a_remote_that_is_away_for_a_while_is_waited_for_and_then_told(
-    directory: Path, away: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    directory: Path,
+    away: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     stream = TokenStream(away, "train")
     fs, down = stream.shards[0].remote.address.fs, threading.Event()
@@ -234,5 +269,7 @@ def test_a_remote_that_is_away_for_a_while_is_waited_for_and_then_told(
     assert capsys.readouterr().err.count("no route to host; trying again") == 1
     monkeypatch.setattr(remote_fs, "PATIENCE", 0.1)
     down.set()
-    with pytest.raises(UserError, match=r"does not answer .*no route to host.* start the same command again"):
+    with pytest.raises(
+        UserError, match=r"does not answer .*no route to host.* start the same command again"
+    ):
         stream.read(1000, 1000)

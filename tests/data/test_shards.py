@@ -23,7 +23,8 @@ from llm.text.hashing import is_validation
 from llm.tokenizer.bpe import Tokenizer
 
 DOCUMENTS = [
-    f"Document {i} returns the {i % 7}th value é中 of <|endoftext|> the array.\n" * (1 + i % 5) for i in range(300)
+    f"Document {i} returns the {i % 7}th value é中 of <|endoftext|> the array.\n" * (1 + i % 5)
+    for i in range(300)
 ]
 
 
@@ -32,20 +33,26 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(DOCUMENTS, 300)
 
 
-def write_shards(texts: list[str], tokenizer: Tokenizer, folder: Path, val_fraction: float, shard_tokens: int) -> Path:
+def write_shards(
+    texts: list[str], tokenizer: Tokenizer, folder: Path, val_fraction: float, shard_tokens: int
+) -> Path:
     """The shards and meta.json of these documents, by way of data/raw/pretrain."""
     with Writer(folder / "raw", "pretrain", group_bytes=2000) as writer:
         for number, text in enumerate(texts):
             writer.write({"id": str(number), "text": text, "source": "test"})
     chunks = find_chunks(folder / "raw", size=5000)
-    shards, counts = encode_corpus(chunks, tokenizer, folder, val_fraction, shard_tokens, Plan(Clean(), None))
+    shards, counts = encode_corpus(
+        chunks, tokenizer, folder, val_fraction, shard_tokens, Plan(Clean(), None)
+    )
     write_json(folder / "tokens" / "meta.json", describe(shards, counts, tokenizer, val_fraction))
     return folder / "tokens"
 
 
 @pytest.fixture(scope="module")
 def directory(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shards(DOCUMENTS, tokenizer, tmp_path_factory.mktemp("shards"), val_fraction=0.2, shard_tokens=1024)
+    return write_shards(
+        DOCUMENTS, tokenizer, tmp_path_factory.mktemp("shards"), val_fraction=0.2, shard_tokens=1024
+    )
 
 
 @pytest.fixture
@@ -60,7 +67,9 @@ def split_of(val: bool) -> list[str]:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_the_documents_come_back_from_the_shards_alone(split: str, directory: Path, tokenizer: Tokenizer) -> None:
+def test_the_documents_come_back_from_the_shards_alone(
+    split: str, directory: Path, tokenizer: Tokenizer
+) -> None:
     paths = sorted(directory.glob(f"{split}-*.npy"))
     ids = np.concatenate([np.load(path, mmap_mode="r") for path in paths])
     assert ids[-1] == tokenizer.eos_id
@@ -69,14 +78,22 @@ def test_the_documents_come_back_from_the_shards_alone(split: str, directory: Pa
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_meta_counts_what_the_files_hold(split: str, directory: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_meta_counts_what_the_files_hold(
+    split: str, directory: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     meta = json.loads((directory / "meta.json").read_text())
     texts, entry = split_of(split == "val"), meta[split]
-    assert (meta["dtype"], meta["vocab_size"], meta["eos_id"]) == ("uint16", tokenizer.vocab_size, tokenizer.eos_id)
+    assert (meta["dtype"], meta["vocab_size"], meta["eos_id"]) == (
+        "uint16",
+        tokenizer.vocab_size,
+        tokenizer.eos_id,
+    )
     assert entry["documents"] == len(texts)
     assert entry["bytes"] == sum(len(text.encode()) for text in texts)
     assert entry["tokens"] == sum(len(tokenizer.encode(text)) + 1 for text in texts)
-    assert [shard["sha256"] for shard in entry["shards"]] == [sha256(directory / s["file"]) for s in entry["shards"]]
+    assert [shard["sha256"] for shard in entry["shards"]] == [
+        sha256(directory / s["file"]) for s in entry["shards"]
+    ]
     sizes = [shard["tokens"] for shard in entry["shards"]]
     assert sum(sizes) == entry["tokens"]
     assert set(sizes[:-1]) <= {1024}
@@ -92,7 +109,9 @@ def test_a_shard_has_the_bytes_that_numpy_writes(directory: Path, tmp_path: Path
 
 
 @given(
-    documents=st.lists(st.lists(st.integers(0, 65535), min_size=1, max_size=40), min_size=1, max_size=20),
+    documents=st.lists(
+        st.lists(st.integers(0, 65535), min_size=1, max_size=40), min_size=1, max_size=20
+    ),
     shard_tokens=st.integers(1, 50),
 )
 @settings(max_examples=60, deadline=None)
@@ -131,16 +150,18 @@ def test_reading_past_an_end_is_refused(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000, 10**6])
-def test_documents_are_found_whatever_the_chunk(chunk: int, directory: Path, tokenizer: Tokenizer) -> None:
+def test_documents_are_found_whatever_the_chunk(
+    chunk: int, directory: Path, tokenizer: Tokenizer
+) -> None:
     found = TokenStream(directory, "val").documents_ids(chunk)
     assert [tokenizer.decode(ids.tolist()) for ids in found] == split_of(val=True)
 
 
 @given(texts=st.lists(st.text(), max_size=50), fraction=st.floats(0.01, 0.99))
 def test_adding_documents_moves_none_across(texts: list[str], fraction: float) -> None:
-    assert [is_validation(text, fraction) for text in texts] == [is_validation(text, fraction) for text in texts[::-1]][
-        ::-1
-    ]
+    assert [is_validation(text, fraction) for text in texts] == [
+        is_validation(text, fraction) for text in texts[::-1]
+    ][::-1]
     larger = [text for text in texts if is_validation(text, fraction)]
     assert all(is_validation(text, min(1.0, fraction * 1.5)) for text in larger)
 
@@ -166,7 +187,9 @@ def test_a_large_vocabulary_is_written_as_uint32(tmp_path: Path, tokenizer: Toke
         ranks[token] = len(ranks)
     large = Tokenizer(ranks)
     assert large.vocab_size > 2**16
-    stream = TokenStream(write_shards(DOCUMENTS, large, tmp_path, val_fraction=0.2, shard_tokens=10**6), "val")
+    stream = TokenStream(
+        write_shards(DOCUMENTS, large, tmp_path, val_fraction=0.2, shard_tokens=10**6), "val"
+    )
     assert stream.read(0, 1).dtype == np.uint32
     assert [large.decode(ids.tolist()) for ids in stream.documents_ids()] == split_of(val=True)
 
@@ -201,7 +224,8 @@ def test_a_shard_of_another_type_or_length_is_named(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", "{}", '{"train": 1, "dtype": "uint16"}', '{"dtype": "nonsense", "train": {}}', "{"]
+    "content",
+    ["[]", "{}", '{"train": 1, "dtype": "uint16"}', '{"dtype": "nonsense", "train": {}}', "{"],
 )
 def test_a_broken_meta_is_named(copy: Path, content: str) -> None:
     (copy / "meta.json").write_text(content)

@@ -67,7 +67,9 @@ def test_a_document_that_a_mixture_repeats_is_read_once_while_there_are_others()
 
 
 def test_a_mixture_is_read_in_its_proportions_and_not_from_its_beginning() -> None:
-    texts = [f"first source {i:04d}" for i in range(300)] + [f"second one {i:06d}" for i in range(100)]
+    texts = [f"first source {i:04d}" for i in range(300)] + [
+        f"second one {i:06d}" for i in range(100)
+    ]
     stream, places = Stream(texts), np.repeat([0, 1], [300, 100])
     sample = ValSample(stream, Bytes(), 1800, ["one", "two"], places)
     about = sample.about(sample.names)

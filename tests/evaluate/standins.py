@@ -1,4 +1,6 @@
-"""Stand-ins with the interfaces of `llm.tokenizer.bpe` and `llm.data.shards`, and a likelihood computed plainly."""
+"""Stand-ins with the interfaces of `llm.tokenizer.bpe` and `llm.data.shards`, and a likelihood
+computed plainly.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,16 @@ class Stream(TokenStream):
 
     def __init__(self, texts: list[str], tokenizer: Any = None) -> None:
         tokenizer = tokenizer or Bytes()
-        self.eos_id, self.bytes, self.documents = tokenizer.eos_id, sum(len(t.encode()) for t in texts), len(texts)
-        self.shards = [np.array([i for t in texts for i in [*tokenizer.encode(t), self.eos_id]], dtype=np.uint16)]
+        self.eos_id, self.bytes, self.documents = (
+            tokenizer.eos_id,
+            sum(len(t.encode()) for t in texts),
+            len(texts),
+        )
+        self.shards = [
+            np.array(
+                [i for t in texts for i in [*tokenizer.encode(t), self.eos_id]], dtype=np.uint16
+            )
+        ]
         self.ends = np.array([len(self.shards[0])])
 
 

@@ -1,4 +1,6 @@
-"""One real small model through every kind of test, and what happens to odd prompts and broken models."""
+"""One real small model through every kind of test, and what happens to odd prompts and broken
+models.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ ROWS = {
 
 
 def held_out(kind: str, count: int = 3) -> TestSet:
-    return TestSet(kind, kind, [{"id": str(i), **COMMON, "kind": kind, **ROWS[kind]} for i in range(count)])
+    return TestSet(
+        kind, kind, [{"id": str(i), **COMMON, "kind": kind, **ROWS[kind]} for i in range(count)]
+    )
 
 
 @pytest.mark.parametrize("kind", ROWS)
@@ -48,14 +52,18 @@ def test_every_kind_of_task_is_answered_and_scored(kind: str, chat: bool) -> Non
     assert set(found) == expected[kind] | {"truncated", "empty", "no_reference"}
     assert len(answers.texts) == 3
     form = f"prompt:{'chat' if chat else 'plain'}, 0-shot|"
-    assert all(form in measure.signature for name, measure in found.items() if name not in metrics.COUNTS)
+    assert all(
+        form in measure.signature for name, measure in found.items() if name not in metrics.COUNTS
+    )
     assert found["truncated"].value() == 0.0
 
 
 def test_a_limit_of_a_task_that_is_not_there_is_refused() -> None:
     tests = [held_out("summarization", 1)]
     run.check_limits({tests[0].name: 3, "instructions": 3}, tests)
-    with pytest.raises(UserError, match=r"max_new_tokens\.sumarization: neither .* did you mean summarization\?"):
+    with pytest.raises(
+        UserError, match=r"max_new_tokens\.sumarization: neither .* did you mean summarization\?"
+    ):
         run.check_limits({"sumarization": 3}, tests)
 
 
@@ -64,7 +72,9 @@ def test_a_classification_is_the_choice_of_the_highest_likelihood() -> None:
     answers = run.answer(model, tokenizer, test, Asking(True))
     choices = ROWS["classification"]["choices"]
     prompt = tokenizer.chat_ids("Say it.")
-    sums = np.array([log_likelihood(model, prompt, [*tokenizer.encode(c), tokenizer.eos_id]) for c in choices])
+    sums = np.array(
+        [log_likelihood(model, prompt, [*tokenizer.encode(c), tokenizer.eos_id]) for c in choices]
+    )
     assert answers.columns["log_likelihoods"][0] == pytest.approx(sums.tolist(), abs=1e-4)
     assert answers.texts == [choices[int(np.argmax(sums))]]
     right = choices[int(np.argmax(sums / [1, 2, 2]))] == test.rows[0]["label"]
@@ -81,7 +91,10 @@ def test_a_long_prompt_loses_its_beginning_and_is_counted() -> None:
     answers = run.answer(model, tokenizer, test, Asking(True, {"summarization": 8}))
     assert answers.extra[0].value() == 0.5
     test.rows[1]["truncated"] = True  # by the mixture
-    assert run.answer(model, tokenizer, test, Asking(True, {"summarization": 8})).extra[0].value() == 1.0
+    assert (
+        run.answer(model, tokenizer, test, Asking(True, {"summarization": 8})).extra[0].value()
+        == 1.0
+    )
 
 
 def test_an_answer_limit_as_long_as_the_context_leaves_half_of_it_to_the_prompt() -> None:
@@ -91,7 +104,11 @@ def test_an_answer_limit_as_long_as_the_context_leaves_half_of_it_to_the_prompt(
 
 def test_a_task_named_otherwise_than_its_kind_may_have_its_own_limit() -> None:
     test = TestSet("cnn", "summarization", held_out("summarization").rows)
-    for limits, expected in (({"summarization": 9, "cnn": 2}, 2), ({"summarization": 9}, 9), ({}, 64)):
+    for limits, expected in (
+        ({"summarization": 9, "cnn": 2}, 2),
+        ({"summarization": 9}, 9),
+        ({}, 64),
+    ):
         short = run.answer(random_model(), Bytes(), test, Asking(True, limits))
         assert f"at most {expected} tokens" in short.form
 
@@ -100,8 +117,12 @@ def test_logits_that_are_not_finite_name_model_and_task() -> None:
     model = random_model()
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
     for kind in ("summarization", "classification"):
-        with pytest.raises(UserError, match=f"models/base, {kind}: .* not finite for 3 of 3 prompts"):
-            run.answer(model, Bytes(), held_out(kind), Asking(True, {kind: 3}, who=f"models/base, {kind}"))
+        with pytest.raises(
+            UserError, match=f"models/base, {kind}: .* not finite for 3 of 3 prompts"
+        ):
+            run.answer(
+                model, Bytes(), held_out(kind), Asking(True, {kind: 3}, who=f"models/base, {kind}")
+            )
     with pytest.raises(UserError, match=r"base: .* for 1 of 1 windows of text"):
         language.language_modeling(model, held_out_text(["some text"]), Bytes(), "base")
 
@@ -127,7 +148,9 @@ def test_perplexity_and_bits_per_byte_are_those_of_a_plain_computation() -> None
     assert loss.value() == pytest.approx(nats / predicted, rel=1e-5)
     assert perplexity.value() == pytest.approx(math.exp(nats / predicted), rel=1e-5)
     assert found.documents.sum() == pytest.approx(nats, rel=1e-5)
-    assert bits.value() == pytest.approx(nats / math.log(2) / sum(len(t.encode()) for t in texts), rel=1e-5)
+    assert bits.value() == pytest.approx(
+        nats / math.log(2) / sum(len(t.encode()) for t in texts), rel=1e-5
+    )
     score = bits.score(200, 0.95, 0)
     assert score["low"] <= score["value"] <= score["high"]
 
@@ -148,7 +171,11 @@ def test_the_text_baselines_code_the_same_text_and_see_contamination() -> None:
     tests[0].rows[0]["document"] = texts[5]
     tests[1].rows[1]["references"] = [texts[399]]  # held out, and in the mixture
     found = text_baselines_and_contamination(tests, [f"Q: {texts[399]}"], train, val, Bytes(), 64)
-    assert found.contamination == {"language_modeling": 2 / 41, "question_answering": 0.5, "summarization": 0.5}
+    assert found.contamination == {
+        "language_modeling": 2 / 41,
+        "question_answering": 0.5,
+        "summarization": 0.5,
+    }
     (zstd,) = found.measures["baseline:zstd"]
     unigram = {m.name: m.value() for m in found.measures["baseline:unigram"]}
     assert zstd.statistics[:, 1].sum() == val.bytes
@@ -179,9 +206,13 @@ def test_the_book_keeps_answers_and_scores_and_the_table_shows_them(tmp_path: Pa
     assert score["value"] == pytest.approx(0.25)
     assert score["n"] == 2
     text = table.render(book.results, {"question_answering": 0.5})
-    assert text.splitlines()[0].endswith("50.0 % of the test examples share 13 words with the training text")
+    assert text.splitlines()[0].endswith(
+        "50.0 % of the test examples share 13 words with the training text"
+    )
     assert text.index("finetuned") < text.index("baseline:random")
     lines = table.scores_csv(book.results).splitlines()
     assert lines[0].startswith("metric,value")
     assert any(line.startswith("question_answering f1 · finetuned,0.25") for line in lines)
-    assert table.headlines(book.results) == {("finetuned", "question_answering", "f1"): pytest.approx(0.25)}
+    assert table.headlines(book.results) == {
+        ("finetuned", "question_answering", "f1"): pytest.approx(0.25)
+    }

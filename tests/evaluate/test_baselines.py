@@ -9,7 +9,10 @@ CONTEXT = "Alpha opens files. The axis argument names the dimension to sum. Beta
 
 def test_lead_is_the_first_sentences() -> None:
     assert baselines.lead(CONTEXT, 1) == "Alpha opens files."
-    assert baselines.lead(CONTEXT, 2) == "Alpha opens files.\nThe axis argument names the dimension to sum."
+    assert (
+        baselines.lead(CONTEXT, 2)
+        == "Alpha opens files.\nThe axis argument names the dimension to sum."
+    )
     assert baselines.lead("", 3) == ""
 
 
@@ -30,9 +33,13 @@ def test_random_sentences_are_of_the_text_in_order_and_depend_on_the_id_only() -
 
 
 def test_the_sliding_window_finds_the_sentence_that_the_question_is_about() -> None:
-    assert baselines.sliding_window(CONTEXT, "What does the axis argument name?").startswith("The axis argument")
+    assert baselines.sliding_window(CONTEXT, "What does the axis argument name?").startswith(
+        "The axis argument"
+    )
     assert baselines.sliding_window(CONTEXT, "Which closes?") == "Beta closes them."
-    assert baselines.sliding_window(CONTEXT, "zzz") == "Alpha opens files."  # nothing matches: the first
+    assert (
+        baselines.sliding_window(CONTEXT, "zzz") == "Alpha opens files."
+    )  # nothing matches: the first
     assert baselines.sliding_window("", "What?") == ""
 
 
@@ -49,7 +56,10 @@ def test_majority_is_the_commonest_training_label() -> None:
 def test_tfidf_learns_words_and_falls_back_to_the_majority() -> None:
     texts = ["tensor gradient", "tensor device", "frame column", "frame index"] * 3
     labels = ["torch", "torch", "pandas", "pandas"] * 3
-    assert baselines.tfidf(texts, labels, ["a tensor", "the column of a frame"]) == ["torch", "pandas"]
+    assert baselines.tfidf(texts, labels, ["a tensor", "the column of a frame"]) == [
+        "torch",
+        "pandas",
+    ]
     assert baselines.tfidf(["x"], ["only"], ["y", "z"]) == ["only", "only"]
 
 
@@ -65,7 +75,9 @@ def test_every_kind_has_a_baseline_with_one_answer_a_row() -> None:
         "instructions": {"lead"},
     }
     for kind, expected in names.items():
-        found = baselines.answers(kind, [row, {**row, "id": "2"}], [("a prompt", "a"), ("b prompt", "b")], 0)
+        found = baselines.answers(
+            kind, [row, {**row, "id": "2"}], [("a prompt", "a"), ("b prompt", "b")], 0
+        )
         assert set(found) == expected
         assert all(len(texts) == 2 and all(texts) for texts in found.values())
 
@@ -76,6 +88,10 @@ def test_questions_without_an_answer_have_the_baseline_that_always_says_so() -> 
         for i, references in enumerate([["sum"], ["unanswerable"], [], ["Unanswerable.", "the"]])
     ]
     found = baselines.answers("question_answering", rows, [], 0)["unanswerable"]
-    scores = [m.column for m in metrics.question_answering(found, [row["references"] for row in rows])]
-    assert scores == [[0.0, 1.0, 1.0, 1.0]] * 2, "exact match and F1, as the official script of SQuAD 2.0"
+    scores = [
+        m.column for m in metrics.question_answering(found, [row["references"] for row in rows])
+    ]
+    assert scores == [[0.0, 1.0, 1.0, 1.0]] * 2, (
+        "exact match and F1, as the official script of SQuAD 2.0"
+    )
     assert "unanswerable" not in baselines.answers("question_answering", rows[:1], [], 0)

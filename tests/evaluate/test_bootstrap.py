@@ -1,4 +1,6 @@
-"""Bootstrap intervals are what resampling by hand gives, hold the truth as often as they say, and are repeatable."""
+"""Bootstrap intervals are what resampling by hand gives, hold the truth as often as they say, and
+are repeatable.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def test_a_resampled_bleu_is_the_bleu_of_the_resampled_corpus() -> None:
     ours = metrics.bleu_of_sums(sums, 20)
     drawn = np.random.default_rng(7).integers(0, 20, size=(25, 20))
     for row, score in zip(drawn, ours, strict=True):
-        expected = BLEU().corpus_score([predictions[i] for i in row], [[references[i] for i in row]])
+        expected = BLEU().corpus_score(
+            [predictions[i] for i in row], [[references[i] for i in row]]
+        )
         assert score == pytest.approx(expected.score, abs=1e-9)
 
 
@@ -36,7 +40,9 @@ def test_a_95_percent_interval_holds_the_true_mean_about_19_times_in_20() -> Non
     hits = 0
     for trial in range(300):
         values = rng.exponential(size=(60, 1))  # skewed, true mean 1
-        low, high = bootstrap.bootstrap(values, lambda sums, n: sums[:, 0] / n, 400, 0.95, seed=trial)
+        low, high = bootstrap.bootstrap(
+            values, lambda sums, n: sums[:, 0] / n, 400, 0.95, seed=trial
+        )
         hits += low <= 1.0 <= high
     assert 0.89 <= hits / 300 <= 0.98
 

@@ -28,7 +28,9 @@ def test_unigram_costs_are_add_one_smoothed_frequencies() -> None:
     nats, tokens = compression.unigram_nats(Stream(["aabc"]), counts, sequence_length=3)
     total = 4 + Bytes.vocab_size
     assert tokens.tolist() == [3, 1]  # the first token is not predicted
-    assert nats == pytest.approx([-np.log(3 / total) - np.log(2 / total) - np.log(1 / total), -np.log(2 / total)])
+    assert nats == pytest.approx(
+        [-np.log(3 / total) - np.log(2 / total) - np.log(1 / total), -np.log(2 / total)]
+    )
 
 
 def test_a_token_beyond_the_vocabulary_is_a_user_error() -> None:
@@ -64,7 +66,11 @@ def test_compressed_documents_can_be_decompressed_with_the_dictionary() -> None:
 
 
 def test_little_training_text_is_itself_the_dictionary() -> None:
-    dictionary, how = compression.train_dictionary([b"a few words of training text that come again"])
+    dictionary, how = compression.train_dictionary(
+        [b"a few words of training text that come again"]
+    )
     assert how == "dictionary:raw text, 44 bytes"
-    small, _ = compression.compressed_bytes(["a few words of training text that come again"], dictionary)
+    small, _ = compression.compressed_bytes(
+        ["a few words of training text that come again"], dictionary
+    )
     assert small[0] < 20

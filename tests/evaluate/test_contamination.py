@@ -75,7 +75,9 @@ def test_nothing_to_compare_is_clean() -> None:
     assert check.fractions() == {"t": 0.0}
 
 
-def test_pretraining_and_finetuning_text_are_told_apart_and_an_example_in_both_counts_once() -> None:
+def test_pretraining_and_finetuning_text_are_told_apart_and_an_example_in_both_counts_once() -> (
+    None
+):
     check = Contamination()
     for start in (0, 100, 200, 300):
         check.add_example("qa", [sequence(start, 20)])

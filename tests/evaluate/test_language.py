@@ -69,7 +69,11 @@ def test_an_empty_first_document_costs_nothing() -> None:
 def test_every_source_has_the_bits_of_its_own_documents() -> None:
     model, stream = random_model(), held_out_text(TEXTS)
     found = language.language_modeling(model, stream, Bytes())
-    records = [{"text": TEXTS[0], "source": "a"}, {"text": "other", "source": "c"}, {"text": TEXTS[3], "source": "b"}]
+    records = [
+        {"text": TEXTS[0], "source": "a"},
+        {"text": "other", "source": "c"},
+        {"text": TEXTS[3], "source": "b"},
+    ]
     unread = iter([*records, {"text": TEXTS[2], "source": "late"}])
     names, sizes = language.sources(stream, Bytes(), unread), stream.document_bytes
     assert next(unread)["source"] == "late", "a corpus is not read beyond the held-out text"

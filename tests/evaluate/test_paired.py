@@ -35,7 +35,9 @@ def test_means_are_tested_as_scipys_permutation_test_does() -> None:
 def test_few_examples_give_the_exact_p_value_of_all_swaps() -> None:
     a, b = np.array([1.0, 0.0, 0.0, 1.0, 0.0]), np.ones(5)
     (found,) = differences([mean(a)], [mean(b)], 100, 0.95, 0)
-    assert found.p_value == pytest.approx(2 / 8, abs=0.015)  # three examples differ, all in one direction
+    assert found.p_value == pytest.approx(
+        2 / 8, abs=0.015
+    )  # three examples differ, all in one direction
 
 
 def test_bleu_is_tested_as_sacrebleus_paired_tests_do() -> None:
@@ -48,11 +50,15 @@ def test_bleu_is_tested_as_sacrebleus_paired_tests_do() -> None:
 
     def spoiled(share: float) -> list[str]:
         return [
-            " ".join(w if rng.random() > share else str(rng.choice(words)) for w in text.split()) for text in references
+            " ".join(w if rng.random() > share else str(rng.choice(words)) for w in text.split())
+            for text in references
         ]
 
     first, second = spoiled(0.30), spoiled(0.25)
-    ours = metrics.bleu(first, [[r] for r in references]), metrics.bleu(second, [[r] for r in references])
+    ours = (
+        metrics.bleu(first, [[r] for r in references]),
+        metrics.bleu(second, [[r] for r in references]),
+    )
     (found,) = differences([ours[0]], [ours[1]], 2000, 0.95, 0)
     systems = [("A", first), ("B", second)]
     _, scores = PairedTest(systems, {"BLEU": BLEU(references=[references])}, None, "ar", 5000)()
@@ -87,7 +93,9 @@ def test_models_without_a_difference_are_told_apart_as_rarely_as_stated() -> Non
     columns = [f"score{i}" for i in range(100)]
     found = differences([mean(x, n) for x, n in zip(a, columns, strict=True)],
                         [mean(x, n) for x, n in zip(b, columns, strict=True)], 100, 0.95, 0)  # fmt: skip
-    assert sum(d.p_value < 0.05 for d in found) <= 12, "5 expected; more than 12 once in a thousand times"
+    assert sum(d.p_value < 0.05 for d in found) <= 12, (
+        "5 expected; more than 12 once in a thousand times"
+    )
 
 
 def test_corpus_scores_of_several_columns_and_sizes_are_compared_together() -> None:
@@ -112,7 +120,10 @@ def test_corpus_scores_of_several_columns_and_sizes_are_compared_together() -> N
 def test_holm_is_statsmodels_rule_written_out(p_values: list[float]) -> None:
     found = holm(p_values)
     ordered = sorted(p_values)
-    adjusted = [min(1.0, max((len(p_values) - j) * ordered[j] for j in range(i + 1))) for i in range(len(p_values))]
+    adjusted = [
+        min(1.0, max((len(p_values) - j) * ordered[j] for j in range(i + 1)))
+        for i in range(len(p_values))
+    ]
     limit = max([p for p, q in zip(ordered, adjusted, strict=True) if q <= 0.05], default=0.0)
     assert found == [p <= limit for p in p_values]
 

@@ -36,7 +36,9 @@ def test_shots_stand_before_the_prompt_in_the_form_that_the_model_knows() -> Non
     assert bytes(plain.ids[0]) == b"question 0\nanswer 0\n\nSay it.\n"
 
 
-def test_what_a_tokenizer_puts_around_a_text_stands_around_shots_and_prompt_once_and_is_never_cut() -> None:
+def test_what_a_tokenizer_puts_around_a_text_stands_around_shots_and_prompt_once_and_is_never_cut() -> (
+    None
+):
     tokenizer = Bytes()
     tokenizer.around = (298,), (299,)
     found = prompts(tokenizer, [row(1)], False, 99, Shots(1, TRAIN[:1]))
@@ -60,7 +62,12 @@ def test_a_plain_answer_after_shots_ends_where_the_next_example_would_begin() ->
     test = held_out("summarization", 2)
     with_shots = answer(random_model(), Bytes(), test, Asking(False, shots=Shots(1, [("p", "r")])))
     assert r"stops at '\n\n'" in with_shots.form
-    assert "stops at" not in answer(random_model(), Bytes(), test, Asking(True, shots=Shots(1, [("p", "r")]))).form
+    assert (
+        "stops at"
+        not in answer(
+            random_model(), Bytes(), test, Asking(True, shots=Shots(1, [("p", "r")]))
+        ).form
+    )
     assert "stops at" not in answer(random_model(), Bytes(), test, Asking(False)).form
 
 

@@ -18,7 +18,9 @@ LABELLED = {**ROW, "kind": "classification", "text": "t", "choices": ["a", "b"],
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    pq.write_table(pa.Table.from_pylist([{"id": str(i), **row} for i, row in enumerate(rows)]), path)
+    pq.write_table(
+        pa.Table.from_pylist([{"id": str(i), **row} for i, row in enumerate(rows)]), path
+    )
     return path
 
 
@@ -31,7 +33,9 @@ def test_the_first_examples_are_read_in_the_order_of_the_file(tmp_path: Path) ->
     assert len(test_sets.read_tests(tmp_path, None)[1].rows) == 5000
 
 
-def test_the_texts_of_an_example_are_its_input_and_references_and_not_its_prompt_or_label(tmp_path: Path) -> None:
+def test_the_texts_of_an_example_are_its_input_and_references_and_not_its_prompt_or_label(
+    tmp_path: Path,
+) -> None:
     write(tmp_path / "squad.parquet", [QA])
     write(tmp_path / "labels.parquet", [LABELLED])
     labels, squad = test_sets.read_tests(tmp_path, None)
@@ -40,8 +44,14 @@ def test_the_texts_of_an_example_are_its_input_and_references_and_not_its_prompt
 
 
 def test_missing_references_are_no_references(tmp_path: Path) -> None:
-    write(tmp_path / "squad.parquet", [QA, {**QA, "references": None}, {**QA, "references": [None]}])
-    assert [row["references"] for row in test_sets.read_tests(tmp_path, None)[0].rows] == [["r"], [], [""]]
+    write(
+        tmp_path / "squad.parquet", [QA, {**QA, "references": None}, {**QA, "references": [None]}]
+    )
+    assert [row["references"] for row in test_sets.read_tests(tmp_path, None)[0].rows] == [
+        ["r"],
+        [],
+        [""],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +62,9 @@ def test_missing_references_are_no_references(tmp_path: Path) -> None:
         ([{**LABELLED, "choices": []}], "an example has no choices"),
     ],
 )
-def test_a_wrong_test_set_is_named(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
+def test_a_wrong_test_set_is_named(
+    tmp_path: Path, rows: list[dict[str, Any]], message: str
+) -> None:
     write(tmp_path / "task.parquet", rows)
     with pytest.raises(UserError, match=f"task.parquet: {message}"):
         test_sets.read_tests(tmp_path, None)
@@ -76,7 +88,10 @@ def test_missing_empty_and_truncated_files_are_user_errors(tmp_path: Path) -> No
 
 
 def test_training_examples_are_those_of_the_task(tmp_path: Path) -> None:
-    rows = [{"task": "qa" if i % 2 else "other", "prompt": f"p{i}", "response": f"r{i}"} for i in range(3000)]
+    rows = [
+        {"task": "qa" if i % 2 else "other", "prompt": f"p{i}", "response": f"r{i}"}
+        for i in range(3000)
+    ]
     path = write(tmp_path / "train.parquet", rows)
     assert test_sets.train_examples(path, "qa", 2) == [("p1", "r1"), ("p3", "r3")]
     assert len(test_sets.train_examples(path, "qa", 10**6)) == 1500

@@ -1,4 +1,6 @@
-"""Two experiments are fetched through DVC, paired by example, and told apart only where chance does not explain it."""
+"""Two experiments are fetched through DVC, paired by example, and told apart only where chance does
+not explain it.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,19 @@ def evaluated(directory: Path, quality: float, seed: int | None = None) -> None:
         for i in range(120):
             label = LABELS[i % 3]
             row = {"id": str(i), "kind": kind, "references": [f"the {label} of item {i}"], **common}
-            rows.append(row | ({"references": [label], "label": label, "choices": LABELS} if "cl" in kind else {}))
+            rows.append(
+                row
+                | (
+                    {"references": [label], "label": label, "choices": LABELS}
+                    if "cl" in kind
+                    else {}
+                )
+            )
         wrong = ["scipy" if "label" in row else "something else here" for row in rows]
-        texts = [row["references"][0] if rng.random() < quality else bad for row, bad in zip(rows, wrong, strict=True)]
+        texts = [
+            row["references"][0] if rng.random() < quality else bad
+            for row, bad in zip(rows, wrong, strict=True)
+        ]
         book.answers("finetuned", TestSet(kind, kind, rows), run.Answers(texts, {}, [], "form"))
     tokens = np.full(40, 64.0)
     nats = tokens * (4 - quality + 0.3 * rng.random(40))
@@ -53,7 +65,9 @@ def evaluated(directory: Path, quality: float, seed: int | None = None) -> None:
     write_json(directory / "metrics" / "evaluate.json", {**book.results, "contamination": {}})
     write_json(directory / "metrics" / "pretrain.json", {"val_loss": 4 - round(quality)})
     curve = "".join(f"{i},{100 * i},{4 - round(quality) * i / 50}\n" for i in range(1, 50))
-    (directory / "metrics" / "pretrain_history.csv").write_text(f"step,tokens,loss\n{curve}", encoding="utf-8")
+    (directory / "metrics" / "pretrain_history.csv").write_text(
+        f"step,tokens,loss\n{curve}", encoding="utf-8"
+    )
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["finetune"]["seed"] = seed
     (directory / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
@@ -61,7 +75,9 @@ def evaluated(directory: Path, quality: float, seed: int | None = None) -> None:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Git and DVC: a weak model on `main`, a strong one as the experiment exp-abc, an equal one in the workspace."""
+    """Git and DVC: a weak model on `main`, a strong one as the experiment exp-abc, an equal one in
+    the workspace.
+    """
     from dvc.repo import Repo
 
     root = tmp_path_factory.mktemp("repository")
@@ -69,12 +85,23 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run(["git", *command.split()], cwd=root, check=True)
     repo = Repo.init(str(root))
     # A stage in name only: DVC keeps its output and knows it by hash.
-    stage = {"cmd": "true", "outs": ["metrics/predictions"], "metrics": [{"metrics/evaluate.json": {"cache": False}}]}
-    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"evaluate": stage}}), encoding="utf-8")
+    stage = {
+        "cmd": "true",
+        "outs": ["metrics/predictions"],
+        "metrics": [{"metrics/evaluate.json": {"cache": False}}],
+    }
+    (root / "dvc.yaml").write_text(
+        yaml.safe_dump({"stages": {"evaluate": stage}}), encoding="utf-8"
+    )
     (root / ".gitignore").write_text("/metrics/predictions\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        for quality, seed, name in ((0.5, None, "main"), (0.8, 1, "exp-abc"), (0.78, 2, "exp-def"), (0.81, 3, "")):
+        for quality, seed, name in (
+            (0.5, None, "main"),
+            (0.8, 1, "exp-abc"),
+            (0.78, 2, "exp-def"),
+            (0.81, 3, ""),
+        ):
             evaluated(root, quality, seed)
             if name:
                 repo.commit(force=True)
@@ -98,8 +125,12 @@ def test_an_experiment_and_a_branch_are_compared_score_by_score(repository: Path
     assert {row.better for row in found.rows} == {"B"}, "lower loss and higher scores alike"
     for (task, metric), row in rows.items():
         for side, revision in (("a", "main"), ("b", "exp-abc")):
-            stored = Revision(revision, repository).json("metrics/evaluate.json")["finetuned"][task][metric]["value"]
-            assert getattr(row.difference, side) == pytest.approx(stored), "the very numbers of metrics/evaluate.json"
+            stored = Revision(revision, repository).json("metrics/evaluate.json")["finetuned"][
+                task
+            ][metric]["value"]
+            assert getattr(row.difference, side) == pytest.approx(stored), (
+                "the very numbers of metrics/evaluate.json"
+            )
     assert rows["classification", "accuracy"].difference.n == 120
     assert found.notes == []
 
@@ -107,7 +138,14 @@ def test_an_experiment_and_a_branch_are_compared_score_by_score(repository: Path
 def test_f1_of_the_positive_class_is_compared_where_both_sides_have_the_same_one() -> None:
     labels = ["different", "same"]
     rows = [
-        {"id": str(i), "prompt": "p", "references": [label], "label": label, "choices": labels, "positive": "same"}
+        {
+            "id": str(i),
+            "prompt": "p",
+            "references": [label],
+            "label": label,
+            "choices": labels,
+            "positive": "same",
+        }
         for i, label in enumerate(labels * 5)
     ]
     test = TestSet("mrpc", "classification", rows)
@@ -134,7 +172,10 @@ def test_models_of_equal_quality_are_not_told_apart(repository: Path) -> None:
 
 
 def test_the_command_prints_and_draws(
-    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(repository)
     compare.show(["main", "exp-abc"], BOTH, str(tmp_path / "plot.svg"))
@@ -145,11 +186,25 @@ def test_the_command_prints_and_draws(
     compare.show(["main", "exp-abc"], BOTH, as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert told["a"] == ["main", "finetuned"]
-    assert {"task", "metric", "a", "b", "difference", "low", "high", "p_value", "n", "better"} == set(told["rows"][0])
+    assert {
+        "task",
+        "metric",
+        "a",
+        "b",
+        "difference",
+        "low",
+        "high",
+        "p_value",
+        "n",
+        "better",
+    } == set(told["rows"][0])
 
 
 def test_the_command_line_without_a_place_for_the_plot(
-    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(repository)
     page, plot = tmp_path / "page.html", repository / compare.PLOT
@@ -177,9 +232,9 @@ def test_several_experiments_make_one_page_that_loads_nothing(
             commit, scores = revision.commit, revision.json("metrics/evaluate.json")["finetuned"]
         assert f"<b>{name}</b> <code>{commit[:10]}</code>" in page
         assert number(scores["classification"]["accuracy"]["value"]) in page
-    assert re.findall(r"<code>(finetune\.\w+)</code>.*?<td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>", page) == [
-        ("finetune.seed", "null", "1", "2")
-    ], "the one param that differs"
+    assert re.findall(
+        r"<code>(finetune\.\w+)</code>.*?<td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>", page
+    ) == [("finetune.seed", "null", "1", "2")], "the one param that differs"
     rows = re.split("<tr>", page)
     (accuracy,) = [row for row in rows if "Classification · Accuracy<" in row][:1]
     assert accuracy.count(" better</small>") == 2, "both beat the weak one, and are told so"
@@ -194,10 +249,18 @@ def test_a_winner_is_bold_where_a_difference_is_shown_and_nowhere_else(
 ) -> None:
     """Values that differ by chance, or since one side was scored on fewer examples, have no winner."""
     monkeypatch.chdir(repository)
-    for names, winners in ((["exp-abc", "workspace"], 0), (["main", "exp-abc"], 12), (["exp-abc", "main"], 12)):
+    for names, winners in (
+        (["exp-abc", "workspace"], 0),
+        (["main", "exp-abc"], 12),
+        (["exp-abc", "main"], 12),
+    ):
         compare.show(names, BOTH, html=str(tmp_path / "page.html"))
         page = (tmp_path / "page.html").read_text(encoding="utf-8")
-        assert (len(re.findall(r"<td><b>[\d.,]+</b>", page)) >= winners) if winners else "<td><b>" not in page, names
+        assert (
+            (len(re.findall(r"<td><b>[\d.,]+</b>", page)) >= winners)
+            if winners
+            else "<td><b>" not in page
+        ), names
 
 
 def test_one_experiment_is_nothing_to_compare(repository: Path) -> None:
@@ -232,9 +295,15 @@ def test_examples_that_differ_are_left_out_and_said(repository: Path, tmp_path: 
 def test_what_is_not_there_is_named(repository: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing: unknown Git revision"):
         Revision("nothing", repository)
-    with pytest.raises(UserError, match=r"main has no predictions of 'base' .* it has those of finetuned"):
-        compare.compare(Revision("main", repository), Revision("exp-abc", repository), ("base", "base"))
-    with pytest.raises(UserError, match=r"main has no metrics/other\.json.*dvc exp pull origin main"):
+    with pytest.raises(
+        UserError, match=r"main has no predictions of 'base' .* it has those of finetuned"
+    ):
+        compare.compare(
+            Revision("main", repository), Revision("exp-abc", repository), ("base", "base")
+        )
+    with pytest.raises(
+        UserError, match=r"main has no metrics/other\.json.*dvc exp pull origin main"
+    ):
         Revision("main", repository).json("metrics/other.json")
     with pytest.raises(UserError, match="not a git repository"):
         Revision("main", tmp_path)
@@ -258,5 +327,7 @@ def test_seeds_are_the_experiments_that_differ_in_nothing_else(
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     params["finetune"]["epochs"] = 9
     Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    with pytest.raises(UserError, match=r"exp-abc differs from workspace in finetune\.epochs, not in seeds only"):
+    with pytest.raises(
+        UserError, match=r"exp-abc differs from workspace in finetune\.epochs, not in seeds only"
+    ):
         collect(["workspace", "exp-abc"])

@@ -26,13 +26,19 @@ def test_dvc_fills_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subprocess.run(["dvc", "init", "-q", "--no-scm"], check=True)
     dvc_plots.use_offline_page()
     Path("curve.csv").write_text("step,loss\n1,2.5\n2,1.5\n")
-    subprocess.run(["dvc", "plots", "show", "curve.csv", "-x", "step", "-y", "loss"], check=True, capture_output=True)
+    subprocess.run(
+        ["dvc", "plots", "show", "curve.csv", "-x", "step", "-y", "loss"],
+        check=True,
+        capture_output=True,
+    )
     html = Path("dvc_plots/index.html").read_text()
     assert "cdn." not in re.sub(r"<script>.*?</script>", "", html, count=1, flags=re.S)
     assert html.count("vegaEmbed('#") == 1
 
 
-def test_outside_a_repository_it_says_where_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_a_repository_it_says_where_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"no \.dvc here"):
         dvc_plots.use_offline_page()

@@ -69,7 +69,9 @@ def test_a_bad_trial_is_stopped_early_and_a_killed_one_is_run_again(
     (here / "stage.py").write_text(STAGE)
     data = f"download: {{cmd: echo once | tee -a {log} > data, deps: [stage.py], outs: [data]}}"
     deps = "deps: [data], params: [pretrain.learning_rate], metrics: [out.json: {cache: false}]"
-    (here / "dvc.yaml").write_text(f"stages: {{{data}, pretrain: {{cmd: python stage.py, {deps}}}}}")
+    (here / "dvc.yaml").write_text(
+        f"stages: {{{data}, pretrain: {{cmd: python stage.py, {deps}}}}}"
+    )
     (here / ".gitignore").write_text("/.state/\n/metrics/\n/tuning.yaml\n")
     for words in (
         ("git", "init", "-q"),
@@ -78,16 +80,24 @@ def test_a_bad_trial_is_stopped_early_and_a_killed_one_is_run_again(
         ("git", "commit", "-qm", "start"),
     ):
         run(here, *words)
-    for key, value in {"PYTHONPATH": str(ROOT), "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@localhost"}.items():
+    for key, value in {
+        "PYTHONPATH": str(ROOT),
+        "GIT_AUTHOR_NAME": "t",
+        "GIT_AUTHOR_EMAIL": "t@localhost",
+    }.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setenv("PATH", f"{Path(shutil.which('python') or '').parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv(
+        "PATH", f"{Path(shutil.which('python') or '').parent}{os.pathsep}{os.environ['PATH']}"
+    )
     monkeypatch.setenv("GIT_COMMITTER_NAME", "t")
     monkeypatch.setenv("GIT_COMMITTER_EMAIL", "t@localhost")
     monkeypatch.delenv("DVC_ROOT")
 
     study = tune.open_study(described(here, FILE))
     study.enqueue_trial({"pretrain.learning_rate": 0.002})
-    study.ask(tune._distributions(described(here, FILE)))  # its tuner was killed: the trial still says that it runs
+    study.ask(
+        tune._distributions(described(here, FILE))
+    )  # its tuner was killed: the trial still says that it runs
     tune._run_again(study)
     study.enqueue_trial({"pretrain.learning_rate": 0.09})
     tune.tune(here / "tuning.yaml")
@@ -98,7 +108,9 @@ def test_a_bad_trial_is_stopped_early_and_a_killed_one_is_run_again(
     assert sorted(states[1:]) == [("COMPLETE", 0.002), ("PRUNED", 0.09)]
     pruned = next(trial for trial in study.trials if trial.state.name == "PRUNED")
     assert max(pruned.intermediate_values) < 150
-    assert [item.experiment for item in status.read()] == []  # a stopped trial is nothing to go on with
+    assert [
+        item.experiment for item in status.read()
+    ] == []  # a stopped trial is nothing to go on with
     told = capsys.readouterr().out
     assert "stopped: above the median of the others" in told
     assert f"`dvc exp apply rates-{study.best_trial.number}` takes it over" in told
@@ -110,34 +122,47 @@ def test_a_bad_trial_is_stopped_early_and_a_killed_one_is_run_again(
     run(here, "git", "add", "-A")
     shutil.rmtree(here / ".state")
     tune.open_study(described(here, FILE)).enqueue_trial({"pretrain.learning_rate": 0.002})
-    with pytest.raises(UserError, match="there is an experiment rates-1 already, which is not of this study"):
+    with pytest.raises(
+        UserError, match="there is an experiment rates-1 already, which is not of this study"
+    ):
         tune.tune(here / "tuning.yaml")
 
 
 def test_a_study_begins_with_the_values_of_params_yaml(here: Path) -> None:
-    space = (
-        "{pretrain.learning_rate: {low: 0.001, high: 0.1, log: true}, finetune.lora.r: [8, 32], pretrain.tokens: [9]}"
+    space = "{pretrain.learning_rate: {low: 0.001, high: 0.1, log: true}, finetune.lora.r: [8, 32], pretrain.tokens: [9]}"
+    tuning = described(
+        here, FILE.replace("{pretrain.learning_rate: {low: 0.001, high: 0.1, log: true}}", space)
     )
-    tuning = described(here, FILE.replace("{pretrain.learning_rate: {low: 0.001, high: 0.1, log: true}}", space))
     given = params.load().pretrain.learning_rate
     for _ in range(2):  # a study that goes on does not begin again
         study = tune.open_study(tuning)
         tune._begin_with_the_present(study, tuning)
         tune._ask(study, tuning)
-    tune._run_again(study)  # the tuner was killed: its next trial is the same, and told apart as before
+    tune._run_again(
+        study
+    )  # the tuner was killed: its next trial is the same, and told apart as before
     again = tune._ask(study, tuning)
     for trial in (study.trials[0], again):
-        assert trial.params == {"pretrain.learning_rate": given, "finetune.lora.r": 32, "pretrain.tokens": 9}
+        assert trial.params == {
+            "pretrain.learning_rate": given,
+            "finetune.lora.r": 32,
+            "pretrain.tokens": 9,
+        }
         assert trial.user_attrs == {"params.yaml": True}
     assert study.trials[1].params["pretrain.learning_rate"] != given
     found = report.describe(study, "rates", "out.json:loss")
-    assert [trial["name"] for trial in found["trials"] if trial["present"]] == ["rates-0", f"rates-{again.number}"]
+    assert [trial["name"] for trial in found["trials"] if trial["present"]] == [
+        "rates-0",
+        f"rates-{again.number}",
+    ]
 
 
 def test_what_the_space_does_not_hold_is_drawn(here: Path) -> None:
     """The first trial then is not the one of params.yaml."""
     space = "{pretrain.learning_rate: {low: 0.01, high: 0.1}, finetune.lora.r: {low: 8, high: 40, step: 8}}"
-    tuning = described(here, FILE.replace("{pretrain.learning_rate: {low: 0.001, high: 0.1, log: true}}", space))
+    tuning = described(
+        here, FILE.replace("{pretrain.learning_rate: {low: 0.001, high: 0.1, log: true}}", space)
+    )
     study = tune.open_study(tuning)
     tune._begin_with_the_present(study, tuning)
     first = tune._ask(study, tuning)
@@ -160,7 +185,9 @@ def test_what_the_space_does_not_hold_is_drawn(here: Path) -> None:
         ({"low": 0, "high": 1}, None, False),
     ],
 )
-def test_a_range_holds_what_can_be_drawn_from_it(given: dict[str, float], value: object, holds: bool) -> None:
+def test_a_range_holds_what_can_be_drawn_from_it(
+    given: dict[str, float], value: object, holds: bool
+) -> None:
     assert Range.model_validate(given).holds(value) == holds
 
 
@@ -169,7 +196,9 @@ def test_a_study_goes_on_with_the_metric_and_the_choices_that_it_was_begun_with(
     tuning = described(here, choices)
     tune._ask(tune.open_study(tuning), tuning)
     tune._ask(tune.open_study(tuning), tuning)
-    with pytest.raises(UserError, match=r'begun with metric "out.json:finetuned.loss", and now it is "out.json:f1"'):
+    with pytest.raises(
+        UserError, match=r'begun with metric "out.json:finetuned.loss", and now it is "out.json:f1"'
+    ):
         tune.open_study(described(here, choices.replace("finetuned.loss", "f1")))
     with pytest.raises(UserError, match='begun with direction "minimize"'):
         tune.open_study(described(here, choices + "direction: maximize"))
@@ -187,7 +216,9 @@ def test_a_metric_that_is_no_number_is_named(here: Path) -> None:
 
 
 def studied() -> Any:
-    """A study of 24 trials in which the rate matters and the width does not; two were stopped, one failed."""
+    """A study of 24 trials in which the rate matters and the width does not; two were stopped, one
+    failed.
+    """
     import optuna
     from optuna.trial import TrialState
 
@@ -215,7 +246,9 @@ def test_importances_tell_what_mattered() -> None:
     assert found["rate"] > 0.7
 
 
-def test_a_study_is_a_page_and_a_section_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_is_a_page_and_a_section_of_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace.minimal(tmp_path)
     monkeypatch.chdir(tmp_path)
     page = report.write(report.describe(studied(), "a-study", "m.json:x.loss")).read_text()
@@ -245,21 +278,28 @@ def test_a_study_of_few_trials_has_no_importances(tmp_path: Path) -> None:
     study = optuna.create_study(direction="maximize")
     study.optimize(lambda trial: trial.suggest_float("rate", 0, 1), n_trials=3)
     found = report.describe(study, "few", "m.json:f1")
-    assert [trial["value"] for trial in found["trials"]] == sorted((t.value for t in study.trials), reverse=True)
+    assert [trial["value"] for trial in found["trials"]] == sorted(
+        (t.value for t in study.trials), reverse=True
+    )
     assert "<svg" not in report.write(found, tmp_path).read_text()
 
 
 def test_numbers_and_words_of_the_file_are_those_of_yaml_1_2(here: Path) -> None:
     space = "space: {pretrain.learning_rate: {low: 1e-4, high: 1E-2, log: true}, pretrain.weight_decay: [1e-4, 0.1]}"
     found = described(here, f"study: a\nmetric: m.json:x\ntrials: 2\n{space}").space
-    assert (found["pretrain.learning_rate"].low, found["pretrain.learning_rate"].high) == (1e-4, 1e-2)
+    assert (found["pretrain.learning_rate"].low, found["pretrain.learning_rate"].high) == (
+        1e-4,
+        1e-2,
+    )
     assert found["pretrain.weight_decay"] == [1e-4, 0.1]
     assert all(type(value) is float for value in found["pretrain.weight_decay"])
 
 
 @pytest.mark.parametrize(("text", "found"), [("", "nothing"), ("[]", "list")])
 def test_a_file_without_keys_is_named(here: Path, text: str, found: str) -> None:
-    with pytest.raises(UserError, match=rf"tuning.yaml: expected keys and their values, found {found}"):
+    with pytest.raises(
+        UserError, match=rf"tuning.yaml: expected keys and their values, found {found}"
+    ):
         described(here, text)
 
 
@@ -274,8 +314,14 @@ def test_a_file_without_keys_is_named(here: Path, text: str, found: str) -> None
         ("space: {pretrain.learning_rate: []}", "space.pretrain.learning_rate.*at least 1 item"),
     ],
 )
-def test_a_mistake_in_the_file_is_named_before_anything_runs(here: Path, change: str, message: str) -> None:
-    lines: dict[str, Any] = {"study": "study: rates", "metric": "metric: a.json:b", "trials": "trials: 3"}
+def test_a_mistake_in_the_file_is_named_before_anything_runs(
+    here: Path, change: str, message: str
+) -> None:
+    lines: dict[str, Any] = {
+        "study": "study: rates",
+        "metric": "metric: a.json:b",
+        "trials": "trials: 3",
+    }
     lines["space"] = "space: {seed: [1, 2]}"
     lines[change.split(":")[0]] = change
     with pytest.raises(UserError, match=rf"(?s){message}"):

@@ -1,4 +1,6 @@
-"""What leaves: GGUF that others read as the same function, a plain state dict, and a card that says where from."""
+"""What leaves: GGUF that others read as the same function, a plain state dict, and a card that says
+where from.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def model_directory(path: Path, **changes: Any) -> Path:
-    model, tokenizer = random_model(0, **changes), Tokenizer.train(["the cat sat on the mat " * 3], 300)
+    model, tokenizer = (
+        random_model(0, **changes),
+        Tokenizer.train(["the cat sat on the mat " * 3], 300),
+    )
     path.mkdir(parents=True)
     save_model(model, path, path, tokenizer.eos_id)
     tokenizer.save(path)
@@ -45,19 +50,26 @@ def test_gguf_is_read_by_transformers_as_the_same_function(kind: str, tmp_path: 
     directory = model_directory(tmp_path / "model", **KINDS[kind])
     out = export("gguf", directory, tmp_path / "out", "f32")
     (path,) = out.glob("*.gguf")
-    peer = transformers.AutoModelForCausalLM.from_pretrained(out, gguf_file=path.name, dtype=torch.float32).eval()
+    peer = transformers.AutoModelForCausalLM.from_pretrained(
+        out, gguf_file=path.name, dtype=torch.float32
+    ).eval()
     ids = torch.randint(0, 300, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         theirs, ours = peer(ids).logits, load_model(directory)(ids)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_llama_gets_its_stretched_positions_and_its_biases_in_the_order_of_its_rows(tmp_path: Path) -> None:
+def test_llama_gets_its_stretched_positions_and_its_biases_in_the_order_of_its_rows(
+    tmp_path: Path,
+) -> None:
     gguf = pytest.importorskip("gguf", reason="needs the extra `export`")
     transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
     directory = model_directory(tmp_path / "model", rope_scaling=LLAMA3, attention_bias=True)
     (path,) = export("gguf", directory, tmp_path / "out").glob("*.gguf")
-    tensors = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in gguf.GGUFReader(path).tensors}
+    tensors = {
+        tensor.name: torch.from_numpy(tensor.data.copy())
+        for tensor in gguf.GGUFReader(path).tensors
+    }
     bias = load_model(directory).model.layers[1].self_attn.q_proj.bias.detach()
     order = [16 * head + i + 8 * half for head in range(4) for i in range(8) for half in (0, 1)]
     assert torch.equal(tensors["blk.1.attn_q.bias"], bias[order])
@@ -90,7 +102,9 @@ def test_tensors_come_back_within_their_rounding_and_the_bytes_are_the_same_each
     tokens = reader.fields["tokenizer.ggml.tokens"]
     assert len(tokens.data) == 300
     template = bytes(reader.fields["tokenizer.chat_template"].parts[-1]).decode()
-    assert template == json.loads((directory / "tokenizer_config.json").read_text())["chat_template"]
+    assert (
+        template == json.loads((directory / "tokenizer_config.json").read_text())["chat_template"]
+    )
 
 
 def test_a_tensor_that_does_not_come_back_is_noticed(tmp_path: Path) -> None:
@@ -118,7 +132,10 @@ def test_sentencepiece_merges_become_scores_in_their_order(tmp_path: Path) -> No
     (path,) = export("gguf", directory, tmp_path / "out").glob("*.gguf")
     fields = gguf.GGUFReader(path).fields
     assert fields["tokenizer.ggml.model"].contents() == "llama"
-    tokens, scores = fields["tokenizer.ggml.tokens"].contents(), fields["tokenizer.ggml.scores"].contents()
+    tokens, scores = (
+        fields["tokenizer.ggml.tokens"].contents(),
+        fields["tokenizer.ggml.scores"].contents(),
+    )
     content = json.loads((directory / "tokenizer.json").read_text())
     merged = ["".join(merge) for merge in content["model"]["merges"]]
     order = [scores[tokens.index(token)] for token in merged]
@@ -137,8 +154,12 @@ def test_a_state_dict_loads_without_running_code(tmp_path: Path) -> None:
     expected = load_model(directory).state_dict()
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[name], value) for name, value in expected.items())
-    assert sha256(export("pt", directory, tmp_path / "again") / "model.pt") == sha256(out / "model.pt")
-    assert {"README.md", "config.json", "tokenizer.json", "tokenizer_config.json"} <= {p.name for p in out.iterdir()}
+    assert sha256(export("pt", directory, tmp_path / "again") / "model.pt") == sha256(
+        out / "model.pt"
+    )
+    assert {"README.md", "config.json", "tokenizer.json", "tokenizer_config.json"} <= {
+        p.name for p in out.iterdir()
+    }
 
 
 def test_an_adapter_is_merged_on_the_way_out(tmp_path: Path) -> None:
@@ -147,7 +168,12 @@ def test_an_adapter_is_merged_on_the_way_out(tmp_path: Path) -> None:
     add_lora(model, 4, 8.0, 0.0, ["q_proj"], 0)
     model.model.layers[0].self_attn.q_proj.lora_B.data.fill_(0.1)
     (tmp_path / "adapter").mkdir()
-    save_adapter(model, tmp_path / "adapter", {"r": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": ["q_proj"]}, "b")
+    save_adapter(
+        model,
+        tmp_path / "adapter",
+        {"r": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": ["q_proj"]},
+        "b",
+    )
     out = export("hf", directory, tmp_path / "out", adapter=tmp_path / "adapter")
     ids = torch.arange(20)[None]
     with torch.no_grad():
@@ -160,7 +186,13 @@ def test_the_card_has_data_params_scores_with_intervals_and_hashes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     directory = model_directory(Path("models/finetuned"))
-    manifest = {"source": "files", "licence": "CC BY 4.0", "revision": None, "rows": 1234, "bytes": 56789}
+    manifest = {
+        "source": "files",
+        "licence": "CC BY 4.0",
+        "revision": None,
+        "rows": 1234,
+        "bytes": 56789,
+    }
     write_json("data/raw/pretrain/manifest.json", manifest)
     Path("params.yaml").write_text("seed: 7\npretrain: {tokens: 99}\nreport: {samples: 1}\n")
     score = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 30, "signature": "exact match|v1"}
@@ -195,7 +227,10 @@ def test_nothing_that_export_did_not_write_is_deleted(tmp_path: Path) -> None:
     (mine / ".git").mkdir(parents=True)
     (mine / ".git" / "HEAD").write_text("ref: refs/heads/main")
     (mine / "README.md").write_text("my project")
-    with pytest.raises(UserError, match=r"mine holds \.git/HEAD and no export\.json: .* Name another directory with"):
+    with pytest.raises(
+        UserError,
+        match=r"mine holds \.git/HEAD and no export\.json: .* Name another directory with",
+    ):
         export("pt", directory, mine)
     assert (mine / "README.md").read_text() == "my project"
 
@@ -203,7 +238,10 @@ def test_nothing_that_export_did_not_write_is_deleted(tmp_path: Path) -> None:
     first = {path.name: path.read_bytes() for path in out.iterdir()}
     export("pt", directory, out)  # its own files it replaces
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
-    for name, content in (("notes/thesis.txt", "do not delete"), ("README.md", "my own words about it")):
+    for name, content in (
+        ("notes/thesis.txt", "do not delete"),
+        ("README.md", "my own words about it"),
+    ):
         old = (out / name).read_text() if (out / name).exists() else None
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text(content)
@@ -212,7 +250,9 @@ def test_nothing_that_export_did_not_write_is_deleted(tmp_path: Path) -> None:
         assert (out / name).read_text() == content
         (out / name).write_text(old) if old else (out / name).unlink()
     export("pt", directory, out)
-    with pytest.raises(UserError, match=r"out holds another export \(to pt, model .*; this one is to hf, model "):
+    with pytest.raises(
+        UserError, match=r"out holds another export \(to pt, model .*; this one is to hf, model "
+    ):
         export("hf", directory, out)
     assert (out / "model.pt").exists()
 
@@ -266,7 +306,9 @@ def test_the_card_names_what_reads_the_form_and_where_the_licence_stands(
         assert "- CC BY 4.0" in (out / "LICENSE.md").read_text()
         assert r"| pretrain | Hugging Face: someone/a\|b, default | abc1234 | 1 |" in text
         limit = json.loads((out / "tokenizer_config.json").read_text())["model_max_length"]
-        assert limit == json.loads((directory / "config.json").read_text())["max_position_embeddings"]
+        assert (
+            limit == json.loads((directory / "config.json").read_text())["max_position_embeddings"]
+        )
     assert Tokenizer.load(Path("exports/hf")).vocab_size == Tokenizer.load(directory).vocab_size
 
 

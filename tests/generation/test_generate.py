@@ -44,21 +44,28 @@ def peer_of(model: Transformer, directory: Path) -> Any:
 def theirs(peer: Any, prompt: list[int], **settings: Any) -> list[int]:
     """What transformers' generate adds to one prompt, up to the end token."""
     ids = torch.tensor([prompt])
-    found = peer.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **settings)[0, len(prompt) :]
+    found = peer.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **settings)[
+        0, len(prompt) :
+    ]
     answer = found.tolist()
     return answer[: answer.index(0)] if 0 in answer else answer
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_greedy_equals_transformers_token_for_token(model: Transformer, tmp_path: Path, penalty: float) -> None:
+def test_greedy_equals_transformers_token_for_token(
+    model: Transformer, tmp_path: Path, penalty: float
+) -> None:
     peer = peer_of(model, tmp_path)
-    ours = generate(model, prompts_of_many_lengths(), 20, 0, Decoding(repetition_penalty=penalty), batch_size=4)
+    ours = generate(
+        model, prompts_of_many_lengths(), 20, 0, Decoding(repetition_penalty=penalty), batch_size=4
+    )
     for prompt, answer in zip(prompts_of_many_lengths(), ours, strict=True):
         assert answer == theirs(peer, prompt, max_new_tokens=20, repetition_penalty=penalty)
 
 
 @pytest.mark.parametrize(
-    ("beams", "length_penalty", "penalty"), [(2, 1.0, 1.0), (4, 1.0, 1.0), (4, -0.5, 1.0), (3, 2.0, 1.0), (3, 0.6, 1.4)]
+    ("beams", "length_penalty", "penalty"),
+    [(2, 1.0, 1.0), (4, 1.0, 1.0), (4, -0.5, 1.0), (3, 2.0, 1.0), (3, 0.6, 1.4)],
 )
 def test_beam_search_equals_transformers_token_for_token(
     model: Transformer, tmp_path: Path, beams: int, length_penalty: float, penalty: float
@@ -69,23 +76,31 @@ def test_beam_search_equals_transformers_token_for_token(
     settings = Decoding(num_beams=beams, length_penalty=length_penalty, repetition_penalty=penalty)
     ours = generate(model, prompts_of_many_lengths(), 12, 0, settings, batch_size=3 * beams)
     names = {"num_beams": beams, "length_penalty": length_penalty, "repetition_penalty": penalty}
-    expected = [theirs(peer, prompt, max_new_tokens=12, **names) for prompt in prompts_of_many_lengths()]
+    expected = [
+        theirs(peer, prompt, max_new_tokens=12, **names) for prompt in prompts_of_many_lengths()
+    ]
     assert ours == expected
     assert len(set(map(len, ours))) > 1
 
 
-@pytest.mark.parametrize("settings", [Decoding(), SAMPLED, Decoding(num_beams=3)], ids=["greedy", "sampled", "beams"])
+@pytest.mark.parametrize(
+    "settings", [Decoding(), SAMPLED, Decoding(num_beams=3)], ids=["greedy", "sampled", "beams"]
+)
 def test_a_result_does_not_depend_on_its_neighbours(model: Transformer, settings: Decoding) -> None:
     prompts = prompts_of_many_lengths()
     seeds = [7 * i for i in range(len(prompts))]
     together = generate(model, prompts, 12, 0, settings, seeds, batch_size=16)
-    alone = [generate(model, [p], 12, 0, settings, [s])[0] for p, s in zip(prompts, seeds, strict=True)]
+    alone = [
+        generate(model, [p], 12, 0, settings, [s])[0] for p, s in zip(prompts, seeds, strict=True)
+    ]
     backwards = generate(model, prompts[::-1], 12, 0, settings, seeds[::-1], batch_size=5)
     assert together == alone == backwards[::-1]
 
 
 def test_a_row_of_a_step_has_the_same_bits_whatever_its_neighbours(model: Transformer) -> None:
-    """At one batch size and cache length, the promise is exact: nothing of another row enters a row's sums."""
+    """At one batch size and cache length, the promise is exact: nothing of another row enters a
+    row's sums.
+    """
     found = []
     for others in (1, 40, 3):
         batch = Batch(model, 4, 64, END)
@@ -131,7 +146,13 @@ def test_the_same_seed_gives_the_same_sample_and_another_seed_another(model: Tra
 
 
 def test_requests_of_different_settings_share_a_batch(model: Transformer) -> None:
-    settings = [Decoding(), SAMPLED, Decoding(temperature=1.5), Decoding(num_beams=2), Decoding(top_k=3, temperature=1)]
+    settings = [
+        Decoding(),
+        SAMPLED,
+        Decoding(temperature=1.5),
+        Decoding(num_beams=2),
+        Decoding(top_k=3, temperature=1),
+    ]
     requests = [Request([5, 6, 7 + i], 10, s, seed=i) for i, s in enumerate(settings)]
     together = complete(model, requests, END)
     assert together == [complete(model, [request], END)[0] for request in requests]
@@ -139,22 +160,29 @@ def test_requests_of_different_settings_share_a_batch(model: Transformer) -> Non
 
 @pytest.mark.parametrize("settings", [Decoding(), SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("guesses", [1, 3, 8])
-def test_prompt_lookup_changes_no_token(model: Transformer, settings: Decoding, guesses: int) -> None:
+def test_prompt_lookup_changes_no_token(
+    model: Transformer, settings: Decoding, guesses: int
+) -> None:
     generator = np.random.default_rng(1)
-    # Prompts that repeat themselves, as answers and contexts do, so that there is something to find.
+    # Prompts that repeat themselves, as answers and contexts do, so that there is something to
+    # find.
     pieces = [generator.integers(1, 300, size=6).tolist() for _ in range(5)]
     prompts = [[t for k in generator.integers(0, 5, size=4) for t in pieces[k]] for _ in range(6)]
     seeds = list(range(6))
     guessing = settings.model_copy(update={"prompt_lookup_num_tokens": guesses})
     expected = generate(model, prompts, 25, 0, settings, seeds, batch_size=4)
     assert generate(model, prompts, 25, 0, guessing, seeds, batch_size=4) == expected
-    assert [generate(model, [p], 25, 0, guessing, [s])[0] for p, s in zip(prompts, seeds, strict=True)] == expected
+    assert [
+        generate(model, [p], 25, 0, guessing, [s])[0] for p, s in zip(prompts, seeds, strict=True)
+    ] == expected
 
 
 def test_prompt_lookup_takes_fewer_steps_where_the_answer_copies() -> None:
     model = random_model()
     cycle = [11, 12, 13, 14, 15, 16]
-    for token, following in zip(cycle, [*cycle[1:], cycle[0]], strict=True):  # a model that knows one cycle
+    for token, following in zip(
+        cycle, [*cycle[1:], cycle[0]], strict=True
+    ):  # a model that knows one cycle
         model.model.embed_tokens.weight.data[token] = 0.0
         model.model.embed_tokens.weight.data[token, following] = 30.0
     model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
@@ -208,18 +236,24 @@ def test_a_stop_string_ends_the_text_before_it_and_may_span_tokens() -> None:
         complete(model, [Request([5], 3, settings)], END)
 
 
-@pytest.mark.parametrize("settings", [Decoding(), SAMPLED, Decoding(num_beams=2)], ids=["greedy", "sampled", "beams"])
+@pytest.mark.parametrize(
+    "settings", [Decoding(), SAMPLED, Decoding(num_beams=2)], ids=["greedy", "sampled", "beams"]
+)
 def test_logits_that_are_no_numbers_end_an_answer_and_say_so(settings: Decoding) -> None:
     model = random_model(tie_word_embeddings=False)
     model.model.embed_tokens.weight.data[9] = torch.nan  # of one prompt only
-    answers = complete(model, [Request([5, 6], 4, settings), Request([5, 9], 4, settings)], frozenset())
+    answers = complete(
+        model, [Request([5, 6], 4, settings), Request([5, 9], 4, settings)], frozenset()
+    )
     assert [answer.reason for answer in answers] == ["length", "not_finite"]
 
 
 def test_a_compiled_step_gives_the_same_tokens() -> None:
     model = random_model(num_hidden_layers=1)
     requests = [Request(prompt, 6) for prompt in ([5], [6, 7] * 4, [9])]
-    assert complete(model, requests, END, batch_size=2, compiled=True) == complete(model, requests, END, batch_size=2)
+    assert complete(model, requests, END, batch_size=2, compiled=True) == complete(
+        model, requests, END, batch_size=2
+    )
 
 
 @pytest.mark.parametrize("beams", [1, 2])

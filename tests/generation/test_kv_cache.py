@@ -15,7 +15,9 @@ from tests.model.conftest import KINDS, random_model
 def test_attention_in_blocks_of_queries_is_causal_attention(heads: int, length: int) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, n, length, 16, generator=generator) for n in (heads, 2, 2))
-    torch.testing.assert_close(_causal_in_blocks(q, k, v), attend(q, k, v, None), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        _causal_in_blocks(q, k, v), attend(q, k, v, None), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_attention_over_a_cache_sees_what_the_mask_allows_and_nothing_else() -> None:
@@ -25,7 +27,9 @@ def test_attention_over_a_cache_sees_what_the_mask_allows_and_nothing_else() -> 
     mask = torch.rand(3, 2, 10, generator=generator) < 0.5
     mask[..., 0] = True
     expected = attend(q, keys, values, mask[:, None])
-    keys, values = (torch.where(mask.any(1)[:, None, :, None], part, 1e4) for part in (keys, values))
+    keys, values = (
+        torch.where(mask.any(1)[:, None, :, None], part, 1e4) for part in (keys, values)
+    )
     torch.testing.assert_close(attend_cache(q, keys, values, mask), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -39,5 +43,7 @@ def test_a_prefill_gives_the_logits_of_the_whole_model(kind: str, dtype: torch.d
         expected = model(ids)[0, -1].float()
     found = prefill(model, ids[0].tolist(), Cache.empty(model, 2, 64), 1)
     torch.testing.assert_close(
-        found, expected, **({"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.3})
+        found,
+        expected,
+        **({"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.3}),
     )

@@ -24,7 +24,9 @@ SETTINGS = st.builds(
 @settings(max_examples=80, deadline=None)
 @given(st.lists(SETTINGS, min_size=1, max_size=4), st.integers(0, 2**32 - 1))
 def test_scores_are_those_of_transformers_processors(rows: list[Decoding], seed: int) -> None:
-    logits_process = pytest.importorskip("transformers.generation.logits_process", reason="needs the extra `peers`")
+    logits_process = pytest.importorskip(
+        "transformers.generation.logits_process", reason="needs the extra `peers`"
+    )
     generator = torch.Generator().manual_seed(seed)
     logits = 3.0 * torch.randn(len(rows), 40, generator=generator)
     ids = torch.randint(0, 40, (len(rows), 6), generator=generator)
@@ -58,7 +60,9 @@ def test_draws_follow_the_distribution() -> None:
 
 def test_the_ends_of_the_unit_interval_choose_tokens_that_are_left() -> None:
     logits = torch.tensor([[-torch.inf, 1.0, 2.0, -torch.inf]] * 2)
-    tokens = choose(logits, [Decoding(temperature=1.0)] * 2, None, [0.0, float(np.nextafter(1.0, 0.0))])
+    tokens = choose(
+        logits, [Decoding(temperature=1.0)] * 2, None, [0.0, float(np.nextafter(1.0, 0.0))]
+    )
     assert tokens.tolist() == [1, 2]
 
 
@@ -68,9 +72,15 @@ def test_cold_rows_take_the_best_token_beside_rows_that_draw() -> None:
     assert tokens.tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("extreme", [{"temperature": 1e-40}, {"temperature": 1.0, "repetition_penalty": 1e-300}])
-def test_settings_beyond_float32_choose_a_token_of_the_vocabulary(extreme: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "extreme", [{"temperature": 1e-40}, {"temperature": 1.0, "repetition_penalty": 1e-300}]
+)
+def test_settings_beyond_float32_choose_a_token_of_the_vocabulary(
+    extreme: dict[str, float],
+) -> None:
     logits = torch.tensor([[0.5, 3.0, -1.0, 2.0]] * 2)
     seen = torch.tensor([[False, True, False, False]] * 2)
-    tokens = choose(logits, [Decoding(**extreme), Decoding(temperature=1.0, top_k=1)], seen, [0.3, 0.99])
+    tokens = choose(
+        logits, [Decoding(**extreme), Decoding(temperature=1.0, top_k=1)], seen, [0.3, 0.99]
+    )
     assert tokens.tolist() == [1, 1]

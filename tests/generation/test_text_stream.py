@@ -22,12 +22,23 @@ BYTES = Bytes()
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(max_size=20), st.lists(st.text(min_size=1, max_size=4), max_size=3), st.binary(max_size=4))
+@given(
+    st.text(max_size=20),
+    st.lists(st.text(min_size=1, max_size=4), max_size=3),
+    st.binary(max_size=4),
+)
 def test_the_pieces_together_are_the_text_before_the_first_stop_string(
     text: str, stops: list[str], tail: bytes
 ) -> None:
     ids = [*text.encode("utf-8", "replace"), *tail]
-    found = next((done for n in range(1, len(ids) + 1) if (done := stopped(ids[:n], END, stops, BYTES.decode))), None)
+    found = next(
+        (
+            done
+            for n in range(1, len(ids) + 1)
+            if (done := stopped(ids[:n], END, stops, BYTES.decode))
+        ),
+        None,
+    )
     answer = found or Completion(ids, "length", BYTES.decode(ids))
     writer = TextStream(BYTES.decode, stops)
     whole = answer.text or ""

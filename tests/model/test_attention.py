@@ -49,11 +49,17 @@ def test_the_form_for_compiling_equals_pytorchs_forward_and_backward(
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_a_cache_longer_than_the_queries_is_looked_at_as_its_mask_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_longer_than_the_queries_is_looked_at_as_its_mask_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     q, k, v = inputs(2 * MIN_QUERIES, 3 * MIN_QUERIES)
-    mask = torch.rand(2, 1, q.shape[2], k.shape[2], generator=torch.Generator().manual_seed(0)) < 0.5
-    torch.testing.assert_close(attend(q, k, v, mask).double(), reference(q, k, v, mask)[0], rtol=1e-4, atol=1e-5)
+    mask = (
+        torch.rand(2, 1, q.shape[2], k.shape[2], generator=torch.Generator().manual_seed(0)) < 0.5
+    )
+    torch.testing.assert_close(
+        attend(q, k, v, mask).double(), reference(q, k, v, mask)[0], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_queries_of_a_block_do_not_meet_the_keys_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,8 +67,12 @@ def test_queries_of_a_block_do_not_meet_the_keys_after_it(monkeypatch: pytest.Mo
     seen: list[tuple[int, int]] = []
     plain = attention._plain
     monkeypatch.setattr(
-        attention, "_plain", lambda q, k, v, mask: (seen.append((q.shape[2], k.shape[2])), plain(q, k, v, mask))[1]
+        attention,
+        "_plain",
+        lambda q, k, v, mask: (seen.append((q.shape[2], k.shape[2])), plain(q, k, v, mask))[1],
     )
     seq = attention.QUERY_BLOCKS * MIN_QUERIES
     attend(*inputs(seq, seq), None)
-    assert seen == [(MIN_QUERIES, (block + 1) * MIN_QUERIES) for block in range(attention.QUERY_BLOCKS)]
+    assert seen == [
+        (MIN_QUERIES, (block + 1) * MIN_QUERIES) for block in range(attention.QUERY_BLOCKS)
+    ]

@@ -1,4 +1,6 @@
-"""Checkpoints of others: every family computes what `transformers` computes, and goes out again as what it was."""
+"""Checkpoints of others: every family computes what `transformers` computes, and goes out again as
+what it was.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +32,26 @@ SIZES = {
 }
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 32, "rope_theta": 10000.0}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "rope_theta": 10000.0,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-untied": ("Llama", {}),
     "llama-tied": ("Llama", {"tie_word_embeddings": True}),
     "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama-linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}}),
+    "llama-linear": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}},
+    ),
     "llama-llama3": ("Llama", {"rope_parameters": LLAMA3}),
     "llama-yarn": ("Llama", {"rope_parameters": YARN}),
-    "llama-yarn-mscale": ("Llama", {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0}}),
+    "llama-yarn-mscale": (
+        "Llama",
+        {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0}},
+    ),
     "llama-head-dim": ("Llama", {"head_dim": 32}),
     "mistral-window": ("Mistral", {"sliding_window": 9}),
     "mistral-no-window": ("Mistral", {"sliding_window": None}),
@@ -62,10 +75,16 @@ def peer_of(family: str, **changes: Any) -> Any:
 
 @torch.inference_mode()
 def cached_logits(model: Transformer, ids: torch.Tensor) -> torch.Tensor:
-    """Logits behind `ids` (batch, seq) from the tenth on: ten tokens at once, then one by one through the cache."""
+    """Logits behind `ids` (batch, seq) from the tenth on: ten tokens at once, then one by one
+    through the cache.
+    """
     batch, seq = ids.shape
     cache, step = Cache.empty(model, batch, seq), Step(model)
-    parts = [torch.stack([prefill(model, row[:10].tolist(), cache, i) for i, row in enumerate(ids)])[:, None]]
+    parts = [
+        torch.stack([prefill(model, row[:10].tolist(), cache, i) for i, row in enumerate(ids)])[
+            :, None
+        ]
+    ]
     for at in range(10, seq):
         parts.append(step(ids[:, at : at + 1], torch.full((batch,), at), cache.keys, cache.values))
     return torch.cat(parts, dim=1)
@@ -126,8 +145,15 @@ def test_a_bfloat16_checkpoint_can_stay_in_its_type_and_computes_the_same(tmp_pa
         ({"rope_scaling": "yarn"}, "rope_scaling"),
     ],
 )
-def test_what_would_be_another_function_is_refused_by_name(change: dict[str, Any], named: str) -> None:
-    plain = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **SIZES, "rms_norm_eps": 1e-6}
+def test_what_would_be_another_function_is_refused_by_name(
+    change: dict[str, Any], named: str
+) -> None:
+    plain = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **SIZES,
+        "rms_norm_eps": 1e-6,
+    }
     assert Config.from_json(plain, "config.json").architecture == "LlamaForCausalLM"
     with pytest.raises(UserError, match=named):
         Config.from_json(plain | change, "config.json")
@@ -138,14 +164,29 @@ def test_what_would_be_another_function_is_refused_by_name(change: dict[str, Any
     [
         {"use_mrope": False},  # Qwen2.5's own file
         {"_model_name_or_path": "tiny.gguf", "_commit_hash": "0" * 40},
-        {"rope_scaling": None, "partial_rotary_factor": None, "rope_parameters": {"rope_theta": 10000.0, "f": None}},
-        {"scale_residual": None, "use_parallel_residual": False, "extra_heads": 0, "tags": [], "adapters": {}},
+        {
+            "rope_scaling": None,
+            "partial_rotary_factor": None,
+            "rope_parameters": {"rope_theta": 10000.0, "f": None},
+        },
+        {
+            "scale_residual": None,
+            "use_parallel_residual": False,
+            "extra_heads": 0,
+            "tags": [],
+            "adapters": {},
+        },
     ],
 )
 def test_what_cannot_change_the_function_is_left_aside_and_said_once(
     change: dict[str, Any], capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    plain = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **SIZES, "rms_norm_eps": 1e-6}
+    plain = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        **SIZES,
+        "rms_norm_eps": 1e-6,
+    }
     where = str(tmp_path / "config.json")  # a place of its own: the note comes once for each
     expected = Config.from_json(plain, where)
     assert not capfd.readouterr().err
@@ -204,7 +245,9 @@ def test_a_qwen_with_a_sliding_window_in_use_is_refused() -> None:
         Config.from_json(config | {"architectures": ["Qwen3ForCausalLM"]}, "config.json")
 
 
-@pytest.mark.parametrize("damage", ["truncated shard", "shard gone", "extra tensor", "integers", "path in index"])
+@pytest.mark.parametrize(
+    "damage", ["truncated shard", "shard gone", "extra tensor", "integers", "path in index"]
+)
 def test_broken_sharded_checkpoints_are_named(damage: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -247,14 +290,26 @@ print(high_water() - before, sum(p.numel() * 4 for p in model.parameters()))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the high-water mark of memory from /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads the high-water mark of memory from /proc"
+)
 def test_loading_needs_the_model_and_one_tensor(tmp_path: Path) -> None:
     peer_of("llama-untied").save_pretrained(tmp_path / "tiny")
-    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 10, "vocab_size": 4096}
+    sizes = {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 10,
+        "vocab_size": 4096,
+    }
     peer_of("llama-untied", **sizes).save_pretrained(tmp_path / "large")
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "tiny"), str(tmp_path / "large")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
     grown, model = map(int, done.stdout.split())
     assert model > 150e6
     largest = 4 * 4096 * 512
-    assert grown < model + 3 * largest, (grown, model)  # the tensor, its pages in the file, and the allocator's slack
+    assert grown < model + 3 * largest, (
+        grown,
+        model,
+    )  # the tensor, its pages in the file, and the allocator's slack

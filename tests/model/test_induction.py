@@ -13,7 +13,9 @@ CONFIG = Config(500, 256, 320, 2, 4, 2, 64, 512, 10000.0, 1e-6, False, True)
 
 
 def read_out(model: Transformer, circuit: int) -> None:
-    """Make the output projection read what a circuit of the second layer copies (0: induction, 1: over a gap)."""
+    """Make the output projection read what a circuit of the second layer copies (0: induction, 1:
+    over a gap).
+    """
     attention, size = model.model.layers[1].self_attn, CONFIG.head_dim
     query_head = circuit * CONFIG.num_attention_heads // CONFIG.num_key_value_heads
     values = attention.v_proj.weight[circuit * size : (circuit + 1) * size]

@@ -50,7 +50,9 @@ def test_adapters_written_by_peft_load_here(tmp_path: Path) -> None:
     base = random_model(0, qk_norm=True)
     save_model(base, tmp_path, tmp_path, eos_id=0)
     peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, init_lora_weights=False, use_rslora=True)
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=TARGETS, init_lora_weights=False, use_rslora=True
+    )
     peer = peft.get_peft_model(peer, config).eval()
     peer.save_pretrained(tmp_path / "adapter")
     load_adapter(base, tmp_path / "adapter")
@@ -60,13 +62,21 @@ def test_adapters_written_by_peft_load_here(tmp_path: Path) -> None:
 
 
 def peft_adapter(folder: Path, base: Transformer, **fields: Any) -> Any:
-    """A trained adapter as PEFT saves it to `folder`/adapter on the model in `folder`/base; returns PEFT's model."""
+    """A trained adapter as PEFT saves it to `folder`/adapter on the model in `folder`/base; returns
+    PEFT's model.
+    """
     transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
     peft = pytest.importorskip("peft", reason="needs the extra `peers`")
     (folder / "base").mkdir()
     save_model(base, folder / "base", folder, eos_id=0)
     peer = transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
-    config = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": TARGETS, **fields}
+    config = {
+        "task_type": "CAUSAL_LM",
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": TARGETS,
+        **fields,
+    }
     peer = peft.get_peft_model(peer, peft.LoraConfig(**config)).eval()
     generator = torch.Generator().manual_seed(9)
     for name, parameter in peer.named_parameters():
@@ -82,8 +92,17 @@ def peft_adapter(folder: Path, base: Transformer, **fields: Any) -> Any:
     [
         {"init_lora_weights": "pissa"},
         {"init_lora_weights": "olora"},
-        {"init_lora_weights": "pissa", "use_rslora": True, "lora_alpha": 3, "target_modules": "all-linear"},
-        {"init_lora_weights": "olora", "r": 16, "target_modules": ["k_proj", "down_proj", "up_proj"]},
+        {
+            "init_lora_weights": "pissa",
+            "use_rslora": True,
+            "lora_alpha": 3,
+            "target_modules": "all-linear",
+        },
+        {
+            "init_lora_weights": "olora",
+            "r": 16,
+            "target_modules": ["k_proj", "down_proj", "up_proj"],
+        },
         {"init_lora_weights": "pissa", "r": 32, "target_modules": ["k_proj"]},  # all of the matrix
         {"init_lora_weights": "gaussian"},
         {"init_lora_weights": "orthogonal"},
@@ -110,7 +129,9 @@ def test_every_start_of_peft_loads_as_peft_loads_it(fields: dict[str, Any], tmp_
 
 
 @pytest.mark.parametrize("start", ["pissa_niter_4", "loftq", "corda", "lora_ga", "new_start"])
-def test_a_start_that_cannot_be_computed_again_is_refused_by_name(start: str, tmp_path: Path) -> None:
+def test_a_start_that_cannot_be_computed_again_is_refused_by_name(
+    start: str, tmp_path: Path
+) -> None:
     save_adapter(adapted(), tmp_path, LORA, base="models/base")
     change(tmp_path, {"init_lora_weights": start})
     with pytest.raises(UserError, match=f"{start}.*path_initial_model_for_weight_conversion"):
@@ -122,7 +143,9 @@ def test_a_start_that_the_weights_do_not_decide_is_refused(start: str, tmp_path:
     save_adapter(adapted(), tmp_path, LORA, base="models/base")
     change(tmp_path, {"init_lora_weights": start})
     model = random_model(0, qk_norm=True)
-    model.model.layers[1].self_attn.q_proj.weight.data.copy_(torch.eye(64) if start == "pissa" else torch.ones(64, 64))
+    model.model.layers[1].self_attn.q_proj.weight.data.copy_(
+        torch.eye(64) if start == "pissa" else torch.ones(64, 64)
+    )
     with pytest.raises(UserError, match=r"layers\.1\.self_attn\.q_proj.*not determined"):
         load_adapter(model, tmp_path)
 
@@ -131,10 +154,21 @@ def test_unknown_fields_of_an_adapter_are_treated_as_those_of_a_model(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     save_adapter(adapted(), tmp_path, LORA, base="models/base")
-    change(tmp_path, {"use_newlora": False, "newlora_config": None, "_private": "x", "loftq_config": {"loftq_bits": 4}})
+    change(
+        tmp_path,
+        {
+            "use_newlora": False,
+            "newlora_config": None,
+            "_private": "x",
+            "loftq_config": {"loftq_bits": 4},
+        },
+    )
     for _ in range(2):
         load_adapter(random_model(0, qk_norm=True), tmp_path)
-    assert capfd.readouterr().err.count("use_newlora = False, newlora_config = None, _private = 'x'") == 1
+    assert (
+        capfd.readouterr().err.count("use_newlora = False, newlora_config = None, _private = 'x'")
+        == 1
+    )
     change(tmp_path, {"use_newlora": True})
     with pytest.raises(UserError, match="use_newlora = True is unknown"):
         load_adapter(random_model(0, qk_norm=True), tmp_path)
@@ -166,7 +200,8 @@ def test_a_new_adapter_changes_nothing_and_trains_only_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("r", "targets", "named"), [(4, ["query"], "query"), (4, ["lm_head"], "lm_head"), (65, ["q_proj"], "65")]
+    ("r", "targets", "named"),
+    [(4, ["query"], "query"), (4, ["lm_head"], "lm_head"), (65, ["q_proj"], "65")],
 )
 def test_impossible_adapters_are_refused(r: int, targets: list[str], named: str) -> None:
     with pytest.raises(UserError, match=named):

@@ -13,7 +13,9 @@ from llm.model.loss import chunk_loss, cross_entropy
 VOCAB, HIDDEN = 300, 32
 
 
-def inputs(tokens: int, labelled: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(
+    tokens: int, labelled: float, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(2, tokens // 2, HIDDEN, generator=generator).to(dtype).requires_grad_()
     weight = (0.3 * torch.randn(VOCAB, HIDDEN, generator=generator)).requires_grad_()
@@ -25,14 +27,18 @@ def inputs(tokens: int, labelled: float, dtype: torch.dtype = torch.float32) -> 
 def reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and gradients of torch's own, in float64, from the very numbers."""
     h, w = (x.detach().double().requires_grad_() for x in (hidden, weight.to(hidden.dtype)))
-    value = F.cross_entropy((h @ w.T).flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+    value = F.cross_entropy(
+        (h @ w.T).flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
+    )
     (value / 7).backward()
     assert h.grad is not None
     assert w.grad is not None
     return value.detach(), h.grad, w.grad
 
 
-def agree_with_float64(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: loss.ChunkLoss = chunk_loss) -> None:
+def agree_with_float64(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: loss.ChunkLoss = chunk_loss
+) -> None:
     """The loss to 1e-6, its gradients to 1e-5."""
     expected = reference(hidden, weight, targets)
     value = cross_entropy(hidden, weight, targets, chunk)
@@ -46,7 +52,9 @@ def agree_with_float64(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: l
 
 @pytest.mark.parametrize("labelled", [1.0, 0.3, 0.0])
 @pytest.mark.parametrize("tokens", [64, 600])  # one chunk that is not full, and several
-def test_float32_agrees_with_float64_to_1e_5(monkeypatch: pytest.MonkeyPatch, tokens: int, labelled: float) -> None:
+def test_float32_agrees_with_float64_to_1e_5(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, labelled: float
+) -> None:
     monkeypatch.setattr(loss, "MIN_CHUNK", 128)
     monkeypatch.setattr(loss, "CHUNK_LOGITS", 128 * VOCAB)
     agree_with_float64(*inputs(tokens, labelled))

@@ -26,7 +26,9 @@ def test_logits_equal_transformers(model: Transformer, tmp_path: Path) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_saved_weights_load_bit_for_bit_and_save_to_the_same_bytes(model: Transformer, tmp_path: Path) -> None:
+def test_saved_weights_load_bit_for_bit_and_save_to_the_same_bytes(
+    model: Transformer, tmp_path: Path
+) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir(), second.mkdir()
     save_model(model, first, tmp_path, eos_id=0)
@@ -94,13 +96,17 @@ def test_bfloat16_activations_stay_close_to_float32(model: Transformer) -> None:
         ({"hidden_act": "gelu"}, "hidden_act"),
     ],
 )
-def test_a_config_that_means_another_function_is_refused(change: dict[str, object], named: str) -> None:
+def test_a_config_that_means_another_function_is_refused(
+    change: dict[str, object], named: str
+) -> None:
     data = Config(**{**_dimensions(), "qk_norm": False}).to_json(0) | change
     with pytest.raises(UserError, match=named):
         Config.from_json(data, "config.json")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing tensor", "wrong shape", "no weights", "pickle"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "missing tensor", "wrong shape", "no weights", "pickle"]
+)
 def test_broken_model_directories_are_named(damage: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -35,7 +35,11 @@ class Runs:
         self.folder, self.started = folder, list[subprocess.Popen]()
 
     def start(self, gpus: int, **env: str) -> subprocess.Popen:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("LLM_", "OMP_", "CUDA_", "DVC_", "WORLD_"))}
+        kept = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("LLM_", "OMP_", "CUDA_", "DVC_", "WORLD_"))
+        }
         kept |= {"TMPDIR": str(self.folder), "PYTHONPATH": str(ROOT), **env}
         run = subprocess.Popen(
             [sys.executable, "-c", RUN, str(gpus)],
@@ -63,7 +67,9 @@ def runs(tmp_path: Path) -> object:
         run.communicate()
 
 
-def test_queued_runs_take_a_gpu_each_and_the_next_gets_that_of_one_that_was_killed(runs: Runs) -> None:
+def test_queued_runs_take_a_gpu_each_and_the_next_gets_that_of_one_that_was_killed(
+    runs: Runs,
+) -> None:
     elsewhere = {"DVC_ROOT": "/somewhere"}
     first, second = (runs.start(2, **elsewhere) for _ in range(2))
     of_first = runs.got(first)
@@ -74,13 +80,20 @@ def test_queued_runs_take_a_gpu_each_and_the_next_gets_that_of_one_that_was_kill
     assert runs.got(third) == of_first
 
 
-def test_a_run_in_the_workspace_takes_all_that_are_free_of_those_that_it_may_use(runs: Runs) -> None:
+def test_a_run_in_the_workspace_takes_all_that_are_free_of_those_that_it_may_use(
+    runs: Runs,
+) -> None:
     queued = runs.start(3, CUDA_VISIBLE_DEVICES="4,GPU-5a,6", DVC_ROOT="/somewhere")
     assert runs.got(queued) == "4 None"
-    assert runs.got(runs.start(3, CUDA_VISIBLE_DEVICES="4,GPU-5a,6", DVC_ROOT=str(runs.folder))) == "GPU-5a,6 None"
+    assert (
+        runs.got(runs.start(3, CUDA_VISIBLE_DEVICES="4,GPU-5a,6", DVC_ROOT=str(runs.folder)))
+        == "GPU-5a,6 None"
+    )
 
 
-def test_who_needs_several_waits_until_there_are_so_many_and_holds_none_meanwhile(runs: Runs) -> None:
+def test_who_needs_several_waits_until_there_are_so_many_and_holds_none_meanwhile(
+    runs: Runs,
+) -> None:
     one = runs.start(3, DVC_ROOT="/somewhere")
     assert runs.got(one) == "0 None"
     three = runs.start(3, LLM_PROCESSES="3")
@@ -106,7 +119,9 @@ def test_queued_runs_on_the_cpu_share_the_cores_and_the_dead_do_not_count(runs: 
     assert runs.got(runs.start(0, OMP_NUM_THREADS="3", **queued)) == "None 3"
 
 
-def test_a_run_in_the_workspace_has_its_threads_from_the_machine_whatever_else_runs(runs: Runs) -> None:
+def test_a_run_in_the_workspace_has_its_threads_from_the_machine_whatever_else_runs(
+    runs: Runs,
+) -> None:
     assert runs.got(runs.start(0, DVC_ROOT="/somewhere")) == "None 8"
     assert runs.got(runs.start(0, DVC_ROOT=str(runs.folder))) == "None None"
 
@@ -121,8 +136,14 @@ def test_a_gpu_that_is_gone_is_named_and_the_run_does_not_go_to_the_cpu_unasked(
     none = runs.start(0, CUDA_VISIBLE_DEVICES="7")
     assert runs.got(none) == ""
     assert none.wait(60) == 1
-    assert "CUDA_VISIBLE_DEVICES=7: CUDA does not find GPU 7. `nvidia-smi -L` lists" in none.stderr.read()
-    for chosen in ({"CUDA_VISIBLE_DEVICES": "7", "LLM_DEVICE": "cpu"}, {"CUDA_VISIBLE_DEVICES": ""}):
+    assert (
+        "CUDA_VISIBLE_DEVICES=7: CUDA does not find GPU 7. `nvidia-smi -L` lists"
+        in none.stderr.read()
+    )
+    for chosen in (
+        {"CUDA_VISIBLE_DEVICES": "7", "LLM_DEVICE": "cpu"},
+        {"CUDA_VISIBLE_DEVICES": ""},
+    ):
         assert runs.got(runs.start(0, **chosen)).endswith("None")
 
 
@@ -142,7 +163,9 @@ def test_who_was_started_by_a_holder_or_by_torchrun_takes_nothing(
     assert not (tmp_path / "leases").exists()
 
 
-def test_a_folder_of_another_user_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_another_user_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gpu_lease, "folder", lambda: tmp_path)
     own = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: own + 1)

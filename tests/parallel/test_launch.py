@@ -34,11 +34,17 @@ def lives(pid: int) -> bool:
 
 def test_processes_end_when_the_kernel_kills_the_one_that_started_them(tmp_path: Path) -> None:
     (tmp_path / "work.py").write_text(WORK)
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("LLM_", "DVC_", "RANK", "WORLD"))}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("LLM_", "DVC_", "RANK", "WORLD"))
+    }
     environment = kept | {"LLM_PROCESSES": "2", "LLM_DEVICE": "cpu", "PYTHONPATH": str(ROOT)}
     launcher = subprocess.Popen([sys.executable, "-m", "work"], cwd=tmp_path, env=environment)
     until = time.monotonic() + 240
-    while len(told := [path.read_text() for path in tmp_path.glob("worker-*")]) < 2 or not all(told):
+    while len(told := [path.read_text() for path in tmp_path.glob("worker-*")]) < 2 or not all(
+        told
+    ):
         assert time.monotonic() < until
         time.sleep(0.1)
     launcher.send_signal(signal.SIGKILL)

@@ -1,11 +1,15 @@
-"""The number of processes is not a hyperparameter: 1, 2 and 4 consume the same batches and come to the same model.
+"""The number of processes is not a hyperparameter: 1, 2 and 4 consume the same batches and come to
+the same model.
 
-How far apart they may end, in float32 with AdamW: what differs is the order in which a step's N = 5 micro-batch
-gradients are added up, each the same to the last bit. Two orders differ by at most 2(N - 1)u of the sum of absolute
-values (Higham 2002, Accuracy and Stability of Numerical Algorithms, section 4.2), u = 2⁻²⁴, which is about √N of the
-sum for gradients that are independent. AdamW moves a weight by the learning rate η at most, so T steps part two runs by
-at most Tη · 2(N - 1)u√N in each of n weights, and the loss, at a gradient of norm g, by √n g times that: 2.2e-3 nats
-here. Measured: 3.4e-5 nats. (To first order: that differences are not amplified is what the measurement shows.)
+How far apart they may end, in float32 with AdamW: what differs is the order in which a step's N = 5
+micro-batch gradients are added up, each the same to the last bit. Two orders differ by at most 2(N
+- 1)u of the sum of absolute values (Higham 2002, Accuracy and Stability of Numerical Algorithms,
+  section 4.2), u = 2⁻²⁴, which is about √N of the
+sum for gradients that are independent. AdamW moves a weight by the learning rate η at most, so T
+steps part two runs by at most Tη · 2(N - 1)u√N in each of n weights, and the loss, at a gradient of
+norm g, by √n g times that: 2.2e-3 nats
+here. Measured: 3.4e-5 nats. (To first order: that differences are not amplified is what the
+    measurement shows.)
 """
 
 from __future__ import annotations
@@ -29,8 +33,12 @@ WEIGHTS = 131_104
 
 
 @pytest.fixture(scope="module")
-def halves(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, list[dict[str, Any]]]]:
-    """By number of processes: the state of a run that was stopped half-way, and what its processes answered."""
+def halves(
+    workers: Workers, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, tuple[Path, list[dict[str, Any]]]]:
+    """By number of processes: the state of a run that was stopped half-way, and what its processes
+    answered.
+    """
     found = {}
     for world in (1, 2, 4):
         root = tmp_path_factory.mktemp(f"half-{world}")
@@ -40,25 +48,37 @@ def halves(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> dict[i
 
 @pytest.fixture(scope="module")
 def wholes(
-    workers: Workers, halves: dict[int, tuple[Path, list[dict[str, Any]]]], tmp_path_factory: pytest.TempPathFactory
+    workers: Workers,
+    halves: dict[int, tuple[Path, list[dict[str, Any]]]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[tuple[int, int], tuple[Path, list[dict[str, Any]]]]:
     """By the numbers of processes of the first half and of the second: the finished run."""
     found = {}
     for before, after in ((1, 1), (2, 2), (4, 4), (4, 1), (4, 2), (1, 4), (2, 4)):
         root = tmp_path_factory.mktemp("whole") / "root"
-        found[before, after] = root, workers.run(after, root, steps=STEPS, copy=str(halves[before][0]))
+        found[before, after] = (
+            root,
+            workers.run(after, root, steps=STEPS, copy=str(halves[before][0])),
+        )
     return found
 
 
 def consumed(answers: list[dict[str, Any]], steps: int) -> list[list[int]]:
     """Rows of each step's global batch, put together from what each process read."""
     world = len(answers)
-    calls = [a["calls"][1:] if world > 1 else a["calls"] for a in answers]  # the first opens the exchange
+    calls = [
+        a["calls"][1:] if world > 1 else a["calls"] for a in answers
+    ]  # the first opens the exchange
     rounds = -(-BATCH // (MICRO * world))
-    return [[row for i in range(rounds) for own in calls for row in own[step * rounds + i]] for step in range(steps)]
+    return [
+        [row for i in range(rounds) for own in calls for row in own[step * rounds + i]]
+        for step in range(steps)
+    ]
 
 
-def test_the_global_batches_are_the_same_for_any_number_of_processes(halves: dict, wholes: dict) -> None:
+def test_the_global_batches_are_the_same_for_any_number_of_processes(
+    halves: dict, wholes: dict
+) -> None:
     expected = [batch_ids(1, step, BATCH, ROWS).tolist() for step in range(STEPS)]
     for world in (1, 2, 4):
         assert consumed(halves[world][1], HALF) == expected[:HALF]
@@ -67,7 +87,9 @@ def test_the_global_batches_are_the_same_for_any_number_of_processes(halves: dic
         assert [a["micro"] for a in answers] == [MICRO] * world
 
 
-def test_losses_and_weights_agree_within_the_bound_also_after_a_change_of_processes(wholes: dict) -> None:
+def test_losses_and_weights_agree_within_the_bound_also_after_a_change_of_processes(
+    wholes: dict,
+) -> None:
     root, answers = wholes[1, 1]
     history = answers[0]["history"]
     weights = dict(np.load(root / "weights.npz"))
@@ -86,12 +108,16 @@ def test_losses_and_weights_agree_within_the_bound_also_after_a_change_of_proces
         assert abs(first["val_loss"] - answers[0]["val_loss"]) < bound
         for name, value in np.load(other / "weights.npz").items():
             assert np.abs(value - weights[name]).max() < 1e-3, (key, name)
-        assert all(a["digest"] == first["digest"] for a in others), "the processes' copies of the model drifted apart"
+        assert all(a["digest"] == first["digest"] for a in others), (
+            "the processes' copies of the model drifted apart"
+        )
 
 
 def test_a_stop_asked_of_one_process_ends_all_after_the_same_step(halves: dict) -> None:
     for world, (root, answers) in halves.items():
-        assert [path.name for path in root.glob(".state/pretrain/*/step-*")] == [f"step-{HALF:08d}"], world
+        assert [path.name for path in root.glob(".state/pretrain/*/step-*")] == [
+            f"step-{HALF:08d}"
+        ], world
         assert len({a["digest"] for a in answers}) == 1
         assert all("error" in a for a in answers)
 
@@ -100,21 +126,31 @@ def test_a_run_continued_elsewhere_does_not_promise_its_bytes(wholes: dict) -> N
     for (before, after), (_, answers) in wholes.items():
         timing = answers[0]["timing"]
         assert timing["deterministic"] is (before == after)
-        expected = "yes" if before == after else f"no: the run was continued at another place (processes {before}, then"
+        expected = (
+            "yes"
+            if before == after
+            else f"no: the run was continued at another place (processes {before}, then"
+        )
         assert timing["identical_bytes"].startswith(expected)
 
 
-def test_four_processes_stopped_and_resumed_end_with_the_same_bytes(workers: Workers, tmp_path: Path) -> None:
+def test_four_processes_stopped_and_resumed_end_with_the_same_bytes(
+    workers: Workers, tmp_path: Path
+) -> None:
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
     whole = workers.run(4, tmp_path / "whole", steps=24, optimizer="muon")
     workers.run(4, tmp_path / "stopped", steps=24, optimizer="muon", stop=11)
-    resumed = workers.run(4, tmp_path / "resumed", steps=24, optimizer="muon", copy=str(tmp_path / "stopped"))
+    resumed = workers.run(
+        4, tmp_path / "resumed", steps=24, optimizer="muon", copy=str(tmp_path / "stopped")
+    )
     assert resumed[0]["history"] == whole[0]["history"]
     assert {a["digest"] for a in resumed} == {a["digest"] for a in whole}
 
 
-def test_dropout_of_an_adapter_is_the_same_for_any_number_of_processes(workers: Workers, tmp_path: Path) -> None:
+def test_dropout_of_an_adapter_is_the_same_for_any_number_of_processes(
+    workers: Workers, tmp_path: Path
+) -> None:
     losses = []
     for world in (1, 2, 4):
         root = tmp_path / str(world)
@@ -124,13 +160,17 @@ def test_dropout_of_an_adapter_is_the_same_for_any_number_of_processes(workers: 
     np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-5)
 
 
-def test_one_process_that_fails_ends_all_and_each_says_why(workers: Workers, tmp_path: Path) -> None:
+def test_one_process_that_fails_ends_all_and_each_says_why(
+    workers: Workers, tmp_path: Path
+) -> None:
     answers = workers.run(2, tmp_path, steps=STEPS, broken=1)
     assert answers[1]["error"] == "data/tokens/train-00000.npy cannot be read"
     assert "process 0 ends, since another one did" in answers[0]["error"]
 
 
-def test_rows_that_one_process_cannot_read_end_all_and_the_next_run_goes_on(workers: Workers, tmp_path: Path) -> None:
+def test_rows_that_one_process_cannot_read_end_all_and_the_next_run_goes_on(
+    workers: Workers, tmp_path: Path
+) -> None:
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     whole = workers.run(2, tmp_path / "whole", steps=8)
@@ -143,17 +183,25 @@ def test_rows_that_one_process_cannot_read_end_all_and_the_next_run_goes_on(work
     assert [answer["digest"] for answer in resumed] == [answer["digest"] for answer in whole]
 
 
-def test_processes_that_disagree_are_refused_by_process_and_key(workers: Workers, tmp_path: Path) -> None:
+def test_processes_that_disagree_are_refused_by_process_and_key(
+    workers: Workers, tmp_path: Path
+) -> None:
     inputs = [{"pretrain": {"learning_rate": rate}, "seed": 1} for rate in (0.01, 0.02)]
     answers = workers.run(2, tmp_path, steps=STEPS, inputs=inputs)
     for answer in answers:
-        assert "pretrain.learning_rate is 0.02 in process 1 and 0.01 in process 0" in answer["error"]
+        assert (
+            "pretrain.learning_rate is 0.02 in process 1 and 0.01 in process 0" in answer["error"]
+        )
         assert answer["calls"] == []
 
 
 def test_a_process_that_hangs_is_named_by_the_others(workers: Workers, tmp_path: Path) -> None:
     answers = workers.run(3, tmp_path, steps=STEPS, hang=1, timeout=6)
-    errors = [answer["error"] for answer in answers if "process 1 of 3 did not come" in answer.get("error", "")]
+    errors = [
+        answer["error"]
+        for answer in answers
+        if "process 1 of 3 did not come" in answer.get("error", "")
+    ]
     assert errors, answers
     assert "within 6 s" in errors[0]
 
@@ -163,7 +211,13 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        settings = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        settings = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         for key, value in settings.items():
             monkeypatch.setenv(key, value)
         with pytest.raises(UserError, match=f"port {port} is in use"), processes.processes():
@@ -179,7 +233,11 @@ def test_every_row_is_dealt_once_and_all_processes_get_equally_many_micro_batche
     assert size <= micro
     hands = [processes.dealt(batch, size, rank, world) for rank in range(world)]
     assert len({len(hand) for hand in hands}) == 1
-    assert len(hands[0]) == -(-batch // (micro * world))  # no more rounds than with the largest micro-batch
-    rows = sorted(row for hand in hands for n in hand for row in range(n * size, min(batch, (n + 1) * size)))
+    assert len(hands[0]) == -(
+        -batch // (micro * world)
+    )  # no more rounds than with the largest micro-batch
+    rows = sorted(
+        row for hand in hands for n in hand for row in range(n * size, min(batch, (n + 1) * size))
+    )
     assert rows == list(range(batch))
     assert world > 1 or size == micro

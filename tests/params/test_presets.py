@@ -1,4 +1,6 @@
-"""Presets are valid overlays, merging one keeps the comments, and each has a plan without data or weights."""
+"""Presets are valid overlays, merging one keeps the comments, and each has a plan without data or
+weights.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_preset_gives_valid_params_keeps_comments_and_is_taken_back_by_demo(name: str, workspace: Path) -> None:
+def test_every_preset_gives_valid_params_keeps_comments_and_is_taken_back_by_demo(
+    name: str, workspace: Path
+) -> None:
     path = workspace / "params.yaml"
     before = path.read_text()
     presets.apply_preset(name)
@@ -63,12 +67,17 @@ def test_every_preset_has_a_plan_without_data_and_leaves_params_as_they_are(
     assert ("\npretrain\n" in "\n" + text) == (name != "lora-7b")
 
 
-def test_what_changes_is_told_as_the_file_has_it(workspace: Path, capsys: pytest.CaptureFixture) -> None:
+def test_what_changes_is_told_as_the_file_has_it(
+    workspace: Path, capsys: pytest.CaptureFixture
+) -> None:
     presets.apply_preset("clean")
     lines = capsys.readouterr().out.splitlines()
     assert "tokenize.clean.exact_duplicates: false → true" in lines
     assert "tokenize.clean.unicode: null → ftfy" in lines
-    assert 'tokenize.clean.near_duplicates: null → {"threshold": 0.8, "num_perm": 128, "ngram": 5}' in lines
+    assert (
+        'tokenize.clean.near_duplicates: null → {"threshold": 0.8, "num_perm": 128, "ngram": 5}'
+        in lines
+    )
 
 
 def test_what_presets_fetch_is_pinned_to_whole_commits() -> None:
@@ -82,10 +91,14 @@ def test_the_sizes_are_those_that_the_names_say(workspace: Path) -> None:
     def parameters(name: str, gpu: str) -> int:
         p = presets.params_with(name)
         machine = gpus(gpu, 1, "auto")
-        return (plan.finetune_plan if name == "lora-7b" else plan.pretrain_plan)(p, machine=machine).parameters
+        return (plan.finetune_plan if name == "lora-7b" else plan.pretrain_plan)(
+            p, machine=machine
+        ).parameters
 
     assert parameters("gpt2-small", "l4") == pytest.approx(124e6, rel=0.01)
-    assert parameters("lora-7b", "a100-40gb") == 6_738_415_616 + 39_976_960  # Llama 2 7B, and rank 16 on all matrices
+    assert (
+        parameters("lora-7b", "a100-40gb") == 6_738_415_616 + 39_976_960
+    )  # Llama 2 7B, and rank 16 on all matrices
     assert parameters("1b-8gpu", "h100") == pytest.approx(1.08e9, rel=0.01)
 
 

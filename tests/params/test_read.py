@@ -40,7 +40,11 @@ def test_the_default_is_valid() -> None:
         ("finetune.lora.rank", 3, "finetune.lora.rank: unknown key"),
         ("finetune.lora.r", 0, "finetune.lora.r: "),
         ("finetune.method", "ia3", "finetune.method: "),
-        ("finetune.prompt_tuning", {"num_virtual_tokens": 0}, "finetune.prompt_tuning.num_virtual_tokens: "),
+        (
+            "finetune.prompt_tuning",
+            {"num_virtual_tokens": 0},
+            "finetune.prompt_tuning.num_virtual_tokens: ",
+        ),
         ("tokenize.tokenizer", "pretrained", "tokenize: origin (data/raw/pretrain)"),
         ("checkpoints", {"a": {"id": "x/y", "revision": "main"}}, "checkpoints.a.revision: "),
         ("checkpoints", {"a": {"id": "y", "revision": "0" * 40}}, "checkpoints.a.id: "),
@@ -57,7 +61,11 @@ def test_the_default_is_valid() -> None:
         ("pretrain.optimizer", "adam", "'muon' or 'adamw'"),
         ("mix.max_tokens", 4096, "mix.max_tokens"),
         ("mix.tasks.sumarization", {"weight": 1.0}, "has no source"),
-        ("download.pretrain", {"source": "web"}, "'web' is unknown; expected docs, files, hub or mixture"),
+        (
+            "download.pretrain",
+            {"source": "web"},
+            "'web' is unknown; expected docs, files, hub or mixture",
+        ),
         ("download.pretrain", {}, "source: missing"),
         ("download.pretrain", {"source": "files"}, "paths: missing"),
         ("download.pretrain", {"source": "files", "paths": []}, "at least 1 item"),
@@ -70,7 +78,9 @@ def test_the_default_is_valid() -> None:
         ("seed", None, "seed"),
     ],
 )
-def test_an_impossible_value_is_named_with_what_was_expected(path: str, value: Any, expected: str) -> None:
+def test_an_impossible_value_is_named_with_what_was_expected(
+    path: str, value: Any, expected: str
+) -> None:
     if path.startswith("download..."):
         data = copy.deepcopy(DEFAULT)
         data["download"]["../etc"] = value
@@ -88,13 +98,20 @@ def test_all_mistakes_are_listed_at_once() -> None:
         params.parse(data)
 
 
-def test_words_and_numbers_are_what_they_are_for_dvc_also_after_it_has_rewritten_the_file(tmp_path: Path) -> None:
+def test_words_and_numbers_are_what_they_are_for_dvc_also_after_it_has_rewritten_the_file(
+    tmp_path: Path,
+) -> None:
     """DVC writes YAML 1.2, where `no` needs no quotes; read as YAML 1.1 it would be false."""
     from dvc.utils.serialize import modify_yaml
 
     path = tmp_path / "params.yaml"
     shutil.copyfile(ROOT / "params.yaml", path)
-    source = {"source": "files", "kind": "classification", "paths": ["a.csv"], "labels": ["no", "yes"]}
+    source = {
+        "source": "files",
+        "kind": "classification",
+        "paths": ["a.csv"],
+        "labels": ["no", "yes"],
+    }
     with modify_yaml(str(path)) as data:  # what `dvc exp run -S` does
         data["download"]["answers"] = source
         data["mix"]["tasks"]["answers"] = {"weight": 1}

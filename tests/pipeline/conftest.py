@@ -32,14 +32,23 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def small_rank(first: Path) -> CompletedProcess[str]:
-    """The experiment `small-rank` of `first`, and what it printed; its results lie in the workspace."""
-    return run(first, "dvc", "exp", "run", "-S", "finetune.lora.r=2", "-n", "small-rank", timeout=500)
+    """The experiment `small-rank` of `first`, and what it printed; its results lie in the
+    workspace.
+    """
+    return run(
+        first, "dvc", "exp", "run", "-S", "finetune.lora.r=2", "-n", "small-rank", timeout=500
+    )
 
 
 @pytest.fixture(scope="package")
-def victims(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Victims]]:
+def victims(
+    prepared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Victims]]:
     """By stage a process and its checkout, so that two stages can be harmed side by side."""
-    found = {stage: Victims(copy(prepared, tmp_path_factory.mktemp(stage) / "checkout")) for stage in OUTPUTS}
+    found = {
+        stage: Victims(copy(prepared, tmp_path_factory.mktemp(stage) / "checkout"))
+        for stage in OUTPUTS
+    }
     found["finetune"].run("pretrain")
     yield found
     for each in found.values():

@@ -1,4 +1,6 @@
-"""A checkpoint of others through the DAG: its bytes are dependencies, and no stage that it makes needless runs."""
+"""A checkpoint of others through the DAG: its bytes are dependencies, and no stage that it makes
+needless runs.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def make_checkpoint(root: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    texts = pq.read_table(root / "data/raw/pretrain/part-00000.parquet", columns=["text"])["text"].to_pylist()[:300]
+    texts = pq.read_table(root / "data/raw/pretrain/part-00000.parquet", columns=["text"])[
+        "text"
+    ].to_pylist()[:300]
     trainer = trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
@@ -37,7 +41,11 @@ def make_checkpoint(root: Path) -> None:
     model.initialize(3)
     save_model(model, directory, directory, tokenizer.token_to_id("<|im_end|>"))
     tokenizer.save(str(directory / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": CHATML}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "chat_template": CHATML,
+    }
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
 
 
@@ -45,7 +53,11 @@ def make_checkpoint(root: Path) -> None:
 def root(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = {
         "tokenize": {"tokenizer": "pretrained", "origin": THEIRS},
-        "finetune": {"base": THEIRS, "method": "prompt_tuning", "prompt_tuning": {"num_virtual_tokens": 4}},
+        "finetune": {
+            "base": THEIRS,
+            "method": "prompt_tuning",
+            "prompt_tuning": {"num_virtual_tokens": 4},
+        },
         "mix": {"max_tokens": 240},
     }
     root = copy(prepared, tmp_path_factory.mktemp("checkpoint") / "checkout", changes)
@@ -74,7 +86,9 @@ def test_a_base_whose_bytes_change_is_noticed(root: Path) -> None:
     (root / "other").mkdir()
     save_model(model, root / "other", root / THEIRS, 702)
     before = (root / THEIRS / "model.safetensors").read_bytes()
-    (root / THEIRS / "model.safetensors").write_bytes((root / "other" / "model.safetensors").read_bytes())
+    (root / THEIRS / "model.safetensors").write_bytes(
+        (root / "other" / "model.safetensors").read_bytes()
+    )
     try:
         assert THEIRS in run(root, "dvc", "status", "finetune").stdout
     finally:
@@ -83,7 +97,12 @@ def test_a_base_whose_bytes_change_is_noticed(root: Path) -> None:
 
 def test_pretraining_goes_on_from_a_checkpoint(root: Path) -> None:
     params = yaml.safe_load((root / "params.yaml").read_text())
-    params["pretrain"] |= {"init": THEIRS, "learning_rate": 1e-4, "optimizer": "adamw", "tokens": 1024}
+    params["pretrain"] |= {
+        "init": THEIRS,
+        "learning_rate": 1e-4,
+        "optimizer": "adamw",
+        "tokens": 1024,
+    }
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     run(root, "dvc", "repro", "pretrain", timeout=300)
     theirs, ours = load_model(root / THEIRS), load_model(root / "models/base")

@@ -22,7 +22,11 @@ NOT_REPRODUCED = {"metrics/report"}  # states times and the MLflow run
 
 def hashes(root: Path, commit: str | None = None) -> dict[str, str]:
     """Of the outputs in dvc.lock, as it lies there or as a commit has it."""
-    text = run(root, "git", "show", f"{commit}:dvc.lock").stdout if commit else (root / "dvc.lock").read_text()
+    text = (
+        run(root, "git", "show", f"{commit}:dvc.lock").stdout
+        if commit
+        else (root / "dvc.lock").read_text()
+    )
     lock = yaml.safe_load(text)
     return {
         out["path"]: out["md5"]
@@ -36,8 +40,13 @@ def test_a_second_repro_runs_nothing(first: Path) -> None:
     assert "Data and pipelines are up to date" in run(first, "dvc", "repro").stdout
 
 
-def test_the_status_of_the_seven_stages_is_clean_and_only_what_is_made_on_demand_is_not(first: Path) -> None:
-    assert run(first, "dvc", "status", "dvc.yaml").stdout.strip() == "Data and pipelines are up to date."
+def test_the_status_of_the_seven_stages_is_clean_and_only_what_is_made_on_demand_is_not(
+    first: Path,
+) -> None:
+    assert (
+        run(first, "dvc", "status", "dvc.yaml").stdout.strip()
+        == "Data and pipelines are up to date."
+    )
     shown = json.loads(run(first, "dvc", "status", "--json").stdout)
     assert set(shown) == {"scaling/dvc.yaml:scaling", "techniques/dvc.yaml:techniques"}
 
@@ -52,7 +61,9 @@ def test_another_checkout_gives_the_same_bytes(first: Path, tmp_path: Path) -> N
 def test_shards_are_what_the_meta_file_says(first: Path) -> None:
     meta = json.loads((first / "data/tokens/meta.json").read_text())
     for split in ("train", "val"):
-        arrays = [np.load(first / "data/tokens" / s["file"], mmap_mode="r") for s in meta[split]["shards"]]
+        arrays = [
+            np.load(first / "data/tokens" / s["file"], mmap_mode="r") for s in meta[split]["shards"]
+        ]
         assert all(a.ndim == 1 and a.dtype == np.uint16 for a in arrays)
         assert sum(map(len, arrays)) == meta[split]["tokens"]
         assert sum(int((a == meta["eos_id"]).sum()) for a in arrays) == meta[split]["documents"]
@@ -63,7 +74,10 @@ def test_tables_show_a_dozen_numbers_and_the_rest_is_in_files(first: Path) -> No
     summary = json.loads((first / "metrics/summary.json").read_text())
     scores = json.loads((first / "metrics/evaluate.json").read_text())["finetuned"]
     assert summary["question_answering_f1"] == scores["question_answering"]["f1"]["value"]
-    assert summary["pretrain_val_loss"] == json.loads((first / "metrics/pretrain.json").read_text())["val_loss"]
+    assert (
+        summary["pretrain_val_loss"]
+        == json.loads((first / "metrics/pretrain.json").read_text())["val_loss"]
+    )
     assert 8 <= len(summary) <= 12
     assert all(type(value) in (int, float) for value in summary.values())
     shown = run(first, "dvc", "metrics", "show", "--json").stdout
@@ -88,7 +102,9 @@ def test_metrics_have_the_promised_keys(first: Path) -> None:
         assert set(keys.split()) <= set(read(name)), name
     scores = read("evaluate.json")
     for model in ("base", "finetuned"):
-        assert {"rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "mean_length"} <= set(scores[model]["summarization"])
+        assert {"rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "mean_length"} <= set(
+            scores[model]["summarization"]
+        )
         assert {"exact_match", "f1"} <= set(scores[model]["question_answering"])
         assert {"accuracy", "mcc"} <= set(scores[model]["classification"])
         assert {"perplexity", "bits_per_byte"} <= set(scores[model]["language_modeling"])
@@ -132,7 +148,8 @@ def test_the_adapter_in_peft_equals_the_merged_model(first: Path) -> None:
 def test_sides_of_the_mixture_share_no_prompt(first: Path) -> None:
     mix = first / "data/mix"
     prompts = {
-        side: set(pq.read_table(mix / f"{side}.parquet")["prompt"].to_pylist()) - {""} for side in ("train", "val")
+        side: set(pq.read_table(mix / f"{side}.parquet")["prompt"].to_pylist()) - {""}
+        for side in ("train", "val")
     }
     assert not prompts["train"] & prompts["val"]
     for path in (mix / "test").glob("*.parquet"):
@@ -178,13 +195,24 @@ def test_an_experiment_reruns_three_stages_and_has_a_complete_run(
     assert ran == ["finetune", "evaluate", "report"]
     after = hashes(first)
     changed = {path for path in after if after[path] != before[path]}
-    assert {"models/adapter", "models/finetuned", "metrics/finetune.json", "metrics/evaluate.json"} <= changed
+    assert {
+        "models/adapter",
+        "models/finetuned",
+        "metrics/finetune.json",
+        "metrics/evaluate.json",
+    } <= changed
     assert not {"models/base", "data/mix", "data/tokens"} & changed
     found = runs(first)
     assert len(found) == 2
     workspace = next(keys for name, keys in found.items() if name != "small-rank")
-    timings = {f"{t.stem}/{k}" for t in (first / "metrics/timing").glob("*.json") for k in json.loads(t.read_text())}
-    assert workspace - timings == found["small-rank"] - timings  # times are of the stages that ran, and of those only
+    timings = {
+        f"{t.stem}/{k}"
+        for t in (first / "metrics/timing").glob("*.json")
+        for k in json.loads(t.read_text())
+    }
+    assert (
+        workspace - timings == found["small-rank"] - timings
+    )  # times are of the stages that ran, and of those only
     assert {"pretrain/loss", "pretrain/val_loss", "finetune/loss"} <= found["small-rank"]
     with (first / "metrics/pretrain_history.csv").open() as file:
         steps = sum(1 for _ in csv.DictReader(file))
@@ -198,27 +226,49 @@ def test_an_experiment_reruns_three_stages_and_has_a_complete_run(
 
 def test_curves_in_mlflow_end_with_the_final_value_and_have_no_other_axis(first: Path) -> None:
     with sqlite3.connect(first / "mlflow.db") as store:
-        rows = store.execute("select run_uuid, key, step, value from metrics where key like '%/val_loss'").fetchall()
+        rows = store.execute(
+            "select run_uuid, key, step, value from metrics where key like '%/val_loss'"
+        ).fetchall()
     for stage in ("pretrain", "finetune"):
         with (first / f"metrics/{stage}_history.csv").open() as file:
-            history = [(int(row["tokens"]), float(row["val_loss"])) for row in csv.DictReader(file) if row["val_loss"]]
+            history = [
+                (int(row["tokens"]), float(row["val_loss"]))
+                for row in csv.DictReader(file)
+                if row["val_loss"]
+            ]
         assert len(history) > 1
         ids = {id for id, *_ in rows}
         curves = [
-            sorted((step, x) for id, key, step, x in rows if (id, key) == (one, f"{stage}/val_loss")) for one in ids
+            sorted(
+                (step, x) for id, key, step, x in rows if (id, key) == (one, f"{stage}/val_loss")
+            )
+            for one in ids
         ]
         assert history in curves, stage
 
 
 def test_a_temporary_experiment_lands_in_the_same_store(first: Path) -> None:
     run(first, "git", "checkout", "-q", "params.yaml")
-    run(first, "dvc", "exp", "run", "--temp", "-S", "evaluate.examples=4", "-n", "elsewhere", timeout=500)
+    run(
+        first,
+        "dvc",
+        "exp",
+        "run",
+        "--temp",
+        "-S",
+        "evaluate.examples=4",
+        "-n",
+        "elsewhere",
+        timeout=500,
+    )
     assert "elsewhere" in runs(first)
     shown = run(first, "dvc", "exp", "show", "--csv").stdout
     assert "elsewhere" in shown
 
 
-def test_make_runs_shows_experiments_of_earlier_commits_too(first: Path, small_rank: CompletedProcess[str]) -> None:
+def test_make_runs_shows_experiments_of_earlier_commits_too(
+    first: Path, small_rank: CompletedProcess[str]
+) -> None:
     run(first, "git", "commit", "-qm", "another", "--allow-empty")
     shutil.copyfile(ROOT / "Makefile", first / "Makefile")
     done = run(first, "make", "runs", "--assume-old", ".venv/.run")
@@ -233,7 +283,10 @@ def test_make_runs_shows_experiments_of_earlier_commits_too(first: Path, small_r
 
 @pytest.mark.parametrize(
     ("change", "expected"),
-    [("model.hidden_size=31", "must be divisible"), ("pretrain.learning_rate=-1", "greater than 0")],
+    [
+        ("model.hidden_size=31", "must be divisible"),
+        ("pretrain.learning_rate=-1", "greater than 0"),
+    ],
 )
 def test_an_impossible_value_ends_in_one_message(first: Path, change: str, expected: str) -> None:
     done = run(first, "dvc", "exp", "run", "--temp", "-S", change, check=False)

@@ -1,7 +1,8 @@
-"""A full disk: during a checkpoint it costs one warning, at the outputs one clear error, and never a byte.
+"""A full disk: during a checkpoint it costs one warning, at the outputs one clear error, and never
+a byte.
 
-Calls are refused as the kernel and the libraries would refuse them; two tests let the kernel do it (`ulimit -f`).
-"""
+Calls are refused as the kernel and the libraries would refuse them; two tests let the kernel do it
+(`ulimit -f`)."""
 
 from __future__ import annotations
 
@@ -33,17 +34,22 @@ def expected(stage: str, victims: dict[str, Victims]) -> dict[str, str]:
 
 
 def warnings(log: str) -> list[str]:
-    return [line for line in log.splitlines() if line.startswith("warning:") and "MLflow" not in line]
+    return [
+        line for line in log.splitlines() if line.startswith("warning:") and "MLflow" not in line
+    ]
 
 
-# A checkpoint asks for room eleven times; the second one's first request is the 12th after the four of its directory.
+# A checkpoint asks for room eleven times; the second one's first request is the 12th after the four
+# of its directory.
 @pytest.mark.parametrize("first", [16, 17, 19, 24], ids=["mkdir", "tensors", "meta", "pointer"])
 def test_a_disk_that_fills_during_a_checkpoint_costs_one_warning(
     first: int, stage: str, victims: dict[str, Victims], expected: dict[str, str]
 ) -> None:
     victim = victims[stage]
     victim.forget(stage)
-    log = victim.run(stage, full={"path": f"/.state/{stage}/", "first": first, "calls": EVER})["log"]
+    log = victim.run(stage, full={"path": f"/.state/{stage}/", "first": first, "calls": EVER})[
+        "log"
+    ]
     (warning,) = warnings(log)
     assert "no checkpoint of step" in warning
     assert "No space left on device" in warning
@@ -74,12 +80,16 @@ def test_a_disk_full_at_an_output_is_an_error_that_names_it_and_the_rerun_mends_
     victim.forget(stage)
     for output in OUTPUTS[stage]:
         folder, _, name = output.partition("/")
-        for first in (1, 2, 4) if folder == "models" else (1,):  # the directory, the weights, config.json; the file
+        for first in (
+            (1, 2, 4) if folder == "models" else (1,)
+        ):  # the directory, the weights, config.json; the file
             full = {"path": f"{folder}/.{name}.", "first": first, "calls": EVER}
             failed = victim.run(stage, full=full, fails=True)
             assert failed["status"] == 1
             assert failed["log"].count("error:") == 1
-            assert f"error: {output} could not be written (No space left on device)" in failed["log"]
+            assert (
+                f"error: {output} could not be written (No space left on device)" in failed["log"]
+            )
             assert "Free some space and rerun `dvc repro`" in failed["log"]
             assert "Traceback" not in failed["log"]
             assert victim.checkpoint(stage) == STEPS
@@ -94,7 +104,9 @@ def test_a_disk_full_before_the_first_step_is_an_error_that_names_the_state(
 ) -> None:
     victim = victims[stage]
     victim.forget(stage)
-    failed = victim.run(stage, full={"path": f"/.state/{stage}", "first": 1, "calls": EVER}, fails=True)
+    failed = victim.run(
+        stage, full={"path": f"/.state/{stage}", "first": 1, "calls": EVER}, fails=True
+    )
     assert failed["status"] == 1
     assert f"error: {victim.root}/.state/{stage}" in failed["log"]
     assert "Traceback" not in failed["log"]
@@ -105,7 +117,8 @@ def test_files_that_the_kernel_refuses_are_told_as_well(
 ) -> None:
     victim = victims[stage]
     weights = OUTPUTS[stage][0 if stage == "pretrain" else 1] + "/model.safetensors"
-    # MLflow's database does not fit either: its warning is the second one, and the spool keeps the metrics.
+    # MLflow's database does not fit either: its warning is the second one, and the spool keeps the
+    # metrics.
     if stage == "pretrain":  # its checkpoints are larger than its model
         victim.run(stage)
         limit = (victim.root / weights).stat().st_size + 50_000
@@ -117,7 +130,10 @@ def test_files_that_the_kernel_refuses_are_told_as_well(
         assert victim.digests(stage) == expected
     victim.forget(stage)
     failed = victim.run(stage, full={"limit": 200_000}, fails=True)
-    assert f"error: {weights.removesuffix('/model.safetensors')} could not be written (File too large)" in failed["log"]
+    assert (
+        f"error: {weights.removesuffix('/model.safetensors')} could not be written (File too large)"
+        in failed["log"]
+    )
     assert "Traceback" not in failed["log"]
     victim.run(stage)
     assert victim.digests(stage) == expected

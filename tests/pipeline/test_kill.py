@@ -1,4 +1,5 @@
-"""Kill it anywhere: the outputs of a killed and resumed run are those of a run that was never killed, byte for byte.
+"""Kill it anywhere: the outputs of a killed and resumed run are those of a run that was never
+killed, byte for byte.
 
 `make torture N=200` runs as many kills as one likes.
 """
@@ -14,7 +15,9 @@ import pytest
 
 from tests.pipeline.torture import MOMENTS, OUTPUTS, Victims, summary, torture
 
-KILLS = int(os.environ.get("LLM_KILLS", "50"))  # that hit; half of them in pretrain, half in finetune
+KILLS = int(
+    os.environ.get("LLM_KILLS", "50")
+)  # that hit; half of them in pretrain, half in finetune
 SEED = int(os.environ.get("LLM_KILLS_SEED", "0"))  # other moments
 OUTPUT = {
     "pretrain": "stages.pretrain.main",
@@ -29,7 +32,9 @@ def test_stages_killed_anywhere_end_with_the_same_bytes(
 ) -> None:
     half = -(-KILLS // 2)
     with ThreadPoolExecutor(2) as pool:
-        futures = {stage: pool.submit(torture, stage, victims[stage], half, SEED) for stage in OUTPUTS}
+        futures = {
+            stage: pool.submit(torture, stage, victims[stage], half, SEED) for stage in OUTPUTS
+        }
         found = {stage: future.result() for stage, future in futures.items()}
     hits = [hit for stage in OUTPUTS for hit in found[stage][0]]
     differences = [difference for stage in OUTPUTS for difference in found[stage][1]]
@@ -39,8 +44,15 @@ def test_stages_killed_anywhere_end_with_the_same_bytes(
     assert len(hits) >= KILLS
     for stage in OUTPUTS if KILLS >= 50 else ():  # then each kind of moment has had its turn
         functions = {hit["function"] for hit in found[stage][0]}
-        assert {"llm.train.checkpoint.local.State._write", "llm.model.hf_files.save_model", OUTPUT[stage]} <= functions
-        assert {(hit["point"], hit["when"]) for hit in found[stage][0]} >= {*MOMENTS, ("time", "at")}
+        assert {
+            "llm.train.checkpoint.local.State._write",
+            "llm.model.hf_files.save_model",
+            OUTPUT[stage],
+        } <= functions
+        assert {(hit["point"], hit["when"]) for hit in found[stage][0]} >= {
+            *MOMENTS,
+            ("time", "at"),
+        }
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -54,7 +66,9 @@ def test_a_signal_saves_the_step_and_says_how_to_continue(
     expected = victim.digests(stage)
     victim.forget(stage)
     # In the writing of the fifth checkpoint, which goes on beside the training.
-    stopped = victim.run(stage, {"point": "save_file", "nth": 5, "when": "before", "signal": number}, fails=True)
+    stopped = victim.run(
+        stage, {"point": "save_file", "nth": 5, "when": "before", "signal": number}, fails=True
+    )
     assert stopped["status"] == 1
     step = victim.checkpoint(stage)
     assert 5 <= step < 16

@@ -1,12 +1,15 @@
-"""Kill it anywhere, through DVC: `dvc repro`, `dvc exp run`, `dvc exp run --temp` and a queue worker.
+"""Kill it anywhere, through DVC: `dvc repro`, `dvc exp run`, `dvc exp run --temp` and a queue
+worker.
 
-In each the trainer is killed and then DVC alone, and each time the same command is given again. What DVC itself does
-not do, and these tests therefore do by hand:
+In each the trainer is killed and then DVC alone, and each time the same command is given again.
+What DVC itself does not do, and these tests therefore do by hand:
 
-- A `dvc exp run` that was killed is over: the same command starts a new experiment, and a temporary directory is never
-  used again. The training state is found all the same, since it lies in the main repository's `.state`.
-- A task of the queue whose trainer was killed has failed; one whose worker was killed is shown as running until
-  `dvc queue kill NAME`. Neither is tried again: it has to be queued anew, and a new worker started for it.
+- A `dvc exp run` that was killed is over: the same command starts a new experiment, and a temporary
+  directory is never used again. The training state is found all the same, since it lies in the main
+  repository's `.state`.
+- A task of the queue whose trainer was killed has failed; one whose worker was killed is shown as
+  running until `dvc queue kill NAME`. Neither is tried again: it has to be queued anew, and a new
+  worker started for it.
 """
 
 from __future__ import annotations
@@ -39,22 +42,32 @@ def processes(root: Path) -> dict[int, list[str]]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if os.readlink(entry / "cwd").startswith(str(root)):
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                found[int(entry.name)] = (
+                    (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                )
         except OSError:  # it ended, or is another user's
             continue
     return found
 
 
 def trainers(root: Path) -> list[int]:
-    """Process ids; a trainer's child is none, though it looks like one until it has become git or the like."""
-    found = [pid for pid, words in processes(root).items() if any(word.startswith("stages.") for word in words)]
+    """Process ids; a trainer's child is none, though it looks like one until it has become git or
+    the like.
+    """
+    found = [
+        pid
+        for pid, words in processes(root).items()
+        if any(word.startswith("stages.") for word in words)
+    ]
     return [pid for pid in found if parent(pid) not in (None, *found)]
 
 
 def parent(pid: int) -> int | None:
     """The parent's process id; None where the process has ended."""
     try:
-        return int(re.findall(r"^PPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[0])
+        return int(
+            re.findall(r"^PPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[0]
+        )
     except OSError:
         return None
 
@@ -71,7 +84,10 @@ def dvc_above(pid: int) -> list[int]:
     return [
         above
         for above in reversed(list(ancestors(pid)))
-        if any(Path(word).name == "dvc" for word in Path(f"/proc/{above}/cmdline").read_text().split("\0")[:2])
+        if any(
+            Path(word).name == "dvc"
+            for word in Path(f"/proc/{above}/cmdline").read_text().split("\0")[:2]
+        )
     ]
 
 
@@ -83,7 +99,9 @@ def wait(condition: Callable[[], object], what: str, timeout: float = 120.0) -> 
 
 
 class Flow:
-    """A checkout in which DVC is started and killed, with a log, and with an eye on how many trainers there are."""
+    """A checkout in which DVC is started and killed, with a log, and with an eye on how many
+    trainers there are.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root, self.log, self.most = root, root.with_suffix(".log"), 0
@@ -139,7 +157,10 @@ class Flow:
 
     def continued(self) -> list[int]:
         """The steps after which pretraining went on."""
-        return [int(step) for step in re.findall(r"pretrain: continues after step (\d+) of", self.text())]
+        return [
+            int(step)
+            for step in re.findall(r"pretrain: continues after step (\d+) of", self.text())
+        ]
 
     def close(self) -> None:
         self._over.set()
@@ -156,7 +177,9 @@ def hashes(lock: str, *stages: str) -> dict[str, str]:
 
 
 def repro(root: Path) -> dict[str, str]:
-    """`dvc repro` with Ctrl-C, with an orphan that does not end, with SIGTERM to all and with SIGKILL to all."""
+    """`dvc repro` with Ctrl-C, with an orphan that does not end, with SIGTERM to all and with
+    SIGKILL to all.
+    """
     flow = Flow(root)
     command = ("dvc", "repro", "finetune")
 
@@ -164,7 +187,9 @@ def repro(root: Path) -> dict[str, str]:
     flow.wait_for_training("pretrain")
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does on Ctrl-C
     assert process.wait(timeout=60) != 0
-    (stopped,) = re.findall(r"pretrain: stopped after step (\d+); `dvc repro` continues from there", flow.text())
+    (stopped,) = re.findall(
+        r"pretrain: stopped after step (\d+); `dvc repro` continues from there", flow.text()
+    )
 
     process = flow.start(*command)
     orphan = flow.wait_for_training("pretrain")
@@ -174,7 +199,10 @@ def repro(root: Path) -> dict[str, str]:
     process.kill()
     process.wait()
     process = flow.start(*command)
-    wait(lambda: f"process {orphan} trains the same run; waiting for it" in flow.text(), "the successor to wait")
+    wait(
+        lambda: f"process {orphan} trains the same run; waiting for it" in flow.text(),
+        "the successor to wait",
+    )
     before = flow.steps("pretrain")
     time.sleep(0.5)
     assert flow.steps("pretrain") == before
@@ -217,7 +245,9 @@ def experiment(root: Path, *options: str) -> dict[str, str]:
 
 
 def experiment_hashes(root: Path, name: str) -> dict[str, str]:
-    ref = run(root, "git", "for-each-ref", "--format=%(refname)", f"refs/exps/**/{name}").stdout.split()[0]
+    ref = run(
+        root, "git", "for-each-ref", "--format=%(refname)", f"refs/exps/**/{name}"
+    ).stdout.split()[0]
     return hashes(run(root, "git", "show", f"{ref}:dvc.lock").stdout, "pretrain")
 
 
@@ -229,9 +259,13 @@ def queue(root: Path) -> dict[str, str]:
         flow.run("dvc", "queue", "start")
         harm()
         wait(lambda: not trainers(root), "the trainer to end")
-    wait(lambda: "/killed" in run(root, "git", "for-each-ref", "refs/exps").stdout, "the experiment")
+    wait(
+        lambda: "/killed" in run(root, "git", "for-each-ref", "refs/exps").stdout, "the experiment"
+    )
     flow.close()
-    steps = sorted(flow.continued())  # the logs of the queue's tasks are named by hashes, not by time
+    steps = sorted(
+        flow.continued()
+    )  # the logs of the queue's tasks are named by hashes, not by time
     assert len(steps) == 2
     assert 0 < steps[0] < steps[1] < STEPS
     assert flow.most == 1
@@ -252,7 +286,9 @@ def quiet(root: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def found(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[dict[str, str]]]]:
+def found(
+    prepared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[dict[str, str]]]]:
     """Each flow's output hashes; two at a time, since DVC and Python start on one core."""
     place = tmp_path_factory.mktemp("dvc")
     with ThreadPoolExecutor(2) as pool:

@@ -33,7 +33,9 @@ run_stage(main)
 def repository(tmp_path: Path) -> Path:
     (tmp_path / "slow.py").write_text(SLOW)
     (tmp_path / "params.yaml").write_text("tenths: 6\n")
-    (tmp_path / "dvc.yaml").write_text("stages: {slow: {cmd: python slow.py, params: [tenths], outs: [out]}}")
+    (tmp_path / "dvc.yaml").write_text(
+        "stages: {slow: {cmd: python slow.py, params: [tenths], outs: [out]}}"
+    )
     (tmp_path / ".gitignore").write_text("/.state/\n/metrics/\n")
     run(tmp_path, "git", "init", "-q")
     run(tmp_path, "dvc", "init", "-q")
@@ -47,7 +49,8 @@ def test_an_experiment_in_the_workspace_waits_for_a_repro_and_removes_nothing(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = ThreadPoolExecutor(1)
-    # DVC waits three seconds for its own lock, which a command that starts beside it may hold longer on a busy machine.
+    # DVC waits three seconds for its own lock, which a command that starts beside it may hold
+    # longer on a busy machine.
     first = pool.submit(run, repository, "dvc", "--wait-for-lock", "repro", PYTHONPATH=str(ROOT))
     until = time.monotonic() + 240
     while not (repository / "out" / "3").exists():
@@ -56,23 +59,40 @@ def test_an_experiment_in_the_workspace_waits_for_a_repro_and_removes_nothing(
     monkeypatch.setenv("DVC_ROOT", str(repository))
     assert [(item.experiment, item.stage) for item in status.read()] == [("workspace", "slow")]
     second = run(
-        repository, "dvc", "--wait-for-lock", "exp", "run", "-n", "other", "-S", "tenths=1", PYTHONPATH=str(ROOT)
+        repository,
+        "dvc",
+        "--wait-for-lock",
+        "exp",
+        "run",
+        "-n",
+        "other",
+        "-S",
+        "tenths=1",
+        PYTHONPATH=str(ROOT),
     )
     assert "Running stage 'slow'" in first.result(timeout=240).stdout  # and it succeeded
     assert "Ran experiment(s): other" in second.stdout
-    assert len(list((repository / "out").iterdir())) == 10  # the experiment's, applied to the workspace
+    assert (
+        len(list((repository / "out").iterdir())) == 10
+    )  # the experiment's, applied to the workspace
     again = run(repository, "dvc", "exp", "run", "-n", "other", "-S", "tenths=2", check=False)
     assert "Experiment conflicts with existing experiment 'other'" in again.stderr
 
 
-def test_a_second_repro_is_refused_by_dvc_with_the_process_named_and_disturbs_nothing(repository: Path) -> None:
+def test_a_second_repro_is_refused_by_dvc_with_the_process_named_and_disturbs_nothing(
+    repository: Path,
+) -> None:
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(run, repository, "dvc", "--wait-for-lock", "repro", PYTHONPATH=str(ROOT))
+        first = pool.submit(
+            run, repository, "dvc", "--wait-for-lock", "repro", PYTHONPATH=str(ROOT)
+        )
         until = time.monotonic() + 240
         while not (repository / "out" / "3").exists():
             assert time.monotonic() < until
             time.sleep(0.05)
-        second = run(repository, "dvc", "--wait-for-lock", "repro", check=False, PYTHONPATH=str(ROOT))
+        second = run(
+            repository, "dvc", "--wait-for-lock", "repro", check=False, PYTHONPATH=str(ROOT)
+        )
         assert second.returncode != 0
         assert "is busy, it is being blocked by" in second.stderr  # as docs/RESUME.md says
         assert "(PID " in second.stderr

@@ -1,4 +1,6 @@
-"""Asking `tests.pipeline.victims` for harm, and comparing what is left with what an unharmed run leaves."""
+"""Asking `tests.pipeline.victims` for harm, and comparing what is left with what an unharmed run
+leaves.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,12 @@ from tests.pipeline.workspace import ROOT, environment
 
 OUTPUTS = {
     "pretrain": ["models/base", "metrics/pretrain.json", "metrics/pretrain_history.csv"],
-    "finetune": ["models/adapter", "models/finetuned", "metrics/finetune.json", "metrics/finetune_history.csv"],
+    "finetune": [
+        "models/adapter",
+        "models/finetuned",
+        "metrics/finetune.json",
+        "metrics/finetune_history.csv",
+    ],
 }
 MOMENTS = [
     *((point, when) for point in POINTS for when in ("before", "after")),
@@ -48,9 +55,15 @@ class Victims:
         self.process.wait(timeout=30)
 
     def run(
-        self, stage: str, kill: dict[str, Any] | None = None, full: dict[str, Any] | None = None, fails: bool = False
+        self,
+        stage: str,
+        kill: dict[str, Any] | None = None,
+        full: dict[str, Any] | None = None,
+        fails: bool = False,
     ) -> dict[str, Any]:
-        """Run a stage; it must end well, or by the kill, or with `fails` in an error. Adds its output as "log"."""
+        """Run a stage; it must end well, or by the kill, or with `fails` in an error. Adds its
+        output as "log".
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         job = {"stage": stage, "cwd": str(self.root), "kill": kill, "full": full}
@@ -77,21 +90,31 @@ class Victims:
     def digests(self, stage: str) -> dict[str, str]:
         """sha256 of every file of the stage's outputs, and of what was left beside them."""
         paths = [self.root / output for output in OUTPUTS[stage]]
-        paths += [left for folder in ("models", "metrics") for left in (self.root / folder).glob(".*.tmp")]
-        files = sorted(f for p in paths for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file())
+        paths += [
+            left for folder in ("models", "metrics") for left in (self.root / folder).glob(".*.tmp")
+        ]
+        files = sorted(
+            f for p in paths for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file()
+        )
         assert files
-        return {str(f.relative_to(self.root)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+        return {
+            str(f.relative_to(self.root)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files
+        }
 
     def checkpoint(self, stage: str) -> int:
         """The step of the newest whole checkpoint; 0 where there is none."""
-        return max((int(p.name[5:]) for p in (self.root / ".state" / stage).glob("*/step-????????")), default=0)
+        return max(
+            (int(p.name[5:]) for p in (self.root / ".state" / stage).glob("*/step-????????")),
+            default=0,
+        )
 
 
 def moments(trace: list[list[Any]], choose: random.Random) -> Iterator[dict[str, Any]]:
     """Kills without end: each kind of moment in turn, and after each fourth one at any time.
 
-    Among the calls of a point every function has its turn, whether it makes one of them or a hundred. A call is named
-    by its function and its number among that function's: the order of calls of two threads is another one in each run.
+    Among the calls of a point every function has its turn, whether it makes one of them or a
+    hundred. A call is named by its function and its number among that function's: the order of
+    calls of two threads is another one in each run.
     `trace`: [point, function, seconds] of each call of an unkilled run.
     """
     left: dict[str, list[tuple[str, int]]] = defaultdict(list)
@@ -106,12 +129,18 @@ def moments(trace: list[list[Any]], choose: random.Random) -> Iterator[dict[str,
 
 
 def turns(functions: list[str], choose: random.Random) -> list[tuple[str, int]]:
-    """The calls of these functions, each with its number from 1; the last ones are of different functions."""
+    """The calls of these functions, each with its number from 1; the last ones are of different
+    functions.
+    """
     rounds = []
-    for function, count in sorted(Counter(functions).items()):  # so that a seed means the same kills in each run
+    for function, count in sorted(
+        Counter(functions).items()
+    ):  # so that a seed means the same kills in each run
         numbers = list(range(1, count + 1))
         choose.shuffle(numbers)
-        rounds += [(-turn, choose.random(), (function, number)) for turn, number in enumerate(numbers)]
+        rounds += [
+            (-turn, choose.random(), (function, number)) for turn, number in enumerate(numbers)
+        ]
     return [call for _, _, call in sorted(rounds)]
 
 
@@ -119,14 +148,17 @@ def at_any_time(trace: list[list[Any]], choose: random.Random) -> dict[str, Any]
     return {"seconds": choose.uniform(trace[0][2], trace[-1][2])}
 
 
-def torture(stage: str, victims: Victims, kills: int, seed: int = 0) -> tuple[list[dict[str, str]], list[str]]:
+def torture(
+    stage: str, victims: Victims, kills: int, seed: int = 0
+) -> tuple[list[dict[str, str]], list[str]]:
     """Kill and resume until `kills` kills have hit, comparing after each resumption.
 
-    Every fourth time the resumption is killed as well before it may end. A kill that did not hit, since the process
-    ended first, is made again at another call of its kind.
+    Every fourth time the resumption is killed as well before it may end. A kill that did not hit,
+    since the process ended first, is made again at another call of its kind.
 
     Returns:
-        What hit, kill by kill; and what differed, resumption by resumption (nothing, as is promised).
+        What hit, kill by kill; and what differed, resumption by resumption (nothing, as is
+        promised).
     """
     choose = random.Random(f"{stage} {seed}")
     victims.forget(stage)
@@ -155,13 +187,21 @@ def torture(stage: str, victims: Victims, kills: int, seed: int = 0) -> tuple[li
             if "seconds" in kill:
                 kill = at_any_time(whole["trace"], choose)
             else:
-                same = [(kill["point"], kill["function"]) == (point, function) for point, function, _ in whole["trace"]]
+                same = [
+                    (kill["point"], kill["function"]) == (point, function)
+                    for point, function, _ in whole["trace"]
+                ]
                 kill["nth"] = choose.randint(1, sum(same))
         else:
             raise AssertionError(f"no kill at {kill} hit in {ATTEMPTS} attempts")
-        # At one of the calls that every resumption makes; those at the end have one checkpoint less to write.
+        # At one of the calls that every resumption makes; those at the end have one checkpoint less
+        # to write.
         again = number % 4 == 3 and hit(
-            {"point": "fsync", "when": choose.choice(("before", "after")), "nth": choose.randint(1, 8)}
+            {
+                "point": "fsync",
+                "when": choose.choice(("before", "after")),
+                "nth": choose.randint(1, 8),
+            }
         )
         step = victims.checkpoint(stage)
         ended = victims.run(stage)
@@ -169,7 +209,9 @@ def torture(stage: str, victims: Victims, kills: int, seed: int = 0) -> tuple[li
             differences.append(f"{hits[-1]}: not continued after step {step}")
         if (digests := victims.digests(stage)) != expected:
             names = sorted(name for name, _ in digests.items() ^ expected.items())
-            differences.append(f"{hits[-2:] if again else hits[-1]}: {', '.join(dict.fromkeys(names))}")
+            differences.append(
+                f"{hits[-2:] if again else hits[-1]}: {', '.join(dict.fromkeys(names))}"
+            )
     return hits, differences
 
 

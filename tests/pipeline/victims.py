@@ -1,18 +1,19 @@
 """A process that runs stages in forked children and harms them: `python -m tests.pipeline.victims`.
 
-It imports the heavy libraries once, so that a kill and its resumption cost a second instead of ten. A job is a line of
-JSON on standard input, the answer a line on standard output:
+It imports the heavy libraries once, so that a kill and its resumption cost a second instead of ten.
+A job is a line of JSON on standard input, the answer a line on standard output:
 
     job     {"stage", "cwd", "kill", "full"}
-    kill    null | {"point", "function", "nth", "when": "before" | "within" | "after", "signal"} | {"seconds"}
-    full    null | {"path", "first", "calls"} | {"limit": bytes}
-    answer  {"killed": null | what hit, "status": exit status, "trace": [[point, function, seconds], ...], "began"}
+    kill    null | {"point", "function", "nth", "when": "before" | "within" | "after", "signal"} |
+    {"seconds"} full    null | {"path", "first", "calls"} | {"limit": bytes}
+    answer  {"killed": null | what hit, "status": exit status, "trace": [[point, function, seconds],
+    ...], "began"}
 
-A point is a call that a checkpoint or an output is made of: see `POINTS`. `nth` counts the project's own calls of that
-point, of `function` alone where one is given. "within" leaves half of the data behind. `full` lets every write under a
-path that contains `path` fail as on a full disk, from the `first` on and `calls` times; `limit` sets the largest file
-that the kernel allows (`ulimit -f`).
-"""
+A point is a call that a checkpoint or an output is made of: see `POINTS`. `nth` counts the
+project's own calls of that point, of `function` alone where one is given. "within" leaves half of
+the data behind. `full` lets every write under a path that contains `path` fail as on a full disk,
+from the `first` on and `calls` times; `limit` sets the largest file that the kernel allows (`ulimit
+-f`)."""
 
 from __future__ import annotations
 
@@ -52,7 +53,9 @@ HEAVY = (  # two thirds of a tiny stage's time, were they imported in each child
 
 
 def caller() -> str:
-    """The innermost function of the project that is not a helper of `llm.runtime.io`, e.g. `llm.train.checkpoint.local.State._write`."""
+    """The innermost function of the project that is not a helper of `llm.runtime.io`, e.g.
+    `llm.train.checkpoint.local.State._write`.
+    """
     frame, found = sys._getframe(2), ""
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
@@ -72,7 +75,9 @@ def place(argument: Any) -> str:
 class Harm:
     """Counts the calls that touch the disk, and does at the chosen ones what the job says."""
 
-    def __init__(self, kill: dict[str, Any] | None, full: dict[str, Any] | None, record: int) -> None:
+    def __init__(
+        self, kill: dict[str, Any] | None, full: dict[str, Any] | None, record: int
+    ) -> None:
         self.kill, self.full, self.record = kill or {}, full or {}, record
         self.began, self.calls, self.refused, self.lock = time.monotonic(), 0, 0, threading.Lock()
 
@@ -89,7 +94,13 @@ class Harm:
         self.refused += 1
         return 0 <= self.refused - self.full["first"] < self.full["calls"]
 
-    def around(self, point: str, real: Callable[..., Any], half: Callable[..., Any], path: Callable[..., str]) -> Any:
+    def around(
+        self,
+        point: str,
+        real: Callable[..., Any],
+        half: Callable[..., Any],
+        path: Callable[..., str],
+    ) -> Any:
         """`real`, counted; `half(*args)` does half of it, `path(*args)` says where."""
 
         @functools.wraps(real)
@@ -98,7 +109,10 @@ class Harm:
             if not function:
                 return real(*args, **kwargs)
             with self.lock:
-                counts = point == self.kill.get("point") and self.kill.get("function", function) == function
+                counts = (
+                    point == self.kill.get("point")
+                    and self.kill.get("function", function) == function
+                )
                 self.calls += counts
                 here = counts and self.calls == self.kill["nth"]
                 self.note(call=[point, function, time.monotonic() - self.began])
@@ -139,7 +153,9 @@ class Harm:
             save(tensors, path, **kwargs)
             os.truncate(path, os.path.getsize(path) // 2)
 
-        safetensors.torch.save_file = self.around("save_file", save, half_saved, lambda _, path: str(path))
+        safetensors.torch.save_file = self.around(
+            "save_file", save, half_saved, lambda _, path: str(path)
+        )
 
         def opened(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
             file = builtins.open(path, mode, *args, **kwargs)  # noqa: SIM115  the caller's `with` closes it
@@ -159,13 +175,19 @@ class Harm:
 
 
 def refusal(point: str, path: str) -> Exception:
-    """What is raised on a full disk: by safetensors an error of its own, by writing to a file one without a name."""
+    """What is raised on a full disk: by safetensors an error of its own, by writing to a file one
+    without a name.
+    """
     from safetensors import SafetensorError
 
     reason = os.strerror(errno.ENOSPC)
     if point == "save_file":
-        return SafetensorError(f"Error while serializing: I/O error: {reason} (os error {errno.ENOSPC})")
-    return OSError(errno.ENOSPC, reason, path) if point == "mkdir" else OSError(errno.ENOSPC, reason)
+        return SafetensorError(
+            f"Error while serializing: I/O error: {reason} (os error {errno.ENOSPC})"
+        )
+    return (
+        OSError(errno.ENOSPC, reason, path) if point == "mkdir" else OSError(errno.ENOSPC, reason)
+    )
 
 
 def child(job: dict[str, Any], record: int) -> None:
@@ -211,7 +233,11 @@ def harm(job: dict[str, Any]) -> dict[str, Any]:
     trace = [note["call"] for note in notes if "call" in note]
     killed = next((note["killed"] for note in notes if "killed" in note), None)
     if os.WIFSIGNALED(status) and killed is None:
-        killed = {"point": "time", "when": "at", "function": trace[-1][1] if trace else "before the first call"}
+        killed = {
+            "point": "time",
+            "when": "at",
+            "function": trace[-1][1] if trace else "before the first call",
+        }
     return {
         "killed": killed,
         "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,

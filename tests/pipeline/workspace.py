@@ -12,7 +12,10 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ["networkx", "datasets"]  # documentation small enough to read in seconds, with all three tasks
+PACKAGES = [
+    "networkx",
+    "datasets",
+]  # documentation small enough to read in seconds, with all three tasks
 
 TINY: dict[str, Any] = {
     "download": {
@@ -70,7 +73,9 @@ def merge(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def environment(root: Path) -> dict[str, str]:
     """What `make` sets: this Python first on the PATH; no variables of an outer DVC or MLflow."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_TRACKING", "LLM_"))}
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_TRACKING", "LLM_"))
+    }
     return {
         **kept,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -84,17 +89,28 @@ def environment(root: Path) -> dict[str, str]:
     }
 
 
-def run(root: Path, *command: str, check: bool = True, timeout: float = 300, **env: str) -> subprocess.CompletedProcess:
+def run(
+    root: Path, *command: str, check: bool = True, timeout: float = 300, **env: str
+) -> subprocess.CompletedProcess:
     """Run a command in the checkout; with `check`, fail with all that it printed."""
     done = subprocess.run(
-        command, cwd=root, env={**environment(root), **env}, capture_output=True, text=True, timeout=timeout
+        command,
+        cwd=root,
+        env={**environment(root), **env},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
-    assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+    assert not check or done.returncode == 0, (
+        f"{' '.join(command)}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+    )
     return done
 
 
 def copy(source: Path, root: Path, changes: dict[str, Any] | None = None) -> Path:
-    """Another checkout with the same data, without models, states and tracked runs; `changes` to params committed."""
+    """Another checkout with the same data, without models, states and tracked runs; `changes` to
+    params committed.
+    """
     ignored = shutil.ignore_patterns("models", ".state", "mlflow.db*", "mlartifacts")
     shutil.copytree(source, root, ignore=ignored, symlinks=True)
     if changes:
@@ -112,7 +128,9 @@ def checkout(root: Path, changes: dict[str, Any] | None = None) -> Path:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "constraints.txt", ".gitignore", ".dvcignore", "pyproject.toml"):
         shutil.copyfile(ROOT / name, root / name)
-    params = merge(yaml.safe_load((ROOT / "params.yaml").read_text()), yaml.safe_load(yaml.safe_dump(TINY)))
+    params = merge(
+        yaml.safe_load((ROOT / "params.yaml").read_text()), yaml.safe_load(yaml.safe_dump(TINY))
+    )
     (root / "params.yaml").write_text(yaml.safe_dump(merge(params, changes or {}), sort_keys=False))
     run(root, "git", "init", "-q")
     run(root, "dvc", "init", "-q")

@@ -37,7 +37,9 @@ def test_the_numbers_are_those_of_the_run(p: params.Params) -> None:
     assert pretrain.tokens == pretrain.steps * 4096 >= 2_600_000
     assert pretrain.epochs is None
     assert "not known before tokenize" in pretrain.data
-    assert 6 * pretrain.optimal_parameters * pretrain.optimal_tokens == pytest.approx(pretrain.flops, rel=1e-4)
+    assert 6 * pretrain.optimal_parameters * pretrain.optimal_tokens == pytest.approx(
+        pretrain.flops, rel=1e-4
+    )
     assert pretrain.optimal_tokens == pytest.approx(20 * pretrain.optimal_parameters, rel=1e-4)
     finetune = plan.finetune_plan(p)
     assert finetune.trained_parameters < pretrain.parameters < finetune.parameters
@@ -60,7 +62,10 @@ def test_a_measured_rate_of_this_device_replaces_the_typical_one(p: params.Param
     timing = {"device": typical.device, "compiled": typical.compiled, "mfu": 0.25}
     write_json("metrics/timing/pretrain.json", timing)
     measured = plan.pretrain_plan(p)
-    assert (measured.utilisation, "metrics/timing/pretrain.json" in measured.utilisation_from) == (0.25, True)
+    assert (measured.utilisation, "metrics/timing/pretrain.json" in measured.utilisation_from) == (
+        0.25,
+        True,
+    )
     assert measured.seconds > typical.seconds
     write_json("metrics/timing/pretrain.json", {**timing, "device": "another"})
     assert plan.pretrain_plan(p).seconds == pytest.approx(typical.seconds)
@@ -71,11 +76,15 @@ def test_a_run_that_cannot_fit_the_memory_is_refused(
 ) -> None:
     plan.before_training(plan.pretrain_plan(p), tmp_path)
     monkeypatch.setattr(device, "total_memory", lambda *_: 10**8)
-    with pytest.raises(UserError, match=r"would need about .* of memory .* has 100 MB.*model\.hidden_size"):
+    with pytest.raises(
+        UserError, match=r"would need about .* of memory .* has 100 MB.*model\.hidden_size"
+    ):
         plan.before_training(plan.pretrain_plan(p), tmp_path)
 
 
-def test_processes_of_one_machine_share_its_memory(p: params.Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_one_machine_share_its_memory(
+    p: params.Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = plan.pretrain_plan(p)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     four = plan.pretrain_plan(p)
@@ -86,7 +95,9 @@ def test_processes_of_one_machine_share_its_memory(p: params.Params, monkeypatch
 def test_gradient_checkpointing_takes_less_memory_and_more_time(p: params.Params) -> None:
     usual = plan.pretrain_plan(p)
     again = plan.pretrain_plan(
-        p.model_copy(update={"pretrain": p.pretrain.model_copy(update={"grad_checkpointing": True})})
+        p.model_copy(
+            update={"pretrain": p.pretrain.model_copy(update={"grad_checkpointing": True})}
+        )
     )
     assert again.memory.activations < usual.memory.activations
     assert again.seconds > usual.seconds
@@ -102,13 +113,24 @@ def test_a_run_that_cannot_fit_the_disk_is_refused(
         plan.before_training(full, tmp_path)
     (tmp_path / "step-00000001").mkdir()
     (tmp_path / "step-00000001" / "tensors.safetensors").write_bytes(bytes(2000))
-    plan.before_training(full, tmp_path)  # what a resumed run has on disk already is not needed again
+    plan.before_training(
+        full, tmp_path
+    )  # what a resumed run has on disk already is not needed again
 
 
-def test_the_command_prints_both_stages_aligned_and_as_json(p: params.Params, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_prints_both_stages_aligned_and_as_json(
+    p: params.Params, capsys: pytest.CaptureFixture
+) -> None:
     show_plan()
     text = capsys.readouterr().out
-    for expected in ("pretrain", "finetune", "compute-optimal", "micro-batches of", "activations", "not known before"):
+    for expected in (
+        "pretrain",
+        "finetune",
+        "compute-optimal",
+        "micro-batches of",
+        "activations",
+        "not known before",
+    ):
         assert expected in text
     assert max(map(len, text.splitlines())) < 200
     show_plan(as_json=True)
@@ -127,14 +149,16 @@ def test_the_memory_of_a_container_counts(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("number", "shown"), [(999, "1 kB"), (2.5e6, "2.5 MB"), (1.44e9, "1.4 GB"), (24e9, "24 GB"), (3e12, "3.0 TB")]
+    ("number", "shown"),
+    [(999, "1 kB"), (2.5e6, "2.5 MB"), (1.44e9, "1.4 GB"), (24e9, "24 GB"), (3e12, "3.0 TB")],
 )
 def test_sizes_read_well(number: float, shown: str) -> None:
     assert units.size(number) == shown
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"), [(45, "45 s"), (192, "3.2 min"), (5.1 * 3600, "5.1 h"), (12 * 86400, "12.0 days")]
+    ("seconds", "shown"),
+    [(45, "45 s"), (192, "3.2 min"), (5.1 * 3600, "5.1 h"), (12 * 86400, "12.0 days")],
 )
 def test_durations_read_well(seconds: float, shown: str) -> None:
     assert units.duration(seconds) == shown

@@ -15,8 +15,12 @@ def test_one_process_sends_nothing() -> None:
 
 def test_a_sharded_pass_in_float32_sends_half_as_much_again_as_the_minimum() -> None:
     for processes in (2, 8, 512):
-        assert sharded_bytes(10**9, 0, processes, 1, 4) == pytest.approx(1.5 * minimum_bytes(10**9, processes))
-        assert sharded_bytes(10**9, 0, processes, 1, 2) == pytest.approx(minimum_bytes(10**9, processes))
+        assert sharded_bytes(10**9, 0, processes, 1, 4) == pytest.approx(
+            1.5 * minimum_bytes(10**9, processes)
+        )
+        assert sharded_bytes(10**9, 0, processes, 1, 2) == pytest.approx(
+            minimum_bytes(10**9, processes)
+        )
 
 
 @pytest.mark.parametrize("job", JOBS, ids=[job.name for job in JOBS])
@@ -26,15 +30,19 @@ def test_more_devices_are_never_more_efficient_and_a_faster_network_never_less(j
     assert found == sorted(found, reverse=True)
     assert 0 < found[-1] < 1
     for count in (8, 64, 512):
-        assert efficiency(job, count, replace(H100, network=2 * H100.network, inside=2 * H100.inside)) >= efficiency(
-            job, count
-        )
+        assert efficiency(
+            job, count, replace(H100, network=2 * H100.network, inside=2 * H100.inside)
+        ) >= efficiency(job, count)
         assert efficiency(job, count, replace(H100, network=1e30, inside=1e30, hop=0.0)) == 1
 
 
 def test_a_hand_count_agrees() -> None:
-    """124M at 512 devices: 1,024 tokens each, 1.9 ms of computing against 25 ms of gradients at 40 GB/s."""
+    """124M at 512 devices: 1,024 tokens each, 1.9 ms of computing against 25 ms of gradients at 40
+    GB/s.
+    """
     job = JOBS[0]
     computing = 6 * 124e6 * 1024 / (989e12 * 0.4)
     exchange = 2 * 511 / 512 * 4 * 124e6 / 40e9 + 2 * 19 * 9 * 5e-6
-    assert efficiency(job, 512) == pytest.approx(computing / (computing + exchange - 2 / 3 * computing), rel=1e-3)
+    assert efficiency(job, 512) == pytest.approx(
+        computing / (computing + exchange - 2 / 3 * computing), rel=1e-3
+    )

@@ -16,7 +16,9 @@ from llm.report import commentary, predictions
 from llm.report.format import number, percent
 from tests.report import workspace
 
-WORDS = st.lists(st.sampled_from(["The", "the", "cat", "dog.", "sat,", "(n)", "on", "é"]), max_size=9).map(" ".join)
+WORDS = st.lists(
+    st.sampled_from(["The", "the", "cat", "dog.", "sat,", "(n)", "on", "é"]), max_size=9
+).map(" ".join)
 
 
 def test_words_that_both_texts_have_in_one_order_are_marked_whatever_their_case() -> None:
@@ -33,7 +35,8 @@ def test_pieces_put_together_are_the_texts_and_share_their_words(a: str, b: str)
     assert "".join(text for text, _ in first) == a
     assert "".join(text for text, _ in second) == b
     marked = [
-        [w for text, common in side if common for w in re.findall(r"\w+", text.lower())] for side in (first, second)
+        [w for text, common in side if common for w in re.findall(r"\w+", text.lower())]
+        for side in (first, second)
     ]
     assert marked[0] == marked[1]
     assert (predictions.shared(first) > 0) == bool(set(_words(a)) & set(_words(b)))
@@ -55,7 +58,12 @@ def test_the_best_come_first_and_of_choices_the_surest() -> None:
 
 
 def test_of_several_references_the_one_in_common_is_shown() -> None:
-    columns = {"prompt": ["p"], "prediction": ["two words"], "references": [["other", "these two words"]], "f1": [0.8]}
+    columns = {
+        "prompt": ["p"],
+        "prediction": ["two words"],
+        "references": [["other", "these two words"]],
+        "f1": [0.8],
+    }
     shown = predictions.example(columns, 0, "f1", str)
     assert shown["reference"] == [("these ", False), ("two words", True)]
     missing = columns | {"references": [None]}
@@ -69,7 +77,13 @@ def test_bins_hold_every_prompt_once() -> None:
         edges = np.unique(np.quantile(lengths, np.linspace(0, 1, 6)).round().astype(int))
         bins = predictions.by_length(lengths, values, edges)
         assert sum(b["n"] for b in bins) == len(lengths)
-        assert abs(np.average([b["mean"] for b in bins], weights=[b["n"] for b in bins]) - values.mean()) < 1e-12
+        assert (
+            abs(
+                np.average([b["mean"] for b in bins], weights=[b["n"] for b in bins])
+                - values.mean()
+            )
+            < 1e-12
+        )
 
 
 def test_other_decoding_stands_beside_the_same_examples() -> None:

@@ -39,7 +39,9 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         for key, value in attrs:
-            if key in ("src", "href", "xlink:href", "data", "srcset", "poster") and not (value or "").startswith("#"):
+            if key in ("src", "href", "xlink:href", "data", "srcset", "poster") and not (
+                value or ""
+            ).startswith("#"):
                 self.loads.append(value or "")
             if key == "id":
                 self.ids.append(value or "")
@@ -62,7 +64,9 @@ def render(directory: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     out = directory / "out"
     out.mkdir(exist_ok=True)
     write_report(params.load(), out, {"name": "quick-fox", "id": "0123abcd"})
-    return (out / "report.html").read_text(encoding="utf-8"), (out / "report.md").read_text(encoding="utf-8")
+    return (out / "report.html").read_text(encoding="utf-8"), (out / "report.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_full_run_is_shown_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,20 +85,28 @@ def test_a_full_run_is_shown_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert "axis axis axis" in text
         assert "not run here" in text, "evaluate and mix have no timing in this workspace"
     parsed = Page(html)
-    assert parsed.tags.count("svg") == 12, "corpus, two a training stage, two a task with predictions, one a task"
-    assert html.count('class="sample"') == 3 * 6 + 3 * 9 + 4 * 20, "samples, best and worst and random, training data"
+    assert parsed.tags.count("svg") == 12, (
+        "corpus, two a training stage, two a task with predictions, one a task"
+    )
+    assert html.count('class="sample"') == 3 * 6 + 3 * 9 + 4 * 20, (
+        "samples, best and worst and random, training data"
+    )
     for text in (html, markdown):
         assert "beam search, 4 beams" in text, "the effect of decoding settings"
         assert "rose from 2.900 to 3.010" in text, "forgetting"
         assert "Accuracy +0.460 (0.400 to 0.520, p = 0.034)" in text
-        assert "4.7 % of the answers were cut at their limit, 0.30 % of the answers are empty" in text
+        assert (
+            "4.7 % of the answers were cut at their limit, 0.30 % of the answers are empty" in text
+        )
         assert "1.777" in text, "held-out text by source"
     assert "<mark>" in html
     names = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
     assert names == sorted(re.findall(r"\(figures/([a-z_]+\.svg)\)", markdown))
 
 
-def test_the_corpus_is_shown_with_its_sources_and_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_corpus_is_shown_with_its_sources_and_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace.full(tmp_path, note="a|b <i>")
     html, markdown = render(tmp_path, monkeypatch)
     for text in (html, markdown):
@@ -121,14 +133,22 @@ def test_the_tokenizer_is_compared_with_gpt2s_where_that_is_at_hand(
 
     monkeypatch.chdir(tmp_path)
     texts = [f"Document {i} returns the {i}th value of the array, in order." for i in range(60)]
-    ours, other = Tokenizer.train(texts, 330), Tokenizer({bytes([i]): i for i in range(256)}, GPT2_PATTERN)
+    ours, other = (
+        Tokenizer.train(texts, 330),
+        Tokenizer({bytes([i]): i for i in range(256)}, GPT2_PATTERN),
+    )
     monkeypatch.setattr("llm.tokenizer.gpt2.are_here", lambda: here)
     monkeypatch.setattr(Tokenizer, "gpt2", classmethod(lambda cls: other))
     with raw.Writer(tmp_path / "raw", "pretrain") as writer:
         for text in texts:
             writer.write({"id": text, "text": text, "source": ""})
     shards, counts = encode.encode_corpus(
-        chunks.find_chunks(tmp_path / "raw"), ours, tmp_path / "data", 0.3, 2000, Plan(Clean(), None)
+        chunks.find_chunks(tmp_path / "raw"),
+        ours,
+        tmp_path / "data",
+        0.3,
+        2000,
+        Plan(Clean(), None),
     )
     write_json("data/tokens/meta.json", encode.describe(shards, counts, ours, 0.3))
     ours.save("data/tokenizer")
@@ -145,7 +165,9 @@ def test_the_tokenizer_is_compared_with_gpt2s_where_that_is_at_hand(
         assert ("not on this machine" in text) != here
 
 
-def test_params_alone_give_a_page_that_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_params_alone_give_a_page_that_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace.minimal(tmp_path)
     html, markdown = render(tmp_path, monkeypatch)
     assert html.count("not run here") >= 6
@@ -155,19 +177,27 @@ def test_params_alone_give_a_page_that_says_what_is_missing(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("stage", ["tokenize", "pretrain", "mix", "finetune", "evaluate"])
-def test_any_one_stage_may_be_missing(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_one_stage_may_be_missing(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace.full(tmp_path)
     (tmp_path / "metrics" / f"{stage}.json").unlink()
     html, _ = render(tmp_path, monkeypatch)
     assert Page(html).open == []
 
 
-def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_inputs_give_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def files(directory: Path) -> dict[str, bytes]:
         workspace.full(directory)
         render(directory, monkeypatch)
         out = directory / "out"
-        return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        return {
+            path.relative_to(out).as_posix(): path.read_bytes()
+            for path in out.rglob("*")
+            if path.is_file()
+        }
 
     first, second = files(tmp_path / "a"), files(tmp_path / "b")
     assert first == second
@@ -177,7 +207,9 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest
         "a remote has the metrics through the report alone"
     )
     assert len(first) == 14 + len(numbers)
-    assert not any(str(tmp_path).encode() in content for content in first.values()), "no absolute paths"
+    assert not any(str(tmp_path).encode() in content for content in first.values()), (
+        "no absolute paths"
+    )
 
 
 def test_the_page_loads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +245,9 @@ def test_best_is_lowest_for_perplexity_and_highest_for_the_rest_and_lengths_have
     assert scores.best(evaluate, "language_modeling", "perplexity") == {"base"}
     assert scores.best(evaluate, "classification", "accuracy") == {"baseline:tfidf"}
     assert scores.best(evaluate, "question_answering", "mean_length") == set()
-    assert "the strongest baseline (zstd)" in " ".join(page.summary({**_empty(), "metrics": {"evaluate": evaluate}}))
+    assert "the strongest baseline (zstd)" in " ".join(
+        page.summary({**_empty(), "metrics": {"evaluate": evaluate}})
+    )
 
 
 def test_the_overall_score_is_the_mean_of_headline_metrics_where_more_is_better() -> None:
@@ -230,7 +264,9 @@ def test_samples_pair_the_models_by_id(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(sample["finetuned"].startswith("the axis") for sample in samples)
 
 
-def test_timings_older_than_the_run_are_not_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timings_older_than_the_run_are_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace.full(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert metrics_files.scalars(0.0)["pretrain/tokens_per_second"] == 8123.4
@@ -280,11 +316,17 @@ def test_the_page_says_whether_each_training_gives_the_same_bytes_again(
     assert "Identical bytes on rerun, finetune: finetune's own words." in markdown
 
 
-def test_every_score_has_its_contamination_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_score_has_its_contamination_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace.full(tmp_path)
     html, markdown = render(tmp_path, monkeypatch)
     assert "Contamination: 0.67 % (pretraining 0.33 %, finetuning 0.67 %)." in html
-    rows = [line for line in markdown.splitlines() if line.startswith(("| Finetuned |", "| Base |", "| Lead"))]
+    rows = [
+        line
+        for line in markdown.splitlines()
+        if line.startswith(("| Finetuned |", "| Base |", "| Lead"))
+    ]
     ends = [row.rstrip(" |").rsplit("|", 1)[1].strip() for row in rows]
     assert ends[:3] == ["1.3 %", "1.3 %", "–"]
     assert ends[3:5] == ["0.67 %", "0.33 %"]
@@ -300,50 +342,105 @@ def test_what_each_cleaning_rule_did_is_shown_with_its_examples(
     path = tmp_path / "metrics" / "tokenize.json"
     example = {"document": 1234, "text": "Lost <b>text</b>", "became": ""}
     rule = {"removed": 17, "removed_bytes": 5000, "changed": 0, "edits": 0, "examples": [example]}
-    masked = {**rule, "removed": 0, "changed": 3, "edits": 4, "examples": [{**example, "became": "Masked | text"}]}
+    masked = {
+        **rule,
+        "removed": 0,
+        "changed": 3,
+        "edits": 4,
+        "examples": [{**example, "became": "Masked | text"}],
+    }
     clean = {"documents": 100, "kept": 83, "bytes": 90000, "kept_bytes": 85000}
-    rules = {"c4.min_num_sentences": rule, "personal_data.email": masked, "exact_duplicates": {**rule, "examples": []}}
+    rules = {
+        "c4.min_num_sentences": rule,
+        "personal_data.email": masked,
+        "exact_duplicates": {**rule, "examples": []},
+    }
     metrics = json.loads(path.read_text(encoding="utf-8"))
     workspace.dump(path, {**metrics, "clean": {**clean, "rules": rules}})
     html, markdown = render(tmp_path, monkeypatch)
-    assert "<code>c4.min_num_sentences</code></th><td>17</td><td>5.0 kB</td><td>0</td><td>0</td>" in html
+    assert (
+        "<code>c4.min_num_sentences</code></th><td>17</td><td>5.0 kB</td><td>0</td><td>0</td>"
+        in html
+    )
     assert "Lost &lt;b&gt;text&lt;/b&gt;" in html
     assert "<dt>Became</dt><dd>Masked | text</dd>" in html
     assert "| `personal_data.email` | 0 | 5.0 kB | 3 | 4 |" in markdown
     assert "Lost <b>text</b>\n→ Masked | text" in markdown
 
 
-def test_a_mixture_has_a_table_of_its_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mixture_has_a_table_of_its_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace.full(tmp_path)
-    counts = {f"{split}_{key}": 1000 for split in ("train", "val") for key in ("tokens", "documents", "bytes")}
+    counts = {
+        f"{split}_{key}": 1000
+        for split in ("train", "val")
+        for key in ("tokens", "documents", "bytes")
+    }
     for stage, added in (
-        ("tokenize", {"sources": {"web": {**counts, "weight": 0.75, "share_of_train_tokens": 0.7431}}}),
-        ("pretrain", {"val_loss_by_source": {"web": 3.25}, "val_bits_per_byte_by_source": {"web": 1.125}}),
+        (
+            "tokenize",
+            {"sources": {"web": {**counts, "weight": 0.75, "share_of_train_tokens": 0.7431}}},
+        ),
+        (
+            "pretrain",
+            {"val_loss_by_source": {"web": 3.25}, "val_bits_per_byte_by_source": {"web": 1.125}},
+        ),
     ):
         path = tmp_path / "metrics" / f"{stage}.json"
         workspace.dump(path, json.loads(path.read_text(encoding="utf-8")) | added)
     html, markdown = render(tmp_path, monkeypatch)
     assert (
-        "<td>75.0 %</td><td>1,000</td><td>1,000</td><td>74.3 %</td><td>1,000</td><td>3.250</td><td>1.125</td>" in html
+        "<td>75.0 %</td><td>1,000</td><td>1,000</td><td>74.3 %</td><td>1,000</td><td>3.250</td><td>1.125</td>"
+        in html
     )
     assert "| web | 75.0 % | 1,000 | 1,000 | 74.3 % | 1,000 | 3.250 | 1.125 |" in markdown
 
 
-def test_a_scaling_law_is_shown_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scaling_law_is_shown_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace.minimal(tmp_path)
     score = {"value": 1.25, "low": 1.2, "high": 1.3}
     runs = [
-        {"depth": d, "parameters": d * 10**6, "tokens": t, "flops": 1e12, "loss": 4.0 - d / 10, "fitted": 4.0}
+        {
+            "depth": d,
+            "parameters": d * 10**6,
+            "tokens": t,
+            "flops": 1e12,
+            "loss": 4.0 - d / 10,
+            "fitted": 4.0,
+        }
         for d in (1, 2)
         for t in (1000, 2000)
     ]
-    held = {"depth": 3, "parameters": 3 * 10**6, "tokens": 2000, "flops": 3e12, "observed": 3.6, "error": 0.1}
+    held = {
+        "depth": 3,
+        "parameters": 3 * 10**6,
+        "tokens": 2000,
+        "flops": 3e12,
+        "observed": 3.6,
+        "error": 0.1,
+    }
     law = {name: score for name in ("E", "A", "B", "alpha", "beta", "exponent")}
-    best = {"flops": 3e12, "depth": 2, "parameters": 2 * 10**6, "tokens": 5000, "loss": score, "by_formula": score}
+    best = {
+        "flops": 3e12,
+        "depth": 2,
+        "parameters": 2 * 10**6,
+        "tokens": 5000,
+        "loss": score,
+        "by_formula": score,
+    }
     best["beyond"] = {"parameters": 1.0, "tokens": 2.5}
-    found = {"runs": runs, "law": law, "held_back": held | {"predicted": score, "within": False}, "optimal": [best]}
+    found = {
+        "runs": runs,
+        "law": law,
+        "held_back": held | {"predicted": score, "within": False},
+        "optimal": [best],
+    }
     workspace.dump(
-        tmp_path / "metrics/scaling.json", found | {"resamples": 20, "confidence": 0.95, "E_determined": False}
+        tmp_path / "metrics/scaling.json",
+        found | {"resamples": 20, "confidence": 0.95, "E_determined": False},
     )
     monkeypatch.chdir(tmp_path)
     page.write_report(params.load(), tmp_path / "out")
@@ -355,6 +452,11 @@ def test_a_scaling_law_is_shown_where_there_is_one(tmp_path: Path, monkeypatch: 
         assert "is not determined: the losses" in text
     assert "Scaling law" in (tmp_path / "out/report.html").read_text()
     assert (tmp_path / "out/figures/scaling.svg").exists()
-    workspace.dump(tmp_path / "metrics/scaling.json", {key: found[key] for key in ("runs", "law", "held_back")})
-    with pytest.raises(UserError, match=r"metrics/scaling.json is of an earlier version: `dvc repro scaling/dvc.yaml`"):
+    workspace.dump(
+        tmp_path / "metrics/scaling.json", {key: found[key] for key in ("runs", "law", "held_back")}
+    )
+    with pytest.raises(
+        UserError,
+        match=r"metrics/scaling.json is of an earlier version: `dvc repro scaling/dvc.yaml`",
+    ):
         page.write_report(params.load(), tmp_path / "out")

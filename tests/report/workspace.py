@@ -1,4 +1,6 @@
-"""A workspace as the stages leave it, small and made by hand, for tests of the report and of tracking."""
+"""A workspace as the stages leave it, small and made by hand, for tests of the report and of
+tracking.
+"""
 
 from __future__ import annotations
 
@@ -59,14 +61,18 @@ def _data(directory: Path, note: str) -> None:
         {
             "id": f"{task}-{i}",
             "task": task,
-            "prompt": "" if task == "language_modeling" else f"{note}: what does argument {i} of the function mean?",
+            "prompt": ""
+            if task == "language_modeling"
+            else f"{note}: what does argument {i} of the function mean?",
             "response": f"The number {i} of points to draw, along the given axis. {note}",
         }
         for i in range(30)
         for task in (*TASKS, "language_modeling")
     ]
     (directory / "data" / "mix").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), directory / "data" / "mix" / "train.parquet", row_group_size=16)
+    pq.write_table(
+        pa.Table.from_pylist(rows), directory / "data" / "mix" / "train.parquet", row_group_size=16
+    )
     lock = """schema: '2.0'
 stages:
   tokenize:
@@ -105,12 +111,21 @@ def _model(directory: Path) -> None:
 
 def _curves(directory: Path) -> None:
     (directory / "metrics").mkdir(exist_ok=True)
-    for stage, steps, every, start, end in (("pretrain", 732, 100, 8.3, 2.9), ("finetune", 96, 50, 3.4, 1.3)):
-        with open(directory / "metrics" / f"{stage}_history.csv", "w", newline="", encoding="utf-8") as file:
+    for stage, steps, every, start, end in (
+        ("pretrain", 732, 100, 8.3, 2.9),
+        ("finetune", 96, 50, 3.4, 1.3),
+    ):
+        with open(
+            directory / "metrics" / f"{stage}_history.csv", "w", newline="", encoding="utf-8"
+        ) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("step", "tokens", "loss", "learning_rate", "grad_norm", "val_loss"))
             for step in range(1, steps + 1):
-                loss = end + (start - end) * math.exp(-5 * step / steps) + 0.12 * math.sin(step * 12.9898)
+                loss = (
+                    end
+                    + (start - end) * math.exp(-5 * step / steps)
+                    + 0.12 * math.sin(step * 12.9898)
+                )
                 rate = 0.01 * min(1, step / 15, 2 * (steps - step + 1) / steps)
                 norm = 0.4 + 3 * math.exp(-step / 20) + 0.1 * math.sin(step * 78.233)
                 val = loss + 0.05 if step % every == 0 or step == steps else ""
@@ -119,7 +134,13 @@ def _curves(directory: Path) -> None:
 
 def _score(value: float, n: int = 300, signature: str = "") -> dict[str, Any]:
     spread = 0.05 * max(value, 0.02)
-    return {"value": value, "low": value - spread, "high": value + spread, "n": n, "signature": signature}
+    return {
+        "value": value,
+        "low": value - spread,
+        "high": value + spread,
+        "n": n,
+        "signature": signature,
+    }
 
 
 def evaluation() -> dict[str, Any]:
@@ -139,14 +160,22 @@ def evaluation() -> dict[str, Any]:
 
     def answering(x: float) -> dict[str, Any]:
         counts = {"truncated": _score(0.0), "unfinished": _score(0.047), "empty": _score(0.003)}
-        return {"exact_match": _score(0.6 * x), "f1": _score(x), "mean_length": _score(5.2), **counts}
+        return {
+            "exact_match": _score(0.6 * x),
+            "f1": _score(x),
+            "mean_length": _score(5.2),
+            **counts,
+        }
 
     return {
         "base": {
             "summarization": summarization(0.07),
             "question_answering": answering(0.03),
             "classification": {"accuracy": _score(0.11), "mcc": _score(0.01)},
-            "language_modeling": {"perplexity": _score(18.2, 118000), "bits_per_byte": _score(1.212, 118000)},
+            "language_modeling": {
+                "perplexity": _score(18.2, 118000),
+                "bits_per_byte": _score(1.212, 118000),
+            },
         },
         "finetuned": {
             "summarization": summarization(0.31),
@@ -164,12 +193,19 @@ def evaluation() -> dict[str, Any]:
             | {"f1": _score(0.64, 20, "x|beam search, 4 beams, at most 32 tokens|y")}
         },
         "baseline:lead": {"summarization": summarization(0.22)},
-        "baseline:random": {"question_answering": answering(0.16), "summarization": summarization(0.14)},
+        "baseline:random": {
+            "question_answering": answering(0.16),
+            "summarization": summarization(0.14),
+        },
         "baseline:sliding_window": {"question_answering": answering(0.33)},
         "baseline:majority": {"classification": {"accuracy": _score(0.18), "mcc": _score(0.0)}},
         "baseline:tfidf": {"classification": {"accuracy": _score(0.64), "mcc": _score(0.6)}},
         "baseline:zstd": {"language_modeling": {"bits_per_byte": {"value": 1.702, "n": 118000}}},
-        "contamination": {"summarization": 0.0133, "question_answering": 0.0067, "classification": 0.0},
+        "contamination": {
+            "summarization": 0.0133,
+            "question_answering": 0.0067,
+            "classification": 0.0,
+        },
     }
 
 
@@ -189,9 +225,17 @@ def _metrics(directory: Path, note: str) -> None:
             "bytes_per_token": 4.02,
             "unused_tokens": 11,
             "document_tokens": {"32": 910, "64": 2800, "256": 14_156, "2048": 3000},
-            "frequent_tokens": [{"token": "\n", "count": 181_020}, {"token": " the", "count": 92_411}],
+            "frequent_tokens": [
+                {"token": "\n", "count": 181_020},
+                {"token": " the", "count": 92_411},
+            ],
             "largest_sources": [
-                {"source": f"package {note}", "tokens": 2_000_000, "documents": 14_000, "bytes": 8_140_000},
+                {
+                    "source": f"package {note}",
+                    "tokens": 2_000_000,
+                    "documents": 14_000,
+                    "bytes": 8_140_000,
+                },
                 {"source": "", "tokens": 1_082_318, "documents": 6_866, "bytes": 4_250_918},
             ],
         },
@@ -209,11 +253,23 @@ def _metrics(directory: Path, note: str) -> None:
             "epochs": 1.98,
         },
     )
-    task = {"kind": "x", "train": 3600, "val": 110, "test": 371, "truncated": 12, "dropped": {"empty": 3}}
+    task = {
+        "kind": "x",
+        "train": 3600,
+        "val": 110,
+        "test": 371,
+        "truncated": 12,
+        "dropped": {"empty": 3},
+    }
     lengths = {"mean_prompt_tokens": 143.2, "mean_response_tokens": 14.8}
     dump(
         metrics / "mix.json",
-        {"tasks": {name: {**task, **lengths} for name in TASKS}, "train": 12_000, "val": 330, "test": 1113},
+        {
+            "tasks": {name: {**task, **lengths} for name in TASKS},
+            "train": 12_000,
+            "val": 330,
+            "test": 1113,
+        },
     )
     dump(
         metrics / "finetune.json",
@@ -228,7 +284,11 @@ def _metrics(directory: Path, note: str) -> None:
     )
     dump(metrics / "evaluate.json", evaluation())
     apart = {
-        "pretraining": {"summarization": 0.0133, "question_answering": 0.0033, "classification": 0.0},
+        "pretraining": {
+            "summarization": 0.0133,
+            "question_answering": 0.0033,
+            "classification": 0.0,
+        },
         "finetuning": {"summarization": 0.0, "question_answering": 0.0067, "classification": 0.0},
     }
     dump(metrics / "contamination.json", apart)
@@ -240,8 +300,16 @@ def _metrics(directory: Path, note: str) -> None:
             "device": "AMD EPYC 9R14",
         }
         if stage in ("pretrain", "finetune"):
-            timing |= {"tokens_per_second": 8123.4, "mfu": 0.412, "dtype": "bfloat16", "compiled": True}
-            timing |= {"deterministic": stage == "pretrain", "identical_bytes": f"{stage}'s own words"}
+            timing |= {
+                "tokens_per_second": 8123.4,
+                "mfu": 0.412,
+                "dtype": "bfloat16",
+                "compiled": True,
+            }
+            timing |= {
+                "deterministic": stage == "pretrain",
+                "identical_bytes": f"{stage}'s own words",
+            }
         dump(metrics / "timing" / f"{stage}.json", timing)
 
 
@@ -249,31 +317,62 @@ def _last_losses(metrics: Path) -> dict[str, float]:
     found = {}
     for path in metrics.glob("*_history.csv"):
         with open(path, encoding="utf-8", newline="") as file:
-            found[path.name.removesuffix("_history.csv")] = float(list(csv.DictReader(file))[-1]["val_loss"])
+            found[path.name.removesuffix("_history.csv")] = float(
+                list(csv.DictReader(file))[-1]["val_loss"]
+            )
     return found
 
 
 def scored(task: str, model: str, i: int) -> dict[str, Any]:
     """The columns of one example's own scores."""
     if task == "classification":
-        return {"accuracy": float((i + (model == "base")) % 3 == 0), "log_likelihoods": [-1.0 - i / 10, -2.0, -9.0]}
-    return {"f1" if task == "question_answering" else "rougeLsum": i / 39 if model == "finetuned" else 0.1}
+        return {
+            "accuracy": float((i + (model == "base")) % 3 == 0),
+            "log_likelihoods": [-1.0 - i / 10, -2.0, -9.0],
+        }
+    return {
+        "f1" if task == "question_answering" else "rougeLsum": i / 39
+        if model == "finetuned"
+        else 0.1
+    }
 
 
 def comparison() -> dict[str, Any]:
     """What `evaluate` writes of finetuned against base."""
-    loss = {"a": 2.9, "b": 3.01, "difference": 0.11, "low": 0.1, "high": 0.12, "p_value": 0.0001, "n": 141}
-    accuracy = {"a": 0.11, "b": 0.57, "difference": 0.46, "low": 0.4, "high": 0.52, "p_value": 0.034, "n": 300}
-    return {"finetuned - base": {"language_modeling": {"loss": loss}, "classification": {"accuracy": accuracy}}}
+    loss = {
+        "a": 2.9,
+        "b": 3.01,
+        "difference": 0.11,
+        "low": 0.1,
+        "high": 0.12,
+        "p_value": 0.0001,
+        "n": 141,
+    }
+    accuracy = {
+        "a": 0.11,
+        "b": 0.57,
+        "difference": 0.46,
+        "low": 0.4,
+        "high": 0.52,
+        "p_value": 0.034,
+        "n": 300,
+    }
+    return {
+        "finetuned - base": {
+            "language_modeling": {"loss": loss},
+            "classification": {"accuracy": accuracy},
+        }
+    }
 
 
 def _predictions(directory: Path, note: str) -> None:
     place = directory / "metrics" / "predictions"
     place.mkdir()
-    question = (
-        "Answer the question with a span of the text.\n\nText: axis : int, optional. The axis along which to sum."
-    )
-    for model, answer in (("base", "axis axis axis\nthe the"), ("finetuned", "the axis along which to sum")):
+    question = "Answer the question with a span of the text.\n\nText: axis : int, optional. The axis along which to sum."
+    for model, answer in (
+        ("base", "axis axis axis\nthe the"),
+        ("finetuned", "the axis along which to sum"),
+    ):
         for task in TASKS:
             rows = [
                 {

@@ -57,7 +57,9 @@ def test_what_is_secret_in_an_address_is_cut_out(address: str) -> None:
     if not {" ", '"'} & set(address):  # in prose an address ends there
         shown = without_credentials(f"401, url={address} (first)\nand {address}")
         assert shown == f"401, url={CUT[address]} (first)\nand {CUT[address]}"
-    with pytest.raises(UserError, match=r"params: download\.pretrain\.paths\[0\]: .*~/\.netrc") as caught:
+    with pytest.raises(
+        UserError, match=r"params: download\.pretrain\.paths\[0\]: .*~/\.netrc"
+    ) as caught:
         params.parse({"download": {"pretrain": {"source": "files", "paths": [address]}}})
     assert CUT[address] in str(caught.value)
     assert "pass" not in str(caught.value).replace("password", "")
@@ -141,9 +143,13 @@ def test_a_token_of_https_comes_from_fsspecs_own_configuration(
 ) -> None:
     header = {"Authorization": "Basic " + base64.b64encode(b"me:p@ss").decode()}
     monkeypatch.setattr(fsspec.config, "conf", {})
-    fsspec.config.set_conf_env(fsspec.config.conf, {"FSSPEC_HTTP": json.dumps({"client_kwargs": {"headers": header}})})
+    fsspec.config.set_conf_env(
+        fsspec.config.conf, {"FSSPEC_HTTP": json.dumps({"client_kwargs": {"headers": header}})}
+    )
     monkeypatch.setattr(
-        fsspec.spec, "apply_config", lambda cls, kw: fsspec.config.apply_config(cls, kw, fsspec.config.conf)
+        fsspec.spec,
+        "apply_config",
+        lambda cls, kw: fsspec.config.apply_config(cls, kw, fsspec.config.conf),
     )
     assert load(guarded, tmp_path / "out")["rows"] == 1
 
@@ -168,4 +174,8 @@ def test_the_open_execution_on_disk_does_not_hold_the_stores_password(
     state = executions.current(params.load(), "pretrain")
     assert state["store"] == "postgresql://host/mlflow"
     assert executions.current(params.load(), "pretrain") == state
-    assert not [path for path in tmp_path.rglob("*.json") if "pa@ss" in path.read_text() or "abc" in path.read_text()]
+    assert not [
+        path
+        for path in tmp_path.rglob("*.json")
+        if "pa@ss" in path.read_text() or "abc" in path.read_text()
+    ]

@@ -11,7 +11,9 @@ from llm.runtime.env import environment_number
 @pytest.mark.parametrize("given", ["abc", "-1", "inf", "nan", "1e400"])
 def test_what_is_no_such_number_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_STATE_SECONDS", given)
-    expected = f"LLM_STATE_SECONDS='{given}': expected seconds between checkpoints, 0 or more, such as 30"
+    expected = (
+        f"LLM_STATE_SECONDS='{given}': expected seconds between checkpoints, 0 or more, such as 30"
+    )
     with pytest.raises(UserError, match=expected):
         environment_number("LLM_STATE_SECONDS", 30.0, "seconds between checkpoints")
 

@@ -27,10 +27,17 @@ for i in range(60):
 """
 
 
-def test_two_processes_that_write_the_same_directory_both_end_well_and_leave_one_whole(tmp_path: Path) -> None:
+def test_two_processes_that_write_the_same_directory_both_end_well_and_leave_one_whole(
+    tmp_path: Path,
+) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, name], cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, name],
+            cwd=tmp_path,
+            env=environment,
+            stderr=subprocess.PIPE,
+        )
         for name in "xy"
     ]
     for writer in writers:
@@ -41,7 +48,9 @@ def test_two_processes_that_write_the_same_directory_both_end_well_and_leave_one
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not(
+    tmp_path: Path,
+) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     dead, living = tmp_path / f".out.{ended.pid}.tmp", tmp_path / f".out.{os.getppid()}.tmp"
@@ -81,13 +90,19 @@ def test_the_files_that_stages_write_are_known_and_those_of_users_are_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     outputs.refuse_others()  # nothing is there
-    for path in ("data/raw/qa/part-00000.parquet", "data/tokens/clean/removed.npy", "models/base/model.safetensors"):
+    for path in (
+        "data/raw/qa/part-00000.parquet",
+        "data/tokens/clean/removed.npy",
+        "models/base/model.safetensors",
+    ):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).touch()
     outputs.refuse_others()
     Path("data/raw/mine.jsonl").write_text("{}")
     monkeypatch.setattr(sys, "argv", ["llm", "sources"])  # which `make repro` asks first
-    with pytest.raises(UserError, match=r"data/raw holds mine\.jsonl, which .* Move what is yours elsewhere"):
+    with pytest.raises(
+        UserError, match=r"data/raw holds mine\.jsonl, which .* Move what is yours elsewhere"
+    ):
         main()
     assert "@python -m llm sources\n\t@dvc " in (ROOT / "Makefile").read_text(encoding="utf-8")
 
@@ -114,7 +129,9 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_link_to_a_directory_stays_and_what_it_leads_to_is_replaced(tmp_path: Path, there: bool) -> None:
+def test_a_link_to_a_directory_stays_and_what_it_leads_to_is_replaced(
+    tmp_path: Path, there: bool
+) -> None:
     target = tmp_path / "disk" / "raw"
     if there:
         target.mkdir(parents=True)

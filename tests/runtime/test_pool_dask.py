@@ -51,13 +51,19 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[Chunk]:
     with Writer(raw, "pretrain", part_bytes=40_000, group_bytes=2000) as writer:
         for i in range(400):
             writer.write(
-                {"id": str(i), "text": f"document {i} " + "the cat sat on the mat. " * (i % 40), "source": "t"}
+                {
+                    "id": str(i),
+                    "text": f"document {i} " + "the cat sat on the mat. " * (i % 40),
+                    "source": "t",
+                }
             )
     return find_chunks(raw, size=2000)
 
 
 def write(found: list[Chunk], work: Path, ordered: Ordered | None) -> dict[str, str]:
-    tokenizer = Tokenizer.train((row.as_py() for chunk in found for row in chunks.read_chunk(chunk)["text"]), 300)
+    tokenizer = Tokenizer.train(
+        (row.as_py() for chunk in found for row in chunks.read_chunk(chunk)["text"]), 300
+    )
     encode_corpus(found, tokenizer, work, 0.2, 1500, Plan(Clean(), None), ordered)
     return {path.name: sha256(path) for path in sorted((work / "tokens").iterdir())}
 
@@ -66,7 +72,9 @@ def test_a_cluster_writes_the_bytes_of_one_process(
     found: list[Chunk], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(dask.config.config, "scheduler-address", address)
-    assert write(found, tmp_path / "dask", pool_dask.ordered) == write(found, tmp_path / "local", None)
+    assert write(found, tmp_path / "dask", pool_dask.ordered) == write(
+        found, tmp_path / "local", None
+    )
 
 
 def test_a_worker_that_dies_costs_nothing_and_the_order_stays(

@@ -39,7 +39,8 @@ def test_a_slow_first_step_and_a_validation_do_not_bend_the_time_left(
         clock.now += 1
         bar.update(100)
         lines = capfd.readouterr().err.splitlines()
-        # 40 updates in 49.5 s since the first one, 59 more to go; the last interval counted without the validation.
+        # 40 updates in 49.5 s since the first one, 59 more to go; the last interval counted without
+        # the validation.
         assert bar.seconds_left() == pytest.approx(59 * 49.5 / 40)
     assert lines[-1] == "pretrain: 4,100/10,000 (41%) · 100 tok/s · 01:13 left"
     assert " left" not in lines[0]  # one update is no rate

@@ -1,4 +1,6 @@
-"""Unfinished work is kept for whoever does the same work, held by one at a time, and gone when it is finished."""
+"""Unfinished work is kept for whoever does the same work, held by one at a time, and gone when it
+is finished.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from llm.runtime.state_dirs import unfinished
 
 
 def folders() -> list[str]:
-    return sorted(path.name for path in (Path(os.environ["DVC_ROOT"]) / ".state" / "stage").glob("*"))
+    return sorted(
+        path.name for path in (Path(os.environ["DVC_ROOT"]) / ".state" / "stage").glob("*")
+    )
 
 
 def test_what_a_failed_run_left_is_found_by_the_same_run_only() -> None:
@@ -32,7 +36,9 @@ def test_what_a_failed_run_left_is_found_by_the_same_run_only() -> None:
     assert folders() == []
 
 
-def test_one_waits_for_another_and_finds_what_it_did_not_finish(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_waits_for_another_and_finds_what_it_did_not_finish(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     order: list[str] = []
     inside = threading.Event()
 
@@ -59,7 +65,9 @@ def test_one_waits_for_another_and_finds_what_it_did_not_finish(capsys: pytest.C
             assert (work / "half").exists() == fails
         thread.join()
         assert order == ["first", "second"]
-        assert f"process {os.getpid()} does the same work; waiting for it" in capsys.readouterr().out
+        assert (
+            f"process {os.getpid()} does the same work; waiting for it" in capsys.readouterr().out
+        )
         assert folders() == []
 
 

@@ -33,17 +33,28 @@ run_stage(main)
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-def run(tmp_path: Path, shell: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(
+    tmp_path: Path, shell: str, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     (tmp_path / "stage.py").write_text(STAGE, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     command = f"set -o pipefail; {sys.executable} stage.py {' '.join(arguments)} {shell}"
     return subprocess.run(
-        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
     )
 
 
-@pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "latin-1"}, {"PYTHONIOENCODING": "cp1252"}, ASCII])
-def test_a_character_that_the_terminal_lacks_is_escaped(tmp_path: Path, variables: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "variables", [{"PYTHONIOENCODING": "latin-1"}, {"PYTHONIOENCODING": "cp1252"}, ASCII]
+)
+def test_a_character_that_the_terminal_lacks_is_escaped(
+    tmp_path: Path, variables: dict[str, str]
+) -> None:
     done = run(tmp_path, "", **variables)
     assert (done.returncode, done.stderr) == (0, "\\u2192\n" * 3)
     assert done.stdout == "scores \\u2192 metrics \\ud800\n" * 3
@@ -56,9 +67,13 @@ def test_what_the_terminal_can_show_is_shown(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("scores → metrics \\ud800\n" * 3, "→\n" * 3)
 
 
-@pytest.mark.parametrize("shell", [">&-", "2>&-", "<&-", ">&- 2>&- <&-", "| true", "2>&1 | true", "&>/dev/full"])
+@pytest.mark.parametrize(
+    "shell", [">&-", "2>&-", "<&-", ">&- 2>&- <&-", "| true", "2>&1 | true", "&>/dev/full"]
+)
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_stage_whose_streams_are_closed_or_full_does_its_work(tmp_path: Path, shell: str, unbuffered: str) -> None:
+def test_a_stage_whose_streams_are_closed_or_full_does_its_work(
+    tmp_path: Path, shell: str, unbuffered: str
+) -> None:
     closed = ["closed"] if ">&-" in shell else []
     done = run(tmp_path, shell, *closed, PYTHONUNBUFFERED=unbuffered)
     assert done.returncode == 0, done.stderr

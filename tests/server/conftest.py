@@ -42,7 +42,12 @@ def model_directories(path: Path) -> dict[str, Path]:
         if isinstance(module, LoraLinear):
             module.lora_B.data.normal_(generator=torch.Generator().manual_seed(1))
     (path / "skill").mkdir()
-    save_adapter(model, path / "skill", {"r": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": targets}, base="base")
+    save_adapter(
+        model,
+        path / "skill",
+        {"r": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": targets},
+        base="base",
+    )
     return {name: path / name for name in ("base", "finetuned", "skill")}
 
 
@@ -55,8 +60,12 @@ class Running:
         self.socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         app = application(engine, MAX_TOKENS, ROWS + QUEUE)
-        self.uvicorn = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
-        self.thread = threading.Thread(target=lambda: asyncio.run(self.uvicorn.serve([self.socket])))
+        self.uvicorn = uvicorn.Server(
+            uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
+        )
+        self.thread = threading.Thread(
+            target=lambda: asyncio.run(self.uvicorn.serve([self.socket]))
+        )
         self.thread.start()
         self.client = httpx.Client(base_url=self.url, timeout=60)
         until(lambda: self.uvicorn.started)

@@ -23,7 +23,9 @@ def client(server: Running) -> Any:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none is needed", max_retries=0)
 
 
-def offline(shelf: Shelf, name: str, ids: list[int], most: int, seed: int = 0, **settings: Any) -> Completion:
+def offline(
+    shelf: Shelf, name: str, ids: list[int], most: int, seed: int = 0, **settings: Any
+) -> Completion:
     named = shelf.get(name)
     request = Request(ids, most, Decoding(**settings), seed)
     return complete(named.model, [request], named.stop_ids, named.tokenizer.decode)[0]
@@ -32,18 +34,27 @@ def offline(shelf: Shelf, name: str, ids: list[int], most: int, seed: int = 0, *
 def test_the_models_are_listed_and_one_can_be_looked_at(client: Any) -> None:
     assert [model.id for model in client.models.list()] == ["base", "finetuned", "skill"]
     assert client.models.retrieve("skill").id == "skill"
-    with pytest.raises(openai.NotFoundError, match="no model 'gpt-5'; there are base, finetuned, skill"):
+    with pytest.raises(
+        openai.NotFoundError, match="no model 'gpt-5'; there are base, finetuned, skill"
+    ):
         client.models.retrieve("gpt-5")
 
 
 @pytest.mark.parametrize("name", ["base", "finetuned", "skill"])
-def test_an_answer_is_that_of_the_decoder_for_the_same_seed(client: Any, shelf: Shelf, name: str) -> None:
+def test_an_answer_is_that_of_the_decoder_for_the_same_seed(
+    client: Any, shelf: Shelf, name: str
+) -> None:
     ids = shelf.get(name).tokenizer.conversation_ids(MESSAGES)
     expected = offline(shelf, name, ids, 20, 7, temperature=0.9, top_p=0.9)
-    found = client.chat.completions.create(model=name, messages=MESSAGES, max_completion_tokens=20, **HOT)
+    found = client.chat.completions.create(
+        model=name, messages=MESSAGES, max_completion_tokens=20, **HOT
+    )
     assert found.choices[0].message.content == expected.text
     assert found.choices[0].finish_reason == expected.reason
-    assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (len(ids), len(expected.ids))
+    assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (
+        len(ids),
+        len(expected.ids),
+    )
 
 
 def test_models_and_adapters_differ(client: Any) -> None:
@@ -63,9 +74,14 @@ def test_a_completion_goes_on_from_its_prompt_of_text_or_of_ids(client: Any, she
         assert found.usage.total_tokens == len(ids) + len(expected.ids)
 
 
-def test_several_prompts_and_choices_are_numbered_prompt_by_prompt(client: Any, shelf: Shelf) -> None:
+def test_several_prompts_and_choices_are_numbered_prompt_by_prompt(
+    client: Any, shelf: Shelf
+) -> None:
     alone = {
-        prompt: [c.text for c in client.completions.create(model="base", prompt=prompt, n=2, **HOT).choices]
+        prompt: [
+            c.text
+            for c in client.completions.create(model="base", prompt=prompt, n=2, **HOT).choices
+        ]
         for prompt in ("the cat", "a dog")
     }
     first, second = alone["the cat"]
@@ -80,7 +96,11 @@ def test_several_prompts_and_choices_are_numbered_prompt_by_prompt(client: Any, 
 
 def test_without_a_seed_answers_differ_and_a_temperature_of_0_takes_none(client: Any) -> None:
     def ask(**settings: Any) -> str:
-        return client.completions.create(model="base", prompt="the", max_tokens=20, **settings).choices[0].text
+        return (
+            client.completions.create(model="base", prompt="the", max_tokens=20, **settings)
+            .choices[0]
+            .text
+        )
 
     assert ask() != ask()
     assert ask(temperature=0) == ask(temperature=0) == ask(top_p=0) == ask(temperature=0, top_p=0.5)
@@ -89,9 +109,16 @@ def test_without_a_seed_answers_differ_and_a_temperature_of_0_takes_none(client:
 @pytest.mark.parametrize("stop", [None, ["e", "zz"]], ids=["to the end", "with stop strings"])
 def test_a_stream_is_the_whole_in_pieces(client: Any, stop: list[str] | None) -> None:
     settings = {**HOT, "stop": stop, "n": 2}
-    whole = client.chat.completions.create(model="base", messages=MESSAGES, max_tokens=30, **settings)
+    whole = client.chat.completions.create(
+        model="base", messages=MESSAGES, max_tokens=30, **settings
+    )
     streamed = client.chat.completions.create(
-        model="base", messages=MESSAGES, max_tokens=30, stream=True, stream_options={"include_usage": True}, **settings
+        model="base",
+        messages=MESSAGES,
+        max_tokens=30,
+        stream=True,
+        stream_options={"include_usage": True},
+        **settings,
     )
     texts, reasons, events = ["", ""], [None, None], list(streamed)
     for event in events[:-1]:
@@ -112,15 +139,23 @@ def test_a_stream_is_the_whole_in_pieces(client: Any, stop: list[str] | None) ->
 def test_a_completion_streams_too(client: Any) -> None:
     asked = {"model": "base", "prompt": "the cat", "max_tokens": 20, **HOT}
     events = list(client.completions.create(stream=True, **asked))
-    assert "".join(event.choices[0].text for event in events) == client.completions.create(**asked).choices[0].text
-    assert events[-1].choices[0].finish_reason == client.completions.create(**asked).choices[0].finish_reason
+    assert (
+        "".join(event.choices[0].text for event in events)
+        == client.completions.create(**asked).choices[0].text
+    )
+    assert (
+        events[-1].choices[0].finish_reason
+        == client.completions.create(**asked).choices[0].finish_reason
+    )
 
 
 def test_an_answer_does_not_depend_on_what_is_asked_beside_it(client: Any) -> None:
     def ask(seed: int) -> str:
         prompt = "the cat sat on " * (1 + seed % 3)
         return (
-            client.completions.create(model="base", prompt=prompt, max_tokens=25, temperature=1, seed=seed)
+            client.completions.create(
+                model="base", prompt=prompt, max_tokens=25, temperature=1, seed=seed
+            )
             .choices[0]
             .text
         )
@@ -136,20 +171,26 @@ def test_a_conversation_goes_on_with_the_reply_as_the_client_gives_it(client: An
     reply = client.chat.completions.create(messages=MESSAGES, **settings).choices[0].message
     more = {"role": "user", "content": "the dog?"}
     found = [
-        client.chat.completions.create(messages=[*MESSAGES, said, more], **settings).choices[0].message.content
+        client.chat.completions.create(messages=[*MESSAGES, said, more], **settings)
+        .choices[0]
+        .message.content
         for said in (reply.model_dump(), reply, {"role": "assistant", "content": reply.content})
     ]
     assert found[0] == found[1] == found[2]
 
 
-def test_a_full_queue_is_a_rate_limit_that_the_client_waits_out(server: Running, client: Any) -> None:
+def test_a_full_queue_is_a_rate_limit_that_the_client_waits_out(
+    server: Running, client: Any
+) -> None:
     ask = {"model": "base", "prompt": "a", "max_tokens": 20, "n": 5, "seed": 0}
     with ThreadPoolExecutor(2) as threads:
         with server.stalled() as allow:
             first = threads.submit(client.completions.create, **ask)
             allow(2)  # a prompt is read before each step
             until(lambda: server.load() == (3, 2))
-            with pytest.raises(openai.RateLimitError, match="answers 3 requests at a time and lets 2 wait") as refused:
+            with pytest.raises(
+                openai.RateLimitError, match="answers 3 requests at a time and lets 2 wait"
+            ) as refused:
                 client.completions.create(**ask)
             assert refused.value.code == "queue_full"
             assert refused.value.response.headers["Retry-After"] == "1"

@@ -1,4 +1,6 @@
-"""The page in a real browser: both models answer the same question, and nothing is loaded from elsewhere."""
+"""The page in a real browser: both models answer the same question, and nothing is loaded from
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,18 @@ def page(browser: Any, server: Running) -> Iterator[Any]:
     page.on("request", lambda request: page.asked.append(request.url))
     page.mistakes = []
     page.on("pageerror", lambda error: page.mistakes.append(str(error)))
-    page.on("console", lambda message: message.type == "error" and page.mistakes.append(message.text))
+    page.on(
+        "console", lambda message: message.type == "error" and page.mistakes.append(message.text)
+    )
     page.goto(server.url)
     playwright.expect(page.get_by_label("right model")).to_have_value("finetuned")
     yield page
     page.close()
 
 
-def test_both_models_answer_and_remember_the_conversation(page: Any, server: Running, shelf: Shelf) -> None:
+def test_both_models_answer_and_remember_the_conversation(
+    page: Any, server: Running, shelf: Shelf
+) -> None:
     page.get_by_label("tokens, at most").fill("12")
     conversation: dict[str, list[dict[str, str]]] = {"base": [], "finetuned": []}
     for turn, question in enumerate(("the cat?", "<b>the dog</b>")):
@@ -57,7 +63,9 @@ def test_both_models_answer_and_remember_the_conversation(page: Any, server: Run
             shown = talk.locator(".assistant").nth(turn)
             assert shown.evaluate("p => p.firstChild.data") == answer.text
             assert shown.locator("small").inner_text().startswith(f"{len(answer.ids)} tokens, ")
-            assert talk.locator(".user").nth(turn).inner_text() == question  # as text: no element <b>
+            assert (
+                talk.locator(".user").nth(turn).inner_text() == question
+            )  # as text: no element <b>
     page.get_by_role("button", name="Start anew").click()
     playwright.expect(page.locator(".talk p")).to_have_count(0)
     assert page.mistakes == []
@@ -84,5 +92,7 @@ def test_what_the_server_refuses_is_said(page: Any) -> None:
     page.get_by_label("tokens, at most").fill("9999")
     page.get_by_label("prompt", exact=True).fill("the mat")
     page.get_by_role("button", name="Send").click()
-    playwright.expect(page.locator(".error").first).to_contain_text("max_tokens is 9999; at most 150")
+    playwright.expect(page.locator(".error").first).to_contain_text(
+        "max_tokens is 9999; at most 150"
+    )
     playwright.expect(page.get_by_role("button", name="Send")).to_be_enabled()

@@ -81,16 +81,24 @@ WRONG_CHAT: dict[str, tuple[Any, str, str]] = {
 @pytest.mark.parametrize("case", list(WRONG))
 def test_a_wrong_request_is_refused_and_its_field_named(server: Running, case: str) -> None:
     changes, message, param = WRONG[case]
-    response = server.client.post("/v1/completions", json={"model": "base", "prompt": "a", **changes})
+    response = server.client.post(
+        "/v1/completions", json={"model": "base", "prompt": "a", **changes}
+    )
     error = response.json()["error"]
-    assert (response.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert (response.status_code, error["type"], error["param"]) == (
+        400,
+        "invalid_request_error",
+        param,
+    )
     assert message in error["message"]
 
 
 @pytest.mark.parametrize("case", list(WRONG_CHAT))
 def test_a_wrong_conversation_is_refused_and_the_message_named(server: Running, case: str) -> None:
     messages, message, param = WRONG_CHAT[case]
-    response = server.client.post("/v1/chat/completions", json={"model": "base", "messages": messages})
+    response = server.client.post(
+        "/v1/chat/completions", json={"model": "base", "messages": messages}
+    )
     error = response.json()["error"]
     assert response.status_code == 400
     assert message in error["message"]
@@ -98,14 +106,21 @@ def test_a_wrong_conversation_is_refused_and_the_message_named(server: Running, 
 
 
 def test_an_optional_field_may_be_null_and_parts_of_text_are_text(server: Running) -> None:
-    parts = [{"role": "developer", "content": "b"}, {"role": "user", "content": [{"type": "text", "text": "a"}] * 2}]
+    parts = [
+        {"role": "developer", "content": "b"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}] * 2},
+    ]
     plain = [{"role": "system", "content": "b"}, {"role": "user", "content": "aa"}]
-    nothing = dict.fromkeys(("stop", "n", "stream", "top_p", "logit_bias", "tools", "user", "max_tokens"))
+    nothing = dict.fromkeys(
+        ("stop", "n", "stream", "top_p", "logit_bias", "tools", "user", "max_tokens")
+    )
     nothing |= dict.fromkeys(NEUTRAL) | {"stream_options": None, "top_k": -1, "min_p": 0}
     nulls = dict.fromkeys((*NEUTRAL_IN_MESSAGE, "name", "tool_call_id"))
     empty = {"refusal": "", "tool_calls": [], "annotations": []}
     found = [
-        server.client.post("/v1/chat/completions", json={**CHAT, **more, "messages": messages, "seed": 1}).json()
+        server.client.post(
+            "/v1/chat/completions", json={**CHAT, **more, "messages": messages, "seed": 1}
+        ).json()
         for messages, more in (
             (plain, {}),
             (parts, nothing),
@@ -120,7 +135,9 @@ def test_an_assistant_that_said_nothing_is_one_that_said_an_empty_text(server: R
     found = []
     for said in ({"content": None}, {}, {"content": ""}):
         messages = [HI, {"role": "assistant", **said}, HI]
-        response = server.client.post("/v1/chat/completions", json={**CHAT, "messages": messages, "seed": 1})
+        response = server.client.post(
+            "/v1/chat/completions", json={**CHAT, "messages": messages, "seed": 1}
+        )
         assert response.status_code == 200
         found.append(response.json()["choices"])
     assert found[0] == found[1] == found[2]
@@ -145,21 +162,30 @@ def test_bad_json_is_said_to_be_that(server: Running, body: bytes, message: str)
 
 
 def test_half_of_a_surrogate_pair_is_answered_whatever_it_stands_in(server: Running) -> None:
-    for body, status in ((b'{"model": "base", "\\ud800": 1}', 400), (b'{"model": "base", "prompt": "\\ud800"}', 200)):
+    for body, status in (
+        (b'{"model": "base", "\\ud800": 1}', 400),
+        (b'{"model": "base", "prompt": "\\ud800"}', 200),
+    ):
         assert server.client.post("/v1/completions", content=body).status_code == status
 
 
 def test_what_comes_from_elsewhere_or_is_huge_is_not_answered(server: Running) -> None:
     def post(**headers: str) -> httpx.Response:
-        return server.client.post("/v1/completions", json={**LONG, "max_tokens": 1}, headers=headers)
+        return server.client.post(
+            "/v1/completions", json={**LONG, "max_tokens": 1}, headers=headers
+        )
 
     assert post(Origin="https://elsewhere.example").status_code == 403
     assert post(Origin="null").status_code == 403
-    assert post(Host="elsewhere.example").status_code == 400  # its name was made to point to this machine
+    assert (
+        post(Host="elsewhere.example").status_code == 400
+    )  # its name was made to point to this machine
     assert post(Origin=server.url).status_code == 200
     huge = server.client.post("/v1/completions", content=b" " * 1_000_001)
     assert (huge.status_code, huge.json()["error"]["code"]) == (413, "request_too_large")
-    assert server.client.get("/v1/nothing").json()["error"]["message"] == "Not Found: GET /v1/nothing"
+    assert (
+        server.client.get("/v1/nothing").json()["error"]["message"] == "Not Found: GET /v1/nothing"
+    )
     assert server.client.get("/v1/completions").status_code == 405
 
 
@@ -167,7 +193,9 @@ def test_requests_join_while_others_are_under_way(server: Running) -> None:
     with ThreadPoolExecutor(2) as threads, server.stalled() as allow:
         long = threads.submit(server.client.post, "/v1/completions", json=LONG)
         until(lambda: server.load() == (1, 0))
-        short = threads.submit(server.client.post, "/v1/completions", json={**LONG, "max_tokens": 3})
+        short = threads.submit(
+            server.client.post, "/v1/completions", json={**LONG, "max_tokens": 3}
+        )
         until(lambda: server.load() == (1, 1))
         allow(1)
         until(lambda: server.load() == (2, 0))
@@ -237,7 +265,9 @@ def test_a_model_that_gives_no_numbers_says_so(shelf: Shelf, streamed: bool) -> 
     named = Shelf(shelf.directories, torch.device("cpu"), torch.float32).get("base")
     named.model.model.norm.weight.data.fill_(torch.nan)
     running = Running(Engine([named], 1, 64, 0))
-    response = running.client.post("/v1/completions", json={"model": "base", "prompt": "a", "stream": streamed})
+    response = running.client.post(
+        "/v1/completions", json={"model": "base", "prompt": "a", "stream": streamed}
+    )
     running.stop()
     assert response.status_code == (200 if streamed else 500)
     assert "the model's output was not finite" in response.text
@@ -255,7 +285,7 @@ def test_a_server_that_ends_says_so_to_those_who_wait(shelf: Shelf) -> None:
         engine.submit("base", [Ticket(Request([5], 50), ends.append)])
 
 
-# -- models by name ----------------------------------------------------------------------------------------------------
+# -- models by name
 
 
 def test_adapters_share_the_memory_of_the_base_and_leave_it_as_it_is(shelf: Shelf) -> None:
@@ -269,7 +299,9 @@ def test_adapters_share_the_memory_of_the_base_and_leave_it_as_it_is(shelf: Shel
 
 
 def test_a_model_that_is_not_there_is_refused_by_name(shelf: Shelf, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no model 'bass': expected base, finetuned, skill, or a directory"):
+    with pytest.raises(
+        UserError, match="no model 'bass': expected base, finetuned, skill, or a directory"
+    ):
         shelf.get("bass")
     alone = Shelf({"finetuned": shelf.directories["finetuned"]}, torch.device("cpu"), torch.float32)
     with pytest.raises(UserError, match="is an adapter, but there is no model called `base`"):
@@ -283,12 +315,28 @@ def test_the_stop_tokens_of_a_generation_config_are_heeded(shelf: Shelf, tmp_pat
         assert stop_ids(tmp_path, tokenizer) == expected | {tokenizer.eos_id}
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
+# -- the command
 
 
-def test_the_command_serves_this_machine_alone_until_it_is_interrupted(directories: dict[str, Path]) -> None:
-    command = [sys.executable, "-m", "llm", "serve", "--port", "0", "--base", str(directories["base"])]
-    command += ["--finetuned", str(directories["finetuned"]), "--adapter", str(directories["skill"])]
+def test_the_command_serves_this_machine_alone_until_it_is_interrupted(
+    directories: dict[str, Path],
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "llm",
+        "serve",
+        "--port",
+        "0",
+        "--base",
+        str(directories["base"]),
+    ]
+    command += [
+        "--finetuned",
+        str(directories["finetuned"]),
+        "--adapter",
+        str(directories["skill"]),
+    ]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     ) as process:
@@ -296,14 +344,22 @@ def test_the_command_serves_this_machine_alone_until_it_is_interrupted(directori
             assert process.stdout
             lines = [process.stdout.readline() for _ in range(4)]
             url = lines[-1].split()[1].rstrip("/")
-            assert [model["id"] for model in httpx.get(f"{url}/v1/models", timeout=60).json()["data"]] == [
+            assert [
+                model["id"] for model in httpx.get(f"{url}/v1/models", timeout=60).json()["data"]
+            ] == [
                 "base",
                 "finetuned",
                 "skill",
             ]
-            listening = [c for c in psutil.Process(process.pid).net_connections() if c.status == psutil.CONN_LISTEN]
+            listening = [
+                c
+                for c in psutil.Process(process.pid).net_connections()
+                if c.status == psutil.CONN_LISTEN
+            ]
             assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
-            taken = subprocess.run([*command[:5], url.rpartition(":")[2]], capture_output=True, text=True, check=False)
+            taken = subprocess.run(
+                [*command[:5], url.rpartition(":")[2]], capture_output=True, text=True, check=False
+            )
             assert taken.returncode == 1
             assert "cannot be used" in taken.stderr
             process.send_signal(signal.SIGINT)

@@ -1,4 +1,6 @@
-"""Sources: real files keep every record, formats agree with each other, and the manifest tells what happened."""
+"""Sources: real files keep every record, formats agree with each other, and the manifest tells what
+happened.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ from llm.sources.readers import text as text_files
 from llm.sources.readers.paths import find
 
 
-def load(out: Path, kind: str, *paths: str | Path, **options: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def load(
+    out: Path, kind: str, *paths: str | Path, **options: Any
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Records and manifest of files."""
     source = params.FilesSource(source="files", paths=[str(p) for p in paths], **options)
     manifest = write_raw("set", kind, source, out)
@@ -65,10 +69,18 @@ REAL = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "file", "options", "rows", "rejected"), REAL, ids=lambda v: v if isinstance(v, str) else ""
+    ("kind", "file", "options", "rows", "rejected"),
+    REAL,
+    ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_real_files_keep_every_record_that_their_manifest_counts(
-    data_dir: Path, tmp_path: Path, kind: str, file: str, options: dict[str, Any], rows: int, rejected: int
+    data_dir: Path,
+    tmp_path: Path,
+    kind: str,
+    file: str,
+    options: dict[str, Any],
+    rows: int,
+    rejected: int,
 ) -> None:
     records, manifest = load(tmp_path, kind, data_dir / file, **options)
     assert (len(records), manifest["rejected"]["count"]) == (rows, rejected)
@@ -95,11 +107,17 @@ def test_text_without_separators_is_cut_into_documents_and_loses_nothing_but_lin
     assert "has no <|endoftext|>" in manifest["notes"]
 
 
-def test_squad_keeps_the_official_ids_articles_and_unanswerable_questions(data_dir: Path, tmp_path: Path) -> None:
+def test_squad_keeps_the_official_ids_articles_and_unanswerable_questions(
+    data_dir: Path, tmp_path: Path
+) -> None:
     path = data_dir / "squad/train-v2.0.sample.json"
     records, _ = load(tmp_path, "question_answering", path)
     official = {
-        question["id"]: (article["title"], paragraph["context"], [a["text"] for a in question["answers"]])
+        question["id"]: (
+            article["title"],
+            paragraph["context"],
+            [a["text"] for a in question["answers"]],
+        )
         for article in json.loads(path.read_text(encoding="utf-8"))["data"]
         for paragraph in article["paragraphs"]
         for question in paragraph["qas"]
@@ -108,11 +126,17 @@ def test_squad_keeps_the_official_ids_articles_and_unanswerable_questions(data_d
     assert sum(not r["answers"] for r in records) == 188
 
 
-def test_glue_quotes_are_text_and_the_byte_order_mark_is_not(data_dir: Path, tmp_path: Path) -> None:
+def test_glue_quotes_are_text_and_the_byte_order_mark_is_not(
+    data_dir: Path, tmp_path: Path
+) -> None:
     records, _ = load(tmp_path, "classification", data_dir / "glue/MRPC/msr_paraphrase_train.txt")
     first = 'Amrozi accused his brother, whom he called "the witness", of deliberately distorting his evidence.'
     assert (records[0]["text"], records[0]["label"]) == (first, "1")
-    lines = (data_dir / "glue/MRPC/msr_paraphrase_train.txt").read_text(encoding="utf-8-sig").splitlines()[1:]
+    lines = (
+        (data_dir / "glue/MRPC/msr_paraphrase_train.txt")
+        .read_text(encoding="utf-8-sig")
+        .splitlines()[1:]
+    )
     assert [[r["label"], r["text"], r["text_pair"]] for r in records] == [
         [fields[0], fields[3], fields[4]] for fields in (line.split("\t") for line in lines)
     ]
@@ -120,7 +144,10 @@ def test_glue_quotes_are_text_and_the_byte_order_mark_is_not(data_dir: Path, tmp
 
 def test_hub_names_of_files_give_the_split(data_dir: Path, tmp_path: Path) -> None:
     records, _ = load(tmp_path, "summarization", data_dir / "cnn_dailymail")
-    counts = {split: sum(r["split"] == split for r in records) for split in ("train", "validation", "test")}
+    counts = {
+        split: sum(r["split"] == split for r in records)
+        for split in ("train", "validation", "test")
+    }
     assert counts == {"train": 1069, "validation": 150, "test": 345}
 
 
@@ -133,7 +160,9 @@ ROWS = [
 
 def test_formats_and_compressions_give_the_same_records(tmp_path: Path) -> None:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
-    quoted = "text,label\n" + "".join('"{}",{}\n'.format(r["text"].replace('"', '""'), r["label"]) for r in ROWS)
+    quoted = "text,label\n" + "".join(
+        '"{}",{}\n'.format(r["text"].replace('"', '""'), r["label"]) for r in ROWS
+    )
     for name, data in {
         "a.jsonl": lines, "a.jsonl.gz": gzip.compress(lines), "a.jsonl.zst": zstandard.compress(lines),
         "a.csv": quoted.encode(), "bom.jsonl": b"\xef\xbb\xbf" + lines, "hidden-gzip.jsonl": gzip.compress(lines),
@@ -144,17 +173,27 @@ def test_formats_and_compressions_give_the_same_records(tmp_path: Path) -> None:
     }.items():  # fmt: skip
         (tmp_path / name).write_bytes(data)
         records, _ = load(tmp_path / "out", "classification", tmp_path / name)
-        assert [(r["text"], r["label"]) for r in records] == [(r["text"], str(r["label"])) for r in ROWS], name
+        assert [(r["text"], r["label"]) for r in records] == [
+            (r["text"], str(r["label"])) for r in ROWS
+        ], name
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
     records, _ = load(tmp_path / "out", "classification", tmp_path / "a.parquet")
     assert [r["text"] for r in records] == [r["text"] for r in ROWS]
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip)
+TEXT = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1
+).filter(str.strip)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(texts=st.lists(TEXT, min_size=1, max_size=8), ascii=st.booleans(), indent=st.sampled_from([None, 1]))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    texts=st.lists(TEXT, min_size=1, max_size=8),
+    ascii=st.booleans(),
+    indent=st.sampled_from([None, 1]),
+)
 def test_any_text_comes_through_json_lines_and_json_lists_unchanged(
     tmp_path: Path, texts: list[str], ascii: bool, indent: int | None
 ) -> None:
@@ -162,7 +201,9 @@ def test_any_text_comes_through_json_lines_and_json_lists_unchanged(
         "\n".join(json.dumps({"text": t}, ensure_ascii=ascii) for t in texts), "utf-8", newline=""
     )
     (tmp_path / "b.json").write_text(
-        json.dumps([{"text": t} for t in texts], ensure_ascii=ascii, indent=indent), "utf-8", newline=""
+        json.dumps([{"text": t} for t in texts], ensure_ascii=ascii, indent=indent),
+        "utf-8",
+        newline="",
     )
     for name in ("a.jsonl", "b.json"):
         records, manifest = load(tmp_path / "out", "pretrain", tmp_path / name)
@@ -170,14 +211,18 @@ def test_any_text_comes_through_json_lines_and_json_lists_unchanged(
         assert manifest["bytes"] == sum(len(t.encode()) for t in texts)
 
 
-DOCUMENT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\ufeff"), min_size=1).map(
-    lambda text: text.strip("\n")
-)
+DOCUMENT = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\ufeff"), min_size=1
+).map(lambda text: text.strip("\n"))
 
 
 @settings(max_examples=60, deadline=None)
-@given(documents=st.lists(DOCUMENT.filter(str.strip), min_size=1, max_size=6), chunk=st.integers(1, 40))
-def test_documents_are_the_same_wherever_the_chunks_of_a_text_file_end(documents: list[str], chunk: int) -> None:
+@given(
+    documents=st.lists(DOCUMENT.filter(str.strip), min_size=1, max_size=6), chunk=st.integers(1, 40)
+)
+def test_documents_are_the_same_wherever_the_chunks_of_a_text_file_end(
+    documents: list[str], chunk: int
+) -> None:
     data = "\n<|endoftext|>\n".join(documents).encode()
     sizes = text_files.HEAD, text_files.CHUNK
     text_files.HEAD = text_files.CHUNK = chunk
@@ -194,10 +239,14 @@ def test_documents_are_the_same_wherever_the_chunks_of_a_text_file_end(documents
 
 @settings(max_examples=60, deadline=None)
 @given(
-    items=st.lists(st.dictionaries(st.text(), st.integers() | st.text() | st.floats(allow_nan=False))),
+    items=st.lists(
+        st.dictionaries(st.text(), st.integers() | st.text() | st.floats(allow_nan=False))
+    ),
     chunk=st.integers(1, 30),
 )
-def test_a_json_list_reads_the_same_wherever_its_chunks_end(items: list[dict[str, Any]], chunk: int) -> None:
+def test_a_json_list_reads_the_same_wherever_its_chunks_end(
+    items: list[dict[str, Any]], chunk: int
+) -> None:
     size, json_files.CHUNK = json_files.CHUNK, chunk
     try:
         rows = list(json_files.json_list(io.BytesIO(json.dumps(items, indent=1).encode()), "x"))
@@ -211,11 +260,16 @@ def test_usual_data_sets_are_mapped_by_their_columns(tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text(json.dumps(record))
         return load(tmp_path / "out", kind, tmp_path / "a.jsonl", **options)[0][0]
 
-    qnli = one("classification", {"question": "q?", "sentence": "s.", "label": 1}, labels=["yes", "no"])
+    qnli = one(
+        "classification", {"question": "q?", "sentence": "s.", "label": 1}, labels=["yes", "no"]
+    )
     assert (qnli["text"], qnli["text_pair"], qnli["label"]) == ("q?", "s.", "no")
     mnli = one("classification", {"premise": "p", "hypothesis": "h", "label": 2, "idx": 0})
     assert (mnli["text"], mnli["text_pair"], mnli["label"]) == ("p", "h", "2")
-    snli = one("classification", {"sentence1": "p", "sentence2": "h", "gold_label": "neutral", "pairID": "1"})
+    snli = one(
+        "classification",
+        {"sentence1": "p", "sentence2": "h", "gold_label": "neutral", "pairID": "1"},
+    )
     assert (snli["text"], snli["text_pair"], snli["label"]) == ("p", "h", "neutral")
     qqp = one("classification", {"id": 7, "question1": "p", "question2": "q", "is_duplicate": 1})
     assert (qqp["id"], qqp["text"], qqp["text_pair"], qqp["label"]) == ("7", "p", "q", "1")
@@ -231,8 +285,13 @@ def test_usual_data_sets_are_mapped_by_their_columns(tmp_path: Path) -> None:
     assert one("question_answering", squad) == {
         "id": "i", "context": "a cat", "question": "q", "answers": ["cat"], "group": "T", "split": "",
     }  # fmt: skip
-    assert one("question_answering", {**squad, "answers": {"text": [], "answer_start": []}})["answers"] == []
-    dolly = one("instructions", {"instruction": "i", "context": "c", "response": "r", "category": "x"})
+    assert (
+        one("question_answering", {**squad, "answers": {"text": [], "answer_start": []}})["answers"]
+        == []
+    )
+    dolly = one(
+        "instructions", {"instruction": "i", "context": "c", "response": "r", "category": "x"}
+    )
     assert (dolly["instruction"], dolly["input"], dolly["output"]) == ("i", "c", "r")
     assert one("instructions", {"instruction": "i", "output": "r"})["input"] == ""
     mapped = one("pretrain", {"body": "b", "url": "u"}, columns={"text": "body", "source": "url"})
@@ -274,20 +333,35 @@ def test_a_label_is_a_class_or_is_set_aside_with_the_reason(
     tmp_path: Path, label: Any, labels: list[str] | dict[str, str] | None, expected: str
 ) -> None:
     (tmp_path / "a.jsonl").write_text(
-        "".join(json.dumps(record) + "\n" for record in ({"text": "a", "label": label}, {"text": "b", "label": "0"}))
+        "".join(
+            json.dumps(record) + "\n"
+            for record in ({"text": "a", "label": label}, {"text": "b", "label": "0"})
+        )
     )
-    labels = labels if labels is None or "0" in labels or isinstance(labels, list) else labels | {"0": "zero"}
+    labels = (
+        labels
+        if labels is None or "0" in labels or isinstance(labels, list)
+        else labels | {"0": "zero"}
+    )
     records, manifest = load(
-        tmp_path / "out", "classification", tmp_path / "a.jsonl", labels=labels, max_rejected_fraction=0.5
+        tmp_path / "out",
+        "classification",
+        tmp_path / "a.jsonl",
+        labels=labels,
+        max_rejected_fraction=0.5,
     )
-    found = [record["label"] for record in records if record["text"] == "a"] or [*manifest["rejected"]["by_reason"]]
+    found = [record["label"] for record in records if record["text"] == "a"] or [
+        *manifest["rejected"]["by_reason"]
+    ]
     assert found == [expected]
 
 
 def test_a_regression_is_refused_by_its_name(tmp_path: Path) -> None:
     rows = [f"{i}\ta {i}\tb {i}\t{i % 26 / 5:.3f}\n" for i in range(100)]
     (tmp_path / "sts-b.tsv").write_text("index\tsentence1\tsentence2\tscore\n" + "".join(rows))
-    with pytest.raises(UserError, match=r"(?s)label is a number with a fraction: '0.200'.*regression.*set.labels"):
+    with pytest.raises(
+        UserError, match=r"(?s)label is a number with a fraction: '0.200'.*regression.*set.labels"
+    ):
         load(tmp_path / "out", "classification", tmp_path / "sts-b.tsv", columns={"label": "score"})
 
 
@@ -310,15 +384,17 @@ def test_the_second_of_two_classes_is_the_positive_one(
 ) -> None:
     lines = [json.dumps({"text": f"{i}", "label": value}) for i, value in enumerate(values)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    assert load(tmp_path / "o", "classification", tmp_path / "a.jsonl", labels=labels)[1].get("positive_label") == (
-        positive
-    )
+    assert load(tmp_path / "o", "classification", tmp_path / "a.jsonl", labels=labels)[1].get(
+        "positive_label"
+    ) == (positive)
 
 
 def test_class_names_that_datasets_wrote_into_a_parquet_file_are_used(tmp_path: Path) -> None:
     features = {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}
     table = pa.Table.from_pylist([{"sentence": "a", "label": 1}])
-    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    table = table.replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
     pq.write_table(table, tmp_path / "a.parquet")
     records, manifest = load(tmp_path / "out", "classification", tmp_path / "a.parquet")
     assert records[0]["label"] == manifest["positive_label"] == "pos"
@@ -326,14 +402,18 @@ def test_class_names_that_datasets_wrote_into_a_parquet_file_are_used(tmp_path: 
 
 def test_repeated_ids_stay_apart_and_repeated_texts_are_kept(tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.jsonl"):
-        (tmp_path / name).write_text('{"id": 7, "document": "d", "summary": "s"}\n{"document": "d", "summary": "s"}\n')
+        (tmp_path / name).write_text(
+            '{"id": 7, "document": "d", "summary": "s"}\n{"document": "d", "summary": "s"}\n'
+        )
     records, _ = load(tmp_path / "out", "summarization", tmp_path / "*.jsonl")
     assert len({r["id"] for r in records}) == 4
     assert records[0]["id"] == "7"
     assert records[2]["id"] == "7@b.jsonl:1"
 
 
-def test_bytes_and_ids_do_not_depend_on_where_the_files_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_and_ids_do_not_depend_on_where_the_files_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     digests, manifests = [], []
     for folder in ("here", "there/deep"):
         root = tmp_path / folder
@@ -380,7 +460,9 @@ def test_fsspec_addresses_are_read_like_files(tmp_path: Path) -> None:
 
 def test_held_out_files_are_the_test_split_and_limits_count_per_split(tmp_path: Path) -> None:
     for name in ("train", "test"):
-        (tmp_path / f"{name}.jsonl").write_text("".join(f'{{"text": "{name} {i}", "label": "x"}}\n' for i in range(9)))
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(f'{{"text": "{name} {i}", "label": "x"}}\n' for i in range(9))
+        )
     records, manifest = load(
         tmp_path / "out",
         "classification",
@@ -394,13 +476,17 @@ def test_held_out_files_are_the_test_split_and_limits_count_per_split(tmp_path: 
 
 def test_files_to_validate_on_are_the_validation_split(tmp_path: Path) -> None:
     for name in ("train", "dev", "test"):
-        (tmp_path / f"{name}.jsonl").write_text("".join(f'{{"text": "{name} {i}", "label": "x"}}\n' for i in range(3)))
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(f'{{"text": "{name} {i}", "label": "x"}}\n' for i in range(3))
+        )
     own = {"val_paths": [str(tmp_path / "dev.jsonl")], "test_paths": [str(tmp_path / "test.jsonl")]}
     for options, expected in (
         (own, ["train", "validation", "test"]),
         ({"val_paths": own["val_paths"]}, ["train", "validation"]),
     ):
-        records, manifest = load(tmp_path / "out", "classification", tmp_path / "train.jsonl", **options)
+        records, manifest = load(
+            tmp_path / "out", "classification", tmp_path / "train.jsonl", **options
+        )
         assert [(r["split"], r["text"]) for r in records] == [
             (split, f"{name} {i}")
             for split, name in zip(expected, ("train", "dev", "test"), strict=False)
@@ -409,9 +495,19 @@ def test_files_to_validate_on_are_the_validation_split(tmp_path: Path) -> None:
         assert len(manifest["inputs"]) == len(expected)
     (tmp_path / "link.jsonl").symlink_to("train.jsonl")
     with pytest.raises(UserError, match=r"link.jsonl is in paths and in val_paths"):
-        load(tmp_path / "out", "classification", tmp_path / "train.jsonl", val_paths=[str(tmp_path / "link.jsonl")])
+        load(
+            tmp_path / "out",
+            "classification",
+            tmp_path / "train.jsonl",
+            val_paths=[str(tmp_path / "link.jsonl")],
+        )
     with pytest.raises(UserError, match=r"dev.jsonl is in val_paths and in test_paths"):
-        load(tmp_path / "out", "classification", tmp_path / "train.jsonl", **own | {"test_paths": own["val_paths"]})
+        load(
+            tmp_path / "out",
+            "classification",
+            tmp_path / "train.jsonl",
+            **own | {"test_paths": own["val_paths"]},
+        )
 
 
 def test_parts_are_bounded_and_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
@@ -430,7 +526,7 @@ def test_parts_are_bounded_and_the_same_records_give_the_same_bytes(tmp_path: Pa
     assert list(read(tmp_path / "a", ["text"])) == [{"text": row["text"]} for row in rows]
 
 
-# -- hub ---------------------------------------------------------------------------------------------------------------
+# -- hub
 
 
 @pytest.fixture
@@ -438,7 +534,13 @@ def dataset(tmp_path: Path) -> Path:
     """A local data set directory with two splits, class names and a card."""
     from datasets import ClassLabel, Dataset, Features, Value
 
-    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["neg", "pos"]), "idx": Value("int32")})
+    features = Features(
+        {
+            "sentence": Value("string"),
+            "label": ClassLabel(names=["neg", "pos"]),
+            "idx": Value("int32"),
+        }
+    )
     path = tmp_path / "sst"
     (path / "data").mkdir(parents=True)
     for split, n in {"train": 40, "test": 5}.items():
@@ -447,7 +549,9 @@ def dataset(tmp_path: Path) -> Path:
             "label": [i % 2 for i in range(n)],
             "idx": list(range(n)),
         }
-        Dataset.from_dict(rows, features=features).to_parquet(path / f"data/{split}-00000-of-00001.parquet")
+        Dataset.from_dict(rows, features=features).to_parquet(
+            path / f"data/{split}-00000-of-00001.parquet"
+        )
     (path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# card\n")
     return path
 
@@ -478,11 +582,15 @@ def test_streaming_stops_at_the_row_and_byte_budgets(tmp_path: Path, dataset: Pa
     assert "max_bytes" in manifest["notes"]
 
 
-def test_a_byte_budget_is_reached_without_a_look_at_the_files_behind_it(tmp_path: Path, dataset: Path) -> None:
+def test_a_byte_budget_is_reached_without_a_look_at_the_files_behind_it(
+    tmp_path: Path, dataset: Path
+) -> None:
     first = dataset / "data/train-00000-of-00001.parquet"
     first.rename(dataset / "data/train-00000-of-00003.parquet")
     for number in (1, 2):
-        (dataset / f"data/train-0000{number}-of-00003.parquet").write_bytes(b"PAR1 is not parquet, and never read PAR1")
+        (dataset / f"data/train-0000{number}-of-00003.parquet").write_bytes(
+            b"PAR1 is not parquet, and never read PAR1"
+        )
     manifest = from_hub(tmp_path / "out", dataset, max_bytes=200)
     assert 200 <= manifest["bytes"] < 220
     assert manifest["rows"] < 40
@@ -490,7 +598,9 @@ def test_a_byte_budget_is_reached_without_a_look_at_the_files_behind_it(tmp_path
         from_hub(tmp_path / "out", dataset)
 
 
-def test_a_wrong_split_or_configuration_is_named_with_those_there_are(tmp_path: Path, dataset: Path) -> None:
+def test_a_wrong_split_or_configuration_is_named_with_those_there_are(
+    tmp_path: Path, dataset: Path
+) -> None:
     with pytest.raises(UserError, match=r"Bad split: nope.*train"):
         from_hub(tmp_path / "out", dataset, split="nope")
     with pytest.raises(UserError, match=r"'nope' not found"):
@@ -507,7 +617,9 @@ def test_code_that_comes_with_a_data_set_is_never_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_without_a_network_the_hub_fails_within_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_hub_fails_within_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
         from_hub(tmp_path / "out", "nyu-mll/glue", config="sst2")
     monkeypatch.delenv("HF_HUB_OFFLINE")
@@ -517,10 +629,14 @@ def test_without_a_network_the_hub_fails_within_a_second(tmp_path: Path, monkeyp
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
-    with pytest.raises(UserError, match=r"nyu-mll/glue: 127.0.0.1:\d+ cannot be reached.*source: files"):
+    with pytest.raises(
+        UserError, match=r"nyu-mll/glue: 127.0.0.1:\d+ cannot be reached.*source: files"
+    ):
         from_hub(tmp_path / "out", "nyu-mll/glue", config="sst2")
 
-    def swallowed(*_: Any, **__: Any) -> None:  # as by a firewall, or a name server that does not answer
+    def swallowed(
+        *_: Any, **__: Any
+    ) -> None:  # as by a firewall, or a name server that does not answer
         time.sleep(3)
         raise TimeoutError("timed out")
 

@@ -43,7 +43,10 @@ class Hub(BaseHTTPRequestHandler):
             siblings = [{"rfilename": file} for file in self.files]
             content = json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": siblings}).encode()
         elif self.path.startswith(f"/api/models/org/tiny/tree/{COMMIT}"):
-            tree = [{"type": "file", "path": k, "size": len(v), "oid": "0" * 40} for k, v in self.files.items()]
+            tree = [
+                {"type": "file", "path": k, "size": len(v), "oid": "0" * 40}
+                for k, v in self.files.items()
+            ]
             content = json.dumps(tree).encode()
         elif name in self.files:
             self.asked.append(name)
@@ -74,7 +77,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", address)
     monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        address + "/{repo_id}/resolve/{revision}/{filename}",
+    )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     Hub.files, Hub.asked = FILES, []
     yield Hub

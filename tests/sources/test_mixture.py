@@ -28,7 +28,9 @@ def test_the_shares_give_the_weights_and_nothing_is_repeated_too_often(
     found = shares(sizes, weights, repeats)
     total = sum(found[name] * sizes[name] for name in sizes)
     for name in sizes:
-        assert found[name] * sizes[name] / total == pytest.approx(weights[name] / sum(weights.values()))
+        assert found[name] * sizes[name] / total == pytest.approx(
+            weights[name] / sum(weights.values())
+        )
         assert 0 < found[name] <= repeats * (1 + 1e-9)
     assert max(found.values()) >= 1 - 1e-9
     assert min(found.values()) <= 1 + 1e-9
@@ -39,40 +41,63 @@ def test_a_document_that_a_share_takes_a_larger_one_takes_too() -> None:
     for share in (0.1, 0.5, 1.0, 2.25):
         taken = [copies(text, share) for text in texts]
         assert sum(taken) / len(texts) == pytest.approx(share, abs=0.05)
-        assert all(copies(text, share + 0.1) >= number for text, number in zip(texts, taken, strict=True))
+        assert all(
+            copies(text, share + 0.1) >= number for text, number in zip(texts, taken, strict=True)
+        )
 
 
 def mixture(folder: Path, **options: Any) -> dict[str, Any]:
     for name, count in {"web": 3000, "books": 300}.items():
-        lines = (json.dumps({"text": f"{name} says {i:06d} and {i * 7919 % 10007:05d}"}) for i in range(count))
+        lines = (
+            json.dumps({"text": f"{name} says {i:06d} and {i * 7919 % 10007:05d}"})
+            for i in range(count)
+        )
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\nbroken\n")
     inner = {
-        name: {"source": "files", "paths": [str(folder / f"{name}.jsonl")], "licence": f"{name}-licence"}
+        name: {
+            "source": "files",
+            "paths": [str(folder / f"{name}.jsonl")],
+            "licence": f"{name}-licence",
+        }
         for name in ("web", "books")
     }
     source = params.MixtureSource.model_validate({"source": "mixture", "sources": inner, **options})
     return write_raw("pretrain", "pretrain", source, folder / "out")
 
 
-def test_records_carry_their_source_and_the_manifest_says_what_was_taken_of_each(tmp_path: Path) -> None:
+def test_records_carry_their_source_and_the_manifest_says_what_was_taken_of_each(
+    tmp_path: Path,
+) -> None:
     manifest = mixture(tmp_path, weights={"web": 3, "books": 1}, max_repeats=2)
     records = list(read(tmp_path / "out"))
-    size = {name: sum(len(r["text"]) for r in records if r["source"] == name) for name in ("web", "books")}
+    size = {
+        name: sum(len(r["text"]) for r in records if r["source"] == name)
+        for name in ("web", "books")
+    }
     assert size["web"] / (size["web"] + size["books"]) == pytest.approx(0.75, abs=0.02)
     assert len({r["id"] for r in records}) == len(records) == manifest["rows"]
     assert sum(r["source"] == "books" for r in records) == 600
     assert all(r["text"].startswith(r["source"]) for r in records)
     books = manifest["sources"]["books"]
-    assert (books["rows"], books["taken_rows"], books["times_taken"], books["weight"]) == (300, 600, 2.0, 0.25)
+    assert (books["rows"], books["taken_rows"], books["times_taken"], books["weight"]) == (
+        300,
+        600,
+        2.0,
+        0.25,
+    )
     assert books["taken_bytes"] == size["books"]
     assert books["inputs"][0]["path"].endswith("books.jsonl")
     assert manifest["licence"] == "web: web-licence; books: books-licence"
     assert manifest["rejected"]["count"] == 2
-    assert manifest["dropped"]["web: beyond its weight"] == 3000 - manifest["sources"]["web"]["taken_rows"]
+    assert (
+        manifest["dropped"]["web: beyond its weight"]
+        == 3000 - manifest["sources"]["web"]["taken_rows"]
+    )
     assert not (tmp_path / "out" / ".sources").exists()
     first = [part["sha256"] for part in manifest["files"]]
     assert [
-        part["sha256"] for part in mixture(tmp_path, weights={"web": 3, "books": 1}, max_repeats=2)["files"]
+        part["sha256"]
+        for part in mixture(tmp_path, weights={"web": 3, "books": 1}, max_repeats=2)["files"]
     ] == first
 
 
@@ -87,12 +112,21 @@ def test_without_weights_and_repeats_the_scarcest_source_limits_the_others(tmp_p
     [
         ({"sources": {"a": {"source": "docs"}}}, "at least 2"),
         ({"weights": {"wbe": 1.0}}, "weights.wbe is none of the sources; did you mean web"),
-        ({"weights": {"web": 0.0}}, "download.pretrain.weights.web: Input should be greater than 0"),
+        (
+            {"weights": {"web": 0.0}},
+            "download.pretrain.weights.web: Input should be greater than 0",
+        ),
         ({"max_repeats": 0.5}, "max_repeats"),
         ({"max_documents": 5}, "max_documents is set for each"),
         ({"sources": {"../x": {"source": "docs"}, "b": {"source": "docs"}}}, "letters, digits"),
-        ({"sources": {"web": {"source": "files", "path": ["x"]}, "b": {"source": "docs"}}}, "did you mean paths"),
-        ({"sources": {"web": {"source": "mixture"}, "b": {"source": "docs"}}}, "'mixture' is unknown"),
+        (
+            {"sources": {"web": {"source": "files", "path": ["x"]}, "b": {"source": "docs"}}},
+            "did you mean paths",
+        ),
+        (
+            {"sources": {"web": {"source": "mixture"}, "b": {"source": "docs"}}},
+            "'mixture' is unknown",
+        ),
     ],
 )
 def test_an_impossible_mixture_is_refused_by_name(changed: dict[str, Any], expected: str) -> None:
@@ -119,5 +153,7 @@ def test_repeated_text_and_a_rule_against_repetition_contradict_each_other() -> 
     data["download"]["pretrain"] = {"source": "mixture", "sources": sources, "max_repeats": 2}
     params.parse(data)
     data["tokenize"]["clean"]["exact_duplicates"] = True
-    with pytest.raises(UserError, match=r"would take out what download\.pretrain\.max_repeats puts in"):
+    with pytest.raises(
+        UserError, match=r"would take out what download\.pretrain\.max_repeats puts in"
+    ):
         params.parse(data)

@@ -1,4 +1,6 @@
-"""What passes for data and is none, or means another thing than it seems: refused by name, or read as it was meant."""
+"""What passes for data and is none, or means another thing than it seems: refused by name, or read
+as it was meant.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from llm.sources.raw import read
 LINES = b'{"text": "one"}\n{"text": "two"}\n'
 
 
-def load(path: Path, kind: str = "pretrain", **options: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def load(
+    path: Path, kind: str = "pretrain", **options: Any
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     source = params.FilesSource.model_validate({"source": "files", "paths": [str(path)], **options})
     out = path.parent / "out.d"
     manifest = write_raw("mine", kind, source, out)
@@ -37,7 +41,7 @@ def put(folder: Path, name: str, data: bytes | str) -> Path:
     return folder / name
 
 
-# -- archives, pointers, other formats ------------------------------------------------------------------
+# -- archives, pointers, other formats
 
 
 def tar(mode: str = "w") -> bytes:
@@ -88,7 +92,10 @@ def test_what_holds_no_records_is_refused_whatever_its_name(tmp_path: Path, name
         (b"%PDF-1.7\n", r"is a PDF document"),
     ):
         with pytest.raises(UserError, match=wanted):
-            load(put(tmp_path, name, data), "pretrain" if name in ("a.txt", "a") else "classification")
+            load(
+                put(tmp_path, name, data),
+                "pretrain" if name in ("a.txt", "a") else "classification",
+            )
 
 
 def test_a_compressed_archive_is_known_by_its_usual_name(tmp_path: Path) -> None:
@@ -97,24 +104,41 @@ def test_a_compressed_archive_is_known_by_its_usual_name(tmp_path: Path) -> None
 
 
 def test_a_text_about_such_formats_is_a_text(tmp_path: Path) -> None:
-    text = "PKZIP was a program. version https://git-lfs.github.com/spec/v1 begins a pointer. " + "x" * 600
+    text = (
+        "PKZIP was a program. version https://git-lfs.github.com/spec/v1 begins a pointer. "
+        + "x" * 600
+    )
     assert load(put(tmp_path, "a.txt", text))[0][0]["text"] == text
 
 
-# -- tables ---------------------------------------------------------------------------------------------
+# -- tables
 
-TEXTS = ['he said "hi" to me', "two\nlines", "a\ttab", "plain", '"', 'ends with "quotes"', "'single'", "last"]
+TEXTS = [
+    'he said "hi" to me',
+    "two\nlines",
+    "a\ttab",
+    "plain",
+    '"',
+    'ends with "quotes"',
+    "'single'",
+    "last",
+]
 
 
 @pytest.mark.parametrize("quoting", [0, 1, 2])  # minimal, all, all that are no numbers
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("count", [1, 2, 3, len(TEXTS)])
-def test_a_tsv_of_pandas_is_read_as_pandas_reads_it(tmp_path: Path, quoting: int, end: str, count: int) -> None:
+def test_a_tsv_of_pandas_is_read_as_pandas_reads_it(
+    tmp_path: Path, quoting: int, end: str, count: int
+) -> None:
     frame = pd.DataFrame({"text": TEXTS[:count], "label": list("xyzxyzxy")[:count]})
     frame.to_csv(tmp_path / "a.tsv", sep="\t", index=False, quoting=quoting, lineterminator=end)
     records, manifest = load(tmp_path / "a.tsv", "classification")
     assert [record["text"] for record in records] == TEXTS[:count]
-    assert "quotes around fields are read as CSV's; format: tsv would keep them as text" in manifest["notes"]
+    assert (
+        "quotes around fields are read as CSV's; format: tsv would keep them as text"
+        in manifest["notes"]
+    )
 
 
 GLUE = 'sentence\tlabel\n"Hello," he said.\t1\nHe said "hello".\t0\n"Whole."\t1\n"\t0\n'
@@ -122,14 +146,21 @@ GLUE = 'sentence\tlabel\n"Hello," he said.\t1\nHe said "hello".\t0\n"Whole."\t1\
 
 def test_quotes_of_glue_are_text(tmp_path: Path) -> None:
     records, manifest = load(put(tmp_path, "a.tsv", GLUE), "classification")
-    assert [r["text"] for r in records] == ['"Hello," he said.', 'He said "hello".', '"Whole."', '"']
+    assert [r["text"] for r in records] == [
+        '"Hello," he said.',
+        'He said "hello".',
+        '"Whole."',
+        '"',
+    ]
     assert "quotes" not in manifest["notes"]
     whole = "sentence\tlabel\n" + '"Whole."\t1\n' * 3
     assert load(put(tmp_path, "b.tsv", whole), "classification")[0][0]["text"] == '"Whole."'
 
 
 def test_where_quotes_come_late_the_params_must_say_what_they_are(tmp_path: Path) -> None:
-    path = put(tmp_path, "a.tsv", "text\tlabel\n" + "plain text\tx\n" * 90_000 + '"a ""word"""\ty\n')
+    path = put(
+        tmp_path, "a.tsv", "text\tlabel\n" + "plain text\tx\n" * 90_000 + '"a ""word"""\ty\n'
+    )
     with pytest.raises(UserError, match=r"a\.tsv:90002: a field in quotes.*format: csv"):
         load(path, "classification")
     assert load(path, "classification", format="csv")[0][-1]["text"] == 'a "word"'
@@ -137,13 +168,20 @@ def test_where_quotes_come_late_the_params_must_say_what_they_are(tmp_path: Path
 
 
 def test_two_columns_of_one_name_are_refused_where_they_are_needed(tmp_path: Path) -> None:
-    table = pa.table([pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], names=["text", "text", "label"])
+    table = pa.table(
+        [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], names=["text", "text", "label"]
+    )
     pq.write_table(table, tmp_path / "a.parquet")
     put(tmp_path, "a.csv", "text,text,label\na,b,c\n")
     for name in ("a.parquet", "a.csv"):
         with pytest.raises(UserError, match=rf"{name}: 2 columns are called 'text'\. Rename"):
             load(tmp_path / name, "classification")
-    assert load(put(tmp_path, "b.csv", "text,more,more,label\na,1,2,c\n"), "classification")[0][0]["text"] == "a"
+    assert (
+        load(put(tmp_path, "b.csv", "text,more,more,label\na,1,2,c\n"), "classification")[0][0][
+            "text"
+        ]
+        == "a"
+    )
 
 
 def test_a_key_that_stands_twice_with_other_values_is_set_aside(tmp_path: Path) -> None:
@@ -156,7 +194,7 @@ def test_a_key_that_stands_twice_with_other_values_is_set_aside(tmp_path: Path) 
         load(put(tmp_path, "a.json", f"[{twice}]"))
 
 
-# -- answers --------------------------------------------------------------------------------------------
+# -- answers
 
 
 @pytest.mark.parametrize(
@@ -172,19 +210,30 @@ def test_a_key_that_stands_twice_with_other_values_is_set_aside(tmp_path: Path) 
     ],
 )
 def test_answers_that_were_printed_are_no_answers(tmp_path: Path, printed: str) -> None:
-    frame = pd.DataFrame({"context": ["the cat sat"] * 2, "question": ["who?"] * 2, "answers": ["cat", printed]})
+    frame = pd.DataFrame(
+        {"context": ["the cat sat"] * 2, "question": ["who?"] * 2, "answers": ["cat", printed]}
+    )
     frame.to_csv(tmp_path / "a.csv", index=False)
-    with pytest.raises(UserError, match=r"a\.csv:3: answers printed as text: .*\.jsonl or \.parquet"):
+    with pytest.raises(
+        UserError, match=r"a\.csv:3: answers printed as text: .*\.jsonl or \.parquet"
+    ):
         load(tmp_path / "a.csv", "question_answering")
 
 
 def test_an_answer_that_looks_like_code_and_is_in_the_context_is_one(tmp_path: Path) -> None:
     record = {"context": "it returns ['cat'] or []", "question": "what?", "answers": ["['cat']"]}
-    put(tmp_path, "a.jsonl", json.dumps(record) + "\n" + json.dumps({**record, "answers": "[]"}) + "\n")
-    assert [r["answers"] for r in load(tmp_path / "a.jsonl", "question_answering")[0]] == [["['cat']"], ["[]"]]
+    put(
+        tmp_path,
+        "a.jsonl",
+        json.dumps(record) + "\n" + json.dumps({**record, "answers": "[]"}) + "\n",
+    )
+    assert [r["answers"] for r in load(tmp_path / "a.jsonl", "question_answering")[0]] == [
+        ["['cat']"],
+        ["[]"],
+    ]
 
 
-# -- files without a header -----------------------------------------------------------------------------
+# -- files without a header
 
 COLA = 'gj04\t1\t\tOur friends won\'t buy "this".\ngj04\t0\t*\tOne more pseudo.\n'
 AG_NEWS = '"3","Wall St. Bears Claw Back","Reuters - Short ""sellers"", again."\n"1","War and peace","AP - They met."\n'
@@ -196,7 +245,10 @@ def test_data_sets_that_are_published_without_a_header_are_known(tmp_path: Path)
         ('Our friends won\'t buy "this".', "1"),
         ("One more pseudo.", "0"),
     ]
-    assert "has no header; its columns are read as source_code, label, annotation, sentence" in manifest["notes"]
+    assert (
+        "has no header; its columns are read as source_code, label, annotation, sentence"
+        in manifest["notes"]
+    )
     names = {"1": "World", "3": "Business"}
     records, _ = load(put(tmp_path, "train.csv", AG_NEWS), "classification", labels=names)
     assert [(r["text"], r["text_pair"], r["label"]) for r in records] == [
@@ -209,15 +261,25 @@ def test_data_sets_that_are_published_without_a_header_are_known(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("name", "data"),
-    [("a.tsv", "the first one\t1\nthe second\t0\n"), ("a.csv", '"the first one",1\n"the second",0\n')],
+    [
+        ("a.tsv", "the first one\t1\nthe second\t0\n"),
+        ("a.csv", '"the first one",1\n"the second",0\n'),
+    ],
 )
-def test_advice_for_a_file_without_a_header_loses_no_row(tmp_path: Path, name: str, data: str) -> None:
+def test_advice_for_a_file_without_a_header_loses_no_row(
+    tmp_path: Path, name: str, data: str
+) -> None:
     path = put(tmp_path, name, data)
     with pytest.raises(UserError, match=r"header: false.*columns: \{text: 0, label: 1\}"):
         load(path, "classification")
     records, _ = load(path, "classification", header=False, columns={"text": 0, "label": 1})
-    assert [(r["text"], r["label"]) for r in records] == [("the first one", "1"), ("the second", "0")]
-    with pytest.raises(UserError, match=r"its first line has '1' for a column's name.*header: false"):
+    assert [(r["text"], r["label"]) for r in records] == [
+        ("the first one", "1"),
+        ("the second", "0"),
+    ]
+    with pytest.raises(
+        UserError, match=r"its first line has '1' for a column's name.*header: false"
+    ):
         load(path, "classification", columns={"text": "the first one", "label": "1"})
 
 
@@ -226,7 +288,7 @@ def test_header_false_is_for_tables(tmp_path: Path) -> None:
         load(put(tmp_path, "a.jsonl", LINES), header=False)
 
 
-# -- JSON under another name ----------------------------------------------------------------------------
+# -- JSON under another name
 
 
 def test_json_lines_named_json_are_read_however_long_the_first_one_is(tmp_path: Path) -> None:
@@ -235,23 +297,32 @@ def test_json_lines_named_json_are_read_however_long_the_first_one_is(tmp_path: 
     for content in (lines, [*lines, ""], lines[:1]):
         records, _ = load(put(tmp_path, "a.json", "\n".join(content)))
         assert [record["text"] for record in records] == [long, "two"][: len(content)]
-    records, manifest = load(put(tmp_path, "a.json", "\n".join([*lines, "{broken"])), max_rejected_fraction=0.5)
+    records, manifest = load(
+        put(tmp_path, "a.json", "\n".join([*lines, "{broken"])), max_rejected_fraction=0.5
+    )
     assert len(records) == 2
     assert manifest["rejected"]["examples"][0]["line"] == 3
 
 
 def test_a_long_squad_file_on_one_line_is_still_squad(tmp_path: Path) -> None:
     answer = {"text": "cat", "answer_start": 2}
-    paragraph = {"context": "a cat " * 250_000, "qas": [{"id": "1", "question": "who?", "answers": [answer]}]}
+    paragraph = {
+        "context": "a cat " * 250_000,
+        "qas": [{"id": "1", "question": "who?", "answers": [answer]}],
+    }
     squad = json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": [paragraph]}]})
     for end in ("", "\n"):
-        assert load(put(tmp_path, "a.json", squad + end), "question_answering")[0][0]["answers"] == ["cat"]
+        assert load(put(tmp_path, "a.json", squad + end), "question_answering")[0][0][
+            "answers"
+        ] == ["cat"]
 
 
 @pytest.mark.parametrize("indent", [None, 2])
 def test_a_json_list_named_jsonl_is_called_one(tmp_path: Path, indent: int | None) -> None:
     path = put(tmp_path, "a.jsonl", json.dumps([{"text": "one"}], indent=indent))
-    with pytest.raises(UserError, match=r"a\.jsonl: is a JSON list, though its name says one JSON object a line"):
+    with pytest.raises(
+        UserError, match=r"a\.jsonl: is a JSON list, though its name says one JSON object a line"
+    ):
         load(path)
     with pytest.raises(UserError, match=r"though its format says .*take out format: jsonl"):
         load(path.rename(tmp_path / "a.json"), format="jsonl")
@@ -259,7 +330,9 @@ def test_a_json_list_named_jsonl_is_called_one(tmp_path: Path, indent: int | Non
     assert load(tmp_path / "b.json")[0][0]["text"] == "one"
 
 
-def test_advice_for_cola_as_somebody_published_it_keeps_every_row(data_dir: Path, tmp_path: Path) -> None:
+def test_advice_for_cola_as_somebody_published_it_keeps_every_row(
+    data_dir: Path, tmp_path: Path
+) -> None:
     path = put(tmp_path, "train.tsv", (data_dir / "glue/CoLA/train.tsv").read_bytes())
     with pytest.raises(UserError, match=r"header: false.*columns: \{text: 0, label: 1\}"):
         load(path, "classification")

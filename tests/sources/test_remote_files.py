@@ -1,4 +1,6 @@
-"""Remote files: resumed where they broke off, whole or not at all, and never another version's bytes."""
+"""Remote files: resumed where they broke off, whole or not at all, and never another version's
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class Server:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.ranges, self.says_size = True, True
-        self.break_after: list[int] = []  # bytes of the next answers after which the connection is cut
+        self.break_after: list[
+            int
+        ] = []  # bytes of the next answers after which the connection is cut
         self.etag = "v1"
         self.sent = 0
         self.asked: list[str] = []
@@ -55,7 +59,11 @@ class Server:
                     self.send_error(404)
                     return
                 start, end = 0, len(data)
-                asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if outer.ranges else None
+                asked = (
+                    re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+                    if outer.ranges
+                    else None
+                )
                 if asked:
                     start, end = int(asked[1]), min(len(data), int(asked[2] or len(data)) + 1)
                 self.send_response(206 if asked else 200)
@@ -139,7 +147,9 @@ def test_after_a_kill_only_the_missing_bytes_come_and_no_half_file_has_the_final
     assert server.sent < len(CONTENT) - 500_000
 
 
-def test_a_server_that_cannot_skip_is_read_from_the_beginning(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_cannot_skip_is_read_from_the_beginning(
+    server: Server, tmp_path: Path
+) -> None:
     server.ranges = False
     source = one(server)
     server.break_after = [500_000]
@@ -151,14 +161,18 @@ def test_a_network_that_stays_away_is_named_with_what_came_and_nothing_has_the_f
 ) -> None:
     source = one(server)
     server.break_after = [WHOLE, *[0] * 50]
-    with pytest.raises(UserError, match=r"a\.bin: broke off after [\d,]+ of 3,000,000 bytes, 5 times.*goes on"):
+    with pytest.raises(
+        UserError, match=r"a\.bin: broke off after [\d,]+ of 3,000,000 bytes, 5 times.*goes on"
+    ):
         remote_files.fetch(source, tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} <= {".part", ".stamp"}
     server.break_after = []
     assert copied(remote_files.fetch(source, tmp_path)) == CONTENT
 
 
-def test_another_version_is_begun_anew_and_one_that_changes_is_refused(server: Server, tmp_path: Path) -> None:
+def test_another_version_is_begun_anew_and_one_that_changes_is_refused(
+    server: Server, tmp_path: Path
+) -> None:
     source = one(server)
     with pytest.raises(KeyboardInterrupt):
         remote_files.fetch(source, tmp_path, lambda count: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -179,7 +193,9 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_begun(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
-    with pytest.raises(UserError, match=r"a\.bin: 3,000,000 bytes are still to come, but .* has room for 1,000"):
+    with pytest.raises(
+        UserError, match=r"a\.bin: 3,000,000 bytes are still to come, but .* has room for 1,000"
+    ):
         remote_files.fetch(one(server), tmp_path)
     assert server.sent < 10
 
@@ -222,7 +238,9 @@ def test_a_password_in_an_address_is_not_shown(server: Server, tmp_path: Path) -
 
 
 def test_a_file_system_that_is_not_installed_is_named() -> None:
-    with pytest.raises(UserError, match=r"paths: s3://bucket/x needs another package .*s3fs|cannot be opened"):
+    with pytest.raises(
+        UserError, match=r"paths: s3://bucket/x needs another package .*s3fs|cannot be opened"
+    ):
         find(["s3://bucket/x"], "paths")
     with pytest.raises(UserError, match=r"paths: nonsense://x cannot be opened .*nonsense"):
         find(["nonsense://x"], "paths")

@@ -60,7 +60,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(3):
         with gzip.open(f"texts/{number}.jsonl.gz", "wt") as file:
             for i in range(60):
-                record: dict[str, Any] = {"text": f"text {i} of file {number}, " * (1 + i % 9), "source": f"s{i % 2}"}
+                record: dict[str, Any] = {
+                    "text": f"text {i} of file {number}, " * (1 + i % 9),
+                    "source": f"s{i % 2}",
+                }
                 if number:
                     record["id"] = str(i % 25)
                 file.write("broken\n" if i % 20 == 7 else json.dumps(record) + "\n")
@@ -68,7 +71,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def files_source(**changes: Any) -> params.FilesSource:
-    return params.FilesSource(**{"source": "files", "paths": ["texts"], "max_rejected_fraction": 0.5, **changes})
+    return params.FilesSource(
+        **{"source": "files", "paths": ["texts"], "max_rejected_fraction": 0.5, **changes}
+    )
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -102,8 +107,12 @@ def test_a_killed_download_goes_on_and_gives_the_same_bytes(
     assert content(folder / "out") == content(folder / "whole")
     assert ("continues after" in capsys.readouterr().out) == (kills != [3])
     if kills == [171]:
-        assert len(rows) < 40, "only what came after the last finished part is read into records again"
-    assert sorted(path.name for path in folder.iterdir()) == ["out", "texts", "whole"], "no record is left behind"
+        assert len(rows) < 40, (
+            "only what came after the last finished part is read into records again"
+        )
+    assert sorted(path.name for path in folder.iterdir()) == ["out", "texts", "whole"], (
+        "no record is left behind"
+    )
 
 
 @pytest.mark.parametrize("damage", ["part", "record"])
@@ -124,7 +133,10 @@ def test_a_killed_download_of_a_hub_data_set_goes_on(folder: Path) -> None:
     import pandas as pd
 
     (folder / "set").mkdir()
-    rows = [{"id": f"{i % 150}", "text": f"a text, number {i}, " * 3, "label": f"l{i % 3}"} for i in range(200)]
+    rows = [
+        {"id": f"{i % 150}", "text": f"a text, number {i}, " * 3, "label": f"l{i % 3}"}
+        for i in range(200)
+    ]
     pd.DataFrame(rows).to_parquet(folder / "set" / "train-00000-of-00001.parquet")
     source = params.HubSource(source="hub", id=str(folder / "set"), revision="0000000")
     write_raw("classification", "classification", source, folder / "whole")
@@ -157,7 +169,9 @@ def test_ids_that_the_params_name_stay_unique(folder: Path) -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_remote_files_go_on_with_the_copies_that_are_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_files_go_on_with_the_copies_that_are_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving(folder) as (url, asked):
         source = files_source(paths=[f"{url}/texts/{number}.jsonl.gz" for number in range(3)])
         write_raw("pretrain", "pretrain", source, folder / "whole", folder / "other")
@@ -197,7 +211,9 @@ def serving(folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("change", ["done", "begun", "gone", "params"])
-def test_other_files_or_params_begin_anew(change: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_files_or_params_begin_anew(
+    change: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = files_source()
     killed(source, folder / "out", 171)
     assert (folder / "out.part.json").exists()
@@ -217,27 +233,42 @@ def test_other_files_or_params_begin_anew(change: str, folder: Path, monkeypatch
 
 @pytest.mark.parametrize("limit", range(20, 40))
 def test_a_limit_may_be_reached_with_the_last_record_of_a_part(limit: int, folder: Path) -> None:
-    source = files_source(paths=["texts/0.jsonl.gz"], test_paths=["texts/1.jsonl.gz"], max_documents=limit)
+    source = files_source(
+        paths=["texts/0.jsonl.gz"], test_paths=["texts/1.jsonl.gz"], max_documents=limit
+    )
     assert write_raw("pretrain", "pretrain", source, folder / "out")["rows"] == 2 * limit
 
 
-def test_a_mixture_goes_on_in_the_source_that_was_being_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = {name: files_source(paths=[f"texts/{i}.jsonl.gz"]).model_dump() for i, name in enumerate(("web", "books"))}
-    source = params.MixtureSource.model_validate({"source": "mixture", "sources": inner, "max_repeats": 2})
+def test_a_mixture_goes_on_in_the_source_that_was_being_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = {
+        name: files_source(paths=[f"texts/{i}.jsonl.gz"]).model_dump()
+        for i, name in enumerate(("web", "books"))
+    }
+    source = params.MixtureSource.model_validate(
+        {"source": "mixture", "sources": inner, "max_repeats": 2}
+    )
     write_raw("pretrain", "pretrain", source, folder / "whole")
     killed(source, folder / "out", 115)
     (folder / "out" / "part-00099.parquet").touch()
     rows = seen(monkeypatch)
     write_raw("pretrain", "pretrain", source, folder / "out")
     assert content(folder / "out") == content(folder / "whole")
-    assert 60 < len(rows) < 100, "the first source again, of the second only what came after its last part"
+    assert 60 < len(rows) < 100, (
+        "the first source again, of the second only what came after its last part"
+    )
 
 
 def test_what_was_not_utf8_is_still_known(folder: Path) -> None:
     line = "größer und schöner, überall für Mädchen und Bäume"
-    Path("foreign.jsonl").write_bytes(b"".join(f'{{"text": "{line} {i}"}}\n'.encode("cp1252") for i in range(40)))
+    Path("foreign.jsonl").write_bytes(
+        b"".join(f'{{"text": "{line} {i}"}}\n'.encode("cp1252") for i in range(40))
+    )
     with open("foreign.jsonl", "ab") as file:
-        file.write(b"".join(json.dumps({"text": f"plain {i} " * 20}).encode() + b"\n" for i in range(60)))
+        file.write(
+            b"".join(json.dumps({"text": f"plain {i} " * 20}).encode() + b"\n" for i in range(60))
+        )
     source = params.FilesSource(source="files", paths=["foreign.jsonl"])
     told = []
     for out in ("whole", "out"):
@@ -250,9 +281,13 @@ def test_what_was_not_utf8_is_still_known(folder: Path) -> None:
     assert told[0] == told[1]
 
 
-def test_a_download_that_cannot_fit_is_refused_before_it_begins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_cannot_fit_is_refused_before_it_begins(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(UserError, match=r"download\.pretrain: the records will take about .*max_documents"):
+    with pytest.raises(
+        UserError, match=r"download\.pretrain: the records will take about .*max_documents"
+    ):
         write_raw("pretrain", "pretrain", files_source(), folder / "out")
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
     write_raw("pretrain", "pretrain", files_source(), folder / "out")

@@ -1,4 +1,6 @@
-"""Cleaning in the stages: what tokenize leaves out is counted and shown, and mix does not bring it back."""
+"""Cleaning in the stages: what tokenize leaves out is counted and shown, and mix does not bring it
+back.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,13 @@ def document(i: int) -> str:
 
 def task(i: int) -> dict[str, Any]:
     body = " ".join(f"k{i}x{j}" for j in range(25))
-    return {"id": f"s{i}", "document": f"The text {body} ends here.", "summary": f"k{i}", "group": f"g{i}", "split": ""}
+    return {
+        "id": f"s{i}",
+        "document": f"The text {body} ends here.",
+        "summary": f"k{i}",
+        "group": f"g{i}",
+        "split": "",
+    }
 
 
 def workspace(folder: Path, clean: dict[str, Any]) -> list[str]:
@@ -53,7 +61,11 @@ def workspace(folder: Path, clean: dict[str, Any]) -> list[str]:
     ]
     texts += [f"A line of everybody, said again.\r\n\r\n{document(400 + i)}" for i in range(5)]
     for name, kind, records in (
-        ("pretrain", "pretrain", [{"id": f"p{i}", "text": text, "source": "t"} for i, text in enumerate(texts)]),
+        (
+            "pretrain",
+            "pretrain",
+            [{"id": f"p{i}", "text": text, "source": "t"} for i, text in enumerate(texts)],
+        ),
         ("summarization", "summarization", tasks),
     ):
         with raw.Writer(folder / "data/raw" / name, kind, group_bytes=4000) as writer:
@@ -90,7 +102,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_the_rules_take_out_is_not_trained_on_and_every_document_is_accounted_for(here: Path) -> None:
+def test_what_the_rules_take_out_is_not_trained_on_and_every_document_is_accounted_for(
+    here: Path,
+) -> None:
     texts = workspace(here, RULES)
     tokenize.main()
     metrics = json.loads(Path("metrics/tokenize.json").read_text())
@@ -136,7 +150,9 @@ def test_cleaning_gives_the_same_bytes_with_one_process_and_with_two(
         monkeypatch.chdir(folder)
         monkeypatch.setattr("os.sched_getaffinity", lambda _, n=workers: set(range(n)))
         tokenize.main()
-        files = [path for path in folder.rglob("*") if path.is_file() and "timing" not in path.parts]
+        files = [
+            path for path in folder.rglob("*") if path.is_file() and "timing" not in path.parts
+        ]
         written.append({str(path.relative_to(folder)): sha256(path) for path in files})
     assert written[0] == written[1]
     assert "data/tokens/clean/removed.npy" in written[0]

@@ -1,4 +1,6 @@
-"""The download stage: exactly the data sets of the params, whole or not at all, and never the same work twice."""
+"""The download stage: exactly the data sets of the params, whole or not at all, and never the same
+work twice.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,17 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/a.txt").write_text("one\n<|endoftext|>\ntwo\n")
-    (tmp_path / "sst.tsv").write_text("sentence\tlabel\n" + "".join(f"s{i}\t{i % 2}\n" for i in range(30)) + "broken\n")
+    (tmp_path / "sst.tsv").write_text(
+        "sentence\tlabel\n" + "".join(f"s{i}\t{i % 2}\n" for i in range(30)) + "broken\n"
+    )
     configure(
         pretrain={"source": "files", "paths": ["texts"]},
-        sst2={"source": "files", "paths": ["sst.tsv"], "kind": "classification", "labels": ["bad", "good"]},
+        sst2={
+            "source": "files",
+            "paths": ["sst.tsv"],
+            "kind": "classification",
+            "labels": ["bad", "good"],
+        },
     )
     return tmp_path
 
@@ -43,17 +52,25 @@ def configure(**data_sets: dict[str, object]) -> None:
 
 
 def snapshot() -> dict[str, bytes]:
-    return {p.as_posix(): p.read_bytes() for p in sorted(Path("data/raw").rglob("*")) if p.is_file()}
+    return {
+        p.as_posix(): p.read_bytes() for p in sorted(Path("data/raw").rglob("*")) if p.is_file()
+    }
 
 
-def test_every_data_set_gets_records_and_a_manifest(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_data_set_gets_records_and_a_manifest(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     download.main()
     assert sorted(os.listdir("data/raw")) == ["pretrain", "sst2"]
     assert [r["text"] for r in read(Path("data/raw/pretrain"))] == ["one", "two"]
     manifest = json.loads(Path("data/raw/sst2/manifest.json").read_text())
     keys = "name kind source revision licence rows bytes files kept dropped rejected notes"
     assert set(manifest) >= set(keys.split())
-    assert (manifest["kind"], manifest["rows"], manifest["rejected"]["count"]) == ("classification", 30, 1)
+    assert (manifest["kind"], manifest["rows"], manifest["rejected"]["count"]) == (
+        "classification",
+        30,
+        1,
+    )
     assert manifest["kept"] == {"sst.tsv": 30}
     assert manifest["labels"] == {"bad": 15, "good": 15}
     assert str(workspace) not in json.dumps(manifest)
@@ -63,7 +80,9 @@ def test_every_data_set_gets_records_and_a_manifest(workspace: Path, capsys: pyt
     assert json.loads(Path("metrics/timing/download.json").read_text())["seconds"] >= 0
 
 
-def test_a_second_run_gives_the_same_bytes_and_removes_data_sets_that_left_the_params(workspace: Path) -> None:
+def test_a_second_run_gives_the_same_bytes_and_removes_data_sets_that_left_the_params(
+    workspace: Path,
+) -> None:
     download.main()
     first = snapshot()
     Path("data/raw/stale").mkdir()
@@ -82,7 +101,9 @@ def test_a_run_that_broke_off_keeps_what_is_finished_and_leaves_no_half_output(
     written: list[str] = []
     real = sources.write_raw
 
-    def counting(name: str, kind: str, source: params.Source, out: Path, copies: Path) -> dict[str, object]:
+    def counting(
+        name: str, kind: str, source: params.Source, out: Path, copies: Path
+    ) -> dict[str, object]:
         written.append(name)
         return real(name, kind, source, out)
 
@@ -117,10 +138,14 @@ def test_the_stage_ends_with_one_message_and_imports_no_torch(workspace: Path) -
         "import sys; from llm.runtime.stage import run_stage; from stages.download import main; run_stage(main); "
         "assert not {'torch', 'datasets', 'mlflow'} & set(sys.modules), 'heavy imports'"
     )
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     os.truncate("texts/a.txt", 0)
-    run = subprocess.run([sys.executable, "-m", "stages.download"], env=environment, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "stages.download"], env=environment, capture_output=True, text=True
+    )
     assert run.returncode == 1
     assert "error: texts/a.txt: the file is empty" in run.stderr
     assert "Traceback" not in run.stderr

@@ -1,4 +1,6 @@
-"""The stage writes metrics/evaluate.json, metrics/scores.csv and the predictions, and twice the same bytes."""
+"""The stage writes metrics/evaluate.json, metrics/scores.csv and the predictions, and twice the
+same bytes.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from tests.model.conftest import random_model
 from tests.pipeline.workspace import run
 from tests.tokenizer.test_pretrained import write as write_checkpoint
 
-CONTEXT = "The axis argument names the dimension. It is an integer. Negative values count from the end."
+CONTEXT = (
+    "The axis argument names the dimension. It is an integer. Negative values count from the end."
+)
 KINDS: dict[str, dict[str, Any]] = {
     "summarization": {"document": CONTEXT},
     "question_answering": {"context": CONTEXT, "question": "What does axis name?"},
@@ -51,7 +55,9 @@ BASELINES = {
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory as the stages before leave it: two small random models, tokens, a mixture and test sets."""
+    """A directory as the stages before leave it: two small random models, tokens, a mixture and
+    test sets.
+    """
     monkeypatch.chdir(tmp_path)
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["evaluate"] |= {"bootstrap": 100, "examples": 3, "shots": 1, "variant_examples": 2}
@@ -69,7 +75,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         model = random_model(seed=len(name), vocab_size=tokenizer.vocab_size)
         save_model(model, Path("models", name), saved, tokenizer.eos_id)
     write_tokens(Path("data/tokens"), tokenizer, {"train": texts[:70], "val": texts[70:]})
-    with Writer(Path("data/raw/pretrain"), "pretrain") as writer:  # one held-out document is of no record
+    with Writer(
+        Path("data/raw/pretrain"), "pretrain"
+    ) as writer:  # one held-out document is of no record
         for i, text in enumerate(texts[:79]):
             writer.write({"id": str(i), "text": text, "source": f"source {i % 2}"})
 
@@ -157,12 +165,21 @@ def test_the_stage_keeps_its_contract_and_its_bytes(
     assert results["base"]["language_modeling"]["perplexity"]["value"] > 1
     assert results["baseline:majority"]["classification"]["accuracy"]["value"] == 1.0
 
-    names = {f"{model}-{kind}.parquet" for kind in (*KINDS, "language_modeling") for model in ("base", "finetuned")}
+    names = {
+        f"{model}-{kind}.parquet"
+        for kind in (*KINDS, "language_modeling")
+        for model in ("base", "finetuned")
+    }
     written = [kind for kind in KINDS if kind != "classification"]
     names |= {f"variant_{name}-{kind}.parquet" for kind in written for name in ("beams", "sampled")}
     names |= {f"baseline_{name}-{kind}.parquet" for kind in KINDS for name in BASELINES[kind]}
     first = outputs(Path("metrics"))
-    assert set(first) == names | {"comparison.json", "contamination.json", "evaluate.json", "scores.csv"}
+    assert set(first) == names | {
+        "comparison.json",
+        "contamination.json",
+        "evaluate.json",
+        "scores.csv",
+    }
     by_source = {name for name in results["base"]["language_modeling"] if "/" in name}
     assert by_source == {f"bits_per_byte/{name}" for name in ("source 0", "source 1", "unknown")}
     compared = json.loads(first["comparison.json"])["finetuned - base"]
@@ -174,19 +191,30 @@ def test_the_stage_keeps_its_contract_and_its_bytes(
             assert found["low"] <= found["difference"] <= found["high"]
             assert 0 < found["p_value"] <= 1
     rows = pq.read_table("metrics/predictions/finetuned-question_answering.parquet").to_pylist()
-    assert [row["id"] for row in rows] == ["question_answering0", "question_answering1", "question_answering2"]
+    assert [row["id"] for row in rows] == [
+        "question_answering0",
+        "question_answering1",
+        "question_answering2",
+    ]
     assert {"prompt", "prediction", "references", "exact_match", "f1"} <= set(rows[0])
 
     shutil.rmtree("metrics")
     again = run(
         *(project, "python", "-m", "stages.evaluate"),
-        **{"LLM_PROCESSES": "2", "LLM_DEVICE": "cpu", "PYTHONPATH": str(ROOT), "DVC_ROOT": str(project)},
+        **{
+            "LLM_PROCESSES": "2",
+            "LLM_DEVICE": "cpu",
+            "PYTHONPATH": str(ROOT),
+            "DVC_ROOT": str(project),
+        },
     )
     assert outputs(Path("metrics")) == first  # two processes share the questions
     assert again.stdout.count("metrics/evaluate.json") == 1
 
 
-def test_a_model_that_is_not_there_is_a_user_error_and_leaves_no_half_results(project: Path) -> None:
+def test_a_model_that_is_not_there_is_a_user_error_and_leaves_no_half_results(
+    project: Path,
+) -> None:
     (project / "models/finetuned/model.safetensors").unlink()
     with pytest.raises(UserError, match=r"models/finetuned: no model\.safetensors"):
         evaluate.main()
@@ -205,7 +233,10 @@ def test_a_part_of_a_mixture_is_read_from_every_source(project: Path) -> None:
     places = np.repeat([0, 1], [90, 30]).astype(np.uint16)
     np.save("data/tokens/val_sources.npy", places)
     meta = json.loads(Path("data/tokens/meta.json").read_text(encoding="utf-8"))
-    meta |= {"sources": ["first", "second"], "val_sources": {"file": "val_sources.npy", "bytes": [0, 0]}}
+    meta |= {
+        "sources": ["first", "second"],
+        "val_sources": {"file": "val_sources.npy", "bytes": [0, 0]},
+    }
     write_json("data/tokens/meta.json", meta)
 
     evaluate.main()
@@ -216,11 +247,17 @@ def test_a_part_of_a_mixture_is_read_from_every_source(project: Path) -> None:
     tokens = [len(tokenizer.encode(text)) + 1 for text in val]
     assert read < 120
     share = sum(tokens[:90]) / sum(tokens)
-    expected = {"first": 2000 * share / np.mean(tokens[:90]), "second": 2000 * (1 - share) / np.mean(tokens[90:])}
+    expected = {
+        "first": 2000 * share / np.mean(tokens[:90]),
+        "second": 2000 * (1 - share) / np.mean(tokens[90:]),
+    }
     for name, count in documents.items():
         assert count == pytest.approx(expected[name], abs=1.5)
     for model in ("base", "finetuned", "baseline:unigram"):
-        assert f"of {read} of 120 held-out documents" in results[model]["language_modeling"]["loss"]["signature"]
+        assert (
+            f"of {read} of 120 held-out documents"
+            in results[model]["language_modeling"]["loss"]["signature"]
+        )
     zstd = results["baseline:zstd"]["language_modeling"]["bits_per_byte"]
     assert zstd["n"] == read, "baselines are scored on the same documents"
     size = zstd["signature"].split(" documents, ")[1].split("|")[0]

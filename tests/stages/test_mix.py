@@ -22,7 +22,20 @@ from llm.tokenizer.bpe import Tokenizer
 from stages import mix
 
 ROOT = Path(__file__).parents[2]
-WORDS = ["array", "table", "value", "index", "column", "shape", "type", "zeros", "graph", "node", "edge", "matrix"]
+WORDS = [
+    "array",
+    "table",
+    "value",
+    "index",
+    "column",
+    "shape",
+    "type",
+    "zeros",
+    "graph",
+    "node",
+    "edge",
+    "matrix",
+]
 LABELS = ["numpy", "pandas", "scipy"]
 LIST = pa.list_(pa.string())
 MAX_TOKENS = 96
@@ -30,7 +43,8 @@ MAX_TOKENS = 96
 
 def sentences(rng: random.Random, n: int) -> str:
     return " ".join(
-        f"The {rng.choice(WORDS)} holds a {rng.choice(WORDS)} of the {rng.choice(WORDS)}." for _ in range(n)
+        f"The {rng.choice(WORDS)} holds a {rng.choice(WORDS)} of the {rng.choice(WORDS)}."
+        for _ in range(n)
     )
 
 
@@ -44,9 +58,13 @@ def raw_records() -> dict[str, list[dict]]:
         out["pretrain"].append({"id": f"p{i}", "text": text * 3, "source": "test"})
         out["summarization"].append({**base, "document": text, "summary": f"Number {i}."})
         answers = rng.choice([[], [f"{i}"], ["The"]])
-        out["question_answering"].append({**base, "context": text, "question": "Which number?", "answers": answers})
+        out["question_answering"].append(
+            {**base, "context": text, "question": "Which number?", "answers": answers}
+        )
         out["topic"].append({**base, "text": text, "text_pair": None, "label": LABELS[i % 3]})
-        out["instructions"].append({**base, "instruction": f"Count to {i}.", "input": "", "output": f"{i}"})
+        out["instructions"].append(
+            {**base, "instruction": f"Count to {i}.", "input": "", "output": f"{i}"}
+        )
     return out
 
 
@@ -63,14 +81,23 @@ def write_raw(directory: Path, records: list[dict]) -> None:
     schema = pa.schema([(name, LIST if name == "answers" else pa.string()) for name in records[0]])
     half = len(records) // 2
     for i, part in enumerate((records[:half], records[half:])):
-        pq.write_table(pa.Table.from_pylist(part, schema=schema), directory / f"part-{i:05d}.parquet")
+        pq.write_table(
+            pa.Table.from_pylist(part, schema=schema), directory / f"part-{i:05d}.parquet"
+        )
 
 
 def set_params(path: Path, **changed) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    params["mix"] |= {"tasks": TASKS, "examples": 120, "max_tokens": MAX_TOKENS, "val_fraction": 0.15}
+    params["mix"] |= {
+        "tasks": TASKS,
+        "examples": 120,
+        "max_tokens": MAX_TOKENS,
+        "val_fraction": 0.15,
+    }
     params["mix"] |= {"pretrain_fraction": 0.1} | changed
-    params["mix"]["tasks"] = tasks = {name: dict(task) for name, task in params["mix"]["tasks"].items()}
+    params["mix"]["tasks"] = tasks = {
+        name: dict(task) for name, task in params["mix"]["tasks"].items()
+    }
     for name, task in tasks.items():  # the manifest of a data set says of which kind it is
         write_json(path / "data/raw" / name / "manifest.json", {"kind": task.pop("kind", name)})
     params["download"] = {name: {"source": "docs"} for name in ("pretrain", *tasks)}
@@ -79,7 +106,11 @@ def set_params(path: Path, **changed) -> None:
 
 def digests(path: Path) -> dict[str, str]:
     files = [*(path / "data/mix").rglob("*"), path / "metrics/mix.json"]
-    return {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
+    return {
+        str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in files
+        if f.is_file()
+    }
 
 
 @pytest.fixture
@@ -135,7 +166,9 @@ def test_the_files_hold_what_the_contract_says(workspace):
         assert table.num_rows == metrics["tasks"][name]["test"] > 0
         assert sum(table["truncated"].to_pylist()) == metrics["tasks"][name]["test_truncated"]
         assert all(table["references"].to_pylist())
-        assert all(len(tokenizer.chat_ids(prompt)) <= MAX_TOKENS for prompt in table["prompt"].to_pylist())
+        assert all(
+            len(tokenizer.chat_ids(prompt)) <= MAX_TOKENS for prompt in table["prompt"].to_pylist()
+        )
     topics = pq.read_table("data/mix/test/topic.parquet").to_pylist()
     assert all(row["choices"] == LABELS and row["references"] == [row["label"]] for row in topics)
     answers = pq.read_table("data/mix/test/question_answering.parquet").to_pylist()
@@ -169,25 +202,36 @@ def test_no_group_and_no_text_of_the_test_files_is_trained_on(workspace):
         assert not sides["train"] & sides["val"]
 
 
-def test_the_same_input_gives_the_same_bytes_and_the_seed_changes_the_draw_but_not_the_test(workspace):
+def test_the_same_input_gives_the_same_bytes_and_the_seed_changes_the_draw_but_not_the_test(
+    workspace,
+):
     mix.main()
     first = digests(workspace)
     mix.main()
     assert digests(workspace) == first
     command = [sys.executable, "-m", "stages.mix"]
-    subprocess.run(command, check=True, env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"}, capture_output=True)
+    subprocess.run(
+        command,
+        check=True,
+        env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"},
+        capture_output=True,
+    )
     assert digests(workspace) == first
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     Path("params.yaml").write_text(yaml.safe_dump({**params, "seed": 7}), encoding="utf-8")
     mix.main()
     second = digests(workspace)
     assert second["data/mix/train.parquet"] != first["data/mix/train.parquet"]
-    assert {k: v for k, v in second.items() if "/test/" in k} == {k: v for k, v in first.items() if "/test/" in k}
+    assert {k: v for k, v in second.items() if "/test/" in k} == {
+        k: v for k, v in first.items() if "/test/" in k
+    }
 
 
 def test_the_stage_works_without_importing_torch(workspace):
     code = "import sys; from stages import mix; mix.main(); sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT)}, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT)}, capture_output=True
+    )
 
 
 def test_without_plain_text_the_pretraining_files_are_not_needed(workspace):
@@ -200,16 +244,29 @@ def test_without_plain_text_the_pretraining_files_are_not_needed(workspace):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"tasks": {"topic": {"weight": 1.0}}}, "'topic' is not a kind of task; known: classification"),
-        ({"tasks": {"topic": {"weight": 1.0, "kind": "summarization"}}}, "has no column document, summary"),
+        (
+            {"tasks": {"topic": {"weight": 1.0}}},
+            "'topic' is not a kind of task; known: classification",
+        ),
+        (
+            {"tasks": {"topic": {"weight": 1.0, "kind": "summarization"}}},
+            "has no column document, summary",
+        ),
         ({"tasks": {"summarization": {"weight": 0.0}}}, "no task has a weight"),
         (
-            {"tasks": {"summarization": {"weight": 1e-9}, "topic": {"weight": 1.0, "kind": "classification"}}},
+            {
+                "tasks": {
+                    "summarization": {"weight": 1e-9},
+                    "topic": {"weight": 1.0, "kind": "classification"},
+                }
+            },
             "mix.tasks.summarization: no training example is left",
         ),
     ],
 )
-def test_impossible_mixtures_are_refused_with_the_remedy_and_the_old_files_stay(workspace, changed, message):
+def test_impossible_mixtures_are_refused_with_the_remedy_and_the_old_files_stay(
+    workspace, changed, message
+):
     mix.main()
     before = digests(workspace)
     set_params(workspace, examples=20, **changed)
@@ -220,9 +277,14 @@ def test_impossible_mixtures_are_refused_with_the_remedy_and_the_old_files_stay(
 
 def test_a_task_all_of_whose_examples_are_too_long_is_refused_with_the_reasons(workspace):
     rows = raw_records()["instructions"]
-    write_raw(Path("data/raw/instructions"), [{**r, "instruction": f"{r['instruction']} please" * 99} for r in rows])
+    write_raw(
+        Path("data/raw/instructions"),
+        [{**r, "instruction": f"{r['instruction']} please" * 99} for r in rows],
+    )
     set_params(workspace, tasks={"instructions": {"weight": 1.0}})
-    with pytest.raises(UserError, match=r"instructions: no training example is left \(dropped: \d+ too_long\)"):
+    with pytest.raises(
+        UserError, match=r"instructions: no training example is left \(dropped: \d+ too_long\)"
+    ):
         mix.main()
 
 
@@ -233,18 +295,23 @@ def test_the_test_set_of_a_task_is_held_out_of_another_of_its_kind(workspace, ca
     write_raw(Path("data/raw/squad"), own)
     # The second task has the same paragraphs under other titles, and a test side of its own.
     other = [{**row, "group": f"article {i % 40}"} for i, row in enumerate(rows)]
-    other = [{**row, "split": "test" if 4 <= i % 40 < 8 else "train"} for i, row in enumerate(other)]
+    other = [
+        {**row, "split": "test" if 4 <= i % 40 < 8 else "train"} for i, row in enumerate(other)
+    ]
     write_raw(Path("data/raw/squad2"), other)
     kinds = {name: {"weight": 1.0, "kind": "question_answering"} for name in ("squad", "squad2")}
     set_params(workspace, tasks=kinds, examples=10**6, pretrain_fraction=0.0)
     mix.main()
     tested = {
-        name: {row["context"] for row in pq.read_table(f"data/mix/test/{name}.parquet").to_pylist()} for name in kinds
+        name: {row["context"] for row in pq.read_table(f"data/mix/test/{name}.parquet").to_pylist()}
+        for name in kinds
     }
     assert all(tested.values())
     by_id = {row["id"]: row["context"] for row in rows}
     for side in ("train", "val"):
-        trained = {by_id[row["id"]] for row in pq.read_table(f"data/mix/{side}.parquet").to_pylist()}
+        trained = {
+            by_id[row["id"]] for row in pq.read_table(f"data/mix/{side}.parquet").to_pylist()
+        }
         assert trained
         assert not trained & (tested["squad"] | tested["squad2"])
     metrics = json.loads(Path("metrics/mix.json").read_text(encoding="utf-8"))["tasks"]
@@ -256,7 +323,10 @@ def test_the_test_set_of_a_task_is_held_out_of_another_of_its_kind(workspace, ca
 def test_a_task_that_is_not_validated_is_named_with_the_remedy(workspace, capsys):
     rows = raw_records()["summarization"]
     sides = (["train", "test"][i % 2] for i in range(len(rows)))  # each a single group
-    write_raw(Path("data/raw/summarization"), [{**r, "group": s, "split": s} for r, s in zip(rows, sides, strict=True)])
+    write_raw(
+        Path("data/raw/summarization"),
+        [{**r, "group": s, "split": s} for r, s in zip(rows, sides, strict=True)],
+    )
     set_params(workspace)
     mix.main()
     out = capsys.readouterr().out
@@ -270,7 +340,9 @@ def test_a_task_that_is_not_validated_is_named_with_the_remedy(workspace, capsys
 
 def test_the_positive_class_of_a_data_set_is_in_its_test_file(workspace):
     rows = raw_records()["topic"]
-    write_raw(Path("data/raw/topic"), [{**r, "label": ["no", "yes"][i % 2]} for i, r in enumerate(rows)])
+    write_raw(
+        Path("data/raw/topic"), [{**r, "label": ["no", "yes"][i % 2]} for i, r in enumerate(rows)]
+    )
     set_params(workspace)
     write_json("data/raw/topic/manifest.json", {"kind": "classification", "positive_label": "yes"})
     mix.main()

@@ -1,4 +1,6 @@
-"""A stage in two processes, its own or torchrun's, writes what it writes alone: the same model within rounding."""
+"""A stage in two processes, its own or torchrun's, writes what it writes alone: the same model
+within rounding.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ from stages import tokenize
 from tests.pipeline.workspace import ROOT, TINY, environment, run
 from tests.stages.test_tokenize import documents, workspace
 
-TRAINING = {key: TINY["pretrain"][key] for key in ("precision", "compile")} | {"optimizer": "adamw", "eval_every": 4}
+TRAINING = {key: TINY["pretrain"][key] for key in ("precision", "compile")} | {
+    "optimizer": "adamw",
+    "eval_every": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +70,11 @@ def command(root: Path, *words: str, **env: str) -> subprocess.CompletedProcess:
 def sharded(prepared: Path) -> Path:
     """One more, for two processes that share the weights."""
     return Path(
-        shutil.copytree(prepared, prepared.with_name("sharded"), ignore=shutil.ignore_patterns("models", ".state"))
+        shutil.copytree(
+            prepared,
+            prepared.with_name("sharded"),
+            ignore=shutil.ignore_patterns("models", ".state"),
+        )
     )
 
 
@@ -73,7 +82,9 @@ def sharded(prepared: Path) -> Path:
 def both(prepared: Path) -> Path:
     """Another folder with the same data, for two processes."""
     return Path(
-        shutil.copytree(prepared, prepared.with_name("both"), ignore=shutil.ignore_patterns("models", ".state"))
+        shutil.copytree(
+            prepared, prepared.with_name("both"), ignore=shutil.ignore_patterns("models", ".state")
+        )
     )
 
 
@@ -86,23 +97,33 @@ def alone(prepared: Path) -> Path:
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_two_processes_write_what_one_writes(alone: Path, both: Path, sharded: Path, sharding: str) -> None:
+def test_two_processes_write_what_one_writes(
+    alone: Path, both: Path, sharded: Path, sharding: str
+) -> None:
     prepared, both = alone, both if sharding == "ddp" else sharded
     for stage in ("pretrain", "finetune"):
         env = {"LLM_PROCESSES": "2"} | ({"LLM_SHARDING": sharding} if sharding == "fsdp" else {})
         printed = command(both, "python", "-m", f"stages.{stage}", **env).stdout
         assert printed.count("validation loss") == 1  # though two processes know it
         assert f"2 processes{', sharded' if sharding == 'fsdp' else ''} ·" in printed
-        one, two = (json.loads((root / f"metrics/{stage}.json").read_text()) for root in (prepared, both))
+        one, two = (
+            json.loads((root / f"metrics/{stage}.json").read_text()) for root in (prepared, both)
+        )
         assert one.keys() == two.keys()
         assert two["val_loss"] == pytest.approx(one["val_loss"], abs=5e-4)  # nats
-        histories = [(root / f"metrics/{stage}_history.csv").read_text().splitlines() for root in (prepared, both)]
+        histories = [
+            (root / f"metrics/{stage}_history.csv").read_text().splitlines()
+            for root in (prepared, both)
+        ]
         assert len(histories[0]) == len(histories[1]) > 5
         timing = json.loads((both / f"metrics/timing/{stage}.json").read_text())
         assert timing["processes"] == 2
         assert timing["sharded"] is (sharding == "fsdp")
         assert timing["identical_bytes"].startswith("yes")
-    files = [sorted(p.relative_to(root) for p in (root / "models").rglob("*.*")) for root in (prepared, both)]
+    files = [
+        sorted(p.relative_to(root) for p in (root / "models").rglob("*.*"))
+        for root in (prepared, both)
+    ]
     assert files[0] == files[1]
     one, two = (load_file(root / "models/base/model.safetensors") for root in (prepared, both))
     assert max(np.abs(one[key] - two[key]).max() for key in one) < 1e-3
@@ -110,16 +131,23 @@ def test_two_processes_write_what_one_writes(alone: Path, both: Path, sharded: P
 
 def test_all_weights_are_finetuned_in_shards_as_in_one_process(alone: Path, sharded: Path) -> None:
     losses = []
-    for root, env in ((alone, {"LLM_PROCESSES": "1"}), (sharded, {"LLM_PROCESSES": "2", "LLM_SHARDING": "fsdp"})):
+    for root, env in (
+        (alone, {"LLM_PROCESSES": "1"}),
+        (sharded, {"LLM_PROCESSES": "2", "LLM_SHARDING": "fsdp"}),
+    ):
         copied = Path(
-            shutil.copytree(root, root.with_name(f"{root.name}-full"), ignore=shutil.ignore_patterns(".state"))
+            shutil.copytree(
+                root, root.with_name(f"{root.name}-full"), ignore=shutil.ignore_patterns(".state")
+            )
         )
         settings = yaml.safe_load((copied / "params.yaml").read_text())
         settings["finetune"] |= {"method": "full", "optimizer": "muon"}
         (copied / "params.yaml").write_text(yaml.safe_dump(settings))
         shutil.copytree(alone / "models/base", copied / "models/base", dirs_exist_ok=True)
         command(copied, "python", "-m", "stages.finetune", **env)
-        losses.append(json.loads((copied / "metrics/finetune.json").read_text())["val_loss_by_task"])
+        losses.append(
+            json.loads((copied / "metrics/finetune.json").read_text())["val_loss_by_task"]
+        )
         assert (
             load_file(copied / "models/finetuned/model.safetensors").keys()
             == load_file(copied / "models/base/model.safetensors").keys()
@@ -161,7 +189,12 @@ def test_an_error_is_told_once_and_nothing_starts_again(prepared: Path, tmp_path
     root = tmp_path / "broken"
     shutil.copytree(prepared, root, ignore=shutil.ignore_patterns("models", ".state"))
     (root / "data/tokens/meta.json").write_text("{}")
-    env = {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(root), "LLM_DEVICE": "cpu", "LLM_PROCESSES": "2"}
+    env = {
+        "PYTHONPATH": str(ROOT),
+        "DVC_ROOT": str(root),
+        "LLM_DEVICE": "cpu",
+        "LLM_PROCESSES": "2",
+    }
     done = run(root, "python", "-m", "stages.pretrain", check=False, **env)
     assert done.returncode == 1
     assert "data/tokens/meta.json" in done.stderr
@@ -171,7 +204,9 @@ def test_an_error_is_told_once_and_nothing_starts_again(prepared: Path, tmp_path
 
 
 @pytest.mark.parametrize("given", ["0", "two", "-1"])
-def test_an_impossible_number_of_processes_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_impossible_number_of_processes_is_refused(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LLM_PROCESSES", given)
     with pytest.raises(UserError, match="LLM_PROCESSES"):
         launch.processes()
@@ -180,13 +215,17 @@ def test_an_impossible_number_of_processes_is_refused(given: str, monkeypatch: p
 def test_one_device_for_two_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_PROCESSES", "2")
     monkeypatch.setenv("LLM_DEVICE", "cuda:0")
-    with pytest.raises(UserError, match="LLM_PROCESSES=2 needs as many devices, and LLM_DEVICE=cuda:0 names one"):
+    with pytest.raises(
+        UserError, match="LLM_PROCESSES=2 needs as many devices, and LLM_DEVICE=cuda:0 names one"
+    ):
         launch.processes()
     monkeypatch.setenv("LLM_DEVICE", "cpu")
     assert launch.processes() == 2
 
 
-def test_there_is_a_process_for_each_card_unless_a_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_a_process_for_each_card_unless_a_device_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("LLM_PROCESSES", "LLM_DEVICE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)

@@ -30,11 +30,21 @@ def test_a_model_has_the_same_bytes_though_its_tokens_are_afar_and_the_server_is
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore and s3fs try for some seconds by themselves
+    monkeypatch.setenv(
+        "AWS_MAX_ATTEMPTS", "1"
+    )  # botocore and s3fs try for some seconds by themselves
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
-    training = {"tokens": 64 * 4 * 40, "batch_tokens": 256, "eval_every": 20, "eval_tokens": 500, "compile": False}
+    training = {
+        "tokens": 64 * 4 * 40,
+        "batch_tokens": 256,
+        "eval_every": 20,
+        "eval_tokens": 500,
+        "compile": False,
+    }
     shape = TINY["model"] | {"max_position_embeddings": 512}
-    root = workspace(tmp_path, documents(), model=shape, pretrain=training, tokenize={"shard_tokens": 20000})
+    root = workspace(
+        tmp_path, documents(), model=shape, pretrain=training, tokenize={"shard_tokens": 20000}
+    )
     monkeypatch.chdir(root)
     tokenize.main()
     pretrain.main()
@@ -76,7 +86,9 @@ def test_a_model_has_the_same_bytes_though_its_tokens_are_afar_and_the_server_is
     monkeypatch.setattr(block_cache.BlockCache, "write", noted)
     monkeypatch.setattr(Trainer, "_step", interrupted)
     monkeypatch.setattr(remote_fs, "PATIENCE", 1.0)
-    with pytest.raises(UserError, match="start the same command again: it goes on from the last state"):
+    with pytest.raises(
+        UserError, match="start the same command again: it goes on from the last state"
+    ):
         pretrain.main()
     assert not MODEL.exists()
 

@@ -37,7 +37,9 @@ def test_the_stage_writes_the_report_and_completes_the_run_of_cached_stages(tmp_
     assert (report / "report.html").stat().st_size > 50_000
     assert (report / "report.md").is_file()
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
-        [(run_id, name, status)] = store.execute("SELECT run_uuid, name, status FROM runs").fetchall()
+        [(run_id, name, status)] = store.execute(
+            "SELECT run_uuid, name, status FROM runs"
+        ).fetchall()
         assert (name, status) == ("quick-fox", "FINISHED")
         points = dict(store.execute("SELECT key, COUNT(*) FROM metrics GROUP BY key").fetchall())
         assert points["pretrain/loss"] == 732
@@ -55,7 +57,9 @@ def test_the_stage_writes_the_report_and_completes_the_run_of_cached_stages(tmp_
     assert {table["type"] for table in tables} == {"table"}
     for table, task in zip(tables, sorted(workspace.TASKS), strict=True):
         assert Path(table["path"]).stem == task
-        loaded = pd.read_json(artifacts / table["path"], orient="split")  # as mlflow.load_table does
+        loaded = pd.read_json(
+            artifacts / table["path"], orient="split"
+        )  # as mlflow.load_table does
         assert list(loaded.columns)[:3] == ["id", "finetuned", "base"]
         assert len(loaded) == 40
     assert not (tmp_path / "mlruns").exists()

@@ -1,4 +1,6 @@
-"""The scripts of docs/ train one model on two machines; here both are this one, and the commands stand-ins."""
+"""The scripts of docs/ train one model on two machines; here both are this one, and the commands
+stand-ins.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,11 @@ def checkout(prepared: Path, root: Path) -> Path:  # noqa: F811
 
 def variables(root: Path, **more: str) -> dict[str, str]:
     """LLM_PROCESSES says what a stage starts that nobody else has started; torchrun has."""
-    return environment(root) | {"PYTHONPATH": str(ROOT), "LLM_DEVICE": "cpu", "LLM_PROCESSES": "4"} | more
+    return (
+        environment(root)
+        | {"PYTHONPATH": str(ROOT), "LLM_DEVICE": "cpu", "LLM_PROCESSES": "4"}
+        | more
+    )
 
 
 def check(root: Path, printed: str, commands: list[str]) -> None:
@@ -62,16 +68,27 @@ def check(root: Path, printed: str, commands: list[str]) -> None:
 def under_slurm(prepared: Path) -> Path:  # noqa: F811
     """A checkout in which docs/slurm.sh has been run."""
     root = checkout(prepared, prepared.with_name("slurm"))
-    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "PROCESSES": "1"}
+    slurm = {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_NNODES": "2",
+        "PROCESSES": "1",
+    }
     script = ["bash", str(ROOT / "docs/slurm.sh")]
-    done = subprocess.run(script, cwd=root, env=variables(root, **slurm), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        script, cwd=root, env=variables(root, **slurm), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (root / "printed.txt").write_text(done.stdout)
     return root
 
 
 def test_the_slurm_script_trains_one_model_on_two_machines(under_slurm: Path) -> None:
-    check(under_slurm, (under_slurm / "printed.txt").read_text(), ["repro tokenize", "commit --force pretrain"])
+    check(
+        under_slurm,
+        (under_slurm / "printed.txt").read_text(),
+        ["repro tokenize", "commit --force pretrain"],
+    )
 
 
 def test_the_skypilot_task_trains_the_same_model_on_two_machines_with_tokens_from_afar(
@@ -87,7 +104,11 @@ def test_the_skypilot_task_trains_the_same_model_on_two_machines_with_tokens_fro
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    sky = {"SKYPILOT_NODE_IPS": "localhost\nother", "SKYPILOT_NUM_NODES": str(task["num_nodes"]), "PORT": port}
+    sky = {
+        "SKYPILOT_NODE_IPS": "localhost\nother",
+        "SKYPILOT_NUM_NODES": str(task["num_nodes"]),
+        "PORT": port,
+    }
     sky |= {"SKYPILOT_NUM_GPUS_PER_NODE": "1", "SKYPILOT_TASK_ID": "one", "CHECKOUT": str(root)}
     sky |= {"LLM_TOKENS_URL": url, "LLM_TOKENS_CACHE": str(tmp_path / "cache")}
     machines = [

@@ -1,4 +1,6 @@
-"""The tokenize stage: raw documents in, tokenizer, shards and counts out, with the same bytes every time."""
+"""The tokenize stage: raw documents in, tokenizer, shards and counts out, with the same bytes every
+time.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,10 @@ def one_task(folder: Path, params: dict) -> None:
             writer.write({"id": f"s{i}", "group": f"s{i}", "split": "", **text})
     manifest = {"name": "summarization", "kind": "summarization", "rows": 60, "bytes": writer.bytes}
     write_json(folder / "data/raw/summarization/manifest.json", manifest)
-    params["download"] = {"pretrain": params["download"]["pretrain"], "summarization": {"source": "docs"}}
+    params["download"] = {
+        "pretrain": params["download"]["pretrain"],
+        "summarization": {"source": "docs"},
+    }
     params["mix"] |= {"tasks": {"summarization": {"weight": 1.0}}, "test_fraction": 0.2}
 
 
@@ -54,12 +59,25 @@ def workspace(folder: Path, texts: list[str], **changes: object) -> Path:
     pretrain = folder / "data" / "raw" / "pretrain"
     pretrain.mkdir(parents=True)
     for number, part in enumerate((texts[: len(texts) // 3], texts[len(texts) // 3 :])):
-        columns = {"id": [f"{number}-{i}" for i in range(len(part))], "text": part, "source": ["test"] * len(part)}
-        pq.write_table(pa.table(columns), pretrain / f"part-{number:05d}.parquet", row_group_size=50)
+        columns = {
+            "id": [f"{number}-{i}" for i in range(len(part))],
+            "text": part,
+            "source": ["test"] * len(part),
+        }
+        pq.write_table(
+            pa.table(columns), pretrain / f"part-{number:05d}.parquet", row_group_size=50
+        )
     size = sum(len(text.encode()) for text in texts)
-    (pretrain / "manifest.json").write_text(json.dumps({"name": "pretrain", "rows": len(texts), "bytes": size}))
+    (pretrain / "manifest.json").write_text(
+        json.dumps({"name": "pretrain", "rows": len(texts), "bytes": size})
+    )
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["tokenize"] |= {"tokenizer": "bpe", "vocab_size": 320, "val_fraction": 0.1, "shard_tokens": 2048}
+    params["tokenize"] |= {
+        "tokenizer": "bpe",
+        "vocab_size": 320,
+        "val_fraction": 0.1,
+        "shard_tokens": 2048,
+    }
     params["pretrain"] |= {"sequence_length": 64, "batch_tokens": 256}
     one_task(folder, params)
     for section, values in changes.items():
@@ -75,7 +93,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def outputs(folder: Path) -> dict[str, str]:
-    paths = [*folder.glob("data/tokenizer/*"), *folder.glob("data/tokens/*"), folder / "metrics" / "tokenize.json"]
+    paths = [
+        *folder.glob("data/tokenizer/*"),
+        *folder.glob("data/tokens/*"),
+        folder / "metrics" / "tokenize.json",
+    ]
     return {str(path.relative_to(folder)): sha256(path) for path in paths}
 
 
@@ -99,20 +121,29 @@ def test_metrics_count_what_was_written(here: Path) -> None:
     tokenizer = Tokenizer.load("data/tokenizer")
     ids = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
     train = [x for x, text in zip(ids, texts, strict=True) if not is_validation(text, 0.1)]
-    assert (metrics["train_tokens"], metrics["train_documents"]) == (sum(map(len, train)), len(train))
+    assert (metrics["train_tokens"], metrics["train_documents"]) == (
+        sum(map(len, train)),
+        len(train),
+    )
     assert metrics["train_documents"] + metrics["val_documents"] == len(texts)
     assert metrics["vocab_size"] == tokenizer.vocab_size == 320
-    assert metrics["bytes_per_token"] == sum(len(text.encode()) for text in texts) / sum(map(len, ids))
+    assert metrics["bytes_per_token"] == sum(len(text.encode()) for text in texts) / sum(
+        map(len, ids)
+    )
     assert sum(metrics["document_tokens"].values()) == len(texts)
     for size, count in metrics["document_tokens"].items():
         assert count == sum(int(size) // 2 < len(x) <= int(size) for x in ids)
     counts = Counter(i for x in ids for i in x)
-    assert [entry["count"] for entry in metrics["frequent_tokens"]] == [n for _, n in counts.most_common(20)]
+    assert [entry["count"] for entry in metrics["frequent_tokens"]] == [
+        n for _, n in counts.most_common(20)
+    ]
     assert metrics["unused_tokens"] == 320 - len(counts)
     assert json.loads(Path("metrics/timing/tokenize.json").read_text())["tokens_per_second"] > 0
 
 
-def test_two_runs_give_the_same_bytes_wherever_they_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_give_the_same_bytes_wherever_they_run(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = []
     for name in ("one", "two"):
         monkeypatch.chdir(workspace(here / name, documents()))
@@ -122,7 +153,9 @@ def test_two_runs_give_the_same_bytes_wherever_they_run(here: Path, monkeypatch:
     assert len(found[0]) > 6
 
 
-def test_the_held_out_text_has_no_part_in_the_tokenizer(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_held_out_text_has_no_part_in_the_tokenizer(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = documents()
     other = [text if not is_validation(text, 0.1) else text + " " + "zq" * 50 for text in texts]
     other = [b if is_validation(b, 0.1) or a == b else a for a, b in zip(texts, other, strict=True)]
@@ -135,18 +168,24 @@ def test_the_held_out_text_has_no_part_in_the_tokenizer(here: Path, monkeypatch:
     assert found[0] == found[1]
 
 
-def test_of_much_text_the_tokenizer_sees_a_share(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_much_text_the_tokenizer_sees_a_share(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace(here, documents())
     seen: list[str] = []
     train = Tokenizer.train
-    monkeypatch.setattr(Tokenizer, "train", lambda texts, size: train(seen.extend(texts) or seen, size))
+    monkeypatch.setattr(
+        Tokenizer, "train", lambda texts, size: train(seen.extend(texts) or seen, size)
+    )
     monkeypatch.setattr(sample, "SAMPLE_BYTES", 30_000)
     tokenize.main()
     assert 10_000 < sum(len(text.encode()) for text in seen) < 60_000
     assert not any(is_validation(text, 0.1) for text in seen)
 
 
-def test_a_small_corpus_gives_a_smaller_vocabulary_and_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_small_corpus_gives_a_smaller_vocabulary_and_says_so(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     workspace(here, documents(), tokenize={"vocab_size": 4096})
     tokenize.main()
     size = json.loads(Path("data/tokens/meta.json").read_text())["vocab_size"]
@@ -182,8 +221,14 @@ def test_missing_and_truncated_input_is_named(here: Path) -> None:
 
 
 def test_real_text_packs_three_bytes_a_token(here: Path, data_dir: Path) -> None:
-    stories = (data_dir / "pretrain" / "TinyStories-train.txt").read_text(encoding="utf-8").split("<|endoftext|>")
-    workspace(here, [text.strip() for text in stories if text.strip()], tokenize={"vocab_size": 2048})
+    stories = (
+        (data_dir / "pretrain" / "TinyStories-train.txt")
+        .read_text(encoding="utf-8")
+        .split("<|endoftext|>")
+    )
+    workspace(
+        here, [text.strip() for text in stories if text.strip()], tokenize={"vocab_size": 2048}
+    )
     tokenize.main()
     assert json.loads(Path("metrics/tokenize.json").read_text())["bytes_per_token"] > 3
 
@@ -200,7 +245,9 @@ def test_a_killed_stage_leaves_no_worker_and_no_half_output_and_continues(
     monkeypatch.setenv("DVC_ROOT", str(here / "killed"))
     code = "from stages import tokenize; tokenize.find_chunks.__defaults__ = (20_000,); tokenize.main()"
     child = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=here / "killed", env={**os.environ, "PYTHONPATH": str(ROOT)}
+        [sys.executable, "-c", code],
+        cwd=here / "killed",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     while not list((here / "killed").glob(".state/tokenize/*/progress.json")):
         time.sleep(0.01)
@@ -222,13 +269,17 @@ def test_a_killed_stage_leaves_no_worker_and_no_half_output_and_continues(
     assert outputs(here / "killed") == outputs(here / "whole")
 
 
-def test_a_second_run_waits_for_the_first_and_gives_the_same_bytes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_waits_for_the_first_and_gives_the_same_bytes(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("one", "two"):
         workspace(here / name, documents(400) * 10)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DVC_ROOT": str(here)}
     command = [sys.executable, "-m", "stages.tokenize"]
     runs = [
-        subprocess.Popen(command, cwd=here / name, env=environment, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, cwd=here / name, env=environment, stdout=subprocess.PIPE, text=True
+        )
         for name in ("one", "two")
     ]
     printed = [run.communicate(timeout=60)[0] for run in runs]
@@ -254,7 +305,13 @@ def summaries(count: int, split: str = "", group: str | None = None) -> list[dic
 
 def labelled(labels: str, split: str) -> list[dict]:
     return [
-        {"id": f"{split}{i}", "text": f"{split} {i}", "text_pair": None, "label": label, "group": f"{split}{i}"}
+        {
+            "id": f"{split}{i}",
+            "text": f"{split} {i}",
+            "text_pair": None,
+            "label": label,
+            "group": f"{split}{i}",
+        }
         | {"split": split}
         for i, label in enumerate(labels)
     ]
@@ -275,7 +332,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_is_wrong_with_a_task_is_told_before_anything_is_trained(here: Path, wrong: str) -> None:
+def test_what_is_wrong_with_a_task_is_told_before_anything_is_trained(
+    here: Path, wrong: str
+) -> None:
     kind, records, message = WRONG[wrong]
     workspace(here, documents())
     set_task(here, kind, records)

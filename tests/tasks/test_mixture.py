@@ -12,9 +12,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.errors import UserError
-from llm.tasks import classification, instructions, mixture, question_answering, splits, summarization
+from llm.tasks import (
+    classification,
+    instructions,
+    mixture,
+    question_answering,
+    splits,
+    summarization,
+)
 from llm.tasks.base import Example, UnusableError, key
-from llm.tasks.mixture import Dataset, allocate, chunks, draw, draw_tasks, draw_text, shuffled, text_share
+from llm.tasks.mixture import (
+    Dataset,
+    allocate,
+    chunks,
+    draw,
+    draw_tasks,
+    draw_text,
+    shuffled,
+    text_share,
+)
 from llm.tasks.splits import DROPPED, TEST, TRAIN, VALIDATION, carve, normalise, survey
 from llm.text.hashing import is_validation
 from llm.tokenizer.bpe import Tokenizer
@@ -24,20 +40,32 @@ TEXTS = ["alpha", "Alpha!", "beta  gamma", "Beta gamma", "delta", "epsilon zeta"
 
 @cache
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(["the quick brown fox jumps over the lazy dog and returns an array of zeros"] * 5, 320)
+    return Tokenizer.train(
+        ["the quick brown fox jumps over the lazy dog and returns an array of zeros"] * 5, 320
+    )
 
 
 def document(i: int, group: str | None = None, split: str = "", text: str | None = None) -> dict:
     text = f"text number {i} of the lazy dog" if text is None else text
-    return {"id": f"d{i}", "document": text, "summary": f"dog {i}", "group": group or f"d{i}", "split": split}
+    return {
+        "id": f"d{i}",
+        "document": text,
+        "summary": f"dog {i}",
+        "group": group or f"d{i}",
+        "split": split,
+    }
 
 
 def look(records: list[dict], val: float = 0.2, test: float = 0.2) -> splits.Survey:
     return survey(summarization, "s", records, val, test)
 
 
-def dataset(name: str, records: list[dict], weight: float = 1.0, task=summarization, kind="summarization") -> Dataset:
-    return Dataset(name, kind, task, weight, lambda: records, survey(task, name, records, 0.05, 0.1))
+def dataset(
+    name: str, records: list[dict], weight: float = 1.0, task=summarization, kind="summarization"
+) -> Dataset:
+    return Dataset(
+        name, kind, task, weight, lambda: records, survey(task, name, records, 0.05, 0.1)
+    )
 
 
 documents = st.lists(
@@ -103,7 +131,14 @@ def test_the_split_takes_about_the_fractions_asked_for():
 
 def test_a_group_is_on_the_same_side_in_every_task():
     group = next(f"m{i}" for i in range(100) if carve(f"m{i}", 0.1, 0.2) == TEST)
-    question = {"id": "q", "context": "c", "question": "?", "answers": [], "group": group, "split": ""}
+    question = {
+        "id": "q",
+        "context": "c",
+        "question": "?",
+        "answers": [],
+        "group": group,
+        "split": "",
+    }
     for task, record in ((summarization, document(0, group)), (question_answering, question)):
         assert survey(task, "t", [record], 0.1, 0.2).sides.tolist() == [TEST]
 
@@ -121,7 +156,9 @@ def test_missing_sides_come_out_of_train_only_where_the_source_marks_everything(
     sides = look(marked).sides
     assert (sides[:300] == VALIDATION).sum() > 20
     assert (sides[:300] == TEST).sum() == 0
-    mixed = [document(i, split="train") for i in range(300)] + [document(1000 + i) for i in range(300)]
+    mixed = [document(i, split="train") for i in range(300)] + [
+        document(1000 + i) for i in range(300)
+    ]
     assert set(look(mixed).sides[:300]) == {TRAIN}
 
 
@@ -172,7 +209,10 @@ def test_what_one_task_tests_with_no_other_trains_or_validates_on():
 @settings(max_examples=100, deadline=None)
 @given(documents, documents)
 def test_the_test_side_of_no_task_is_changed_by_another(first, second):
-    placed = [splits.place(summarization, name, rows, 0.2, 0.2) for name, rows in (("a", first), ("b", second))]
+    placed = [
+        splits.place(summarization, name, rows, 0.2, 0.2)
+        for name, rows in (("a", first), ("b", second))
+    ]
     for records, together in zip((first, second), splits.settle(placed), strict=True):
         alone = look(records)
         assert ((alone.sides == TEST) == (together.sides == TEST)).all()
@@ -180,9 +220,23 @@ def test_the_test_side_of_no_task_is_changed_by_another(first, second):
 
 
 def test_labels_are_counted_in_train_and_strange_ones_elsewhere_are_dropped():
-    rows = [("b", "train"), ("a", "train"), ("b", "train"), ("new", "test"), ("a", "test"), ("b", "validation")]
+    rows = [
+        ("b", "train"),
+        ("a", "train"),
+        ("b", "train"),
+        ("new", "test"),
+        ("a", "test"),
+        ("b", "validation"),
+    ]
     records = [
-        {"id": str(i), "text": f"t{i}", "text_pair": None, "label": label, "group": str(i), "split": split}
+        {
+            "id": str(i),
+            "text": f"t{i}",
+            "text_pair": None,
+            "label": label,
+            "group": str(i),
+            "split": split,
+        }
         for i, (label, split) in enumerate(rows)
     ]
     result = survey(classification, "c", records, 0.1, 0.1)
@@ -194,7 +248,14 @@ def test_labels_are_counted_in_train_and_strange_ones_elsewhere_are_dropped():
 
 def test_unanswerable_questions_in_test_stay_where_training_has_none():
     records = [
-        {"id": str(i), "context": f"c{i}", "question": "?", "answers": answers, "group": str(i), "split": split}
+        {
+            "id": str(i),
+            "context": f"c{i}",
+            "question": "?",
+            "answers": answers,
+            "group": str(i),
+            "split": split,
+        }
         for i, (answers, split) in enumerate([(["c0"], "train"), ([], "test")])
     ]
     result = survey(question_answering, "qa", records, 0.1, 0.1)
@@ -203,7 +264,9 @@ def test_unanswerable_questions_in_test_stay_where_training_has_none():
 
 
 def test_wrong_columns_and_split_words_are_refused_by_name():
-    with pytest.raises(UserError, match=r"data/raw/x has no column context, question, answers.*kind"):
+    with pytest.raises(
+        UserError, match=r"data/raw/x has no column context, question, answers.*kind"
+    ):
         survey(question_answering, "x", [document(0)], 0.1, 0.1)
     with pytest.raises(UserError, match=r"record d0 has split 'dev'"):
         look([document(0, split="dev")])
@@ -211,7 +274,9 @@ def test_wrong_columns_and_split_words_are_refused_by_name():
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.dictionaries(st.sampled_from("abcdef"), st.tuples(st.floats(0, 100), st.integers(0, 500)), min_size=1),
+    st.dictionaries(
+        st.sampled_from("abcdef"), st.tuples(st.floats(0, 100), st.integers(0, 500)), min_size=1
+    ),
     st.integers(0, 1000),
 )
 def test_shares_are_whole_within_what_there_is_and_use_it_up(tasks, total):
@@ -220,13 +285,19 @@ def test_shares_are_whole_within_what_there_is_and_use_it_up(tasks, total):
     shares = allocate(weights, available, total)
     assert all(0 <= shares[name] <= available[name] for name in tasks)
     assert all(shares[name] == 0 for name in tasks if weights[name] == 0)
-    assert sum(shares.values()) == min(total, sum(n for name, n in available.items() if weights[name] > 0))
+    assert sum(shares.values()) == min(
+        total, sum(n for name, n in available.items() if weights[name] > 0)
+    )
 
 
 def test_shares_follow_the_weights_and_the_rest_is_redistributed_by_them():
     plenty = {"a": 10_000, "b": 10_000, "c": 10_000}
     assert allocate({"a": 1, "b": 2, "c": 1}, plenty, 1000) == {"a": 250, "b": 500, "c": 250}
-    assert allocate({"a": 1, "b": 1, "c": 2}, {**plenty, "b": 50}, 950) == {"a": 300, "b": 50, "c": 600}
+    assert allocate({"a": 1, "b": 1, "c": 2}, {**plenty, "b": 50}, 950) == {
+        "a": 300,
+        "b": 50,
+        "c": 600,
+    }
     assert allocate({"a": 1, "b": 1, "c": 1}, plenty, 100) == {"a": 34, "b": 33, "c": 33}
 
 
@@ -237,7 +308,11 @@ def build(item: int) -> Example:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(0, 10**6), unique=True, max_size=80), st.integers(0, 40), st.randoms(use_true_random=False))
+@given(
+    st.lists(st.integers(0, 10**6), unique=True, max_size=80),
+    st.integers(0, 40),
+    st.randoms(use_true_random=False),
+)
 def test_a_draw_takes_the_lowest_usable_orders_whatever_comes_first(items, quota, rng):
     candidates = [(key("o", item), item) for item in items]
     expected = [item for _, item in sorted(candidates) if item % 7][:quota]
@@ -300,7 +375,11 @@ def test_plain_text_comes_from_the_asked_side_of_the_pretraining_split_and_fits(
     words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
     rng = random.Random(0)
     pretraining = [
-        {"id": f"p{i}", "text": f"Document {i}. " + ". ".join(" ".join(rng.choices(words, k=8)) for _ in range(i))}
+        {
+            "id": f"p{i}",
+            "text": f"Document {i}. "
+            + ". ".join(" ".join(rng.choices(words, k=8)) for _ in range(i)),
+        }
         for i in range(120)
     ]
     whole = {d["id"]: d["text"] for d in pretraining}
@@ -330,13 +409,19 @@ def test_the_share_of_plain_text_is_of_the_whole():
 
 
 def test_held_out_examples_come_in_the_order_of_a_hash_of_their_ids_in_buckets(monkeypatch):
-    d = dataset("d", [document(i, split="test") for i in range(100)] + [document(500, split="train")])
+    d = dataset(
+        "d", [document(i, split="test") for i in range(100)] + [document(500, split="train")]
+    )
     monkeypatch.setattr(mixture, "BUCKET", 30)
     buckets = list(mixture.held_out(d, tokenizer(), 64, Counter(), Counter()))
     assert len(buckets) == 4
     ids = [row["id"] for bucket in buckets for row in bucket]
     assert ids == sorted((f"d{i}" for i in range(100)), key=lambda i: key("test", i))
-    assert all(row["references"] == [row["id"].replace("d", "dog ")] for bucket in buckets for row in bucket)
+    assert all(
+        row["references"] == [row["id"].replace("d", "dog ")]
+        for bucket in buckets
+        for row in bucket
+    )
 
 
 @pytest.mark.parametrize(
@@ -348,7 +433,9 @@ def test_held_out_examples_come_in_the_order_of_a_hash_of_their_ids_in_buckets(m
     ],
 )
 def test_a_task_with_an_empty_side_is_refused(records, message):
-    d = Dataset("mine", "summarization", summarization, 1.0, lambda: records, look(records, 0.001, 0.001))
+    d = Dataset(
+        "mine", "summarization", summarization, 1.0, lambda: records, look(records, 0.001, 0.001)
+    )
     with pytest.raises(UserError, match=message):
         mixture.check(d)
 
@@ -376,7 +463,14 @@ def test_classification_with_one_label_is_refused():
 
 def test_instructions_with_equal_wording_but_another_input_are_different_texts():
     records = [
-        {"id": str(i), "instruction": "Translate.", "input": f"word {i}", "output": "x", "group": "", "split": split}
+        {
+            "id": str(i),
+            "instruction": "Translate.",
+            "input": f"word {i}",
+            "output": "x",
+            "group": "",
+            "split": split,
+        }
         for i, split in enumerate(["train", "test"])
     ]
     for record in records:

@@ -1,4 +1,6 @@
-"""A new kind of task is a file and an entry in params: the one in docs/EVALUATION.md, from records to scores."""
+"""A new kind of task is a file and an entry in params: the one in docs/EVALUATION.md, from records
+to scores.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ from stages import mix
 from tests.conftest import ROOT
 from tests.model.conftest import random_model
 
-SENTENCES = [f"The apparatus of room {i} was utilised by person number {i} on the premises." for i in range(60)]
+SENTENCES = [
+    f"The apparatus of room {i} was utilised by person number {i} on the premises."
+    for i in range(60)
+]
 
 
 @pytest.fixture
@@ -52,10 +57,18 @@ def test_the_documented_task_goes_from_records_to_scores(
     (folder / "rewriting.py").write_text(documented(), encoding="utf-8")
     assert "rewriting" in tasks.kinds()
     monkeypatch.chdir(tmp_path)
-    rows = [{"id": str(i), "sentence": text, "plain": f"Person {i} used it."} for i, text in enumerate(SENTENCES)]
-    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    rows = [
+        {"id": str(i), "sentence": text, "plain": f"Person {i} used it."}
+        for i, text in enumerate(SENTENCES)
+    ]
+    Path("pairs.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    values["download"] = {"pretrain": {"source": "docs"}, "rewriting": {"source": "files", "paths": ["pairs.jsonl"]}}
+    values["download"] = {
+        "pretrain": {"source": "docs"},
+        "rewriting": {"source": "files", "paths": ["pairs.jsonl"]},
+    }
     values["mix"] |= {
         "tasks": {"rewriting": {"weight": 1.0}},
         "pretrain_fraction": 0.0,
@@ -88,9 +101,18 @@ def test_the_documented_task_goes_from_records_to_scores(
     examples = test_sets.train_examples(Path("data/mix/train.parquet"), "rewriting", 100)
     for name, texts in baselines.answers(test.kind, test.rows, examples, 0).items():
         book.answers(f"baseline:{name}", test, run.Answers(texts, {}, [], ""))
-    assert set(book.results) == {"finetuned", "baseline:copy", "baseline:majority", "baseline:random"}
-    assert {"rougeLsum", "bleu", "copied", "mean_length"} <= set(book.results["finetuned"]["rewriting"])
-    assert "rouge1" not in book.results["finetuned"]["rewriting"], "only the metrics that the task names"
+    assert set(book.results) == {
+        "finetuned",
+        "baseline:copy",
+        "baseline:majority",
+        "baseline:random",
+    }
+    assert {"rougeLsum", "bleu", "copied", "mean_length"} <= set(
+        book.results["finetuned"]["rewriting"]
+    )
+    assert "rouge1" not in book.results["finetuned"]["rewriting"], (
+        "only the metrics that the task names"
+    )
     assert book.results["baseline:copy"]["rewriting"]["copied"]["value"] == 1.0
     assert next(iter(test.texts())) == [test.rows[0]["sentence"], *test.rows[0]["references"]]
     assert len(documented().splitlines()) < 80
@@ -98,7 +120,9 @@ def test_the_documented_task_goes_from_records_to_scores(
 
 def test_a_task_file_that_lacks_something_says_what(folder: Path) -> None:
     (folder / "half.py").write_text("COLUMNS = ('text',)\nMETRICS = ()\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"half\.py: a kind of task needs CUT, CLOSED, .*, references, test_columns"):
+    with pytest.raises(
+        UserError, match=r"half\.py: a kind of task needs CUT, CLOSED, .*, references, test_columns"
+    ):
         tasks.get("half")
 
 
@@ -107,4 +131,6 @@ def test_a_misspelt_kind_of_a_data_set_is_refused_with_the_new_one_among_the_kno
 ) -> None:
     (folder / "rewriting.py").write_text(documented(), encoding="utf-8")
     with pytest.raises(UserError, match=r"kind 'rewritten' is unknown; expected .*rewriting"):
-        download.write_raw("mine", "rewritten", params.FilesSource(source="files", paths=["x"]), tmp_path / "out")
+        download.write_raw(
+            "mine", "rewritten", params.FilesSource(source="files", paths=["x"]), tmp_path / "out"
+        )

@@ -29,7 +29,11 @@ def record(kind: str, n: int = 12, **changed) -> dict:
     text = " ".join(WORDS[i % len(WORDS)] for i in range(n))
     fields = {
         "summarization": {"document": text, "summary": "Return zeros."},
-        "question_answering": {"context": text, "question": "What is read?", "answers": ["the array"]},
+        "question_answering": {
+            "context": text,
+            "question": "What is read?",
+            "answers": ["the array"],
+        },
         "classification": {"text": text, "text_pair": None, "label": "numpy"},
         "instructions": {"instruction": "Say it again.", "input": text, "output": "Zeros."},
     }[kind]
@@ -74,7 +78,9 @@ def test_all_phrasings_of_a_kind_are_used_and_an_id_keeps_its_own(kind):
 @pytest.mark.parametrize("kind", tasks.kinds())
 def test_every_kind_offers_what_the_protocol_asks(kind):
     task = tasks.get(kind)
-    wanted = [name for name in vars(base.Task) if not name.startswith("_")] + list(base.Task.__annotations__)
+    wanted = [name for name in vars(base.Task) if not name.startswith("_")] + list(
+        base.Task.__annotations__
+    )
     assert [name for name in wanted if not hasattr(task, name)] == []
     row = task.test_columns(record(kind), LABELS)
     assert set(row) == set(task.TEST_COLUMNS)
@@ -98,19 +104,27 @@ def test_braces_and_special_strings_in_a_text_are_plain_text(kind):
     max_tokens=st.integers(32, 200),
     id=st.text(string.ascii_lowercase, min_size=1, max_size=4),
 )
-def test_a_training_example_fits_and_only_the_end_of_the_long_field_is_cut(kind, text, max_tokens, id):
+def test_a_training_example_fits_and_only_the_end_of_the_long_field_is_cut(
+    kind, text, max_tokens, id
+):
     task = tasks.get(kind)
     given_record = record(kind, id=id, **{task.CUT: text})
     try:
         example = render(task, kind, given_record, LABELS, tokenizer(), max_tokens)
     except UnusableError:
         assume(False)
-    ids = [*tokenizer().chat_ids(example.prompt), *tokenizer().encode(example.response), tokenizer().eos_id]
+    ids = [
+        *tokenizer().chat_ids(example.prompt),
+        *tokenizer().encode(example.response),
+        tokenizer().eos_id,
+    ]
     assert len(ids) == example.prompt_tokens + example.response_tokens <= max_tokens
     fields = task.fields(given_record, LABELS)
     template = choose(task.templates(fields, LABELS), id)
     before, after = (
-        (part.format(**fields) for part in template.split("{" + task.CUT + "}")) if fields[task.CUT] else ("", "")
+        (part.format(**fields) for part in template.split("{" + task.CUT + "}"))
+        if fields[task.CUT]
+        else ("", "")
     )
     if fields[task.CUT]:
         assert example.prompt.startswith(before)
@@ -124,7 +138,9 @@ def test_a_cut_keeps_nearly_all_that_fits_and_ends_at_a_word():
     example = render(summarization, "s", record("summarization", n=2000), (), tokenizer(), 128)
     assert example.truncated
     assert 116 <= example.prompt_tokens + example.response_tokens <= 128
-    visible = next(line for line in example.prompt.split("\n\n") if "array" in line).removeprefix("Text: ")
+    visible = next(line for line in example.prompt.split("\n\n") if "array" in line).removeprefix(
+        "Text: "
+    )
     assert set(visible.split()) <= set(WORDS)
 
 
@@ -133,12 +149,21 @@ def test_a_cut_keeps_nearly_all_that_fits_and_ends_at_a_word():
 def test_token_prefix_is_a_beginning_of_the_text_within_the_tokens(text, n):
     head = token_prefix(text, n, tokenizer())
     assert text.startswith(head)
-    assert head == text or len(tokenizer().encode(head)) <= n + 1  # a merge may differ where the text now ends
+    assert (
+        head == text or len(tokenizer().encode(head)) <= n + 1
+    )  # a merge may differ where the text now ends
 
 
 def test_a_test_prompt_does_not_depend_on_the_reference():
     prompts = {
-        render_test(summarization, "s", record("summarization", n=900, summary=summary), (), tokenizer(), 128)[0].prompt
+        render_test(
+            summarization,
+            "s",
+            record("summarization", n=900, summary=summary),
+            (),
+            tokenizer(),
+            128,
+        )[0].prompt
         for summary in ("Zeros.", "the array of zeros " * 200)
     }
     assert len(prompts) == 1
@@ -155,7 +180,9 @@ def test_a_question_or_instruction_that_alone_is_too_long_is_refused_not_cut():
 
 def test_an_answer_that_the_cut_takes_away_drops_a_training_example_and_marks_a_test_example():
     late = record(
-        "question_answering", context="the array of zeros " * 300 + "hidden treasure", answers=["hidden treasure"]
+        "question_answering",
+        context="the array of zeros " * 300 + "hidden treasure",
+        answers=["hidden treasure"],
     )
     with pytest.raises(UnusableError, match="answer_cut"):
         render(question_answering, "qa", late, (), tokenizer(), 96)
@@ -185,7 +212,12 @@ def test_squad_v2_questions_without_an_answer_are_unanswerable_and_all_prompts_s
         assert (
             "unanswerable"
             not in render(
-                question_answering, "qa", record("question_answering", id=f"q{i}"), ("answerable",), tokenizer(), 300
+                question_answering,
+                "qa",
+                record("question_answering", id=f"q{i}"),
+                ("answerable",),
+                tokenizer(),
+                300,
             ).prompt
         )
 
@@ -197,10 +229,20 @@ def test_references_are_the_distinct_answers_and_the_target_is_the_first():
 
 
 def test_classification_lists_few_choices_and_leaves_out_many():
-    few = render(classification, "c", record("classification"), ("negative", "neutral", "positive"), tokenizer(), 300)
+    few = render(
+        classification,
+        "c",
+        record("classification"),
+        ("negative", "neutral", "positive"),
+        tokenizer(),
+        300,
+    )
     assert "negative, neutral or positive" in few.prompt
     many = tuple(f"category number {i}" for i in range(40))
-    assert "category number" not in render(classification, "c", record("classification"), many, tokenizer(), 300).prompt
+    assert (
+        "category number"
+        not in render(classification, "c", record("classification"), many, tokenizer(), 300).prompt
+    )
     row = classification.test_columns(record("classification"), many)
     assert row["choices"] == list(many)
     assert row["label"] == "numpy"
@@ -209,7 +251,9 @@ def test_classification_lists_few_choices_and_leaves_out_many():
 def test_a_pair_shows_both_texts():
     pair = record("classification", text_pair="zeros are read")
     for i in range(10):
-        prompt = render(classification, "c", {**pair, "id": f"p{i}"}, LABELS, tokenizer(), 300).prompt
+        prompt = render(
+            classification, "c", {**pair, "id": f"p{i}"}, LABELS, tokenizer(), 300
+        ).prompt
         assert "zeros are read" in prompt
         assert pair["text"] in prompt
     assert "zeros are read" in classification.test_columns(pair, LABELS)["text"]
@@ -217,19 +261,25 @@ def test_a_pair_shows_both_texts():
 
 def test_an_instruction_without_input_is_asked_alone():
     for i in range(10):
-        prompt = render(instructions, "i", record("instructions", id=f"i{i}", input=""), (), tokenizer(), 200).prompt
+        prompt = render(
+            instructions, "i", record("instructions", id=f"i{i}", input=""), (), tokenizer(), 200
+        ).prompt
         assert "Input" not in prompt
         assert "Say it again." in prompt
 
 
-@pytest.mark.parametrize(("kind", "field"), [("summarization", "summary"), ("instructions", "output")])
+@pytest.mark.parametrize(
+    ("kind", "field"), [("summarization", "summary"), ("instructions", "output")]
+)
 def test_an_empty_response_is_counted_not_learned(kind, field):
     with pytest.raises(UnusableError, match="empty_target"):
         render(tasks.get(kind), kind, record(kind, **{field: " \n"}), (), tokenizer(), 200)
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match=r"sst2.*'clasification'.*summarization.*(?s:.)*Did you mean classification"):
+    with pytest.raises(
+        UserError, match=r"sst2.*'clasification'.*summarization.*(?s:.)*Did you mean classification"
+    ):
         tasks.get("clasification", "sst2")
     with pytest.raises(UserError, match="pretrain"):
         tasks.get("pretrain")

@@ -21,7 +21,12 @@ def plain(text: str, n: int) -> set[tuple[str, ...]]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(wanted=st.lists(TEXT, max_size=6), others=st.lists(TEXT, max_size=6), n=st.integers(1, 14), weak=st.booleans())
+@given(
+    wanted=st.lists(TEXT, max_size=6),
+    others=st.lists(TEXT, max_size=6),
+    n=st.integers(1, 14),
+    weak=st.booleans(),
+)
 def test_the_owners_of_shared_runs_are_those_of_plain_sets_even_where_hashes_collide(
     wanted: list[str], others: list[str], n: int, weak: bool
 ) -> None:
@@ -50,7 +55,11 @@ def test_equal_runs_have_equal_hashes_and_others_do_not(n: int) -> None:
     hashes = ngrams.runs(numbers, n)
     tuples = [tuple(numbers[i : i + n].tolist()) for i in range(len(numbers) - n + 1)]
     assert len(hashes) == len(tuples)
-    assert len(set(hashes.tolist())) == len(set(tuples)) == len(set(zip(tuples, hashes.tolist(), strict=True)))
+    assert (
+        len(set(hashes.tolist()))
+        == len(set(tuples))
+        == len(set(zip(tuples, hashes.tolist(), strict=True)))
+    )
 
 
 @settings(max_examples=200, deadline=None)

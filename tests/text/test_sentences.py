@@ -11,11 +11,17 @@ from llm.text.sentences import RougeTokenizer, sentences, words, writing
     ("text", "expected"),
     [
         ("One. Two! Three?", ["One.", "Two!", "Three?"]),
-        ("Uses e.g. NumPy, i.e. Arrays, cf. Harris. Done.", ["Uses e.g. NumPy, i.e. Arrays, cf. Harris.", "Done."]),
+        (
+            "Uses e.g. NumPy, i.e. Arrays, cf. Harris. Done.",
+            ["Uses e.g. NumPy, i.e. Arrays, cf. Harris.", "Done."],
+        ),
         ("By J. Smith. Version 1.2 is out.", ["By J. Smith.", "Version 1.2 is out."]),
         ('He said "Stop." Then left.', ['He said "Stop."', "Then left."]),
         ("wrapped\nover lines.\n\nA paragraph", ["wrapped\nover lines.", "A paragraph"]),
-        ("Мама мыла раму. Папа спал! «Да», 5 лет.", ["Мама мыла раму.", "Папа спал!", "«Да», 5 лет."]),
+        (
+            "Мама мыла раму. Папа спал! «Да», 5 лет.",
+            ["Мама мыла раму.", "Папа спал!", "«Да», 5 лет."],
+        ),
         ("天气很好。我们去玩！“好。”他说", ["天气很好。", "我们去玩！", "“好。”", "他说"]),
         ("वह घर गया। फिर सोया।", ["वह घर गया।", "फिर सोया।"]),
         ("", []),
@@ -27,11 +33,21 @@ def test_sentences_end_where_the_rule_says(text: str, expected: list[str]) -> No
 
 
 def test_line_breaks_end_sentences_where_asked() -> None:
-    assert sentences("first line\nsecond line. Third", lines=True) == ["first line", "second line.", "Third"]
+    assert sentences("first line\nsecond line. Third", lines=True) == [
+        "first line",
+        "second line.",
+        "Third",
+    ]
 
 
 def test_words_are_lower_case_and_without_punctuation() -> None:
-    assert words("The `axis` (int), “Über”-large_value!") == ["the", "axis", "int", "über", "large_value"]
+    assert words("The `axis` (int), “Über”-large_value!") == [
+        "the",
+        "axis",
+        "int",
+        "über",
+        "large_value",
+    ]
 
 
 @pytest.mark.parametrize(

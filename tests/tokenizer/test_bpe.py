@@ -15,7 +15,9 @@ from llm.tokenizer import gpt2 as gpt2_files
 from llm.tokenizer.bpe import GPT2_PATTERN, MARK, PATTERN, SPECIAL, Tokenizer
 
 ROOT = Path(__file__).parents[2]
-TEXTS = [path.read_text() for path in sorted(ROOT.glob("llm/model/*.py"))] + [(ROOT / "LICENSE").read_text()] * 2
+TEXTS = [path.read_text() for path in sorted(ROOT.glob("llm/model/*.py"))] + [
+    (ROOT / "LICENSE").read_text()
+] * 2
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,9 @@ arbitrary = st.one_of(
 
 @given(text=arbitrary)
 @settings(max_examples=500, deadline=None)
-def test_ids_equal_those_of_tokenizers_on_arbitrary_unicode(text: str, tokenizer: Tokenizer, peer: object) -> None:
+def test_ids_equal_those_of_tokenizers_on_arbitrary_unicode(
+    text: str, tokenizer: Tokenizer, peer: object
+) -> None:
     if any(token in text for token in SPECIAL):
         return
     assert tokenizer.encode(text) == peer.encode(text).ids  # type: ignore[attr-defined]
@@ -105,7 +109,9 @@ def test_loading_gives_the_same_tokenizer(tokenizer: Tokenizer, directory: Path)
     assert again.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
 
 
-def test_transformers_reads_it_with_the_same_ids_and_chat_template(tokenizer: Tokenizer, directory: Path) -> None:
+def test_transformers_reads_it_with_the_same_ids_and_chat_template(
+    tokenizer: Tokenizer, directory: Path
+) -> None:
     transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     text = " ".join(TEXTS)[:20000]
@@ -113,15 +119,27 @@ def test_transformers_reads_it_with_the_same_ids_and_chat_template(tokenizer: To
     assert theirs.decode(tokenizer.encode(text)) == text
     assert (theirs.eos_token_id, theirs.pad_token_id) == (tokenizer.eos_id, tokenizer.eos_id)
     messages = [{"role": "user", "content": "What is `axis`?\nA number."}]
-    ids = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    ids = theirs.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
     assert ids == tokenizer.chat_ids("What is `axis`?\nA number.")
-    answered = [{"role": "system", "content": "Be brief."}, *messages, {"role": "assistant", "content": "One."}]
+    answered = [
+        {"role": "system", "content": "Be brief."},
+        *messages,
+        {"role": "assistant", "content": "One."},
+    ]
     ids = theirs.apply_chat_template(answered, tokenize=True, return_dict=False)
-    expected = [tokenizer.system_id, *tokenizer.encode("Be brief."), *tokenizer.chat_ids(messages[0]["content"])]
+    expected = [
+        tokenizer.system_id,
+        *tokenizer.encode("Be brief."),
+        *tokenizer.chat_ids(messages[0]["content"]),
+    ]
     assert ids == [*expected, *tokenizer.encode("One."), tokenizer.eos_id]
 
 
-def test_special_strings_in_a_message_are_text_in_transformers_too(tokenizer: Tokenizer, directory: Path) -> None:
+def test_special_strings_in_a_message_are_text_in_transformers_too(
+    tokenizer: Tokenizer, directory: Path
+) -> None:
     transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     rng = random.Random(0)
@@ -161,7 +179,9 @@ def gpt2(data_dir: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Token
     return Tokenizer.gpt2()
 
 
-def test_gpt2_has_gpt2s_ids(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpt2_has_gpt2s_ids(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import tiktoken
 
     ours = gpt2(data_dir, tmp_path, monkeypatch)
@@ -172,7 +192,9 @@ def test_gpt2_has_gpt2s_ids(data_dir: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("run", ["a", " ", "\n", " \n", "-", "1", "-\n", "\u4e2d"])
-def test_a_million_equal_characters_are_encoded_and_come_back(run: str, tokenizer: Tokenizer, peer: object) -> None:
+def test_a_million_equal_characters_are_encoded_and_come_back(
+    run: str, tokenizer: Tokenizer, peer: object
+) -> None:
     text = "x" + run * (1_000_000 // len(run)) + "x"
     for each in (tokenizer, Tokenizer(tokenizer.ranks, GPT2_PATTERN)):
         assert each.decode(each.encode(text)) == text
@@ -181,11 +203,13 @@ def test_a_million_equal_characters_are_encoded_and_come_back(run: str, tokenize
 
 
 @pytest.mark.parametrize("pattern", [PATTERN, GPT2_PATTERN])
-def test_both_engines_split_around_every_code_point_alike(pattern: str, tokenizer: Tokenizer) -> None:
+def test_both_engines_split_around_every_code_point_alike(
+    pattern: str, tokenizer: Tokenizer
+) -> None:
     import tokenizers
 
-    # Planes 4 to 13 and 15 on hold no character. A merge of "a", "1", " " or "." with any first byte shows in the ids
-    # whether a character joins the letter, digit, blank or sign before it.
+    # Planes 4 to 13 and 15 on hold no character. A merge of "a", "1", " " or "." with any first
+    # byte shows in the ids whether a character joins the letter, digit, blank or sign before it.
     codes = [*range(0xD800), *range(0xE000, 0x33500), *range(0xE0000, 0xE0200)]
     ranks = {bytes([b]): b for b in range(256)}
     for before in b"a1 .":
@@ -195,7 +219,14 @@ def test_both_engines_split_around_every_code_point_alike(pattern: str, tokenize
     for start in range(0, len(codes), 4096):
         text = "".join(f"a{c}1{c}.{c} {c}" for c in map(chr, codes[start : start + 4096]))
         assert ours.encode(text) == theirs.encode(text).ids, hex(codes[start])
-    assert [len(ours.encode(text)) for text in ("aé", "1é", ".é", " é", "1²", "a²")] == [2, 3, 3, 2, 2, 3]
+    assert [len(ours.encode(text)) for text in ("aé", "1é", ".é", " é", "1²", "a²")] == [
+        2,
+        3,
+        3,
+        2,
+        2,
+        3,
+    ]
 
 
 def test_training_replaces_a_lone_surrogate_as_encoding_does() -> None:
@@ -234,10 +265,14 @@ def test_whether_gpt2s_files_are_here_is_told_without_fetching_them(
     assert gpt2_files.are_here()
 
 
-def test_gpt2_with_a_damaged_file_names_it(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpt2_with_a_damaged_file_names_it(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gpt2(data_dir, tmp_path, monkeypatch)
     (tmp_path / "6d1cbeee0f20b3d9449abfede4726ed8212e3aee").write_bytes(b"#version: 0.2\n")
-    with pytest.raises(UserError, match=r"6d1cbeee0f20b3d9449abfede4726ed8212e3aee is not GPT-2's vocab\.bpe"):
+    with pytest.raises(
+        UserError, match=r"6d1cbeee0f20b3d9449abfede4726ed8212e3aee is not GPT-2's vocab\.bpe"
+    ):
         Tokenizer.gpt2()
 
 
@@ -260,14 +295,17 @@ def test_gpt2_without_an_answer_from_the_network_ends_with_the_remedy(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_gpt2_without_its_files_says_where_to_put_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpt2_without_its_files_says_where_to_put_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     with pytest.raises(UserError, match="TIKTOKEN_CACHE_DIR"):
         Tokenizer.gpt2()
 
 
 @pytest.mark.parametrize(
-    ("place", "advice"), [("data/tokenizer", "dvc repro -sf tokenize"), ("models/theirs", "Copy the directory again")]
+    ("place", "advice"),
+    [("data/tokenizer", "dvc repro -sf tokenize"), ("models/theirs", "Copy the directory again")],
 )
 def test_a_broken_file_is_named_with_what_writes_it(
     place: str, advice: str, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -280,9 +318,12 @@ def test_a_broken_file_is_named_with_what_writes_it(
 
 
 @pytest.mark.parametrize(
-    "change", [{"pre_tokenizer": None}, {"added_tokens": []}, {"pre_tokenizer": {"type": "ByteLevel"}}]
+    "change",
+    [{"pre_tokenizer": None}, {"added_tokens": []}, {"pre_tokenizer": {"type": "ByteLevel"}}],
 )
-def test_a_tokenizer_of_another_kind_is_refused(change: dict, directory: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_kind_is_refused(
+    change: dict, directory: Path, tmp_path: Path
+) -> None:
     import json
 
     content = json.loads((directory / "tokenizer.json").read_text())
@@ -302,16 +343,24 @@ def test_a_rank_that_is_missing_is_noticed(directory: Path, tmp_path: Path) -> N
 
 
 @given(
-    turns=st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), arbitrary), max_size=5),
+    turns=st.lists(
+        st.tuples(st.sampled_from(["system", "user", "assistant"]), arbitrary), max_size=5
+    ),
     ask=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
 def test_a_conversation_has_the_ids_of_the_chat_template(
     turns: list[tuple[str, str]], ask: bool, tokenizer: Tokenizer, hugging_face: object
 ) -> None:
-    messages = [{"role": role, "content": text} for role, text in turns if not any(t in text for t in SPECIAL)]
+    messages = [
+        {"role": role, "content": text}
+        for role, text in turns
+        if not any(t in text for t in SPECIAL)
+    ]
     if messages:
-        theirs = hugging_face.apply_chat_template(messages, add_generation_prompt=ask, return_dict=False)  # type: ignore[attr-defined]
+        theirs = hugging_face.apply_chat_template(
+            messages, add_generation_prompt=ask, return_dict=False
+        )  # type: ignore[attr-defined]
         assert tokenizer.conversation_ids(messages, ask) == theirs
     assert tokenizer.conversation_ids([{"role": "user", "content": "a"}]) == tokenizer.chat_ids("a")
 
@@ -323,7 +372,9 @@ def test_an_unknown_role_is_refused(tokenizer: Tokenizer) -> None:
 
 @given(ids=st.lists(st.integers(0, 1999), max_size=30))
 @settings(max_examples=200, deadline=None)
-def test_any_ids_decode_as_in_transformers(ids: list[int], tokenizer: Tokenizer, hugging_face: object) -> None:
+def test_any_ids_decode_as_in_transformers(
+    ids: list[int], tokenizer: Tokenizer, hugging_face: object
+) -> None:
     assert tokenizer.decode(ids) == hugging_face.decode(ids)  # type: ignore[attr-defined]
 
 

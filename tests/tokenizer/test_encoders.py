@@ -1,4 +1,6 @@
-"""Every encoder gives tiktoken's ids, whatever the text, however it is cut, and whatever it remembers."""
+"""Every encoder gives tiktoken's ids, whatever the text, however it is cut, and whatever it
+remembers.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,9 @@ def test_words_are_tiktokens_ids(texts: list[str], encoder: Encoder, tokenizer: 
 
 @given(texts=st.lists(tricky, max_size=6))
 @settings(max_examples=300, deadline=None)
-def test_gigatoken_has_tiktokens_ids(texts: list[str], giga: Encoder, ranks: dict[bytes, int]) -> None:
+def test_gigatoken_has_tiktokens_ids(
+    texts: list[str], giga: Encoder, ranks: dict[bytes, int]
+) -> None:
     assert same(giga, Tokenizer(ranks, GPT2_PATTERN), texts)
 
 
@@ -94,20 +98,43 @@ def test_a_text_may_be_cut_where_cuts_says(text: str, tokenizer: Tokenizer) -> N
     data = text.encode()
     for place in np.flatnonzero(split_points.cuts(data)):
         parts = data[:place].decode(), data[place:].decode()
-        assert tokenizer.encode(parts[0]) + tokenizer.encode(parts[1]) == tokenizer.encode(text), parts
+        assert tokenizer.encode(parts[0]) + tokenizer.encode(parts[1]) == tokenizer.encode(text), (
+            parts
+        )
 
 
 def test_prose_is_cut_into_words() -> None:
     text = b"It isn't (so) far.\n\nNext: x_1 = 'a b'"
     pieces = np.split(np.frombuffer(text, np.uint8), np.flatnonzero(split_points.cuts(text)))
     assert [bytes(piece) for piece in pieces] == [
-        *(b"It", b" isn", b"'t", b" (", b"so", b")", b" far", b".\n\nNext", b":", b" x", b"_", b"1", b" ="),
+        *(
+            b"It",
+            b" isn",
+            b"'t",
+            b" (",
+            b"so",
+            b")",
+            b" far",
+            b".\n\nNext",
+            b":",
+            b" x",
+            b"_",
+            b"1",
+            b" =",
+        ),
         *(b" 'a", b" b", b"'"),
     ]
 
 
-def test_every_code_point_keeps_its_ids_in_every_place(encoder: Encoder, tokenizer: Tokenizer) -> None:
-    codes = [*range(0xD800), *range(0xE000, 0x11000), *range(0x1F300, 0x1F700), *range(0xE0000, 0xE0200)]
+def test_every_code_point_keeps_its_ids_in_every_place(
+    encoder: Encoder, tokenizer: Tokenizer
+) -> None:
+    codes = [
+        *range(0xD800),
+        *range(0xE000, 0x11000),
+        *range(0x1F300, 0x1F700),
+        *range(0xE0000, 0xE0200),
+    ]
     texts = [
         "".join(f"a{c}1{c}.{c} {c}b {c}{c} '{c}s{c} x" for c in map(chr, codes[i : i + 64]))
         for i in range(0, len(codes), 64)
@@ -115,26 +142,43 @@ def test_every_code_point_keeps_its_ids_in_every_place(encoder: Encoder, tokeniz
     assert same(encoder, tokenizer, texts)
 
 
-def test_every_code_point_keeps_its_ids_with_gigatoken(giga: Encoder, ranks: dict[bytes, int]) -> None:
-    codes = [*range(0xD800), *range(0xE000, 0x11000), *range(0x1F300, 0x1F700), *range(0xE0000, 0xE0200)]
-    assert same(giga, Tokenizer(ranks, GPT2_PATTERN), [f"a{c}1{c}.{c} {c}b {c}{c} '{c}s{c} x" for c in map(chr, codes)])
+def test_every_code_point_keeps_its_ids_with_gigatoken(
+    giga: Encoder, ranks: dict[bytes, int]
+) -> None:
+    codes = [
+        *range(0xD800),
+        *range(0xE000, 0x11000),
+        *range(0x1F300, 0x1F700),
+        *range(0xE0000, 0xE0200),
+    ]
+    assert same(
+        giga,
+        Tokenizer(ranks, GPT2_PATTERN),
+        [f"a{c}1{c}.{c} {c}b {c}{c} '{c}s{c} x" for c in map(chr, codes)],
+    )
 
 
 @pytest.mark.parametrize("run", [" ", "\n", " \n", "\u3000", "a", "1", "-", "中"])
 @pytest.mark.parametrize("length", [60_000, 65_536, 65_537, 200_000])
-def test_long_runs_keep_their_ids(run: str, length: int, encoder: Encoder, tokenizer: Tokenizer) -> None:
+def test_long_runs_keep_their_ids(
+    run: str, length: int, encoder: Encoder, tokenizer: Tokenizer
+) -> None:
     assert same(encoder, tokenizer, ["before " + run * (length // len(run)) + "after"])
 
 
 def test_long_runs_keep_their_ids_with_gigatoken(giga: Encoder, ranks: dict[bytes, int]) -> None:
     texts = [
-        f"x{run * n}y" for run in (" ", "\n", "\u3000", " \n", "a") for n in (49_152, 65_535, 65_536, 65_537, 150_000)
+        f"x{run * n}y"
+        for run in (" ", "\n", "\u3000", " \n", "a")
+        for n in (49_152, 65_535, 65_536, 65_537, 150_000)
     ]
     assert same(giga, Tokenizer(ranks, GPT2_PATTERN), texts)
 
 
 @pytest.mark.parametrize("window", [16, 100, 1000])
-def test_windows_change_no_id(window: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_change_no_id(
+    window: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(split_points, "WINDOW", window)
     texts = [*TEXTS[:30], "", "é中" * 300, "".join(TEXTS[:20]), " " * 3000, "x" * 3000, ""]
     assert same(Words(tokenizer), tokenizer, texts)
@@ -143,13 +187,17 @@ def test_windows_change_no_id(window: int, tokenizer: Tokenizer, monkeypatch: py
 def test_a_long_document_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split_points, "WINDOW", 1000)
     text = "".join(TEXTS).encode()
-    bounds = [bounds for _, bounds in split_points.windows(memoryview(text), np.array([0, len(text)]))]
+    bounds = [
+        bounds for _, bounds in split_points.windows(memoryview(text), np.array([0, len(text)]))
+    ]
     assert max(b[-1] - b[0] for b in bounds) <= 1000
     assert [b[0] for b in bounds[1:]] == [b[-1] for b in bounds[:-1]]
 
 
 @pytest.mark.parametrize("setting", ["KEPT_WORDS", "KEPT_BYTES"])
-def test_forgetting_words_changes_no_id(setting: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forgetting_words_changes_no_id(
+    setting: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(word_cache, setting, 50)
     monkeypatch.setattr(split_points, "WINDOW", 500)
     encoder = Words(tokenizer)
@@ -165,7 +213,9 @@ def test_forgetting_words_changes_no_id(setting: str, tokenizer: Tokenizer, monk
     assert forgetful <= max(held) < 150
 
 
-def test_gigatoken_begins_anew_when_the_process_has_grown(giga: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gigatoken_begins_anew_when_the_process_has_grown(
+    giga: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gigatoken_encoder, "LOOK_EVERY", 1000)
     giga.grown = 0  # type: ignore[attr-defined]
     before = giga.fast  # type: ignore[attr-defined]
@@ -174,16 +224,26 @@ def test_gigatoken_begins_anew_when_the_process_has_grown(giga: Encoder, monkeyp
     assert giga.grown > gigatoken_encoder.CACHE_BYTES  # type: ignore[attr-defined]
 
 
-def test_the_encoder_is_chosen_by_pattern_and_param(ranks: dict[bytes, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, gpt2, others = (Tokenizer(ranks, pattern) for pattern in (PATTERN, GPT2_PATTERN, r"\S+|\s+"))
+def test_the_encoder_is_chosen_by_pattern_and_param(
+    ranks: dict[bytes, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, gpt2, others = (
+        Tokenizer(ranks, pattern) for pattern in (PATTERN, GPT2_PATTERN, r"\S+|\s+")
+    )
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert [make_encoder(each).name for each in (ours, gpt2, others)] == ["words", "words", "tiktoken"]
+    assert [make_encoder(each).name for each in (ours, gpt2, others)] == [
+        "words",
+        "words",
+        "tiktoken",
+    ]
     assert make_encoder(ours, "tiktoken").name == "tiktoken"
     assert same(make_encoder(others), others, TEXTS[:20])
     assert same(Plain(ours), ours, ["", *TEXTS[:20], "<|endoftext|>"])
 
 
-def test_slices_and_large_strings_are_read_where_they_are(encoder: Encoder, tokenizer: Tokenizer) -> None:
+def test_slices_and_large_strings_are_read_where_they_are(
+    encoder: Encoder, tokenizer: Tokenizer
+) -> None:
     for kind in (pa.string(), pa.large_string()):
         ids, counts = encoder.encode(pa.array(TEXTS, kind)[3:9])
         assert ids.tolist() == [i for text in TEXTS[3:9] for i in tokenizer.encode(text)]
@@ -196,7 +256,9 @@ def test_slices_and_large_strings_are_read_where_they_are(encoder: Encoder, toke
 def real(data_dir: Path) -> pa.StringArray:
     import pyarrow.parquet as pq
 
-    return pq.read_table(data_dir / "pretrain" / "tech_cc0.parquet", columns=["text"])["text"].combine_chunks()[:150]
+    return pq.read_table(data_dir / "pretrain" / "tech_cc0.parquet", columns=["text"])[
+        "text"
+    ].combine_chunks()[:150]
 
 
 @pytest.mark.parametrize("make", [Words, make_encoder], ids=["words", "auto"])

@@ -68,7 +68,9 @@ def byte_level() -> dict[str, Any]:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+        vocab_size=400,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(TEXTS * 3, trainer)
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
@@ -76,20 +78,40 @@ def byte_level() -> dict[str, Any]:
 
 
 def sentencepiece() -> dict[str, Any]:
-    """Of the kind of Llama 2: characters and merges with "▁" for a blank, other characters as bytes."""
+    """Of the kind of Llama 2: characters and merges with "▁" for a blank, other characters as
+    bytes.
+    """
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.train_from_iterator(TEXTS[:2], trainers.BpeTrainer(vocab_size=150, show_progress=False))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.train_from_iterator(
+        TEXTS[:2], trainers.BpeTrainer(vocab_size=150, show_progress=False)
+    )
     content = json.loads(tokenizer.to_str())
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *content["model"]["vocab"]]
-    content["model"] |= {"vocab": {piece: i for i, piece in enumerate(pieces)}, "unk_token": "<unk>"}
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        *content["model"]["vocab"],
+    ]
+    content["model"] |= {
+        "vocab": {piece: i for i, piece in enumerate(pieces)},
+        "unk_token": "<unk>",
+    }
     content["model"] |= {"fuse_unk": True, "byte_fallback": True}
     content["added_tokens"] = [
         {"id": i, "content": piece, "special": True}
         | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         for i, piece in enumerate(pieces[:3])
     ]
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    steps = [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
     tokenizer.decoder = decoders.Sequence(steps)
     around = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", 1)])
     content["post_processor"] = json.loads(around.__getstate__())
@@ -105,7 +127,10 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
         byte_level,
         {
             "eos_token": "<|im_end|>",
-            "chat_template": [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML}],
+            "chat_template": [
+                {"name": "tool_use", "template": "x"},
+                {"name": "default", "template": CHATML},
+            ],
         },
     ),
     "llama-2": (
@@ -136,7 +161,9 @@ def test_ids_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
         assert ours.plain_ids(text) == peer(text)["input_ids"]
         assert ours.decode(ours.encode(text)) == text
     assert ours.encode_batch(TEXTS) == [ours.encode(text) for text in TEXTS]
-    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(TEXTS[:3])]
+    turns = [
+        {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(TEXTS[:3])
+    ]
     for messages, ask in ((turns, True), (turns[:2], False), (turns[:1], True)):
         theirs = peer.apply_chat_template(messages, add_generation_prompt=ask, return_dict=False)
         assert ours.conversation_ids(messages, ask) == theirs
@@ -144,18 +171,24 @@ def test_ids_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_a_continuation_begins_with_the_blank_that_it_has_behind_its_prompt(kind: str, tmp_path: Path) -> None:
+def test_a_continuation_begins_with_the_blank_that_it_has_behind_its_prompt(
+    kind: str, tmp_path: Path
+) -> None:
     ours = Tokenizer.load(write(tmp_path, kind))
     blank = " " if kind == "llama-2" else ""  # which SentencePiece puts before a text
     for text in filter(None, TEXTS):
         assert ours.decode_after(ours.plain_ids("The"))(ours.encode(text)) == blank + text
-        assert ours.decode_after(ours.plain_ids(""))(ours.encode(text)) == text  # nothing stands before it
+        assert (
+            ours.decode_after(ours.plain_ids(""))(ours.encode(text)) == text
+        )  # nothing stands before it
     assert ours.decode_after(ours.plain_ids("The"))([]) == ""
 
 
 def test_what_stands_around_a_prompt_is_what_the_tokenizers_file_says(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
-    write(tmp_path, "llama-2", add_bos_token=False, add_eos_token=True)  # which `transformers` leaves to the file
+    write(
+        tmp_path, "llama-2", add_bos_token=False, add_eos_token=True
+    )  # which `transformers` leaves to the file
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     for single in ("<s> $A", "$A", "<s> $A </s>"):
         around = processors.TemplateProcessing(single, f"{single} $B", [("<s>", 1), ("</s>", 2)])
@@ -175,7 +208,9 @@ def test_files_travel_byte_for_byte(kind: str, tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
-def test_a_base_model_without_a_template_gets_one_that_transformers_renders_alike(tmp_path: Path) -> None:
+def test_a_base_model_without_a_template_gets_one_that_transformers_renders_alike(
+    tmp_path: Path,
+) -> None:
     transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
     (tmp_path / "a").mkdir()
     ours = Tokenizer.load(write(tmp_path / "a", "llama-2", chat_template=None))
@@ -184,9 +219,14 @@ def test_a_base_model_without_a_template_gets_one_that_transformers_renders_alik
     ours.save(tmp_path / "b")
     again = Tokenizer.load(tmp_path / "b")
     peer = transformers.AutoTokenizer.from_pretrained(tmp_path / "b")
-    messages = [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Red."}]
+    messages = [
+        {"role": "user", "content": "Name a colour."},
+        {"role": "assistant", "content": "Red."},
+    ]
     for each in (ours, again):
-        assert each.conversation_ids(messages) == peer.apply_chat_template(messages, return_dict=False)
+        assert each.conversation_ids(messages) == peer.apply_chat_template(
+            messages, return_dict=False
+        )
         assert each.decode(each.chat_ids("Hi")).endswith("### Instruction:\nHi\n\n### Response:\n")
 
 
@@ -232,7 +272,10 @@ def test_lone_surrogates_are_replaced(tmp_path: Path) -> None:
         ({"chat_template": "{{ raise_exception('only tools') }}"}, "only tools"),
         ({"chat_template": "{{ 1 / 0 }}"}, "cannot render this conversation: ZeroDivisionError"),
         ({"chat_template": "{{ messages[7]['content'] }}"}, "cannot render this conversation"),
-        ({"chat_template": "{{ messages | map(attribute='x') | sum }}"}, "cannot render this conversation"),
+        (
+            {"chat_template": "{{ messages | map(attribute='x') | sum }}"},
+            "cannot render this conversation",
+        ),
         ({"chat_template": "{{ [1, 2].index(3) }}"}, "cannot render this conversation: ValueError"),
         ({"chat_template": "{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}"}, "RecursionError"),
         ({"chat_template": {"default": "x"}}, "chat_template is a dict"),
@@ -254,8 +297,14 @@ def test_a_template_file_that_is_no_text_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "text"),
     [
-        ("{{ strftime_now('%Y-%m-%d %H:%M') }}|{{ messages[0]['content'] }}", "2024-07-26 00:00|Hi"),
-        ("{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}none{% endif %}", "26 Jul 2024"),
+        (
+            "{{ strftime_now('%Y-%m-%d %H:%M') }}|{{ messages[0]['content'] }}",
+            "2024-07-26 00:00|Hi",
+        ),
+        (
+            "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}none{% endif %}",
+            "26 Jul 2024",
+        ),
     ],
 )
 def test_a_template_that_asks_for_the_date_gets_the_same_on_every_day(
@@ -276,7 +325,9 @@ def test_added_tokens_beyond_the_embedding_are_plain_text_and_said_once(
     more |= {"special": False}
     content["added_tokens"].append(more)
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    assert plain.vocab_size in Tokenizer.load(tmp_path).encode("an <extra> token")  # no model beside it
+    assert plain.vocab_size in Tokenizer.load(tmp_path).encode(
+        "an <extra> token"
+    )  # no model beside it
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": plain.vocab_size}))
     capfd.readouterr()
     found, _ = [Tokenizer.load(tmp_path) for _ in range(2)]
@@ -287,7 +338,10 @@ def test_added_tokens_beyond_the_embedding_are_plain_text_and_said_once(
     found.save(tmp_path / "saved")
     assert Tokenizer.load(tmp_path / "saved").vocab_size == plain.vocab_size
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    for change in ({"chat_template": "<extra>" + CHATML}, {"chat_template": "{{ pad_token }}", "pad_token": "<extra>"}):
+    for change in (
+        {"chat_template": "<extra>" + CHATML},
+        {"chat_template": "{{ pad_token }}", "pad_token": "<extra>"},
+    ):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | change))
         with pytest.raises(UserError, match="<extra>, for which the model has no embedding"):
             Tokenizer.load(tmp_path).chat_ids("Hi")

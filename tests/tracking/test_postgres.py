@@ -1,4 +1,6 @@
-"""`mlflow server` on PostgreSQL: several stages log to it at once, and what it misses while it is down comes later."""
+"""`mlflow server` on PostgreSQL: several stages log to it at once, and what it misses while it is
+down comes later.
+"""
 
 from __future__ import annotations
 
@@ -75,5 +77,10 @@ def test_three_stages_log_at_once_and_lose_nothing_to_a_database_that_goes_away_
     client = mlflow_store.Store(server.url).client
     for name, run_id in ids.items():
         assert client.get_run(run_id).info.run_name == name
-        points = sorted((point.step, point.value) for point in client.get_metric_history(run_id, "pretrain/loss"))
-        assert points == [(step, 1.0 / (step + 1)) for step in range(AFTER)], "each point, and each once"
+        points = sorted(
+            (point.step, point.value)
+            for point in client.get_metric_history(run_id, "pretrain/loss")
+        )
+        assert points == [(step, 1.0 / (step + 1)) for step in range(AFTER)], (
+            "each point, and each once"
+        )

@@ -1,4 +1,6 @@
-"""`mlflow models serve` answers from the registered model, with nothing of this repository but what travelled."""
+"""`mlflow models serve` answers from the registered model, with nothing of this repository but what
+travelled.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
         place.bind(("127.0.0.1", 0))
         port = str(place.getsockname()[1])
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "DVC_"))}
-    environment |= {"MLFLOW_TRACKING_URI": store, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment |= {
+        "MLFLOW_TRACKING_URI": store,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     command = [
         "mlflow",
         "models",
@@ -82,12 +87,17 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     raise AssertionError("the server did not start")
 
 
-def expected(directory: Path, prompts: list[str], most: int, seed: int = 0, **settings: Any) -> list[str | None]:
+def expected(
+    directory: Path, prompts: list[str], most: int, seed: int = 0, **settings: Any
+) -> list[str | None]:
     tokenizer, model = Tokenizer.load(directory), load_model(directory)
     requests = [
-        Request(tokenizer.chat_ids(prompt), most, Decoding(**settings), seed + i) for i, prompt in enumerate(prompts)
+        Request(tokenizer.chat_ids(prompt), most, Decoding(**settings), seed + i)
+        for i, prompt in enumerate(prompts)
     ]
-    return [c.text for c in complete(model, requests, frozenset({tokenizer.eos_id}), tokenizer.decode)]
+    return [
+        c.text for c in complete(model, requests, frozenset({tokenizer.eos_id}), tokenizer.decode)
+    ]
 
 
 def test_prompts_as_a_list_or_a_table_are_answered(served: tuple[Path, str]) -> None:

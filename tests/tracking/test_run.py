@@ -94,24 +94,32 @@ def test_a_stage_that_begins_again_with_other_code_begins_a_new_run_and_another_
     assert executions.current(p, "pretrain")["execution"] != first
 
 
-def test_runs_are_named_as_the_dvc_experiment_or_after_the_commit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_named_as_the_dvc_experiment_or_after_the_commit(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     p = params.load()
     assert executions.current(p, "mix")["name"] == "workspace", "outside of git"
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "first"]):
         subprocess.run([*git, *command], cwd=root, check=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     named = executions.current(changed(p, 0.02), "mix")
     assert named["name"] == f"workspace-{commit[:7]}"
     monkeypatch.setenv("DVC_EXP_NAME", "feral-dodo")
     other = executions.current(changed(p, 0.02), "mix")
     assert other["name"] == "feral-dodo"
-    assert other["execution"] != named["execution"], "a queued twin of the workspace has its own run"
+    assert other["execution"] != named["execution"], (
+        "a queued twin of the workspace has its own run"
+    )
     assert executions.tags()["git.commit"] == commit
     assert executions.tags()["dvc.exp_name"] == "feral-dodo"
 
 
-def test_a_temporary_workspace_lands_in_the_main_store(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_workspace_lands_in_the_main_store(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     elsewhere = root / "temporary"
     workspace.minimal(elsewhere)
     monkeypatch.chdir(elsewhere)
@@ -138,13 +146,17 @@ def test_a_resumed_stage_joins_its_curve_without_double_points(root: Path) -> No
             run.log_metrics({"loss": 10 - step}, step=step)
     assert len(runs()) == 1
     assert runs()[0].info.status == "RUNNING"
-    assert curve(run.run_id or "", "pretrain/loss") == [(step, 10.0 - step) for step in range(1, 11)]
+    assert curve(run.run_id or "", "pretrain/loss") == [
+        (step, 10.0 - step) for step in range(1, 11)
+    ]
 
 
 def test_a_process_that_is_killed_outright_leaves_a_run_that_can_be_resumed(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executions.provenance, "code_digest", lambda: "x")  # an edit while tests run is not the point
+    monkeypatch.setattr(
+        executions.provenance, "code_digest", lambda: "x"
+    )  # an edit while tests run is not the point
     script = (
         "import os, time\nfrom llm import params; from llm.tracking import run as tracking\nfrom llm.runtime import provenance as pedigree\n"
         "pedigree.code_digest = lambda: 'x'\n"
@@ -246,7 +258,10 @@ def test_finish_adds_what_cached_stages_did_not_log_and_nothing_twice(
     assert curve(run_id or "", "pretrain/step") == [(step * 8192, step) for step in range(1, 733)]
     final = runs()[0].data.metrics
     assert final["evaluate/finetuned.classification.accuracy"] == 0.57
-    assert final["finetune/val_loss"] == json.loads(Path("metrics/finetune.json").read_text())["val_loss"]
+    assert (
+        final["finetune/val_loss"]
+        == json.loads(Path("metrics/finetune.json").read_text())["val_loss"]
+    )
     assert final["mix/test"] == 1113
     assert {key for key in final if key.startswith("evaluate/")} == {
         "evaluate/finetuned.summarization.rougeLsum",
@@ -257,7 +272,11 @@ def test_finish_adds_what_cached_stages_did_not_log_and_nothing_twice(
     }
     assert len(final) < 60, "what charts can show: the rest lies beside them, as files"
     assert "null" not in runs()[0].data.params.values()
-    inputs = mlflow_store.Store(executions.store_uri()).client.get_run(run_id or "").inputs.dataset_inputs
+    inputs = (
+        mlflow_store.Store(executions.store_uri())
+        .client.get_run(run_id or "")
+        .inputs.dataset_inputs
+    )
     assert sorted(item.dataset.name for item in inputs) == sorted(("pretrain", *workspace.TASKS))
     assert runs()[0].data.tags["input/data/tokens"] == "md5:89e6c98d92887913cadf06b2adb97f26.dir"
 
@@ -274,7 +293,9 @@ def test_four_processes_log_densely_to_a_store_that_does_not_exist(root: Path) -
     for name in ("one", "two", "three", "four"):
         environment = {**os.environ, "PYTHONPATH": str(workspace.REPOSITORY), "DVC_EXP_NAME": name}
         command = [sys.executable, "-c", script]
-        processes.append(subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True))
+        processes.append(
+            subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
+        )
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
@@ -293,10 +314,14 @@ def test_logging_a_point_costs_microseconds(root: Path) -> None:
         assert (time.perf_counter() - began) / 2000 < 500e-6
 
 
-def test_a_value_that_mlflow_refuses_does_not_block_the_rest(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_value_that_mlflow_refuses_does_not_block_the_rest(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with tracking.stage(params.load(), "mix") as run:
         run.put({"op": "tags", "tags": {"": "a tag without a name"}})
-        run.log_metrics({"odd name (%) é": 1.0, "base/f1": 2.0, "init": "random", "tied": True, "nothing": None})
+        run.log_metrics(
+            {"odd name (%) é": 1.0, "base/f1": 2.0, "init": "random", "tied": True, "nothing": None}
+        )
     assert "refuses tags" in capsys.readouterr().err
     assert runs()[0].data.metrics == {"mix/odd name ___ é": 1.0, "mix/base.f1": 2.0}
     assert not list((root / ".state" / "mlflow" / "spool").glob("*.jsonl"))
@@ -314,7 +339,9 @@ def models(root: Path, count: int) -> list[Path]:
     tokenizer = Tokenizer.train(["Return the sum of all elements along an axis."] * 20, 300)
     (root / "tokenizer").mkdir()
     tokenizer.save(root / "tokenizer")
-    config = Config(tokenizer.vocab_size, 32, 64, 2, 2, 1, 16, 64, 10000.0, 1e-6, True, qk_norm=True)
+    config = Config(
+        tokenizer.vocab_size, 32, 64, 2, 2, 1, 16, 64, 10000.0, 1e-6, True, qk_norm=True
+    )
     found = [root / "models" / str(number) for number in range(1, count + 1)]
     for seed, directory in enumerate(found):
         torch.manual_seed(seed)
@@ -323,7 +350,9 @@ def models(root: Path, count: int) -> list[Path]:
     return found
 
 
-def test_the_final_model_is_registered_and_answers_and_the_better_one_is_champion(root: Path) -> None:
+def test_the_final_model_is_registered_and_answers_and_the_better_one_is_champion(
+    root: Path,
+) -> None:
     import mlflow
 
     from llm.generation.generate import generate
@@ -335,11 +364,17 @@ def test_the_final_model_is_registered_and_answers_and_the_better_one_is_champio
         tracking.finish(p, model=str(directory), score=mlflow_store.Score(score, "a", 300))
     store = mlflow_store.Store(executions.store_uri())
     champion = store.client.get_model_version_by_alias("llm", "champion")
-    assert [int(champion.version), champion.tags["score"], champion.run_id] == [2, "0.7", runs()[1].info.run_id]
+    assert [int(champion.version), champion.tags["score"], champion.run_id] == [
+        2,
+        "0.7",
+        runs()[1].info.run_id,
+    ]
     mlflow.set_tracking_uri(executions.store_uri())
     served = mlflow.pyfunc.load_model("models:/llm@champion")
     tokenizer = Tokenizer.load(root / "models" / "2")
-    ids = generate(load_model(root / "models" / "2"), [tokenizer.chat_ids("Return")], 5, tokenizer.eos_id)
+    ids = generate(
+        load_model(root / "models" / "2"), [tokenizer.chat_ids("Return")], 5, tokenizer.eos_id
+    )
     assert served.predict(["Return"], params={"max_new_tokens": 5}) == [tokenizer.decode(ids[0])]
 
 
@@ -347,7 +382,9 @@ def test_the_same_bytes_are_registered_once_and_fewer_examples_make_no_champion(
     def finish(directory: Path, score: float, tests: str, examples: int) -> tuple[int, int]:
         """How many versions there are afterwards, and which is the champion."""
         scored = mlflow_store.Score(score, tests, examples)
-        tracking.finish(changed(params.load(), 0.001 * len(seen)), model=str(directory), score=scored)
+        tracking.finish(
+            changed(params.load(), 0.001 * len(seen)), model=str(directory), score=scored
+        )
         seen.append(score)
         client = mlflow_store.Store(executions.store_uri()).client
         versions = client.search_model_versions("name = 'llm'")
@@ -358,7 +395,9 @@ def test_the_same_bytes_are_registered_once_and_fewer_examples_make_no_champion(
     assert finish(one, 0.5, "300 examples", 300) == (1, 1)
     assert finish(two, 0.9, "60 examples", 60) == (2, 1), "better, but on fewer examples"
     assert finish(two, 0.9, "60 examples", 60) == (2, 1), "the same bytes"
-    assert finish(two, 0.6, "300 examples", 300) == (2, 2), "the same bytes, scored on the champion's examples"
+    assert finish(two, 0.6, "300 examples", 300) == (2, 2), (
+        "the same bytes, scored on the champion's examples"
+    )
     assert finish(three, 0.4, "others", 300) == (3, 3), "as many other examples: the newer one"
     assert finish(one, 0.3, "others", 300) == (3, 3)
     named = [run.data.tags[mlflow_store.MODEL] for run in runs()]
@@ -373,7 +412,9 @@ def test_a_repository_that_was_copied_writes_to_its_own_place_and_keeps_what_it_
 
     (directory,) = models(root, 1)
     tracking.finish(params.load(), ("params.yaml",), model=str(directory))
-    os.environ.pop("MLFLOW_TRACKING_URI")  # MLflow's own, set where a model is logged; each stage is a process
+    os.environ.pop(
+        "MLFLOW_TRACKING_URI"
+    )  # MLflow's own, set where a model is logged; each stage is a process
     with pytest.MonkeyPatch.context() as patch:  # what the store does not take is spooled
         patch.setattr(mlflow_store.Store, "open", lambda *_, **__: 1 / 0)
         with tracking.stage(params.load(), "pretrain") as run:
@@ -394,14 +435,19 @@ def test_a_repository_that_was_copied_writes_to_its_own_place_and_keeps_what_it_
     mlflow.set_tracking_uri(executions.store_uri())
     shutil.rmtree(root / "mlartifacts" / "models")  # the model is read from the copy
     assert mlflow.pyfunc.load_model("models:/llm@champion").metadata.model_uuid
-    assert len(mlflow_store.Store(executions.store_uri()).client.search_model_versions("name = 'llm'")) == 1
+    assert (
+        len(mlflow_store.Store(executions.store_uri()).client.search_model_versions("name = 'llm'"))
+        == 1
+    )
     assert [path for path in before if "models" not in path.parts[len(root.parts) :]] == sorted(
         path for path in (root / "mlartifacts").rglob("*") if path.is_file()
     )
     assert (root / "mlflow.db").read_bytes() == database
 
 
-def test_a_link_to_the_repository_moves_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_to_the_repository_moves_nothing(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracking.finish(params.load())
     (tmp_path / "link").symlink_to(root)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "link"))
@@ -423,7 +469,9 @@ def test_the_ui_takes_a_free_port_and_links_to_the_runs() -> None:
         port = taken.getsockname()[1]
         assert ui.free_port(port) != port
     assert "compareRunsMode=CHART" in ui.link("http://127.0.0.1:5000/", "1")
-    assert ui.link("http://h/", "1").startswith("http://h/#/experiments/1/runs?workflowType=machine_learning")
+    assert ui.link("http://h/", "1").startswith(
+        "http://h/#/experiments/1/runs?workflowType=machine_learning"
+    )
 
 
 def test_how_a_stage_goes_is_a_tag_of_the_run(root: Path) -> None:

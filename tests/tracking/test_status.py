@@ -39,14 +39,21 @@ def test_a_stage_is_shown_while_it_runs_and_gone_when_it_is_done(workspace: Path
         shown.tell(tokens_per_second=1234.0)
         shown.write()
         (item,) = status.read()
-        assert (item.experiment, item.stage, item.progress, item.loss) == ("workspace", "pretrain", 0.25, "5.21")
+        assert (item.experiment, item.stage, item.progress, item.loss) == (
+            "workspace",
+            "pretrain",
+            0.25,
+            "5.21",
+        )
         assert (item.health, item.alive, item.pid) == ("ok", True, os.getpid())
         assert item.seconds_left is not None
         assert item.memory is not None
         assert item.seconds_left > 0
         assert item.memory > 10_000_000
         table = status.lines([item], ["abc", "def"])
-        assert all(word in table[1] for word in ("workspace", "pretrain", "25%", "5.21", "1,234", "ok"))
+        assert all(
+            word in table[1] for word in ("workspace", "pretrain", "25%", "5.21", "1,234", "ok")
+        )
         assert table[-1].startswith("queued: abc, def")
     assert status.read() == []
     assert heartbeat.current() is None
@@ -70,10 +77,14 @@ def test_validation_losses_are_of_the_run_that_began_last_under_a_name(
             stopped(tokens, loss)
     assert len(list((workspace / ".state/running").iterdir())) == 2
     assert status.validation("rates-4", "pretrain") == [(200, 5.0), (400, 4.0)]
-    assert status.validation("rates-4", "finetune") == status.validation("rates-5", "pretrain") == []
+    assert (
+        status.validation("rates-4", "finetune") == status.validation("rates-5", "pretrain") == []
+    )
 
 
-def test_a_stage_that_failed_says_why_and_one_that_was_killed_is_told_from_it(workspace: Path) -> None:
+def test_a_stage_that_failed_says_why_and_one_that_was_killed_is_told_from_it(
+    workspace: Path,
+) -> None:
     with pytest.raises(ValueError, match="boom"), stage_timing("mix"):
         raise ValueError("boom\nand more")
     (item,) = status.read()
@@ -139,7 +150,9 @@ def test_no_progress_is_a_stall_only_when_it_lasts_longer_than_this_stage_ever_w
     assert shown.health().startswith("stalled: no progress for 20 min in a validation")
 
 
-def test_a_process_that_is_stopped_is_frozen(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_is_stopped_is_frozen(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with stage_timing("evaluate"):
         path = next((workspace / ".state" / "running").iterdir())
         facts = json.loads(path.read_text()) | {"updated": time.time() - status.SILENT - 5}

@@ -23,7 +23,9 @@ def test_a_signal_ends_the_servers_too(tmp_path: Path, number: signal.Signals) -
     Store(uri).client.create_experiment("llm")
     environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "llm", "ui"]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as ui:
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as ui:
         assert ui.stdout
         servers = []
         try:

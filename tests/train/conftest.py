@@ -9,7 +9,9 @@ from tests.train.workers import Workers
 
 @pytest.fixture(scope="session")
 def workers() -> Iterator[Workers]:
-    """Four processes that train together as they are told; to start them takes longer than most jobs."""
+    """Four processes that train together as they are told; to start them takes longer than most
+    jobs.
+    """
     found = Workers()
     yield found
     found.close()

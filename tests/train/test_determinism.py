@@ -38,7 +38,9 @@ def flags() -> tuple[object, ...]:
     )
 
 
-def test_deterministic_algorithms_are_on_inside_and_all_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deterministic_algorithms_are_on_inside_and_all_is_restored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     torch.set_float32_matmul_precision("high")
     try:
@@ -77,12 +79,24 @@ def test_training_and_validation_run_inside(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("places", "holds", "says"),
     [
-        ([CPU], True, "yes, with the same device and counts (CPU AMD EPYC 9R14, one process, 2 threads)"),
-        ([{**CPU, "processes": 4, "threads": 1}], True, "(CPU AMD EPYC 9R14, 4 processes, one thread)"),
+        (
+            [CPU],
+            True,
+            "yes, with the same device and counts (CPU AMD EPYC 9R14, one process, 2 threads)",
+        ),
+        (
+            [{**CPU, "processes": 4, "threads": 1}],
+            True,
+            "(CPU AMD EPYC 9R14, 4 processes, one thread)",
+        ),
         ([CUDA], False, "no: CUDA without deterministic: true"),
         ([{**CUDA, "deterministic": True}], True, "(CUDA NVIDIA H200, one process)"),
         ([{**CUDA, "device": "MPS Apple M4"}], False, "no: MPS without deterministic: true"),
-        ([CPU, {**CPU, "threads": 4}], False, "no: the run was continued at another place (threads 2, then 4)"),
+        (
+            [CPU, {**CPU, "threads": 4}],
+            False,
+            "no: the run was continued at another place (threads 2, then 4)",
+        ),
         ([CPU, {**CPU, "threads": 4}, CPU], False, "(threads 4, then 2)"),
     ],
 )

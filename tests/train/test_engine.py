@@ -14,5 +14,7 @@ from tests.train.test_trainer import Sequences, Silent, settings
 def test_every_seed_that_params_allow_trains(seed: int) -> None:
     data, state = Sequences(), State("pretrain", {"seed": seed})
     with state.locked():
-        result = Trainer(random_model(0).train(), data, data, data, settings(), 2, seed, state, Silent()).run()
+        result = Trainer(
+            random_model(0).train(), data, data, data, settings(), 2, seed, state, Silent()
+        ).run()
     assert result.steps == len(result.history) == 2

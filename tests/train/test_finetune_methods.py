@@ -1,4 +1,6 @@
-"""Every method of finetuning: resumed in the middle, its files PEFT's, its merged model the same function."""
+"""Every method of finetuning: resumed in the middle, its files PEFT's, its merged model the same
+function.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,13 @@ from llm.train.trainer import Trainer, Untracked
 from tests.model.conftest import random_model
 
 METHODS = ["lora", "qlora", "full", "prompt_tuning"]
-LORA = {"r": 4, "alpha": 8.0, "dropout": 0.1, "target_modules": ["q_proj", "v_proj", "down_proj"], "rslora": True}
+LORA = {
+    "r": 4,
+    "alpha": 8.0,
+    "dropout": 0.1,
+    "target_modules": ["q_proj", "v_proj", "down_proj"],
+    "rslora": True,
+}
 
 
 def settings(base: Path, method: str, **changes: Any) -> Finetune:
@@ -125,7 +133,9 @@ def test_what_is_written_is_what_was_trained_and_peft_reads_it(
     peft = pytest.importorskip("peft", reason="needs the extra `peers`")
     s = settings(base, method)
     model, tokenizer, _ = train(s, examples, f"written {method}")
-    finetune_methods.write(model, s, tokenizer, digests(base), tmp_path / "adapter", tmp_path / "finetuned")
+    finetune_methods.write(
+        model, s, tokenizer, digests(base), tmp_path / "adapter", tmp_path / "finetuned"
+    )
     assert other_files(tmp_path / "adapter", outputs.ADAPTER) == []
     assert other_files(tmp_path / "finetuned", outputs.MODEL) == []
     ids = torch.tensor([tokenizer.chat_ids("say cat"), tokenizer.chat_ids("say mat")])
@@ -146,9 +156,15 @@ def test_what_is_written_is_what_was_trained_and_peft_reads_it(
         torch.testing.assert_close(logits, theirs[:, -words.shape[1] :], rtol=1e-4, atol=1e-4)
         chosen = load_model(base)
         load_adapter(chosen, tmp_path / "adapter", base)
-        torch.testing.assert_close(chosen.eval()(ids)[:, len(tokenizer.prefix) :], logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            chosen.eval()(ids)[:, len(tokenizer.prefix) :], logits, rtol=1e-4, atol=1e-4
+        )
         if method == "prompt_tuning":
-            again = peft.PeftModel.from_pretrained(stock, tmp_path / "finetuned" / "prompt").eval()(words).logits
+            again = (
+                peft.PeftModel.from_pretrained(stock, tmp_path / "finetuned" / "prompt")
+                .eval()(words)
+                .logits
+            )
             torch.testing.assert_close(logits, again[:, -words.shape[1] :], rtol=1e-4, atol=1e-4)
         else:
             torch.testing.assert_close(logits, stock(words).logits, rtol=1e-4, atol=1e-4)
@@ -174,21 +190,30 @@ def test_a_base_in_4_bits_is_that_of_transformers(base: Path) -> None:
 def test_an_adapter_for_another_base_is_refused(base: Path, examples: Path, tmp_path: Path) -> None:
     s = settings(base, "lora")
     model, tokenizer, _ = train(s, examples, "adapter")
-    finetune_methods.write(model, s, tokenizer, digests(base), tmp_path / "adapter", tmp_path / "finetuned")
+    finetune_methods.write(
+        model, s, tokenizer, digests(base), tmp_path / "adapter", tmp_path / "finetuned"
+    )
     with pytest.raises(UserError, match=r"another base.*model\.safetensors"):
-        load_adapter(load_model(tmp_path / "finetuned"), tmp_path / "adapter", tmp_path / "finetuned")
+        load_adapter(
+            load_model(tmp_path / "finetuned"), tmp_path / "adapter", tmp_path / "finetuned"
+        )
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"sequence_length": 128, "batch_tokens": 128}, "max_position_embeddings"),
-        ({"method": "prompt_tuning", "prompt_tuning": {"num_virtual_tokens": 64}}, "num_virtual_tokens"),
+        (
+            {"method": "prompt_tuning", "prompt_tuning": {"num_virtual_tokens": 64}},
+            "num_virtual_tokens",
+        ),
         ({"lora": {**LORA, "target_modules": ["query"]}}, "query"),
         ({"lora": {**LORA, "r": 33}}, "33"),
     ],
 )
-def test_what_does_not_fit_the_base_is_refused(changes: dict[str, Any], named: str, base: Path) -> None:
+def test_what_does_not_fit_the_base_is_refused(
+    changes: dict[str, Any], named: str, base: Path
+) -> None:
     s = settings(base, **{"method": "lora", **changes})
     with pytest.raises(UserError, match=named):
         finetune_methods.prepare(s, Tokenizer.load(base), seed=1)

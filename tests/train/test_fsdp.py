@@ -1,7 +1,9 @@
-"""FSDP is no hyperparameter either: a sharded run consumes the batches of one process and comes to its model.
+"""FSDP is no hyperparameter either: a sharded run consumes the batches of one process and comes to
+its model.
 
-The bound is that of tests/parallel/test_processes.py, whose argument does not depend on who keeps which weight: N = 5
-micro-batch gradients are added up in another order. With Muon there is no such bound: its update rounds to bfloat16, so
+The bound is that of tests/parallel/test_processes.py, whose argument does not depend on who keeps
+which weight: N = 5 micro-batch gradients are added up in another order. With Muon there is no such
+    bound: its update rounds to bfloat16, so
 that a last digit may become a third one; what is measured there is stated instead.
 """
 
@@ -36,7 +38,9 @@ def alone(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def begun(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The first steps in four processes, stopped. Few: on two cores a step of theirs takes as long as ten of one."""
+    """The first steps in four processes, stopped. Few: on two cores a step of theirs takes as long
+    as ten of one.
+    """
     root = tmp_path_factory.mktemp("begun")
     return root, workers.run(4, root, steps=STEPS, stop=PART, sharded=True)
 
@@ -49,30 +53,47 @@ def continued(workers: Workers, begun: Run, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def wholes(workers: Workers, continued: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+def wholes(
+    workers: Workers, continued: Run, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Run]:
     """All others by fewer processes: sharded, replicated, alone."""
     found = {}
     for name, world, sharded in (("fsdp 2", 2, True), ("ddp 2", 2, False), ("one", 1, False)):
         root = tmp_path_factory.mktemp("whole") / "root"
-        found[name] = root, workers.run(world, root, steps=STEPS, copy=str(continued[0]), sharded=sharded)
+        found[name] = (
+            root,
+            workers.run(world, root, steps=STEPS, copy=str(continued[0]), sharded=sharded),
+        )
     return found
 
 
 def rows_of_steps(answers: list[dict[str, Any]], steps: int, opening: int = 0) -> list[list[int]]:
-    """Rows of each step's global batch, put together from what each process read; `opening`: calls before them."""
+    """Rows of each step's global batch, put together from what each process read; `opening`: calls
+    before them.
+    """
     rounds = -(-BATCH // (2 * len(answers)))
     return [
-        [row for i in range(rounds) for a in answers for row in a["calls"][opening + step * rounds + i]]
+        [
+            row
+            for i in range(rounds)
+            for a in answers
+            for row in a["calls"][opening + step * rounds + i]
+        ]
         for step in range(steps)
     ]
 
 
-def test_sharded_runs_consume_the_same_batches(begun: Run, continued: Run, wholes: dict[str, Run]) -> None:
+def test_sharded_runs_consume_the_same_batches(
+    begun: Run, continued: Run, wholes: dict[str, Run]
+) -> None:
     expected = [batch_ids(1, step, BATCH, ROWS).tolist() for step in range(STEPS)]
     assert rows_of_steps(begun[1], PART) == expected[:PART]
     assert rows_of_steps(continued[1], PART) == expected[PART : 2 * PART]
     for name, (_, answers) in wholes.items():
-        assert rows_of_steps(answers, STEPS - 2 * PART, opening=int(name == "ddp 2")) == expected[2 * PART :]
+        assert (
+            rows_of_steps(answers, STEPS - 2 * PART, opening=int(name == "ddp 2"))
+            == expected[2 * PART :]
+        )
 
 
 def test_a_checkpoint_of_four_shards_is_continued_by_any_number_within_the_bound(
@@ -80,7 +101,15 @@ def test_a_checkpoint_of_four_shards_is_continued_by_any_number_within_the_bound
 ) -> None:
     (first,), weights = alone[1], dict(np.load(alone[0] / "weights.npz"))
     history = first["history"]
-    bound = STEPS * RATE * 2 * 4 * 2**-24 * math.sqrt(5 * WEIGHTS) * max(row["grad_norm"] for row in history)
+    bound = (
+        STEPS
+        * RATE
+        * 2
+        * 4
+        * 2**-24
+        * math.sqrt(5 * WEIGHTS)
+        * max(row["grad_norm"] for row in history)
+    )
     assert bound < 3e-3  # nats
     folder = max(begun[0].glob(".state/pretrain/*/step-*"))
     assert len(list(folder.glob("shard-*.safetensors"))) == 4
@@ -94,7 +123,9 @@ def test_a_checkpoint_of_four_shards_is_continued_by_any_number_within_the_bound
             assert np.abs(value - weights[key]).max() < 1e-3, (name, key)
 
 
-def test_each_process_holds_its_share_of_the_weights_only(begun: Run, wholes: dict[str, Run]) -> None:
+def test_each_process_holds_its_share_of_the_weights_only(
+    begun: Run, wholes: dict[str, Run]
+) -> None:
     for answers in (begun[1], wholes["fsdp 2"][1]):
         held = [answer["held"] for answer in answers]
         assert sum(held) == WEIGHTS
@@ -111,14 +142,19 @@ def muon(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     job = {"steps": SHORT, "optimizer": "muon", "precision": "bf16"}
     found = {"alone": (roots["alone"], workers.run(1, roots["alone"], **job))}
     found["sharded"] = roots["sharded"], workers.run(3, roots["sharded"], sharded=True, **job)
-    found["stopped"] = roots["stopped"], workers.run(3, roots["stopped"], sharded=True, stop=11, **job)
+    found["stopped"] = (
+        roots["stopped"],
+        workers.run(3, roots["stopped"], sharded=True, stop=11, **job),
+    )
     return found
 
 
 def test_muon_on_whole_matrices_of_a_sharded_model_is_muon(muon: dict[str, Run]) -> None:
     one, three = (muon[name][1][0]["history"] for name in ("alone", "sharded"))
     assert one[-1]["loss"] < one[0]["loss"] - 0.3
-    assert three[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-6)  # bfloat16 in both, the same roundings
+    assert three[0]["loss"] == pytest.approx(
+        one[0]["loss"], rel=1e-6
+    )  # bfloat16 in both, the same roundings
     for row, expected in zip(three, one, strict=True):
         assert abs(row["loss"] - expected["loss"]) < 0.05, row  # nats; measured: 0.007
 
@@ -143,21 +179,31 @@ def test_a_sharded_adapter_trains_like_one_that_is_whole(workers: Workers, tmp_p
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
-def test_cards_of_different_kinds_share_the_micro_batch_that_fits_all_of_them(workers: Workers, tmp_path: Path) -> None:
+def test_cards_of_different_kinds_share_the_micro_batch_that_fits_all_of_them(
+    workers: Workers, tmp_path: Path
+) -> None:
     """The dry batch of one process fails, and the other does not wait for it."""
     answers = workers.run(2, tmp_path, steps=3, sharded=True, cards=[("large", 4), ("small", 1)])
     assert [answer["micro"] for answer in answers] == [1, 1]
-    assert answers[0]["timing"]["identical_bytes"].startswith("yes, with the same device and counts (CPU large + small")
+    assert answers[0]["timing"]["identical_bytes"].startswith(
+        "yes, with the same device and counts (CPU large + small"
+    )
     assert answers[1]["calls"].count([0]) >= 1
-    none = workers.run(2, tmp_path / "none", steps=3, sharded=True, cards=[("large", 4), ("small", 0)])
+    none = workers.run(
+        2, tmp_path / "none", steps=3, sharded=True, cards=[("large", 4), ("small", 0)]
+    )
     assert "one sequence of" in none[1]["error"]
     assert "process 0 ends, since another one did" in none[0]["error"]
 
 
-def test_cards_that_compute_in_different_types_are_refused(workers: Workers, tmp_path: Path) -> None:
+def test_cards_that_compute_in_different_types_are_refused(
+    workers: Workers, tmp_path: Path
+) -> None:
     answers = workers.run(2, tmp_path, steps=3, sharded=True, precision=["bf16", "fp32"])
     for answer in answers:
-        assert "type is torch.float32 in process 1 and torch.bfloat16 in process 0" in answer["error"]
+        assert (
+            "type is torch.float32 in process 1 and torch.bfloat16 in process 0" in answer["error"]
+        )
 
 
 @pytest.mark.parametrize("damage", ["missing", "extra", "flipped"])
@@ -196,9 +242,24 @@ def test_a_checkpoint_with_a_broken_shard_is_named_and_the_one_before_it_used(
 def test_a_sharded_model_begins_with_the_bytes_of_one_that_is_whole(
     workers: Workers, tmp_path: Path, tied: bool
 ) -> None:
-    sizes = {"vocab_size": 301, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 64}
-    other = {"rope_theta": 10000.0, "rms_norm_eps": 1e-6, "tie_word_embeddings": tied, "qk_norm": True}
+    sizes = {
+        "vocab_size": 301,
+        "hidden_size": 128,
+        "intermediate_size": 192,
+        "num_hidden_layers": 3,
+    }
+    heads = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 64,
+    }
+    other = {
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": tied,
+        "qk_norm": True,
+    }
     job = {"start": "new", "config": {**sizes, **heads, **other}}
     (one,) = workers.run(1, tmp_path, **job)
     for answer in (many := workers.run(3, tmp_path, **job)):
@@ -206,17 +267,24 @@ def test_a_sharded_model_begins_with_the_bytes_of_one_that_is_whole(
     assert sum(answer["held"] for answer in many) == one["held"]
 
 
-def test_a_checkpoint_in_many_files_and_bfloat16_is_read_into_shards(workers: Workers, tmp_path: Path) -> None:
+def test_a_checkpoint_in_many_files_and_bfloat16_is_read_into_shards(
+    workers: Workers, tmp_path: Path
+) -> None:
     model, tensors = random_model(0), {}
     for number, (name, value) in enumerate(model.state_dict().items()):
         tensors.setdefault(number % 3, {})[name] = value.bfloat16()
     for number, part in tensors.items():
         save_file(part, tmp_path / f"model-{number}.safetensors")
-    files = {name: f"model-{number}.safetensors" for number, part in tensors.items() for name in part}
+    files = {
+        name: f"model-{number}.safetensors" for number, part in tensors.items() for name in part
+    }
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     (tmp_path / "config.json").write_text(json.dumps(model.config.to_json(0, "bfloat16")))
     (one,) = workers.run(1, tmp_path, start=str(tmp_path))
-    assert {digest.split()[0] for digest in one["digests"].values()} == {"torch.bfloat16", "torch.float32"}
+    assert {digest.split()[0] for digest in one["digests"].values()} == {
+        "torch.bfloat16",
+        "torch.float32",
+    }
     for answer in workers.run(4, tmp_path, start=str(tmp_path)):
         assert answer["digests"] == one["digests"]
         assert answer["held"] < 0.3 * one["held"]

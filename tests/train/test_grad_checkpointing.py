@@ -27,7 +27,9 @@ def gradients(model: Transformer) -> tuple[dict[str, Tensor], int]:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = model.loss(ids[:, :-1], ids[:, 1:], segments=segments)
     loss.backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, sum(kept.values())
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, sum(
+        kept.values()
+    )
 
 
 def pair(dropout: float | None, compiled: bool) -> list[Transformer]:

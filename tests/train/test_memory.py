@@ -44,9 +44,14 @@ def saved_bytes(config: Config, dtype: torch.dtype, batch: int, length: int, com
 @pytest.mark.parametrize("qk_norm", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kv_heads", [2, 4])
-def test_a_layer_keeps_what_the_formula_counts(qk_norm: bool, dtype: torch.dtype, kv_heads: int) -> None:
+def test_a_layer_keeps_what_the_formula_counts(
+    qk_norm: bool, dtype: torch.dtype, kv_heads: int
+) -> None:
     dimensions = {**BASE, "qk_norm": qk_norm, "num_key_value_heads": kv_heads}
-    two, four = (saved_bytes(Config(num_hidden_layers=layers, **dimensions), dtype, 8, 64, False) for layers in (2, 4))
+    two, four = (
+        saved_bytes(Config(num_hidden_layers=layers, **dimensions), dtype, 8, 64, False)
+        for layers in (2, 4)
+    )
     config = Config(num_hidden_layers=1, **dimensions)
     cast = dtype.itemsize * memory.layer_matrices(config) if dtype != torch.float32 else 0
     counted = memory.layer_activations(config, 64, dtype.itemsize, False, False) * 8 * 64 + cast

@@ -23,7 +23,9 @@ class Data:
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, most: int, after_forward: bool = False) -> list[int]:
-    """A device on which more than `most` sequences run out of memory; returns the sizes that were tried."""
+    """A device on which more than `most` sequences run out of memory; returns the sizes that were
+    tried.
+    """
     loss, tried = Transformer.loss, []
 
     def out_of_memory(*_: object) -> None:

@@ -18,7 +18,12 @@ def test_muon_equals_torchs() -> None:
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
     a = Muon(ours, lr=0.01, weight_decay=0.1)
     b = torch.optim.Muon(
-        theirs, lr=0.01, weight_decay=0.1, momentum=0.95, nesterov=True, adjust_lr_fn="match_rms_adamw"
+        theirs,
+        lr=0.01,
+        weight_decay=0.1,
+        momentum=0.95,
+        nesterov=True,
+        adjust_lr_fn="match_rms_adamw",
     )
     for _ in range(6):
         for p, q in zip(ours, theirs, strict=True):
@@ -26,7 +31,9 @@ def test_muon_equals_torchs() -> None:
             q.grad = p.grad.clone()
         a.step(), b.step()
     for p, q in zip(ours, theirs, strict=True):
-        assert float((p - q).detach().norm() / q.detach().norm()) < 2e-3  # both round to bfloat16, in another order
+        assert (
+            float((p - q).detach().norm() / q.detach().norm()) < 2e-3
+        )  # both round to bfloat16, in another order
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 24), (2, 40, 8)])

@@ -20,7 +20,9 @@ def test_rates_are_positive_and_never_above_the_peak(
     steps: int, schedule: str, warmup: float, decay: float, floor: float
 ) -> None:
     for step in range(steps):
-        assert 0 < learning_rate(step, steps, 0.1, schedule, warmup, decay, floor) <= 0.1 * (1 + 1e-12)
+        assert (
+            0 < learning_rate(step, steps, 0.1, schedule, warmup, decay, floor) <= 0.1 * (1 + 1e-12)
+        )
 
 
 def test_wsd_rises_stays_and_falls_linearly() -> None:

@@ -28,13 +28,17 @@ def stream(folder: Path, documents: list[list[int]], eos: int) -> TokenStream:
     np.save(folder / "val-00000.npy", ids)
     entry = {"tokens": len(ids), "documents": len(documents), "bytes": 1}
     meta = {"val": {**entry, "shards": [{"file": "val-00000.npy", "tokens": len(ids)}]}}
-    write_json(folder / "meta.json", {**meta, "dtype": "uint16", "eos_id": eos, "vocab_size": eos + 1})
+    write_json(
+        folder / "meta.json", {**meta, "dtype": "uint16", "eos_id": eos, "vocab_size": eos + 1}
+    )
     return TokenStream(folder, "val")
 
 
 @pytest.mark.parametrize("length", [8, 13, 1000])
 @pytest.mark.parametrize("across", [True, False])
-def test_every_predicted_token_belongs_to_the_source_of_its_document(tmp_path: Path, length: int, across: bool) -> None:
+def test_every_predicted_token_belongs_to_the_source_of_its_document(
+    tmp_path: Path, length: int, across: bool
+) -> None:
     rng = np.random.default_rng(0)
     sources = rng.integers(0, 3, size=40).astype(np.uint16)
     # A token says whose it is: 10 · source + something.
@@ -65,12 +69,25 @@ def test_pretrain_states_the_loss_of_each_source_and_they_add_up_to_the_whole(
             text = " ".join(rng.choice(words[name], size=40)) + f" {i}"
             writer.write({"id": f"{name}/{i}", "text": text, "source": name})
     manifest = {"name": "pretrain", "rows": writer.rows, "bytes": writer.bytes}
-    write_json("data/raw/pretrain/manifest.json", manifest | {"sources": {n: {"weight": 0.5} for n in words}})
+    write_json(
+        "data/raw/pretrain/manifest.json",
+        manifest | {"sources": {n: {"weight": 0.5} for n in words}},
+    )
     p = yaml.safe_load((ROOT / "params.yaml").read_text())
     p["tokenize"] |= {"vocab_size": 400, "val_fraction": 0.2}
-    p["model"] |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    p["model"] |= {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     p["model"] |= {"num_key_value_heads": 1, "head_dim": 16}
-    p["pretrain"] |= {"tokens": 8_000, "batch_tokens": 512, "sequence_length": 64, "induction_init": False}
+    p["pretrain"] |= {
+        "tokens": 8_000,
+        "batch_tokens": 512,
+        "sequence_length": 64,
+        "induction_init": False,
+    }
     one_task(Path(), p)
     p["pretrain"] |= {"eval_tokens": 1500, "eval_every": 10}
     Path("params.yaml").write_text(yaml.safe_dump(p))
@@ -79,9 +96,14 @@ def test_pretrain_states_the_loss_of_each_source_and_they_add_up_to_the_whole(
     assert list(counts["sources"]) == ["easy", "hard"]
     for key in ("tokens", "documents", "bytes"):
         for split in ("train", "val"):
-            assert sum(s[f"{split}_{key}"] for s in counts["sources"].values()) == counts[f"{split}_{key}"]
+            assert (
+                sum(s[f"{split}_{key}"] for s in counts["sources"].values())
+                == counts[f"{split}_{key}"]
+            )
     assert sum(s["share_of_train_tokens"] for s in counts["sources"].values()) == pytest.approx(1)
-    names, places, sizes = validation_sources(Path("data/tokens"), TokenStream("data/tokens", "val"))
+    names, places, sizes = validation_sources(
+        Path("data/tokens"), TokenStream("data/tokens", "val")
+    )
     assert names == ["easy", "hard"]
     assert sizes == [counts["sources"][name]["val_bytes"] for name in names]
 
@@ -89,7 +111,10 @@ def test_pretrain_states_the_loss_of_each_source_and_they_add_up_to_the_whole(
     found = json.loads(Path("metrics/pretrain.json").read_text())
     losses, bits = found["val_loss_by_source"], found["val_bits_per_byte_by_source"]
     assert losses["easy"] < losses["hard"] - 0.5
-    predicted = {name: bits[name] * math.log(2) * size / losses[name] for name, size in zip(names, sizes, strict=True)}
+    predicted = {
+        name: bits[name] * math.log(2) * size / losses[name]
+        for name, size in zip(names, sizes, strict=True)
+    }
     whole = sum(losses[name] * predicted[name] for name in names) / sum(predicted.values())
     assert sum(predicted.values()) == pytest.approx(counts["val_tokens"] - 1)
     assert whole == pytest.approx(found["val_loss"], rel=1e-3)

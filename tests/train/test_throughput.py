@@ -1,4 +1,6 @@
-"""What a run takes is told while it runs and after it, and never in the files that other stages read."""
+"""What a run takes is told while it runs and after it, and never in the files that other stages
+read.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,17 @@ class Curves:
         self.points.append((step, metrics))
 
 
-def test_rates_and_memory_go_to_the_tracker_and_not_to_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rates_and_memory_go_to_the_tracker_and_not_to_the_history(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(throughput, "INTERVAL", 0.0)
     monkeypatch.setattr(device, "matmul_flops_per_second", lambda *_: 1e12)
     monkeypatch.setenv("LLM_STATE_SECONDS", "0")
     state, curves, data = State("pretrain", {"run": os.urandom(8).hex()}), Curves(), Sequences()
     with state.locked():
-        trainer = Trainer(random_model(0).train(), data, data, data, settings(), STEPS, 1, state, curves)
+        trainer = Trainer(
+            random_model(0).train(), data, data, data, settings(), STEPS, 1, state, curves
+        )
         result = trainer.run()
     live = [(step, point) for step, point in curves.points if "mfu" in point]
     batch = settings().batch_tokens
@@ -39,7 +45,9 @@ def test_rates_and_memory_go_to_the_tracker_and_not_to_the_history(monkeypatch: 
     assert rows == [(step * batch, step) for step in range(1, STEPS + 1)]
     for _, point in live:
         assert set(point) == {"tokens_per_second", "mfu", "peak_memory_bytes"}
-        assert point["mfu"] == pytest.approx(point["tokens_per_second"] * result.flops / result.tokens / 1e12)
+        assert point["mfu"] == pytest.approx(
+            point["tokens_per_second"] * result.flops / result.tokens / 1e12
+        )
         assert point["peak_memory_bytes"] > 1e7
     assert all(set(row) == set(COLUMNS) for row in result.history)
     timing = result.timing
@@ -54,5 +62,7 @@ def test_nothing_is_told_more_often_than_the_progress_line(monkeypatch: pytest.M
     assert loop.STATE_SECONDS > throughput.INTERVAL > 1
     state, curves, data = State("pretrain", {"run": os.urandom(8).hex()}), Curves(), Sequences()
     with state.locked():
-        Trainer(random_model(0).train(), data, data, data, settings(), STEPS, 1, state, curves).run()
+        Trainer(
+            random_model(0).train(), data, data, data, settings(), STEPS, 1, state, curves
+        ).run()
     assert not [point for _, point in curves.points if "mfu" in point]

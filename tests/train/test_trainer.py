@@ -1,4 +1,6 @@
-"""Training is a function of its inputs: kills, splits and interruptions leave no trace in the result."""
+"""Training is a function of its inputs: kills, splits and interruptions leave no trace in the
+result.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,10 @@ def settings(**changes: object) -> Training:
 
 
 def train(
-    model: Transformer | None = None, state: State | None = None, data: Sequences | None = None, **changes: object
+    model: Transformer | None = None,
+    state: State | None = None,
+    data: Sequences | None = None,
+    **changes: object,
 ) -> tuple[Transformer, Result]:
     model = model or random_model(0, qk_norm=True)
     model.train()
@@ -84,7 +89,9 @@ def train(
     state = state or State("pretrain", {"run": os.urandom(8).hex()})
     with state.locked():
         held_out = Sequences()
-        result = Trainer(model, data, held_out, held_out, settings(**changes), STEPS, 1, state, Silent()).run()
+        result = Trainer(
+            model, data, held_out, held_out, settings(**changes), STEPS, 1, state, Silent()
+        ).run()
     return model, result
 
 
@@ -106,7 +113,9 @@ def test_training_learns_and_repeats_to_the_last_bit(optimizer: str) -> None:
 
 
 @pytest.mark.parametrize("micro", [1, 3, 8])
-def test_the_split_into_micro_batches_changes_rounding_only(micro: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_split_into_micro_batches_changes_rounding_only(
+    micro: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, whole = train()
     monkeypatch.setattr(hardware, "micro_batch", lambda *_: micro)
     _, split = train()
@@ -137,7 +146,9 @@ def test_a_stopped_run_continues_to_the_same_bytes(
     step = Trainer._step
     for stop_at in (5, 6, 17):
 
-        def interrupted(self: Trainer, number: int, stop_at: int = stop_at) -> tuple[float, float, float]:
+        def interrupted(
+            self: Trainer, number: int, stop_at: int = stop_at
+        ) -> tuple[float, float, float]:
             if number == stop_at:
                 os.kill(os.getpid(), signal.SIGTERM)
             return step(self, number)
@@ -231,7 +242,9 @@ def test_labels_weigh_the_same_however_few_a_row_has() -> None:
     rows = Sequences().rows(ids)
     with torch.no_grad():
         logits = model(torch.from_numpy(rows.tokens)).double()
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(rows.targets).flatten())
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), torch.from_numpy(rows.targets).flatten()
+    )
     assert result.history[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 

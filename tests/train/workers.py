@@ -1,8 +1,9 @@
-"""Processes that train together: `python -m tests.train.workers RANK`, four of them for a whole test file.
+"""Processes that train together: `python -m tests.train.workers RANK`, four of them for a whole
+test file.
 
-Importing torch costs more than the runs do, so each process takes many jobs, a line of JSON on standard input, joins
-the other processes of that job as under torchrun, and answers with a line of JSON.
-"""
+Importing torch costs more than the runs do, so each process takes many jobs, a line of JSON on
+standard input, joins the other processes of that job as under torchrun, and answers with a line of
+JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from llm.model.transformer import Transformer
 
 ROOT = Path(__file__).parents[2]
-MICRO = 2  # rows: five micro-batches a step, of which the last has one row, so that no number of processes divides them
+# rows: five micro-batches a step, of which the last has one row, so that no number of processes
+# divides them
+MICRO = 2
 BATCH = 9
 ROWS = 4096
 PATIENCE = 300.0  # seconds for an answer, on a busy machine
@@ -57,7 +60,9 @@ class Workers:
         ]
 
     def run(self, world: int, root: Path, **job: Any) -> list[dict[str, Any]]:
-        """Run a job on the first `world` processes, with its state below `root`; what each answers, by rank."""
+        """Run a job on the first `world` processes, with its state below `root`; what each answers,
+        by rank.
+        """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -92,11 +97,16 @@ class Workers:
 def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
     """One job in one process.
 
-    steps, optimizer: of the run. copy: a root whose state is continued. stop: the last process is told to stop in this
-    step. broken: in this process nothing can be read from a later step on. unread: in this one, no rows. lora: dropout
-    of an adapter. inputs: what the run depends on, by process. sharded: the model is, made on the meta device. hang:
-    this process sleeps in the third step. timeout: seconds that the others wait. precision: of the activations; by
-    process where they differ. cards: by process, the kind of its card and the largest micro-batch that fits it.
+    steps, optimizer: of the run. copy: a root whose state is continued. stop: the last process is
+        told to stop in this
+    step. broken: in this process nothing can be read from a later step on. unread: in this one, no
+        rows. lora: dropout
+    of an adapter. inputs: what the run depends on, by process. sharded: the model is, made on the
+        meta device. hang:
+    this process sleeps in the third step. timeout: seconds that the others wait. precision: of the
+    activations; by
+    process where they differ. cards: by process, the kind of its card and the largest micro-batch
+        that fits it.
     """
     from llm.errors import UserError
     from llm.model.lora import add_lora
@@ -123,7 +133,9 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
 
         def rows(self, ids: np.ndarray) -> Any:
             calls.append(ids.tolist())
-            if (rank == job.get("broken") or (rank == job.get("unread") and len(ids))) and len(calls) > 4:
+            if (rank == job.get("broken") or (rank == job.get("unread") and len(ids))) and len(
+                calls
+            ) > 4:
                 raise UserError("data/tokens/train-00000.npy cannot be read")
             return super().rows(ids)
 
@@ -141,7 +153,11 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
     if rank == 0 and job.get("copy"):
         shutil.copytree(job["copy"], root)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(job["port"]), "DVC_ROOT": str(root)}
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(job["port"]),
+        "DVC_ROOT": str(root),
+    }
     os.environ["LLM_TIMEOUT_SECONDS"] = str(job.get("timeout", 600))
     if "start" in job:
         return filled(job)
@@ -159,26 +175,46 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
     state, held_out = State("pretrain", inputs), Sequences()
     answer: dict[str, Any] = {}
     try:
-        with processes.processes(), state.locked(), card(*job["cards"][rank]) if "cards" in job else nullcontext():
-            trainer = Stoppable(model, Recording(), held_out, held_out, training, job["steps"], 1, state, Silent())
+        with (
+            processes.processes(),
+            state.locked(),
+            card(*job["cards"][rank]) if "cards" in job else nullcontext(),
+        ):
+            trainer = Stoppable(
+                model, Recording(), held_out, held_out, training, job["steps"], 1, state, Silent()
+            )
             answer["held"] = sum(local(p).numel() for p in model.parameters())
             result = trainer.run()
-            answer |= {"history": result.history, "val_loss": result.val_loss, "timing": result.timing}
+            answer |= {
+                "history": result.history,
+                "val_loss": result.val_loss,
+                "timing": result.timing,
+            }
             if trainer.engine.sharded:
                 unshard(model, keep=True)
     except (UserError, SystemExit) as error:
         answer["error"] = str(error)
     values = {name: local(value.detach()) for name, value in model.state_dict().items()}
-    weights = {name: value.numpy() for name, value in values.items() if not value.is_meta}  # it failed before it began
-    digest = hashlib.sha256(b"".join(weights[name].tobytes() for name in sorted(weights))).hexdigest()
+    weights = {
+        name: value.numpy() for name, value in values.items() if not value.is_meta
+    }  # it failed before it began
+    digest = hashlib.sha256(
+        b"".join(weights[name].tobytes() for name in sorted(weights))
+    ).hexdigest()
     if rank == 0:
         np.savez(root / "weights.npz", **weights)
-    return answer | {"calls": calls, "digest": digest, "micro": trainer.engine.micro if "history" in answer else None}
+    return answer | {
+        "calls": calls,
+        "digest": digest,
+        "micro": trainer.engine.micro if "history" in answer else None,
+    }
 
 
 @contextlib.contextmanager
 def card(kind: str, most: int) -> Iterator[None]:
-    """As if this process had such a card, whose memory holds so many rows; a dry batch of four finds it."""
+    """As if this process had such a card, whose memory holds so many rows; a dry batch of four
+    finds it.
+    """
     import torch
 
     from llm.model.transformer import Transformer
@@ -193,7 +229,9 @@ def card(kind: str, most: int) -> Iterator[None]:
         return loss(self, **tensors)
 
     def tried(stage: str, model: Transformer, data: Any, *_: Any) -> int:
-        return micro_batch.fitting_in_shards(stage, model, data, 4, torch.device("cpu"), compiled=False)
+        return micro_batch.fitting_in_shards(
+            stage, model, data, 4, torch.device("cpu"), compiled=False
+        )
 
     with (
         mock.patch.object(Transformer, "loss", short_of_memory),
@@ -204,7 +242,9 @@ def card(kind: str, most: int) -> Iterator[None]:
 
 
 def started(job: dict[str, Any], sharded: bool) -> Transformer:
-    """What `job["start"]` begins with: `new` weights, with the circuit, or a directory's, with an adapter."""
+    """What `job["start"]` begins with: `new` weights, with the circuit, or a directory's, with an
+    adapter.
+    """
     from llm.model.config import Config
     from llm.model.hf_files import load_model, model_to_shard
     from llm.model.induction import seed_induction
@@ -220,7 +260,11 @@ def started(job: dict[str, Any], sharded: bool) -> Transformer:
         model.initialize(7)
         seed_induction(model, 7)
         return model
-    model = model_to_shard(job["start"], keep_stored=True) if sharded else load_model(job["start"], keep_stored=True)
+    model = (
+        model_to_shard(job["start"], keep_stored=True)
+        if sharded
+        else load_model(job["start"], keep_stored=True)
+    )
     add_lora(model, 3, 8.0, 0.0, ["q_proj", "down_proj"], 5)
     if model.fill is not None:
         read = model.fill
@@ -243,7 +287,9 @@ def filled(job: dict[str, Any]) -> dict[str, Any]:
         digests, held = {}, 0
         for name, parameter in model.named_parameters():
             value = whole(parameter.detach())
-            digests[name] = f"{value.dtype} {hashlib.sha256(value.view(torch.uint8).numpy()).hexdigest()}"
+            digests[name] = (
+                f"{value.dtype} {hashlib.sha256(value.view(torch.uint8).numpy()).hexdigest()}"
+            )
             held += local(parameter).numel()
         return {"digests": digests, "held": held}
 
@@ -285,12 +331,16 @@ def main() -> None:
             answer["said"] = said.read()
         gc.collect()  # what the job held: groups, threads
         print(json.dumps(answer), file=answers, flush=True)
-        if "broken" in job:  # a process that fails ends, and its connections with it: the others wait for that
+        if (
+            "broken" in job
+        ):  # a process that fails ends, and its connections with it: the others wait for that
             os.dup2(answers.fileno(), 1)
             for descriptor in os.listdir("/proc/self/fd"):
                 with contextlib.suppress(OSError):  # that of the folder itself is closed by now
                     os.set_inheritable(int(descriptor), int(descriptor) < 3)
-            os.execv(sys.executable, [sys.executable, "-m", "tests.train.workers", str(rank), "anew"])
+            os.execv(
+                sys.executable, [sys.executable, "-m", "tests.train.workers", str(rank), "anew"]
+            )
 
 
 if __name__ == "__main__":

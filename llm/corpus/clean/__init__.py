@@ -1,1 +1,3 @@
-"""Cleaning of the pretraining text: rules, the pass that compares documents, and what each rule did."""
+"""Cleaning of the pretraining text: rules, the pass that compares documents, and what each rule
+did.
+"""

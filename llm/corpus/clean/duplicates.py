@@ -1,8 +1,9 @@
-"""Equal digests and similar signatures in files that may be larger than memory: which of them are not the first.
+"""Equal digests and similar signatures in files that may be larger than memory: which of them are
+not the first.
 
-A file is read once for each of so many parts that one part's digests, those in one range of values, fit in the budget;
-sorted within a part, equal ones are neighbours. The result does not depend on the number of parts.
-"""
+A file is read once for each of so many parts that one part's digests, those in one range of values,
+fit in the budget; sorted within a part, equal ones are neighbours. The result does not depend on
+the number of parts."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ import numpy as np
 
 from llm.text.minhash import bands
 
-BUDGET = 256 << 20  # bytes of records that are sorted at a time; sorting takes about as much again, twice
+BUDGET = (
+    256 << 20
+)  # bytes of records that are sorted at a time; sorting takes about as much again, twice
 CHUNK = 1 << 16  # records read at a time
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
@@ -36,17 +39,21 @@ def repeated(path: Path, dtype: np.dtype, removed: np.ndarray) -> Iterator[np.nd
         # Stable, so that of equal digests the first document's comes first.
         batch = batch[np.lexsort((batch["low"], batch["high"]))]
         again = np.zeros(len(batch), dtype=bool)
-        again[1:] = (batch["high"][1:] == batch["high"][:-1]) & (batch["low"][1:] == batch["low"][:-1])
+        again[1:] = (batch["high"][1:] == batch["high"][:-1]) & (
+            batch["low"][1:] == batch["low"][:-1]
+        )
         yield batch[again]
 
 
-def similar(signed: Path, signatures: Path, threshold: float, num_perm: int, removed: np.ndarray) -> np.ndarray:
+def similar(
+    signed: Path, signatures: Path, threshold: float, num_perm: int, removed: np.ndarray
+) -> np.ndarray:
     """Places (k,) uint64 of the documents that are like an earlier one, sorted.
 
-    Documents that agree in a band of their signatures are candidates; a candidate is compared with the first and with
-    the one before it in its bucket, by the share of equal values, which estimates the Jaccard similarity. Those that
-    reach the threshold belong together, and so do those that are like a third: of each such group the first is kept.
-    """
+    Documents that agree in a band of their signatures are candidates; a candidate is compared with
+    the first and with the one before it in its bucket, by the share of equal values, which
+    estimates the Jaccard similarity. Those that reach the threshold belong together, and so do
+    those that are like a third: of each such group the first is kept."""
     places = _map(signed, np.dtype("<u8"))
     values = _map(signatures, np.dtype("<u4")).reshape(-1, num_perm)
     live = np.concatenate(
@@ -87,7 +94,9 @@ def _band(
 
 
 def _candidates(keys: np.ndarray, at: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs with one key, as two arrays: each entry of a bucket with the bucket's first and with the one before."""
+    """Pairs with one key, as two arrays: each entry of a bucket with the bucket's first and with
+    the one before.
+    """
     order = np.argsort(keys, kind="stable")
     keys, at = keys[order], at[order]
     new = np.ones(len(keys), dtype=bool)

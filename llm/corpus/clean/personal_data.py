@@ -1,8 +1,9 @@
-"""Personal data: e-mail addresses, telephone numbers and public IP addresses, replaced by reserved examples.
+"""Personal data: e-mail addresses, telephone numbers and public IP addresses, replaced by reserved
+examples.
 
-The expressions are bounded and begin only where a run of their characters begins, so that a document of any size takes
-time in proportion (datatrove's own for e-mail is quadratic in a long run such as `a.a.a.a`).
-"""
+The expressions are bounded and begin only where a run of their characters begins, so that a
+document of any size takes time in proportion (datatrove's own for e-mail is quadratic in a long run
+such as `a.a.a.a`)."""
 
 from __future__ import annotations
 
@@ -15,11 +16,15 @@ from llm.params import PersonalData
 EMAIL, PHONE, IPV4, IPV6 = "email@example.com", "555-0100", "192.0.2.1", "2001:db8::1"
 
 _LOCAL = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~.\-"
-_EMAIL = re.compile(rf"(?<![{_LOCAL}])[{_LOCAL}]{{1,64}}@(?:[A-Za-z0-9\-]{{1,63}}\.){{1,8}}[A-Za-z]{{2,24}}(?![\w@])")
+_EMAIL = re.compile(
+    rf"(?<![{_LOCAL}])[{_LOCAL}]{{1,64}}@(?:[A-Za-z0-9\-]{{1,63}}\.){{1,8}}[A-Za-z]{{2,24}}(?![\w@])"
+)
 _BYTE = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _IPV4 = re.compile(rf"(?<![\w.]){_BYTE}(?:\.{_BYTE}){{3}}(?!\w|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])")
-_DIGITS = re.compile(r"\d{2}[^\w\n]{0,3}\d{2}")  # a telephone number has this somewhere: most documents have no such
+_DIGITS = re.compile(
+    r"\d{2}[^\w\n]{0,3}\d{2}"
+)  # a telephone number has this somewhere: most documents have no such
 
 
 def mask(text: str, wanted: PersonalData) -> tuple[str, dict[str, int]]:
@@ -37,7 +42,9 @@ def mask(text: str, wanted: PersonalData) -> tuple[str, dict[str, int]]:
 
 
 def _public(text: str, pattern: re.Pattern[str], replacement: str) -> tuple[str, int]:
-    """Addresses of the public internet; those of private networks, and what only looks like one, stay."""
+    """Addresses of the public internet; those of private networks, and what only looks like one,
+    stay.
+    """
     count = 0
 
     def replace(match: re.Match[str]) -> str:

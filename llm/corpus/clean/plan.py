@@ -1,11 +1,14 @@
-"""What is to become of each document of `data/raw/pretrain`: known before the first is written, the same ever after.
+"""What is to become of each document of `data/raw/pretrain`: known before the first is written, the
+same ever after.
 
     plan = prepare(params.tokenize.clean, Path("data/raw/pretrain"), scratch, examples, workers)
-    for index, text in enumerate(texts):        # in any order, in any process: a plan can be pickled
-        cleaned = plan(index, text)             # cleaned.text is None where cleaned.removed names the rule
+    for index, text in enumerate(texts):        # in any order, in any process: a plan can be
+    pickled
+        cleaned = plan(index, text)             # cleaned.text is None where cleaned.removed names
+        the rule
 
-The rules that look at one document are applied on the spot; those that compare documents have been decided by a pass
-over all of them, and are looked up by the document's place.
+The rules that look at one document are applied on the spot; those that compare documents have been
+decided by a pass over all of them, and are looked up by the document's place.
 """
 
 from __future__ import annotations
@@ -30,8 +33,16 @@ from llm.text.ngrams import Grams
 
 FOLDER = "clean"  # in data/tokens
 REMOVED = "removed.npy"  # (documents,) uint8
-PARAGRAPHS, NUMBERS = "paragraphs.npy", "paragraph_numbers.npy"  # (k,) uint64 place of the document; uint32
-RULES = ("", "decontaminate", "exact_duplicates", "near_duplicates")  # of the numbers in removed.npy; "": it stays
+PARAGRAPHS, NUMBERS = (
+    "paragraphs.npy",
+    "paragraph_numbers.npy",
+)  # (k,) uint64 place of the document; uint32
+RULES = (
+    "",
+    "decontaminate",
+    "exact_duplicates",
+    "near_duplicates",
+)  # of the numbers in removed.npy; "": it stays
 PLACE = np.dtype([("index", "<u8"), ("number", "<u4")])
 
 
@@ -55,21 +66,28 @@ class Plan:
             return cleaned
         if rule := int(self._removed[index]):
             return Cleaned(None, RULES[rule], None, cleaned.text)
-        first, last = np.searchsorted(self._paragraphs, np.array([index, index + 1], dtype=np.uint64))
+        first, last = np.searchsorted(
+            self._paragraphs, np.array([index, index + 1], dtype=np.uint64)
+        )
         if first == last:
             return cleaned
         numbers = set(self._numbers[first:last].tolist())
-        left = "\n\n".join(part for i, part in enumerate(paragraphs(cleaned.text)) if i not in numbers)
+        left = "\n\n".join(
+            part for i, part in enumerate(paragraphs(cleaned.text)) if i not in numbers
+        )
         if not left.strip():
             return Cleaned(None, "duplicate_paragraphs", None, cleaned.text)
         return cleaned._replace(
-            text=left, edits=(cleaned.edits or {}) | {"duplicate_paragraphs": Edit(len(numbers), cleaned.text, left)}
+            text=left,
+            edits=(cleaned.edits or {})
+            | {"duplicate_paragraphs": Edit(len(numbers), cleaned.text, left)},
         )
 
     def records(
         self, source: Path, columns: list[str] | None = None, tally: Tally | None = None
     ) -> Iterator[dict[str, Any]]:
-        """The records of data/raw/pretrain that stay, with their text as it becomes; counted in `tally`.
+        """The records of data/raw/pretrain that stay, with their text as it becomes; counted in
+        `tally`.
 
         columns: those to read, `text` among them; None for all.
         """
@@ -81,10 +99,16 @@ class Plan:
                 yield {**record, "text": cleaned.text}
 
     def digests(self) -> dict[str, Any]:
-        """For meta.json: SHA-256 of the plan's files, by name; nothing where no documents were compared."""
+        """For meta.json: SHA-256 of the plan's files, by name; nothing where no documents were
+        compared.
+        """
         if self.directory is None:
             return {}
-        return {"clean": {name: sha256(self.directory / name) for name in (REMOVED, PARAGRAPHS, NUMBERS)}}
+        return {
+            "clean": {
+                name: sha256(self.directory / name) for name in (REMOVED, PARAGRAPHS, NUMBERS)
+            }
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("params", "directory", "cleaner")}
@@ -112,16 +136,21 @@ class Plan:
         return array
 
 
-def prepare(params: Clean, source: Path, out: Path, examples: Iterable[str] | None = None, workers: int = 1) -> Plan:
-    """Compare the documents where a rule asks for it; the result is the same for any number of workers.
+def prepare(
+    params: Clean, source: Path, out: Path, examples: Iterable[str] | None = None, workers: int = 1
+) -> Plan:
+    """Compare the documents where a rule asks for it; the result is the same for any number of
+    workers.
 
     Args:
         source: data/raw/pretrain.
-        out: directory for removed.npy, paragraphs.npy and paragraph_numbers.npy; while the pass runs, its notes too.
+        out: directory for removed.npy, paragraphs.npy and paragraph_numbers.npy; while the pass
+            runs, its notes too.
         examples: texts of evaluation examples, for `decontaminate`.
 
     Raises:
-        UserError: a language or region that the rules do not know; data/raw cannot be read; the disk is full.
+        UserError: a language or region that the rules do not know; data/raw cannot be read; the
+            disk is full.
     """
     if not params.compares:
         return Plan(params, None)
@@ -144,9 +173,11 @@ def prepare(params: Clean, source: Path, out: Path, examples: Iterable[str] | No
 
 
 def decide(params: Clean, scanned: Scanned) -> tuple[np.ndarray, np.ndarray]:
-    """Number of the rule that removes each document (total,) uint8, and the places of repeated paragraphs, sorted.
+    """Number of the rule that removes each document (total,) uint8, and the places of repeated
+    paragraphs, sorted.
 
-    One after the other: a document with an evaluation example is no first of anything, nor is a repeated one.
+    One after the other: a document with an evaluation example is no first of anything, nor is a
+        repeated one.
     """
     removed = np.zeros(scanned.total, dtype=np.uint8)
     removed[scanned.contaminated] = RULES.index("decontaminate")
@@ -159,7 +190,8 @@ def decide(params: Clean, scanned: Scanned) -> tuple[np.ndarray, np.ndarray]:
     dropped = [np.zeros(0, PLACE)]
     if params.duplicate_paragraphs:
         dropped += [
-            batch[["index", "number"]].astype(PLACE) for batch in repeated(scanned.paragraphs, PARAGRAPH, removed)
+            batch[["index", "number"]].astype(PLACE)
+            for batch in repeated(scanned.paragraphs, PARAGRAPH, removed)
         ]
     return removed, np.sort(np.concatenate(dropped), order=["index", "number"])
 

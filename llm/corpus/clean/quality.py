@@ -1,8 +1,8 @@
 """Whether a text reads like prose: the rules of Gopher and of C4, by datatrove's filters.
 
-datatrove (Hugging Face; the library that made FineWeb) would cut words with spaCy; the filters take another word
-tokenizer in place of a language, and get one that needs no model: words stand between blanks, as in Dolma and
-RedPajama, and sentences end at . ! ? before a blank.
+datatrove (Hugging Face; the library that made FineWeb) would cut words with spaCy; the filters take
+another word tokenizer in place of a language, and get one that needs no model: words stand between
+blanks, as in Dolma and RedPajama, and sentences end at . ! ? before a blank.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from llm.params import C4, GopherQuality, GopherRepetition
 from llm.text.ngrams import pieces
 
 if TYPE_CHECKING:
-    from datatrove.pipeline.filters import C4QualityFilter, GopherQualityFilter, GopherRepetitionFilter
+    from datatrove.pipeline.filters import (
+        C4QualityFilter,
+        GopherQualityFilter,
+        GopherRepetitionFilter,
+    )
     from datatrove.utils.word_tokenizers import WordTokenizer
 
-# Characters of a document by which Gopher's rules judge it: as lists of words and n-grams, they take sixty times as
-# much memory. Its words are counted to the end.
+# Characters of a document by which Gopher's rules judge it: as lists of words and n-grams, they
+# take sixty times as much memory. Its words are counted to the end.
 LOOKED_AT = 1 << 20
 OFF = -1  # in C4QualityFilter
 
@@ -50,7 +54,9 @@ LINES = {
 
 
 class Verdict(NamedTuple):
-    """The text that is left, the rule that removed the document, and the lines or marks that each rule took out."""
+    """The text that is left, the rule that removed the document, and the lines or marks that each
+    rule took out.
+    """
 
     text: str
     removed: str | None
@@ -72,7 +78,10 @@ def _words() -> WordTokenizer:
             return [text[start:end] for start, end in self.span_tokenize(text)]
 
         def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-            starts = [0, *(match.end() for match in self.end.finditer(text) if match.end() < len(text))]
+            starts = [
+                0,
+                *(match.end() for match in self.end.finditer(text) if match.end() < len(text)),
+            ]
             return list(zip(starts, [*starts[1:], len(text)], strict=True))
 
     return Blanks()
@@ -86,7 +95,9 @@ class Quality:
         from datatrove.utils.text import PUNCTUATION_SET
 
         given = p.model_dump()
-        given["max_non_alpha_words_ratio"] = given.pop("min_alpha_words_ratio")  # which it is: datatrove's own to-do
+        given["max_non_alpha_words_ratio"] = given.pop(
+            "min_alpha_words_ratio"
+        )  # which it is: datatrove's own to-do
         self.filter: GopherQualityFilter = GopherQualityFilter(**given, language=_words())
         self.punctuation, self.p = PUNCTUATION_SET, p
 
@@ -96,7 +107,9 @@ class Quality:
                 return Verdict(text, "gopher_quality.max_doc_words", {})
             verdict = self(text[:LOOKED_AT])
             return verdict._replace(text=text)
-        if all(char in self.punctuation or char.isspace() for char in text):  # whose words have no mean length
+        if all(
+            char in self.punctuation or char.isspace() for char in text
+        ):  # whose words have no mean length
             first = "min_doc_words" if self.p.min_doc_words else "min_alpha_words_ratio"
             return Verdict(text, f"gopher_quality.{first}" if getattr(self.p, first) else None, {})
         reason = _reason(self.filter, text)
@@ -104,7 +117,11 @@ class Quality:
 
     def _words(self, text: str) -> int:
         """Words of a long text that are not punctuation alone."""
-        return sum(not self.punctuation.issuperset(word) for piece in pieces(text) for word in piece.split())
+        return sum(
+            not self.punctuation.issuperset(word)
+            for piece in pieces(text)
+            for word in piece.split()
+        )
 
 
 class Repetition:
@@ -113,13 +130,21 @@ class Repetition:
     def __init__(self, p: GopherRepetition) -> None:
         from datatrove.pipeline.filters import GopherRepetitionFilter
 
-        self.filter: GopherRepetitionFilter = GopherRepetitionFilter(**p.model_dump(), language=_words())
+        self.filter: GopherRepetitionFilter = GopherRepetitionFilter(
+            **p.model_dump(), language=_words()
+        )
 
     def __call__(self, text: str) -> Verdict:
         reason = _reason(self.filter, text[:LOOKED_AT])
         if reason is None:
             return Verdict(text, None, {})
-        rule = "top_n_grams" if reason.startswith("top_") else "dup_n_grams" if "n_grams" in reason else reason
+        rule = (
+            "top_n_grams"
+            if reason.startswith("top_")
+            else "dup_n_grams"
+            if "n_grams" in reason
+            else reason
+        )
         return Verdict(text, f"gopher_repetition.{rule}", {})
 
 
@@ -139,7 +164,9 @@ class Crawl:
                 self.counted.update({LINES[label]: value for label in labels if label in LINES})
 
         given = {name: OFF if value is None else value for name, value in p.model_dump().items()}
-        self.filter: C4QualityFilter = Counted(**(given | {"remove_citations": False}), language=_words())
+        self.filter: C4QualityFilter = Counted(
+            **(given | {"remove_citations": False}), language=_words()
+        )
         self.citation = CITATION_REGEX if p.remove_citations else None
         self.lines = any(getattr(p, rule) for rule in LINES.values())
 

@@ -14,15 +14,21 @@ BEFORE = 40  # of them before the place of an edit
 
 
 class Tally:
-    """Counts of documents, edits and bytes by rule; tallies of parts of the documents add up to that of the whole."""
+    """Counts of documents, edits and bytes by rule; tallies of parts of the documents add up to
+    that of the whole.
+    """
 
     def __init__(self) -> None:
         self.removed: Counter[str] = Counter()  # documents
         self.removed_bytes: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()  # documents
-        self.edits: Counter[str] = Counter()  # lines, places, or documents where the edit is of the whole
+        self.edits: Counter[str] = (
+            Counter()
+        )  # lines, places, or documents where the edit is of the whole
         self.documents = self.bytes = self.kept = self.kept_bytes = 0
-        self.examples: dict[str, list[tuple[int, str, str]]] = {}  # place, text, and what it became ("": nothing)
+        self.examples: dict[
+            str, list[tuple[int, str, str]]
+        ] = {}  # place, text, and what it became ("": nothing)
 
     def add(self, index: int, before: str, cleaned: Cleaned) -> None:
         """A document: its place, its text as it was, and what became of it."""
@@ -57,7 +63,9 @@ class Tally:
     def metrics(self, params: Clean) -> dict[str, Any]:
         """`clean` of metrics/tokenize.json: every rule that is on, those that found nothing too."""
         rules = {rule: self._rule(rule) for rule in on(params)}
-        rules |= {rule: self._rule(rule) for rule in (*self.removed, *self.changed) if rule not in rules}
+        rules |= {
+            rule: self._rule(rule) for rule in (*self.removed, *self.changed) if rule not in rules
+        }
         return {
             "documents": self.documents,
             "kept": self.kept,
@@ -68,16 +76,22 @@ class Tally:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return {name: dict(value) if isinstance(value, dict) else value for name, value in vars(self).items()}
+        return {
+            name: dict(value) if isinstance(value, dict) else value
+            for name, value in vars(self).items()
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Tally:
         """What `to_json` gave."""
         found = cls()
         for name, held in value.items():
-            setattr(found, name, Counter(held) if isinstance(getattr(found, name), Counter) else held)
+            setattr(
+                found, name, Counter(held) if isinstance(getattr(found, name), Counter) else held
+            )
         found.examples = {
-            rule: [(i, text, became) for i, text, became in shown] for rule, shown in found.examples.items()
+            rule: [(i, text, became) for i, text, became in shown]
+            for rule, shown in found.examples.items()
         }
         return found
 

@@ -66,7 +66,9 @@ class Cleaner:
         p = self.params
         steps: list[Step] = []
         if p.unicode:
-            steps.append(_edit("unicode", normalise.nfc if p.unicode == "nfc" else normalise.mended))
+            steps.append(
+                _edit("unicode", normalise.nfc if p.unicode == "nfc" else normalise.mended)
+            )
         if p.whitespace:
             steps.append(_edit("whitespace", normalise.white_space))
         if any(p.personal_data.model_dump().values()):
@@ -88,7 +90,9 @@ class Cleaner:
 
     def _masked(self, text: str) -> Cleaned:
         masked, counts = personal_data.mask(text, self.params.personal_data)
-        edits = {f"personal_data.{name}": Edit(count, text, masked) for name, count in counts.items()}
+        edits = {
+            f"personal_data.{name}": Edit(count, text, masked) for name, count in counts.items()
+        }
         return Cleaned(masked, None, edits)
 
     def _length(self, text: str) -> Cleaned:

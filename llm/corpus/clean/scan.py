@@ -1,8 +1,9 @@
-"""The look at every document before the first is written: what the rules that compare documents have to know.
+"""The look at every document before the first is written: what the rules that compare documents
+have to know.
 
-Units of work are row groups of `data/raw`, each a pure function of its text, done by any number of processes and
-collected in their order. Digests and signatures go to files, never to memory: 24 bytes a document, 28 a paragraph,
-4 · num_perm a document for near duplicates.
+Units of work are row groups of `data/raw`, each a pure function of its text, done by any number of
+processes and collected in their order. Digests and signatures go to files, never to memory: 24
+bytes a document, 28 a paragraph, 4 · num_perm a document for near duplicates.
 """
 
 from __future__ import annotations
@@ -25,8 +26,12 @@ from llm.sources import raw
 from llm.text.minhash import MIN_WORDS, minhashes
 from llm.text.ngrams import Grams, iter_words
 
-DOCUMENT = np.dtype([("high", "<u8"), ("low", "<u8"), ("index", "<u8")])  # digest of 128 bits, place in data/raw
-PARAGRAPH = np.dtype([*DOCUMENT.descr, ("number", "<u4")])  # and the paragraph's number in its document
+DOCUMENT = np.dtype(
+    [("high", "<u8"), ("low", "<u8"), ("index", "<u8")]
+)  # digest of 128 bits, place in data/raw
+PARAGRAPH = np.dtype(
+    [*DOCUMENT.descr, ("number", "<u4")]
+)  # and the paragraph's number in its document
 _BORDER = re.compile(r"\n[ \t]*\n\s*")
 
 
@@ -45,9 +50,13 @@ def digest(text: str) -> tuple[int, int]:
 class Found:
     """What a unit holds."""
 
-    contaminated: list[int] = field(default_factory=list)  # places of documents with an evaluation example
+    contaminated: list[int] = field(
+        default_factory=list
+    )  # places of documents with an evaluation example
     documents: list[tuple[int, int, int]] = field(default_factory=list)
-    paragraphs: list[np.ndarray] = field(default_factory=list)  # each (eligible paragraphs of a document,) PARAGRAPH
+    paragraphs: list[np.ndarray] = field(
+        default_factory=list
+    )  # each (eligible paragraphs of a document,) PARAGRAPH
     signed: list[int] = field(default_factory=list)  # places of the documents that have a signature
     signatures: list[np.ndarray] = field(default_factory=list)  # each (num_perm,) uint32
 
@@ -79,7 +88,9 @@ class Scanner:
                 found.paragraphs.append(np.fromiter(parts, dtype=PARAGRAPH))
             if p.near_duplicates and len(list(islice(iter_words(text), MIN_WORDS))) == MIN_WORDS:
                 found.signed.append(index)
-                (minhash,) = minhashes([iter_words(text)], p.near_duplicates.ngram, p.near_duplicates.num_perm)
+                (minhash,) = minhashes(
+                    [iter_words(text)], p.near_duplicates.ngram, p.near_duplicates.num_perm
+                )
                 found.signatures.append(minhash.hashvalues.astype(np.uint32))
         return found
 
@@ -96,7 +107,9 @@ class Scanned:
     total: int  # documents in data/raw
 
 
-def scan(params: Clean, directory: Path, scratch: Path, examples: Grams | None, workers: int) -> Scanned:
+def scan(
+    params: Clean, directory: Path, scratch: Path, examples: Grams | None, workers: int
+) -> Scanned:
     """Look at every document of `directory`; the files do not depend on the number of workers.
 
     Raises:
@@ -107,9 +120,15 @@ def scan(params: Clean, directory: Path, scratch: Path, examples: Grams | None, 
     )
     contaminated: list[int] = []
     places = list(accumulate((rows for _, _, rows in raw.groups(directory)), initial=0))
-    units = [(path, group, place) for (path, group, _), place in zip(raw.groups(directory), places, strict=False)]
+    units = [
+        (path, group, place)
+        for (path, group, _), place in zip(raw.groups(directory), places, strict=False)
+    ]
     with ExitStack() as stack:
-        files = [stack.enter_context(open(path, "wb")) for path in (documents, paragraphs, signed, signatures)]
+        files = [
+            stack.enter_context(open(path, "wb"))
+            for path in (documents, paragraphs, signed, signatures)
+        ]
         for found in _results(Scanner(params, examples), units, workers, stack):
             contaminated.extend(found.contaminated)
             _append(files[0], np.array(found.documents, dtype=DOCUMENT))
@@ -127,7 +146,9 @@ def _append(file: BinaryIO, array: np.ndarray) -> None:
 Unit = tuple[Path, int, int]  # file, row group, place of its first document
 
 
-def _results(scanner: Scanner, units: list[Unit], workers: int, stack: ExitStack) -> Iterator[Found]:
+def _results(
+    scanner: Scanner, units: list[Unit], workers: int, stack: ExitStack
+) -> Iterator[Found]:
     if workers == 1 or len(units) == 1:
         _start(scanner)
         return map(_work, units)

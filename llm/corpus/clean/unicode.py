@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# White space other than the blank, the tab and the line end, as Unicode's property White_Space has it (and U+180E,
-# which was one); then what shows nothing: zero-width space, word joiner, byte order mark, soft hyphen.
+# White space other than the blank, the tab and the line end, as Unicode's property White_Space has
+# it (and U+180E, which was one); then what shows nothing: zero-width space, word joiner, byte order
+# mark, soft hyphen.
 _BLANK = re.compile("[\u00a0\u1680\u180e\u2000-\u200a\u202f\u205f\u3000]")
 _LINE_END = re.compile("\r\n?|[\u0085\u2028\u2029]")
 _INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u2060\ufeff]")
@@ -21,14 +22,17 @@ def nfc(text: str) -> str:
 
 
 def mended(text: str) -> str:
-    """What ftfy mends: mojibake, HTML entities, curly quotes, ligatures, full-width letters; then NFC."""
+    """What ftfy mends: mojibake, HTML entities, curly quotes, ligatures, full-width letters; then
+    NFC.
+    """
     import ftfy
 
     return ftfy.fix_text(text)
 
 
 def white_space(text: str) -> str:
-    """One kind of line end and of blank; nothing invisible, no blanks at line ends, at most one empty line in a row.
+    """One kind of line end and of blank; nothing invisible, no blanks at line ends, at most one
+    empty line in a row.
 
     Indentation and blanks within a line stay: they carry meaning in code and tables.
     """

@@ -1,8 +1,9 @@
-"""One technique, measured in a process of its own: `python -m llm.experiments.techniques.measure NAME STEPS OUTPUT`.
+"""One technique, measured in a process of its own: `python -m llm.experiments.techniques.measure
+NAME STEPS OUTPUT`.
 
-Memory is that of tensors, so that it means the same on a CPU and on a GPU. The activations are the most that a forward
-and backward pass of one micro-batch holds at any moment beyond weights, gradients and optimizer state: what is kept for
-the backward pass, and what is at work.
+Memory is that of tensors, so that it means the same on a CPU and on a GPU. The activations are the
+most that a forward and backward pass of one micro-batch holds at any moment beyond weights,
+gradients and optimizer state: what is kept for the backward pass, and what is at work.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 MIX = Path("data/mix")
-VAL_BATCHES = 8  # batches of validation examples that the loss is of, or fewer where there are no more
+VAL_BATCHES = (
+    8  # batches of validation examples that the loss is of, or fewer where there are no more
+)
 WARM = 2  # steps that do not count for the time: the first ones allocate
 
 
@@ -52,7 +55,9 @@ def measure(p: params.Params, name: str, steps: int) -> dict[str, Any]:
     val = packed_examples(MIX / "val.parquet", tokenizer, s.sequence_length, seed)[""].head(
         VAL_BATCHES * s.batch_tokens
     )
-    trainer = Trainer(model, data, val, val, s, steps, seed, State("techniques", {"name": name}), Untracked())
+    trainer = Trainer(
+        model, data, val, val, s, steps, seed, State("techniques", {"name": name}), Untracked()
+    )
     engine = trainer.engine
     engine.micro = processes.balanced(technique.rows or engine.batch_size, engine.batch_size, 1)
     trainer.coming = engine.batches(0)
@@ -71,7 +76,9 @@ def measure(p: params.Params, name: str, steps: int) -> dict[str, Any]:
         "weights": tensor_bytes([*model.parameters(), *model.buffers()]) + scale_bytes(model),
         "gradients": tensor_bytes(trainable),  # of their parameters' type
         "optimizer": tensor_bytes(engine.optimizers.tensors().values()),
-        "activations": passing_bytes(lambda: model.loss(**row).backward(), trainable, engine.device),
+        "activations": passing_bytes(
+            lambda: model.loss(**row).backward(), trainable, engine.device
+        ),
     }
     return {
         "name": name,
@@ -121,8 +128,11 @@ def scale_bytes(model: nn.Module) -> int:
     return tensor_bytes(part for part in parts if part is not None)
 
 
-def passing_bytes(run: Callable[[], None], trainable: list[nn.Parameter], device: torch.device) -> int:
-    """The most bytes that `run`, a forward and backward pass, holds beyond what is there before and after it.
+def passing_bytes(
+    run: Callable[[], None], trainable: list[nn.Parameter], device: torch.device
+) -> int:
+    """The most bytes that `run`, a forward and backward pass, holds beyond what is there before and
+    after it.
 
     A first run makes the gradients, which the second, the measured one, adds to.
     """
@@ -143,7 +153,9 @@ def passing_bytes(run: Callable[[], None], trainable: list[nn.Parameter], device
             run()
         # Each allocation, and with a minus each release, of PyTorch's allocator.
         results = profile.profiler.kineto_results  # type: ignore[union-attr]
-        changes = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
+        changes = sorted(
+            (e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"
+        )
         most = held = 0
         for _, change in changes:
             held += change

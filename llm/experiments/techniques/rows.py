@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from llm.params import Finetune
 
-# Full finetuning learns best at about a tenth of LoRA's rate (Schulman et al. 2025, "LoRA Without Regret").
+# Full finetuning learns best at about a tenth of LoRA's rate (Schulman et al. 2025, "LoRA Without
+# Regret").
 LORA_RATE = 10.0
 
 
@@ -33,13 +34,32 @@ TECHNIQUES = (
     Technique("bf16", "bf16", "full", "full"),
     Technique("accumulation", "bf16 + accumulation", "bf16", "full", rows=1),
     Technique("checkpointing", "bf16 + checkpointing", "bf16", "full", checkpointing=True),
-    Technique("both", "bf16 + accumulation + checkpointing", "accumulation", "full", rows=1, checkpointing=True),
+    Technique(
+        "both",
+        "bf16 + accumulation + checkpointing",
+        "accumulation",
+        "full",
+        rows=1,
+        checkpointing=True,
+    ),
     Technique("lora-full", "LoRA in full precision", "full", "lora", "fp32"),
     Technique("lora", "LoRA + bf16", "bf16", "lora"),
-    Technique("lora-both", "LoRA + bf16 + accumulation + checkpointing", "lora", "lora", rows=1, checkpointing=True),
+    Technique(
+        "lora-both",
+        "LoRA + bf16 + accumulation + checkpointing",
+        "lora",
+        "lora",
+        rows=1,
+        checkpointing=True,
+    ),
     Technique("qlora", "QLoRA + bf16", "lora", "qlora"),
     Technique(
-        "qlora-both", "QLoRA + bf16 + accumulation + checkpointing", "lora-both", "qlora", rows=1, checkpointing=True
+        "qlora-both",
+        "QLoRA + bf16 + accumulation + checkpointing",
+        "lora-both",
+        "qlora",
+        rows=1,
+        checkpointing=True,
     ),
 )
 
@@ -50,7 +70,9 @@ def chosen(settings: Finetune) -> tuple[list[Technique], list[str]]:
     found = list(TECHNIQUES)
     if importlib.util.find_spec("bitsandbytes") is None:
         found = [t for t in found if t.method != "qlora"]
-        left_out.append("QLoRA: bitsandbytes is not installed (pip install -c constraints.txt -e '.[qlora]')")
+        left_out.append(
+            "QLoRA: bitsandbytes is not installed (pip install -c constraints.txt -e '.[qlora]')"
+        )
     if settings.batch_tokens == settings.sequence_length:
         found = [t for t in found if t.rows is None]
         left_out.append("accumulation: a batch is one sequence (finetune.batch_tokens)")
@@ -58,7 +80,9 @@ def chosen(settings: Finetune) -> tuple[list[Technique], list[str]]:
 
 
 def settings_of(technique: Technique, settings: Finetune) -> Finetune:
-    """The params of a row: those of finetune but for the technique. Nothing is compiled, so that rows compare."""
+    """The params of a row: those of finetune but for the technique. Nothing is compiled, so that
+    rows compare.
+    """
     trains_all = technique.method == "full"
     rate = settings.learning_rate
     if trains_all != (settings.method == "full"):

@@ -31,11 +31,22 @@ def measure_all(settings: Finetune, steps: int) -> dict[str, Any]:
 
 def measure_one(technique: Technique, steps: int) -> dict[str, Any]:
     """The figures of one technique (llm/experiments/techniques/measure.py)."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")
+    }
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "row.json"
-        command = [sys.executable, "-m", "llm.experiments.techniques.measure", technique.name, str(steps), str(output)]
+        command = [
+            sys.executable,
+            "-m",
+            "llm.experiments.techniques.measure",
+            technique.name,
+            str(steps),
+            str(output),
+        ]
         if subprocess.run(command, env=environment, check=False).returncode:
-            raise UserError(f"techniques: {technique.label} could not be measured; the reason stands above.")
+            raise UserError(
+                f"techniques: {technique.label} could not be measured; the reason stands above."
+            )
         row: dict[str, Any] = read_json(output)
         return row

@@ -1,4 +1,6 @@
-"""Curves and score bars as SVG: the same bytes for the same numbers, readable on a phone, in light and in dark."""
+"""Curves and score bars as SVG: the same bytes for the same numbers, readable on a phone, in light
+and in dark.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ from typing import Any
 
 from llm.report import scores
 
-# Stand-ins that a figure is drawn with. In the page they become variables of the style sheet, so that figures follow
-# dark mode; in the files beside it, the colours of the light page. Okabe and Ito's palette, told apart by the
-# colour-blind too (https://jfly.uni-koeln.de/color/).
+# Stand-ins that a figure is drawn with. In the page they become variables of the style sheet, so
+# that figures follow dark mode; in the files beside it, the colours of the light page. Okabe and
+# Ito's palette, told apart by the colour-blind too (https://jfly.uni-koeln.de/color/).
 COLOURS = {
     "#010101": ("var(--ink)", "#1d2430"),
     "#020202": ("var(--rule)", "#d9dde3"),
@@ -24,7 +26,14 @@ COLOURS = {
     "#0a0a0a": ("var(--gold)", "#b8860b"),
 }
 INK, RULE, MUTED, BLUE, ORANGE, GREEN, PAPER, PINK, SKY, GOLD = COLOURS
-LINES = (BLUE, ORANGE, GREEN, PINK, SKY, GOLD)  # of several runs in one figure; the seventh is dashed in the first's
+LINES = (
+    BLUE,
+    ORANGE,
+    GREEN,
+    PINK,
+    SKY,
+    GOLD,
+)  # of several runs in one figure; the seventh is dashed in the first's
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "llm",  # ids would be random
     "svg.fonttype": "none",  # text stays text: it takes the page's font, and can be searched
@@ -56,7 +65,9 @@ STYLE: dict[Any, Any] = {
 Rows = list[dict[str, float]]
 
 
-def draw(curves: dict[str, Rows], evaluate: dict[str, Any], corpus: dict[str, Any] | None = None) -> dict[str, str]:
+def draw(
+    curves: dict[str, Rows], evaluate: dict[str, Any], corpus: dict[str, Any] | None = None
+) -> dict[str, str]:
     """Name → SVG drawn in stand-in colours; those without data are left out."""
     import matplotlib
 
@@ -92,7 +103,9 @@ def for_file(svg: str) -> str:
     """An SVG that stands alone, on white."""
     for stand_in, (_, colour) in COLOURS.items():
         svg = svg.replace(stand_in, colour)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + svg.replace("<svg ", '<svg style="background:#fff" ', 1)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + svg.replace(
+        "<svg ", '<svg style="background:#fff" ', 1
+    )
 
 
 def _lengths(lengths: list[tuple[int, int]]) -> str:
@@ -111,11 +124,15 @@ def _lengths(lengths: list[tuple[int, int]]) -> str:
 
 
 def _power(size: int) -> str:
-    return f"{size >> 20}M" if size >= 1 << 20 else f"{size >> 10}k" if size >= 1 << 10 else str(size)
+    return (
+        f"{size >> 20}M" if size >= 1 << 20 else f"{size >> 10}k" if size >= 1 << 10 else str(size)
+    )
 
 
 def overlaid(curves: dict[str, Rows], title: str) -> str:
-    """Losses of several runs over the tokens that each has seen: lines smoothed, validation losses as dots."""
+    """Losses of several runs over the tokens that each has seen: lines smoothed, validation losses
+    as dots.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -127,7 +144,13 @@ def overlaid(curves: dict[str, Rows], title: str) -> str:
         for number, (name, rows) in enumerate(curves.items()):
             colour, dashes = LINES[number % len(LINES)], "-" if number < len(LINES) else "--"
             smooth = _smooth([row["loss"] for row in rows if "loss" in row])
-            axes.plot([row["tokens"] for row in rows if "loss" in row], smooth, dashes, color=colour, alpha=0.55)
+            axes.plot(
+                [row["tokens"] for row in rows if "loss" in row],
+                smooth,
+                dashes,
+                color=colour,
+                alpha=0.55,
+            )
             validation = [(row["tokens"], row["val_loss"]) for row in rows if "val_loss" in row]
             x, y = zip(*validation, strict=True) if validation else ((), ())
             axes.plot(x, y, dashes, color=colour, marker="o", markersize=3, linewidth=0.8)
@@ -137,7 +160,9 @@ def overlaid(curves: dict[str, Rows], title: str) -> str:
         if max(high) > min(low):
             margin = 0.06 * (max(high) - min(low))
             axes.set_ylim(min(low) - margin, max(high) + margin)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g}M" if value >= 1e5 else f"{value:,.0f}")
+        axes.xaxis.set_major_formatter(
+            lambda value, _: f"{value / 1e6:g}M" if value >= 1e5 else f"{value:,.0f}"
+        )
         axes.set(title=title, xlabel="tokens", ylabel="nats per token")
         axes.legend()
         return _svg(figure)
@@ -175,7 +200,10 @@ def _learning_rate(rows: Rows) -> str:
     figure, axes = plt.subplots(figsize=(4.5, 2.8))
     known = [row for row in rows if "learning_rate" in row]
     axes.plot(
-        [row["step"] for row in known], [row["learning_rate"] for row in known], color=BLUE, label="learning rate"
+        [row["step"] for row in known],
+        [row["learning_rate"] for row in known],
+        color=BLUE,
+        label="learning rate",
     )
     axes.set(title="Learning rate and gradient norm", xlabel="step", ylabel="learning rate")
     axes.set_ylim(bottom=0)
@@ -195,7 +223,11 @@ def _bars(evaluate: dict[str, Any], task: str) -> str:
     from matplotlib import pyplot as plt
 
     metric = scores.headline(evaluate, task) or scores.metrics(evaluate, task)[0]
-    found = [(m, s) for m in scores.models(evaluate) if (s := scores.score(evaluate, m, task, metric)) is not None]
+    found = [
+        (m, s)
+        for m in scores.models(evaluate)
+        if (s := scores.score(evaluate, m, task, metric)) is not None
+    ]
     lower = metric in scores.LOWER_IS_BETTER
     found.sort(key=lambda item: item[1]["value"], reverse=lower)
     figure, axes = plt.subplots(figsize=(4.5, 0.9 + 0.27 * len(found)))
@@ -208,7 +240,13 @@ def _bars(evaluate: dict[str, Any], task: str) -> str:
             axes.plot((score["low"], score["high"]), (row, row), color=INK, linewidth=1)
             end = max(value, score["high"])
         axes.annotate(
-            _short(value), (end, row), (4, 0), textcoords="offset points", va="center", color=INK, fontsize=8.5
+            _short(value),
+            (end, row),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK,
+            fontsize=8.5,
         )
     axes.set_yticks(range(len(found)), [scores.model_label(model) for model, _ in found])
     axes.tick_params(axis="y", labelcolor=INK)
@@ -223,7 +261,9 @@ def _short(value: float) -> str:
 
 
 def _smooth(values: list[float]) -> list[float]:
-    """Exponential moving average over about a hundredth of the curve, without the bias of its start."""
+    """Exponential moving average over about a hundredth of the curve, without the bias of its
+    start.
+    """
     keep = 1 - 1 / max(1, len(values) / 100)
     average, weight, out = 0.0, 0.0, []
     for value in values:
@@ -236,7 +276,9 @@ def _svg(figure: Any) -> str:
     from matplotlib import pyplot as plt
 
     file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     plt.close(figure)
     text = file.getvalue()
     text = text[text.index("<svg") :]  # without the prolog and its DOCTYPE's address

@@ -13,7 +13,9 @@ LEFT_OUT = ("perplexity",)  # says what bits per byte say, on a scale of its own
 
 
 def draw(rows: list[tuple[str, Difference, str]], title: str, b: str = "B") -> str:
-    """An SVG in stand-in colours: (task, difference, which side is better) a line, side B, called `b`, to the right."""
+    """An SVG in stand-in colours: (task, difference, which side is better) a line, side B, called
+    `b`, to the right.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -22,13 +24,19 @@ def draw(rows: list[tuple[str, Difference, str]], title: str, b: str = "B") -> s
     shown = [row for row in rows if row[1].metric not in LEFT_OUT]
     panels = [
         ("points of 100", [row for row in shown if row[1].metric not in scores.LOWER_IS_BETTER]),
-        ("lower by, nats per token or bits per byte", [r for r in shown if r[1].metric in scores.LOWER_IS_BETTER]),
+        (
+            "lower by, nats per token or bits per byte",
+            [r for r in shown if r[1].metric in scores.LOWER_IS_BETTER],
+        ),
     ]
     panels = [(unit, group) for unit, group in panels if group]
     with matplotlib.rc_context(STYLE):
         heights = [len(group) + 1.5 for _, group in panels]
         figure, all_axes = plt.subplots(
-            len(panels), figsize=(6.4, 0.9 + 0.24 * sum(heights)), height_ratios=heights, squeeze=False
+            len(panels),
+            figsize=(6.4, 0.9 + 0.24 * sum(heights)),
+            height_ratios=heights,
+            squeeze=False,
         )
         for axes, (unit, group) in zip(all_axes[:, 0], panels, strict=True):
             _panel(axes, group, unit, b)
@@ -38,12 +46,16 @@ def draw(rows: list[tuple[str, Difference, str]], title: str, b: str = "B") -> s
 
 def _panel(axes: Any, group: list[tuple[str, Difference, str]], unit: str, b: str) -> None:
     for line, (_, d, better) in enumerate(reversed(group)):
-        scale = -1.0 if d.metric in scores.LOWER_IS_BETTER else 1.0 if d.metric == "bleu" else POINTS
+        scale = (
+            -1.0 if d.metric in scores.LOWER_IS_BETTER else 1.0 if d.metric == "bleu" else POINTS
+        )
         colour = {"B": BLUE, "A": ORANGE}.get(better, MUTED)
         axes.plot((scale * d.low, scale * d.high), (line, line), color=colour, linewidth=2)
         axes.plot([scale * d.difference], [line], marker="o", markersize=4.5, color=colour)
     axes.axvline(0, color=INK, linewidth=0.8)
-    names = [f"{task.replace('_', ' ')} · {scores.label(d.metric)}" for task, d, _ in reversed(group)]
+    names = [
+        f"{task.replace('_', ' ')} · {scores.label(d.metric)}" for task, d, _ in reversed(group)
+    ]
     axes.set_yticks(range(len(group)), names)
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(-0.7, len(group) - 0.3)

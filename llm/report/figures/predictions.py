@@ -26,7 +26,9 @@ def _figure(found: dict[str, Any]) -> str:
     from matplotlib import pyplot as plt
 
     label = scores.label(found["metric"])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, max(2.5, 0.7 + 0.2 * len(found["by_label"]))))
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(7.2, max(2.5, 0.7 + 0.2 * len(found["by_label"])))
+    )
     if found["by_label"]:
         _labels(left, found["by_label"])
     else:
@@ -37,7 +39,11 @@ def _figure(found: dict[str, Any]) -> str:
             middle, [b["mean"] for b in bins], yerr=[b["error"] for b in bins], color=COLOUR[model], marker="o",
             markersize=3.5, linewidth=1.4, capsize=2, label=model,
         )  # fmt: skip
-    right.set(title=f"{label} by the length of the prompt", xlabel="words of the prompt", ylabel="mean and its error")
+    right.set(
+        title=f"{label} by the length of the prompt",
+        xlabel="words of the prompt",
+        ylabel="mean and its error",
+    )
     right.set_ylim(bottom=0)
     right.legend()
     return _svg(figure)
@@ -53,13 +59,22 @@ def _spread(axes: Any, values_of: dict[str, list[float]], label: str) -> None:
             edges[:-1] + width * (place + 0.5) + 0.05 / BARS, counts / max(1, len(values)), width=width,
             color=COLOUR[model], label=model,
         )  # fmt: skip
-    axes.set(title=f"How {label} is spread", xlabel=f"{label} of an example", ylabel="share of the examples")
+    axes.set(
+        title=f"How {label} is spread",
+        xlabel=f"{label} of an example",
+        ylabel="share of the examples",
+    )
 
 
 def _labels(axes: Any, shares: dict[str, dict[str, float]]) -> None:
     """The share of each label's examples that are right: finetuned as a bar, base as a mark on it."""
     names = list(shares)[::-1]
-    axes.barh(range(len(names)), [shares[name]["finetuned"] for name in names], color=COLOUR["finetuned"], height=0.62)
+    axes.barh(
+        range(len(names)),
+        [shares[name]["finetuned"] for name in names],
+        color=COLOUR["finetuned"],
+        height=0.62,
+    )
     if all("base" in shares[name] for name in names):
         axes.plot(
             [shares[name]["base"] for name in names], range(len(names)), "o", color=COLOUR["base"], markersize=5,
@@ -67,5 +82,8 @@ def _labels(axes: Any, shares: dict[str, dict[str, float]]) -> None:
         )  # fmt: skip
     axes.set_yticks(range(len(names)), names)
     axes.grid(False, axis="y")
-    axes.set(title="Accuracy by label, commonest first", xlabel="share of the label's examples that are right")
+    axes.set(
+        title="Accuracy by label, commonest first",
+        xlabel="share of the label's examples that are right",
+    )
     axes.set_xlim(0, 1)

@@ -1,4 +1,6 @@
-"""The ladder of `llm.experiments.scaling_ladder` as a figure: each size's losses over tokens, the law through them, the run held back."""
+"""The ladder of `llm.experiments.scaling_ladder` as a figure: each size's losses over tokens, the
+law through them, the run held back.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,14 @@ def draw(found: dict[str, Any]) -> str:
             colour = curves.ORANGE if last else curves.BLUE
             strength = 1.0 if last else 0.35 + 0.65 * rank / max(1, len(sizes) - 1)
             losses = law.loss(size, tokens)
-            axes.plot(tokens, losses, color=colour, alpha=strength, linestyle="--" if last else "-", linewidth=1.1)
+            axes.plot(
+                tokens,
+                losses,
+                color=colour,
+                alpha=strength,
+                linestyle="--" if last else "-",
+                linewidth=1.1,
+            )
             axes.annotate(
                 f"{size / 1e6:,.2f}M" if size < 1e9 else f"{size / 1e9:,.2f}B",
                 (tokens[-1], float(np.asarray(losses)[-1])),
@@ -42,15 +51,33 @@ def draw(found: dict[str, Any]) -> str:
             own = [run for run in runs if run["parameters"] == size]
             points = [(run["tokens"], run["loss"]) for run in own]
             if points:
-                axes.plot(*zip(*points, strict=True), "o", color=colour, alpha=strength, markersize=4)
+                axes.plot(
+                    *zip(*points, strict=True), "o", color=colour, alpha=strength, markersize=4
+                )
         predicted = held["predicted"]
-        axes.plot([held["tokens"]] * 2, [predicted["low"], predicted["high"]], color=curves.ORANGE, linewidth=1.6)
-        axes.plot(held["tokens"], held["observed"], "D", color=curves.ORANGE, markersize=5, label="held back: observed")
+        axes.plot(
+            [held["tokens"]] * 2,
+            [predicted["low"], predicted["high"]],
+            color=curves.ORANGE,
+            linewidth=1.6,
+        )
+        axes.plot(
+            held["tokens"],
+            held["observed"],
+            "D",
+            color=curves.ORANGE,
+            markersize=5,
+            label="held back: observed",
+        )
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
         axes.tick_params(axis="y", which="minor", size=0, labelcolor=curves.MUTED, labelsize=8)
-        axes.set(title="Loss over tokens, by size", xlabel="training tokens", ylabel="nats per token, held out")
+        axes.set(
+            title="Loss over tokens, by size",
+            xlabel="training tokens",
+            ylabel="nats per token, held out",
+        )
         axes.legend()
         return curves._svg(figure)

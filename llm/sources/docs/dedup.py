@@ -25,7 +25,9 @@ def words(text: str) -> list[str]:
 
 
 def drop_repeated_paragraphs(entries: list[Entry], dropped: Counter[str]) -> list[Entry]:
-    """Keep the first of equal paragraphs and field descriptions; entries with nothing left disappear."""
+    """Keep the first of equal paragraphs and field descriptions; entries with nothing left
+    disappear.
+    """
     seen: set[bytes] = set()
 
     def fresh(text: str) -> bool:
@@ -63,10 +65,11 @@ def drop_near_duplicates(entries: list[Entry], dropped: Counter[str]) -> list[En
 def near_duplicates(
     texts: Iterable[str], groups: Iterable[str] | None = None, threshold: float = JACCARD
 ) -> list[bool]:
-    """For each text whether to keep it: False where an earlier kept one is similar (in another group, if given).
+    """For each text whether to keep it: False where an earlier kept one is similar (in another
+    group, if given).
 
-    MinHash-LSH (Broder 1997) over word shingles; candidates are confirmed by the estimated Jaccard similarity. Texts
-    under eight words are kept.
+    MinHash-LSH (Broder 1997) over word shingles; candidates are confirmed by the estimated Jaccard
+    similarity. Texts under eight words are kept.
     """
     from datasketch import MinHashLSH
 

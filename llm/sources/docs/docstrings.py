@@ -1,4 +1,6 @@
-"""Docstrings of any style (plain, reST fields, numpydoc, Google) to a `Doc`: summary, paragraphs, described fields."""
+"""Docstrings of any style (plain, reST fields, numpydoc, Google) to a `Doc`: summary, paragraphs,
+described fields.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,15 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from llm.sources.docs.prose import UNDERLINE, block_end, indent, inline, prose, strip_blocks, unreadable
+from llm.sources.docs.prose import (
+    UNDERLINE,
+    block_end,
+    indent,
+    inline,
+    prose,
+    strip_blocks,
+    unreadable,
+)
 
 SECTIONS = {
     "Parameters": "parameters params args arguments keyword-arguments keyword-args kwargs keyword-parameters inputs "
@@ -32,7 +42,9 @@ SPHINX = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A described parameter, attribute, result or exception; `kind` is Parameters, Attributes, Returns or Raises."""
+    """A described parameter, attribute, result or exception; `kind` is Parameters, Attributes,
+    Returns or Raises.
+    """
 
     kind: str
     name: str
@@ -40,10 +52,18 @@ class Field:
     text: str
 
     def line(self, types: bool = True) -> str:
-        """The field in one readable line; without its type where `types` is false and there is more to say."""
-        head = {"Returns": f"Returns {self.name}".strip(), "Raises": f"Raises {self.name}"}.get(self.kind, self.name)
+        """The field in one readable line; without its type where `types` is false and there is more
+        to say.
+        """
+        head = {"Returns": f"Returns {self.name}".strip(), "Raises": f"Raises {self.name}"}.get(
+            self.kind, self.name
+        )
         type_ = "" if self.kind == "Raises" or (self.text and not types) else self.type
-        return f"{head}: {type_}. {self.text}" if type_ and self.text else f"{head}: {type_ or self.text}"
+        return (
+            f"{head}: {type_}. {self.text}"
+            if type_ and self.text
+            else f"{head}: {type_ or self.text}"
+        )
 
 
 @dataclass(slots=True)
@@ -79,7 +99,9 @@ def parse(docstring: str, dropped: Counter[str]) -> Doc:
 
 
 def split_sections(lines: list[str]) -> list[tuple[str, str, list[str]]]:
-    """(section, style, lines): numpydoc and Google headings and Sphinx fields; the preamble is section "preamble"."""
+    """(section, style, lines): numpydoc and Google headings and Sphinx fields; the preamble is
+    section "preamble".
+    """
     sections: list[tuple[str, str, list[str]]] = [("preamble", "text", [])]
     i = 0
     while i < len(lines):
@@ -90,7 +112,9 @@ def split_sections(lines: list[str]) -> list[tuple[str, str, list[str]]]:
             if key in HEADINGS:
                 sections.append((HEADINGS[key], "numpydoc", []))
             elif sections[-1][0] == "preamble":
-                sections[-1][2].extend(["", bare.rstrip(".:") + ".", ""])  # a title of prose: a paragraph of its own
+                sections[-1][2].extend(
+                    ["", bare.rstrip(".:") + ".", ""]
+                )  # a title of prose: a paragraph of its own
             else:
                 sections.append(("Notes", "numpydoc", []))
             i += 2
@@ -99,7 +123,9 @@ def split_sections(lines: list[str]) -> list[tuple[str, str, list[str]]]:
         elif bare.endswith(":") and key in HEADINGS and not bare[:1].islower():
             end = block_end(lines, i + 1, indent(line))
             if end == i + 1:  # the heading's block is not indented
-                end = next((j for j in range(i + 2, len(lines)) if not lines[j].strip()), len(lines))
+                end = next(
+                    (j for j in range(i + 2, len(lines)) if not lines[j].strip()), len(lines)
+                )
             sections.append((HEADINGS[key], "google", lines[i + 1 : end]))
             sections.append(("preamble" if HEADINGS[key] else "Notes", "text", []))
             i = end
@@ -155,17 +181,25 @@ def dedent(lines: list[str]) -> list[str]:
     return inspect.cleandoc("\n".join(["", *lines])).splitlines()
 
 
-def field_of(kind: str, name: str, type_: str, lines: list[str], dropped: Counter[str]) -> list[Field]:
+def field_of(
+    kind: str, name: str, type_: str, lines: list[str], dropped: Counter[str]
+) -> list[Field]:
     """A field when its name is one and its description is readable, else nothing, counted."""
     name = inline(name).strip(" :*")
     type_ = inline(type_).strip(" .,;:")
     parts = prose(lines, dropped)
-    text = " ".join(part if part[-1] in ".:;!?" else f"{part}." for part in parts[:-1]) + " " + "".join(parts[-1:])
+    text = (
+        " ".join(part if part[-1] in ".:;!?" else f"{part}." for part in parts[:-1])
+        + " "
+        + "".join(parts[-1:])
+    )
     text = text.strip().removeprefix("- ")
     text = re.sub(r"[,;]?\s(?:- |\n- )(?=\S)", "; ", text) if "\n- " in text else text
     text = re.sub(r"([:.!?]);", r"\1", text).strip()
     type_ = "" if unreadable(type_) or len(type_) > 90 else type_
-    if name.startswith("_") or (kind != "Returns" and not re.fullmatch(r"[\w.]+(, \*{0,2}[\w.]+){0,3}", name)):
+    if name.startswith("_") or (
+        kind != "Returns" and not re.fullmatch(r"[\w.]+(, \*{0,2}[\w.]+){0,3}", name)
+    ):
         dropped["field without a name"] += 1
     elif len(text) < 8:
         dropped["field without a description"] += 1

@@ -1,7 +1,7 @@
 """Docstring markup to prose.
 
-What is markup is removed or turned into words; what is not English prose (doctests, code blocks, tables, formulas,
-licences) is left out and counted by reason.
+What is markup is removed or turned into words; what is not English prose (doctests, code blocks,
+tables, formulas, licences) is left out and counted by reason.
 """
 
 from __future__ import annotations
@@ -11,7 +11,18 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
-ADMONITIONS = {"note", "warning", "tip", "important", "caution", "attention", "hint", "admonition", "rubric", "topic"}
+ADMONITIONS = {
+    "note",
+    "warning",
+    "tip",
+    "important",
+    "caution",
+    "attention",
+    "hint",
+    "admonition",
+    "rubric",
+    "topic",
+}
 
 UNDERLINE = re.compile(r"""([=\-~^"*#+_`.:])\1{2,}\s*$""")
 TABLE = re.compile(r"\s*(={2,}(\s+={2,})+|-{2,}(\s+-{2,})+|[+|][-=+|]{2,}|\|.*\|)\s*$")
@@ -48,7 +59,7 @@ ABBREVIATION = re.compile(r"(\b(e\.g|i\.e|etc|vs|cf|resp|approx|fig|eq|eqs|al|no
 SENTENCE_END = re.compile(r"""(?<=[.!?])["')\]]*\s+(?=["'(\[]*[A-Z0-9`_])""")
 
 
-# -- lines ------------------------------------------------------------------------------------------------------------
+# -- lines
 
 
 def indent(line: str) -> int:
@@ -57,10 +68,11 @@ def indent(line: str) -> int:
 
 
 def strip_blocks(lines: list[str], dropped: Counter[str]) -> list[str]:
-    """Remove doctests, fenced and literal blocks, directives, comments, tables and template placeholders.
+    """Remove doctests, fenced and literal blocks, directives, comments, tables and template
+    placeholders.
 
-    The content of notes and warnings stays, dedented. A paragraph that led to a removed block keeps its colon, by
-    which `clean` finds and removes the dangling lead-in.
+    The content of notes and warnings stays, dedented. A paragraph that led to a removed block keeps
+    its colon, by which `clean` finds and removes the dangling lead-in.
     """
     out: list[str] = []
     i = 0
@@ -69,7 +81,10 @@ def strip_blocks(lines: list[str], dropped: Counter[str]) -> list[str]:
         bare = line.strip()
         if bare.startswith(("```", "~~~")):
             dropped["code block"] += 1
-            end = next((j for j in range(i + 1, len(lines)) if lines[j].strip().startswith(bare[:3])), len(lines))
+            end = next(
+                (j for j in range(i + 1, len(lines)) if lines[j].strip().startswith(bare[:3])),
+                len(lines),
+            )
             i = end + 1
         elif bare.startswith((">>>", "In [", "Out[")):
             dropped["doctest"] += 1
@@ -84,9 +99,20 @@ def strip_blocks(lines: list[str], dropped: Counter[str]) -> list[str]:
                     inner.pop(0)
                 pad = match[1]
                 title = [] if name in ("admonition", "rubric", "topic") else [match[3].strip()]
-                out += ["", *(pad + text if text else "" for text in [*title, *strip_blocks(inner, dropped)]), ""]
+                out += [
+                    "",
+                    *(
+                        pad + text if text else ""
+                        for text in [*title, *strip_blocks(inner, dropped)]
+                    ),
+                    "",
+                ]
             else:
-                dropped[f"directive {name}" if name in ("math", "versionadded", "deprecated") else "directive"] += 1
+                dropped[
+                    f"directive {name}"
+                    if name in ("math", "versionadded", "deprecated")
+                    else "directive"
+                ] += 1
                 if out and out[-1].rstrip().endswith(":"):
                     out.append("")
             i = end
@@ -115,7 +141,9 @@ def strip_blocks(lines: list[str], dropped: Counter[str]) -> list[str]:
 
 
 def block_end(lines: list[str], start: int, level: int) -> int:
-    """Index after the block that is blank or indented deeper than `level`; blank lines at its end stay outside."""
+    """Index after the block that is blank or indented deeper than `level`; blank lines at its end
+    stay outside.
+    """
     end = last = start
     while end < len(lines) and (not lines[end].strip() or indent(lines[end]) > level):
         end += 1
@@ -137,7 +165,7 @@ def paragraphs(lines: list[str]) -> list[list[str]]:
     return [group for group in groups if group]
 
 
-# -- inline markup ----------------------------------------------------------------------------------------------------
+# -- inline markup
 
 
 def target(match: re.Match[str]) -> str:
@@ -176,7 +204,9 @@ INLINE: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
 
 
 def inline(text: str) -> str:
-    """Roles, backticks, emphasis, links and footnote marks become plain words; white space becomes single spaces."""
+    """Roles, backticks, emphasis, links and footnote marks become plain words; white space becomes
+    single spaces.
+    """
     for pattern, replacement in INLINE:
         text = pattern.sub(replacement, text)
     return text.strip()
@@ -226,7 +256,11 @@ def unreadable(sentence: str) -> str:
         return "sentence with a formula"
     if "::=" in sentence:
         return "grammar rule"
-    if ">>>" in sentence or "http" in sentence or re.search(r"(?<!:):\w+:(?=\w|`)|\.\. \w+::|::$|\|\w+\|", sentence):
+    if (
+        ">>>" in sentence
+        or "http" in sentence
+        or re.search(r"(?<!:):\w+:(?=\w|`)|\.\. \w+::|::$|\|\w+\|", sentence)
+    ):
         return "leftover markup"
     if PLACEHOLDER.search(sentence):
         return "placeholder"
@@ -248,7 +282,9 @@ def english(text: str) -> bool:
 
 
 def prose(lines: list[str], dropped: Counter[str]) -> list[str]:
-    """Clean paragraphs; consecutive list items share one; a lead-in whose block was removed loses its last sentence."""
+    """Clean paragraphs; consecutive list items share one; a lead-in whose block was removed loses
+    its last sentence.
+    """
     out: list[str] = []
     groups = paragraphs(lines)
     for group in groups:

@@ -1,4 +1,6 @@
-"""Questions about documentation whose answers are exact spans of it: what a parameter is, what a function returns."""
+"""Questions about documentation whose answers are exact spans of it: what a parameter is, what a
+function returns.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ HEAD_CHARACTERS = 250
 LINE_CHARACTERS = 420
 ANSWER_CHARACTERS = (12, 120)
 MAX_NAME = 10  # questions about one name over all modules
-MAX_OVERLAP = 0.25  # F1 between two answers to the same name: above it, knowing one answers the other
+MAX_OVERLAP = (
+    0.25  # F1 between two answers to the same name: above it, knowing one answers the other
+)
 
 QUESTIONS = {
     "Parameters": (
@@ -58,12 +62,13 @@ QUESTIONS = {
 
 
 def question_answering(found: Corpus, dropped: Counter[str], kept: Row) -> list[Row]:
-    """SQuAD-like: what a parameter is, what a function returns; answers are exact spans of the context.
+    """SQuAD-like: what a parameter is, what a function returns; answers are exact spans of the
+    context.
 
-    An answer must not follow from the name asked about: it is kept only if it differs from the name's own words
-    (`max_iter`: "Maximum number …" stays, `batch_size`: "Size of the batch" goes) and from the name's other answers.
-    The figure that checks it, the F1 of answering held-out modules by name alone, is put into `kept`.
-    """
+    An answer must not follow from the name asked about: it is kept only if it differs from the
+    name's own words (`max_iter`: "Maximum number …" stays, `batch_size`: "Size of the batch" goes)
+    and from the name's other answers. The figure that checks it, the F1 of answering held-out
+    modules by name alone, is put into `kept`."""
     rows: list[Row] = []
     names: list[tuple[str, str]] = []
     answered: set[str] = set()
@@ -82,7 +87,8 @@ def question_answering(found: Corpus, dropped: Counter[str], kept: Row) -> list[
                 elif " ".join(tokens) in answered:
                     dropped["question_answering: answer repeated"] += 1
                 elif len(by_name[asked]) >= MAX_NAME or any(
-                    f1(tokens, other) > MAX_OVERLAP for other in [*by_name[asked], name_words(asked[1])]
+                    f1(tokens, other) > MAX_OVERLAP
+                    for other in [*by_name[asked], name_words(asked[1])]
                 ):
                     dropped["question_answering: answer follows from the name"] += 1
                 else:
@@ -104,7 +110,10 @@ def question_answering(found: Corpus, dropped: Counter[str], kept: Row) -> list[
     unique = {row["id"]: (row, name) for row, name in zip(rows, names, strict=True)}
     dropped["question_answering: same field twice"] += len(rows) - len(unique)
     rows = across_modules(
-        [row for row, _ in unique.values()], lambda row: row["context"], "question_answering", dropped
+        [row for row, _ in unique.values()],
+        lambda row: row["context"],
+        "question_answering",
+        dropped,
     )
     kept["closed_book_f1"] = round(closed_book_f1(rows, [unique[row["id"]][1] for row in rows]), 4)
     return rows
@@ -113,12 +122,16 @@ def question_answering(found: Corpus, dropped: Counter[str], kept: Row) -> list[
 def ambiguous(item: Field, entry: Entry) -> bool:
     """Whether several fields of an entry would answer the question, or its name is a list of names."""
     return (
-        "," in item.name or sum(other.kind == item.kind and other.name == item.name for other in entry.doc.fields) > 1
+        "," in item.name
+        or sum(other.kind == item.kind and other.name == item.name for other in entry.doc.fields)
+        > 1
     )
 
 
 def contexts(entry: Entry) -> list[tuple[str, list[Field]]]:
-    """Excerpts of at most `CONTEXT_CHARACTERS`: the name and summary, then at least two described fields."""
+    """Excerpts of at most `CONTEXT_CHARACTERS`: the name and summary, then at least two described
+    fields.
+    """
     summary = first_characters([entry.doc.summary], HEAD_CHARACTERS)
     head = f"{owner(entry)}: {summary}" if summary else f"{owner(entry)}."
     out: list[tuple[str, list[Field]]] = []
@@ -138,24 +151,42 @@ def contexts(entry: Entry) -> list[tuple[str, list[Field]]]:
 
 
 def answer_of(item: Field, context: str) -> str:
-    """The description's first sentence, or its first clauses where it is long; "" where neither is short enough."""
+    """The description's first sentence, or its first clauses where it is long; "" where neither is
+    short enough.
+    """
     low, high = ANSWER_CHARACTERS
     text = (sentences(item.text) or [""])[0]
-    text = re.sub(r"[.,;]?\s*\((?:default|optional)[^()]*\)[. ]*$", "", text, flags=re.I).rstrip(". ")
+    text = re.sub(r"[.,;]?\s*\((?:default|optional)[^()]*\)[. ]*$", "", text, flags=re.I).rstrip(
+        ". "
+    )
     if len(text) > high:
-        cuts = [match.start() for match in re.finditer(r"[,;:] | \(| which | that is | where | so that | i\.e\.", text)]
+        cuts = [
+            match.start()
+            for match in re.finditer(
+                r"[,;:] | \(| which | that is | where | so that | i\.e\.", text
+            )
+        ]
         text = text[: max((cut for cut in cuts if 30 <= cut <= high), default=0)]
-    balanced = all(text.count(a) == text.count(b) for a, b in ("()", "[]", "{}")) and text.count('"') % 2 == 0
-    return text if low <= len(text) and len(text.split()) >= 3 and balanced and text in context else ""
+    balanced = (
+        all(text.count(a) == text.count(b) for a, b in ("()", "[]", "{}"))
+        and text.count('"') % 2 == 0
+    )
+    return (
+        text if low <= len(text) and len(text.split()) >= 3 and balanced and text in context else ""
+    )
 
 
 def phrase(item: Field, entry: Entry, answer: str, place: str) -> str:
     """One of several phrasings of the question, chosen by a hash of its place."""
     kind = "Results" if item.kind == "Returns" and item.name else item.kind
-    if kind == "Parameters" and re.match(r"(If|Whether|When|Controls?|Determines?|Enables?|Set|Use|Specif)", answer):
+    if kind == "Parameters" and re.match(
+        r"(If|Whether|When|Controls?|Determines?|Enables?|Set|Use|Specif)", answer
+    ):
         kind = "Switches"
     choices = QUESTIONS[kind]
-    return choices[zlib.crc32(place.encode()) % len(choices)].format(name=item.name, owner=owner(entry))
+    return choices[zlib.crc32(place.encode()) % len(choices)].format(
+        name=item.name, owner=owner(entry)
+    )
 
 
 def owner(entry: Entry) -> str:
@@ -165,17 +196,21 @@ def owner(entry: Entry) -> str:
 
 def f1(left: list[str], right: list[str]) -> float:
     """SQuAD's F1 of two answers' tokens, articles left out."""
-    a, b = (Counter(word for word in side if word not in ("a", "an", "the")) for side in (left, right))
+    a, b = (
+        Counter(word for word in side if word not in ("a", "an", "the")) for side in (left, right)
+    )
     common = (a & b).total()
     return 2 * common / (a.total() + b.total()) if common else 0.0
 
 
 def closed_book_f1(rows: list[Row], names: list[tuple[str, str]]) -> float:
-    """Mean F1 on a tenth of the modules, of the answer that a reader without the context would give.
+    """Mean F1 on a tenth of the modules, of the answer that a reader without the context would
+    give.
 
-    Two readers, of whom the better counts: one says the most typical answer (largest mean F1 to the others) that the
-    other modules give to the same name, or where the name is new, to the same sort of question; one repeats the name.
-    """
+    Two readers, of whom the better counts: one says the most typical answer (largest mean F1 to the
+        others) that the
+    other modules give to the same name, or where the name is new, to the same sort of question; one
+    repeats the name."""
     train: defaultdict[Any, list[list[str]]] = defaultdict(list)
     held: list[tuple[tuple[str, str], list[str]]] = []
     for row, name in zip(rows, names, strict=True):
@@ -190,7 +225,9 @@ def closed_book_f1(rows: list[Row], names: list[tuple[str, str]]) -> float:
         name: max(answers, key=lambda answer: sum(f1(answer, other) for other in answers))
         for name, answers in train.items()
     }
-    remembered = sum(f1(typical.get(name) or typical.get(name[0]) or [], tokens) for name, tokens in held)
+    remembered = sum(
+        f1(typical.get(name) or typical.get(name[0]) or [], tokens) for name, tokens in held
+    )
     repeated = sum(f1(name_words(name[1]), tokens) for name, tokens in held)
     return max(remembered, repeated) / len(held) if held else 0.0
 

@@ -1,4 +1,6 @@
-"""Two real tasks from documentation: summarise it, tell which library it documents. Questions: `docs_questions`."""
+"""Two real tasks from documentation: summarise it, tell which library it documents. Questions:
+`docs_questions`.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,23 @@ from llm.sources.docs.prose import STOPWORDS, first_characters, sentences
 from llm.sources.docs.scan import Corpus
 from llm.sources.docs.split import Row, across_modules, split_of, stamp
 
-# -- summarization ----------------------------------------------------------------------------------------------------
+# -- summarization
 
 SUMMARY_CHARACTERS = (20, 150)
 DOCUMENT_CHARACTERS = (200, 1200)
-MIN_SUPPORT = 0.5  # of the summary's content words must occur in the document, else it cannot be written from it
+# of the summary's content words must occur in the document, else it cannot be written from it
+MIN_SUPPORT = 0.5
 
 
 def summarization(found: Corpus, dropped: Counter[str], kept: Row) -> list[Row]:
-    """The body of a docstring → its summary line, where the body says enough to write the line from it."""
+    """The body of a docstring → its summary line, where the body says enough to write the line from
+    it.
+    """
     rows: list[Row] = []
     for entry in found.entries:
         document = first_characters(
-            [*entry.doc.body, *entry.doc.notes, *(item.line() for item in entry.doc.fields)], DOCUMENT_CHARACTERS[1]
+            [*entry.doc.body, *entry.doc.notes, *(item.line() for item in entry.doc.fields)],
+            DOCUMENT_CHARACTERS[1],
         )
         if len(document) < DOCUMENT_CHARACTERS[0]:
             dropped["summarization: document under 200 characters"] += 1
@@ -60,11 +66,16 @@ def poor_summary(summary: str, document: str) -> str:
     return ""
 
 
-# -- classification ---------------------------------------------------------------------------------------------------
+# -- classification
 
 TEXT_CHARACTERS = (150, 700)
 PER_CLASS = 1000
-LABELS = {"sklearn": "scikit-learn", "torch": "pytorch", "datasets": "huggingface", "huggingface_hub": "huggingface"}
+LABELS = {
+    "sklearn": "scikit-learn",
+    "torch": "pytorch",
+    "datasets": "huggingface",
+    "huggingface_hub": "huggingface",
+}
 PREFIX = re.compile(
     r"\b(?:numpy|np|scipy|pandas|pd|sklearn|torch|networkx|nx|matplotlib|mpl|plt|pyplot|nltk|sqlalchemy|sa|mlflow|datasets|"
     r"huggingface_hub|hf|python)\.(?=\w)"
@@ -79,11 +90,21 @@ MASK = "[library]"
 
 
 def classification(found: Corpus, dropped: Counter[str], kept: Row) -> list[Row]:
-    """Which library a text documents, the libraries' names masked; at most `PER_CLASS` texts a library."""
+    """Which library a text documents, the libraries' names masked; at most `PER_CLASS` texts a
+    library.
+    """
     rows: list[Row] = []
-    own = sorted({entry.package for entry in found.entries if not NAMES.fullmatch(entry.package)} - {"datasets"})
+    own = sorted(
+        {entry.package for entry in found.entries if not NAMES.fullmatch(entry.package)}
+        - {"datasets"}
+    )
     for entry in found.entries:
-        prose = [entry.doc.summary, *entry.doc.body, *entry.doc.notes, *(item.line() for item in entry.doc.fields)]
+        prose = [
+            entry.doc.summary,
+            *entry.doc.body,
+            *entry.doc.notes,
+            *(item.line() for item in entry.doc.fields),
+        ]
         text = mask(first_characters([part for part in prose if part], TEXT_CHARACTERS[1]), own)
         if len(text) > TEXT_CHARACTERS[1]:
             text = first_characters([text], TEXT_CHARACTERS[1])

@@ -1,7 +1,9 @@
-"""The embedded source `docs`: the documentation inside the installed packages, as text and as tasks.
+"""The embedded source `docs`: the documentation inside the installed packages, as text and as
+tasks.
 
-Nothing is imported or executed. The corpus depends on the versions of Python and of the packages, and on nothing else:
-not on what else is installed, the order of a directory listing, the hash seed or the place of the checkout.
+Nothing is imported or executed. The corpus depends on the versions of Python and of the packages,
+and on nothing else: not on what else is installed, the order of a directory listing, the hash seed
+    or the place of the checkout.
 """
 
 from __future__ import annotations
@@ -19,8 +21,23 @@ from llm.errors import UserError
 from llm.runtime.pool import Workers, cores
 from llm.sources.docs import questions, split
 from llm.sources.docs import records as docs_tasks
-from llm.sources.docs.dedup import JACCARD, PERMUTATIONS, SHINGLE_WORDS, drop_near_duplicates, drop_repeated_paragraphs
-from llm.sources.docs.scan import DISTRIBUTIONS, PACKAGES, PYTHON, Corpus, Entry, module_entries, source_files, topics
+from llm.sources.docs.dedup import (
+    JACCARD,
+    PERMUTATIONS,
+    SHINGLE_WORDS,
+    drop_near_duplicates,
+    drop_repeated_paragraphs,
+)
+from llm.sources.docs.scan import (
+    DISTRIBUTIONS,
+    PACKAGES,
+    PYTHON,
+    Corpus,
+    Entry,
+    module_entries,
+    source_files,
+    topics,
+)
 
 MIN_DOCUMENT_CHARACTERS = 100
 DOCUMENT_CHARACTERS = 3000  # a module's documentation is cut into documents of about this length
@@ -28,18 +45,24 @@ FILES_AT_A_TIME = 50  # parsed by one process
 KINDS = ("pretrain", "summarization", "question_answering", "classification")
 
 
-def records(kind: str, packages: list[str] | None = None) -> tuple[Iterator[dict[str, Any]], dict[str, Any]]:
-    """Raw records of a kind, ordered by id, and a dict that is complete once the iterator is exhausted.
+def records(
+    kind: str, packages: list[str] | None = None
+) -> tuple[Iterator[dict[str, Any]], dict[str, Any]]:
+    """Raw records of a kind, ordered by id, and a dict that is complete once the iterator is
+    exhausted.
 
     Args:
-        kind: one of `KINDS`; the fields of a record are those of `data/raw` (see `llm.sources.raw`).
+        kind: one of `KINDS`; the fields of a record are those of `data/raw` (see
+            `llm.sources.raw`).
         packages: import names, "python" for the whole standard library; None for `PACKAGES`.
 
     Raises:
         UserError: no such kind, or a package is not installed.
     """
     if kind not in KINDS:
-        raise UserError(f"the source `docs` has no records of kind {kind!r}; it has {', '.join(KINDS)}.")
+        raise UserError(
+            f"the source `docs` has no records of kind {kind!r}; it has {', '.join(KINDS)}."
+        )
     chosen = tuple(dict.fromkeys(packages or PACKAGES))
     info: dict[str, Any] = {
         "kept": {},
@@ -53,7 +76,9 @@ def records(kind: str, packages: list[str] | None = None) -> tuple[Iterator[dict
     return _records(kind, chosen, info), info
 
 
-def _records(kind: str, packages: tuple[str, ...], info: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _records(
+    kind: str, packages: tuple[str, ...], info: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
     found = corpus(packages)
     dropped = Counter(found.dropped)
     build: Callable[[Corpus, Counter[str], dict[str, Any]], list[dict[str, Any]]] = {
@@ -70,7 +95,8 @@ def _records(kind: str, packages: tuple[str, ...], info: dict[str, Any]) -> Iter
 
 
 def pretrain(found: Corpus, dropped: Counter[str], kept: dict[str, Any]) -> list[dict[str, Any]]:
-    """Documents of a few thousand characters: a module's entries in source order, and Python's topics.
+    """Documents of a few thousand characters: a module's entries in source order, and Python's
+    topics.
 
     The first entry of a document has its full name, the others the name inside the module.
     """
@@ -102,7 +128,7 @@ def pretrain(found: Corpus, dropped: Counter[str], kept: dict[str, Any]) -> list
     return sorted(rows, key=lambda row: row["id"])
 
 
-# -- extraction -------------------------------------------------------------------------------------------------------
+# -- extraction
 
 
 @functools.cache
@@ -110,9 +136,13 @@ def corpus(packages: tuple[str, ...]) -> Corpus:
     """Read, parse and de-duplicate; cached, so that the four kinds share one scan."""
     found = Corpus()
     entries: list[Entry] = []
-    files = [(package, *file) for package in packages for file in source_files(package, found.dropped)]
+    files = [
+        (package, *file) for package in packages for file in source_files(package, found.dropped)
+    ]
     found.modules = len(files)
-    parts = [files[first : first + FILES_AT_A_TIME] for first in range(0, len(files), FILES_AT_A_TIME)]
+    parts = [
+        files[first : first + FILES_AT_A_TIME] for first in range(0, len(files), FILES_AT_A_TIME)
+    ]
     with Workers(min(cores(), len(parts))) as workers:
         for some, dropped in workers.ordered(_scanner, parts):
             entries += some
@@ -134,7 +164,7 @@ def _scan(files: list[tuple[str, str, Path]]) -> tuple[list[Entry], Counter[str]
     return [entry for file in files for entry in module_entries(*file, dropped)], dropped
 
 
-# -- provenance -------------------------------------------------------------------------------------------------------
+# -- provenance
 
 
 def versions(packages: Iterable[str]) -> list[str]:
@@ -144,7 +174,9 @@ def versions(packages: Iterable[str]) -> list[str]:
         if package != PYTHON and package not in sys.stdlib_module_names:
             name = DISTRIBUTIONS.get(package, package)
             try:
-                version = importlib.metadata.version(name).partition("+")[0]  # without the build's tag (torch's +cpu)
+                version = importlib.metadata.version(name).partition("+")[
+                    0
+                ]  # without the build's tag (torch's +cpu)
             except importlib.metadata.PackageNotFoundError:
                 version = "unknown"
             out.append(f"{name}=={version}")
@@ -162,5 +194,9 @@ def licence(package: str) -> str:
     for key in ("license_expression", "license"):
         if 0 < len(stated.get(key, "")) < 100:
             return str(stated[key])
-    classified = [item.rsplit(" :: ", 1)[-1] for item in stated.get("classifier", []) if item.startswith("License")]
+    classified = [
+        item.rsplit(" :: ", 1)[-1]
+        for item in stated.get("classifier", [])
+        if item.startswith("License")
+    ]
     return ", ".join(classified) or "see the package"

@@ -1,4 +1,6 @@
-"""What the tasks from documentation share: sides by module, ids, and no text of one module in another."""
+"""What the tasks from documentation share: sides by module, ids, and no text of one module in
+another.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,29 @@ TEST_SHARE, VALIDATION_SHARE = 0.08, 0.03  # of the modules
 
 
 def split_of(module: str) -> str:
-    """The side of a module: the same in all tasks, so that pretraining can leave out what the tests are made of."""
+    """The side of a module: the same in all tasks, so that pretraining can leave out what the tests
+    are made of.
+    """
     point = int.from_bytes(hashlib.blake2b(module.encode(), digest_size=8).digest(), "big") / 2**64
-    return "test" if point < TEST_SHARE else "validation" if point < TEST_SHARE + VALIDATION_SHARE else "train"
+    return (
+        "test"
+        if point < TEST_SHARE
+        else "validation"
+        if point < TEST_SHARE + VALIDATION_SHARE
+        else "train"
+    )
 
 
 def stamp(place: str) -> str:
-    """A record's id: a hash before the place, so that the first records by id are a fair sample of all."""
+    """A record's id: a hash before the place, so that the first records by id are a fair sample of
+    all.
+    """
     return f"{hashlib.blake2b(place.encode(), digest_size=4).hexdigest()}:{place}"
 
 
-def across_modules(rows: list[Row], text: Callable[[Row], str], task: str, dropped: Counter[str]) -> list[Row]:
+def across_modules(
+    rows: list[Row], text: Callable[[Row], str], task: str, dropped: Counter[str]
+) -> list[Row]:
     """Rows by id, without those that share a long line or most of their text with another module.
 
     Splits are by module, so nothing of a test text was seen in training.
@@ -36,7 +50,9 @@ def across_modules(rows: list[Row], text: Callable[[Row], str], task: str, dropp
     first: dict[str, str] = {}
     for number, row in enumerate(rows):
         lines = [line for line in text(row).splitlines() if len(line) > LONG_LINE]
-        keep[number] = keep[number] and all(first.get(line, row["group"]) == row["group"] for line in lines)
+        keep[number] = keep[number] and all(
+            first.get(line, row["group"]) == row["group"] for line in lines
+        )
         if keep[number]:
             first.update((line, str(row["group"])) for line in lines)
     dropped[f"{task}: nearly a text of another module"] += len(rows) - sum(keep)

@@ -1,4 +1,5 @@
-"""From the bytes of a file to the bytes of its content: decompressed, in UTF-8, and no more of them than is believable.
+"""From the bytes of a file to the bytes of its content: decompressed, in UTF-8, and no more of them
+than is believable.
 
 Nothing is read further ahead than a buffer, so a reader holds what it is given and not the file.
 """
@@ -18,7 +19,8 @@ from llm.sources.readers.paths import COMPRESSED, Input
 
 CHUNK = 1 << 18
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
-# Text shrinks to a third or a tenth, a log perhaps to a hundredth. What unpacks to more than this is no text.
+# Text shrinks to a third or a tenth, a log perhaps to a hundredth. What unpacks to more than this
+# is no text.
 BOMB_RATIO, BOMB_BYTES = 200, 256 << 20  # the ratio counts from so many unpacked bytes on
 # Longest first: UTF-32's little-endian mark begins with UTF-16's.
 MARKS = {
@@ -73,14 +75,18 @@ class _Filter(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self.at >= len(self.ready):
             self.ready, self.at = self.next(), 0
-        piece = memoryview(self.ready)[self.at : self.at + len(buffer)]  # not the rest, which may be 128 MiB
+        piece = memoryview(self.ready)[
+            self.at : self.at + len(buffer)
+        ]  # not the rest, which may be 128 MiB
         buffer[: len(piece)] = piece
         self.at += len(piece)
         return len(piece)
 
 
 class _Zstd(_Filter):
-    """Decompressed zstd frames. `zstandard`'s own stream reader takes a truncated file for a complete one."""
+    """Decompressed zstd frames. `zstandard`'s own stream reader takes a truncated file for a
+    complete one.
+    """
 
     def __init__(self, file: io.BufferedReader[Any], shown: str) -> None:
         import zstandard
@@ -112,7 +118,9 @@ class _Zstd(_Filter):
 
 
 class _Xz(_Filter):
-    """Decompressed xz streams, with dictionaries of at most 256 MiB (xz -9 takes 64); LZMAFile takes any."""
+    """Decompressed xz streams, with dictionaries of at most 256 MiB (xz -9 takes 64); LZMAFile
+    takes any.
+    """
 
     def __init__(self, file: io.BufferedReader[Any]) -> None:
         super().__init__()
@@ -156,7 +164,9 @@ class _Believable(_Filter):
 
 
 class _Transcoded(_Filter):
-    """UTF-8 made of another encoding; bytes that it does not have come out as they are, and are refused further on."""
+    """UTF-8 made of another encoding; bytes that it does not have come out as they are, and are
+    refused further on.
+    """
 
     def __init__(self, content: BinaryIO, encoding: str, shown: str) -> None:
         super().__init__()
@@ -182,20 +192,25 @@ class _Transcoded(_Filter):
         return b""
 
 
-def decompress(file: io.BufferedReader[Any], stored: Counting, source: Input) -> io.BufferedReader[Any]:
-    """A buffered stream of the file's content; compression is found by content, and must fit the name.
+def decompress(
+    file: io.BufferedReader[Any], stored: Counting, source: Input
+) -> io.BufferedReader[Any]:
+    """A buffered stream of the file's content; compression is found by content, and must fit the
+    name.
 
     Args:
         file: the stored bytes, read through `stored`.
 
     Raises:
-        UserError: the name says compressed and the content does not; the content is damaged, or unpacks to far more
-            than text does (while reading).
+        UserError: the name says compressed and the content does not; the content is damaged, or
+            unpacks to far more than text does (while reading).
     """
     head = file.peek(8)[:8]
     codec = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
     named = COMPRESSED.get(PurePosixPath(source.name).suffix.lower())
-    if named and codec != named and not (named == "zstd" and head[1:4] == b"\x2a\x4d\x18"):  # skippable frame
+    if (
+        named and codec != named and not (named == "zstd" and head[1:4] == b"\x2a\x4d\x18")
+    ):  # skippable frame
         raise UserError(
             f"{source.shown}: is not {named} data, though its name says so (it begins with {head!r}). "
             "Copy or download it again, or rename it."
@@ -205,7 +220,9 @@ def decompress(file: io.BufferedReader[Any], stored: Counting, source: Input) ->
         content = gzip.GzipFile(fileobj=file)
     elif codec == "zstd" or named == "zstd":
         content = io.BufferedReader(_Zstd(file, source.shown), CHUNK)
-    elif codec == "bzip2" and (named or head[4:8] == b"1AY&"):  # the mark of its first block: "BZh" alone may be text
+    elif codec == "bzip2" and (
+        named or head[4:8] == b"1AY&"
+    ):  # the mark of its first block: "BZh" alone may be text
         content = bz2.BZ2File(file)
     elif codec == "xz":
         content = io.BufferedReader(_Xz(file), CHUNK)
@@ -234,7 +251,8 @@ def in_utf8(content: io.BufferedReader[Any], encoding: str, shown: str) -> io.Bu
     """A stream in UTF-8.
 
     Args:
-        encoding: a name that Python knows, or auto: UTF-16 and UTF-32 by their byte order mark, else UTF-8.
+        encoding: a name that Python knows, or auto: UTF-16 and UTF-32 by their byte order mark,
+            else UTF-8.
     """
     if encoding == "auto":
         head = content.peek(4)[:4]
@@ -254,4 +272,6 @@ def looks_like(sample: bytes) -> str:
     best = from_bytes(sample[: 1 << 16]).best()
     if best is None or best.encoding in ("utf_8", "ascii"):
         return ""
-    return "cp1252" if "cp1252" in best.could_be_from_charset else best.encoding  # of equals, the usual one
+    return (
+        "cp1252" if "cp1252" in best.could_be_from_charset else best.encoding
+    )  # of equals, the usual one

@@ -1,4 +1,6 @@
-"""Formats that are not read, known by their first bytes whatever the file is called, and what to do instead."""
+"""Formats that are not read, known by their first bytes whatever the file is called, and what to do
+instead.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,32 @@ HEAD = 1 << 10  # bytes that tell a format
 UNPACK = "Unpack it ({command}), and name the unpacked files or their folder in the paths"
 CONVERT = "Convert it to .jsonl, .parquet or .csv"
 FORMATS = (
-    (b"PK\x03\x04", "a zip archive (or .xlsx, .docx, .npz)", UNPACK.format(command="unzip FILE -d FOLDER")),
+    (
+        b"PK\x03\x04",
+        "a zip archive (or .xlsx, .docx, .npz)",
+        UNPACK.format(command="unzip FILE -d FOLDER"),
+    ),
     (b"PK\x05\x06", "an empty zip archive", "Download it again"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK.format(command="7z x FILE -oFOLDER")),
     (b"Rar!\x1a\x07", "a rar archive", UNPACK.format(command="unrar x FILE FOLDER/")),
     (b"\x1f\x8b\x08", "compressed twice", "Decompress it once"),
     (b"\x28\xb5\x2f\xfd", "compressed twice", "Decompress it once"),
     (b"\xfd7zXZ\x00", "compressed twice", "Decompress it once"),
-    (b"\x04\x22\x4d\x18", "lz4 data", "Decompress it (unlz4 FILE), or compress it with gzip or zstd"),
-    (b"\x1f\x9d", "data of `compress`", "Decompress it (uncompress FILE), or compress it with gzip or zstd"),
-    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the data", "Fetch it (git lfs pull)"),
+    (
+        b"\x04\x22\x4d\x18",
+        "lz4 data",
+        "Decompress it (unlz4 FILE), or compress it with gzip or zstd",
+    ),
+    (
+        b"\x1f\x9d",
+        "data of `compress`",
+        "Decompress it (uncompress FILE), or compress it with gzip or zstd",
+    ),
+    (
+        b"version https://git-lfs.github.com/spec/",
+        "a Git LFS pointer, not the data",
+        "Fetch it (git lfs pull)",
+    ),
     (b"/annex/objects/", "a git-annex pointer, not the data", "Fetch it (git annex get FILE)"),
     (b"%PDF-", "a PDF document", "Extract its text (pdftotext FILE)"),
     (b"SQLite format 3\x00", "an SQLite database", CONVERT),
@@ -31,7 +49,8 @@ FORMATS = (
 
 
 def refuse_foreign(head: bytes, shown: str, packed: bool) -> None:
-    """Refuse an archive, a pointer or another file that holds the data in no form that is read here.
+    """Refuse an archive, a pointer or another file that holds the data in no form that is read
+    here.
 
     Args:
         head: the first bytes, decompressed.

@@ -1,4 +1,6 @@
-"""JSON files: one object a line, a list, or SQuAD's articles. Read record by record, never as a whole."""
+"""JSON files: one object a line, a list, or SQuAD's articles. Read record by record, never as a
+whole.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(record) < len(pairs):
         for key, value in pairs:
             if record[key] != value:
-                raise ValueError(f"the key {key!r} stands twice in an object, with different values")
+                raise ValueError(
+                    f"the key {key!r} stands twice in an object, with different values"
+                )
     return record
 
 
@@ -34,7 +38,11 @@ def jsonl(file: BinaryIO) -> Iterator[Row]:
     while line := file.readline(MAX_RECORD + 1):
         number += 1
         if len(line) > MAX_RECORD:
-            yield Row(number, None, f"a line of more than {MAX_RECORD >> 20} MB; expected a JSON object a line")
+            yield Row(
+                number,
+                None,
+                f"a line of more than {MAX_RECORD >> 20} MB; expected a JSON object a line",
+            )
             while line and not line.endswith(b"\n"):
                 line = file.readline(CHUNK)
             continue
@@ -47,11 +55,18 @@ def jsonl(file: BinaryIO) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            yield Row(number, None, "not valid JSON", f"{message}{column}: {short(line.decode('utf-8', 'replace'))}")
+            yield Row(
+                number,
+                None,
+                "not valid JSON",
+                f"{message}{column}: {short(line.decode('utf-8', 'replace'))}",
+            )
 
 
 def json_list(file: BinaryIO, shown: str) -> Iterator[Row]:
-    """The items of a JSON list, or of the list `data` of an object; read item by item, never as a whole."""
+    """The items of a JSON list, or of the list `data` of an object; read item by item, never as a
+    whole.
+    """
     window = _Window(file, shown)
     opening = window.peek()
     if opening == "{":
@@ -70,11 +85,15 @@ def json_list(file: BinaryIO, shown: str) -> Iterator[Row]:
                 "`data` is a list (SQuAD). Convert it to one JSON object a line (.jsonl)."
             )
     elif opening != "[":
-        raise UserError(f"{shown}:{window.line}: expected a JSON list or object, found {short(window.rest())}.")
+        raise UserError(
+            f"{shown}:{window.line}: expected a JSON list or object, found {short(window.rest())}."
+        )
     for line, item in window.items():
         yield _object(line, item)
     if opening == "[" and window.peek():
-        raise UserError(f"{shown}:{window.line}: text after the end of the JSON list: {short(window.rest())}.")
+        raise UserError(
+            f"{shown}:{window.line}: text after the end of the JSON list: {short(window.rest())}."
+        )
 
 
 class _Window:
@@ -109,8 +128,14 @@ class _Window:
     def expect(self, wanted: str) -> str:
         found = self.peek()
         if not found or found not in wanted:
-            what = short(self.rest()) if found else "the end of the file: it is incomplete; copy or download it again"
-            raise UserError(f"{self.shown}:{self.line}: expected {' or '.join(wanted)} in the JSON, found {what}.")
+            what = (
+                short(self.rest())
+                if found
+                else "the end of the file: it is incomplete; copy or download it again"
+            )
+            raise UserError(
+                f"{self.shown}:{self.line}: expected {' or '.join(wanted)} in the JSON, found {what}."
+            )
         self._advance(self.at + 1)
         return found
 
@@ -126,12 +151,20 @@ class _Window:
             except json.JSONDecodeError as error:
                 problem = f"{error.msg} at line {self.line + self.buffer.count(chr(10), self.at, error.pos)}"
             except ValueError as error:  # of `_object_of`
-                raise UserError(f"{self.shown}:{self.line}: {error}. Take one of them out.") from None
+                raise UserError(
+                    f"{self.shown}:{self.line}: {error}. Take one of them out."
+                ) from None
             except RecursionError:
-                raise UserError(f"{self.shown}:{self.line}: JSON nested too deeply; expected flat records.") from None
+                raise UserError(
+                    f"{self.shown}:{self.line}: JSON nested too deeply; expected flat records."
+                ) from None
             held = len(self.buffer) - self.at
             if self.ended or held > MAX_RECORD:
-                rule = f"no record may be longer than {MAX_RECORD >> 20} MB" if held > MAX_RECORD else "it is damaged"
+                rule = (
+                    f"no record may be longer than {MAX_RECORD >> 20} MB"
+                    if held > MAX_RECORD
+                    else "it is damaged"
+                )
                 raise UserError(
                     f"{self.shown}:{self.line}: not valid JSON ({problem}); {rule}. "
                     "Mend that place, or copy the file again."
@@ -167,7 +200,8 @@ class _Window:
 
 
 def squad(rows: Iterator[Row], only: bool) -> Iterator[Row]:
-    """Articles of SQuAD v1.1 or v2.0 (title, paragraphs) to one record a question; other records as they are.
+    """Articles of SQuAD v1.1 or v2.0 (title, paragraphs) to one record a question; other records as
+    they are.
 
     Args:
         only: anything that is neither an article nor a record with a context is wrong.
@@ -175,7 +209,9 @@ def squad(rows: Iterator[Row], only: bool) -> Iterator[Row]:
     for row in rows:
         if row.record is None or "paragraphs" not in row.record:
             if only and row.record is not None and "context" not in row.record:
-                yield Row(row.line, None, "not SQuAD", f"no `paragraphs`; found {some(list(row.record))}")
+                yield Row(
+                    row.line, None, "not SQuAD", f"no `paragraphs`; found {some(list(row.record))}"
+                )
             else:
                 yield row
             continue
@@ -192,7 +228,9 @@ def squad(rows: Iterator[Row], only: bool) -> Iterator[Row]:
                 continue
             for question in questions:
                 if not isinstance(question, dict):
-                    yield Row(row.line, None, "not SQuAD", f"a question in {place} is not an object")
+                    yield Row(
+                        row.line, None, "not SQuAD", f"a question in {place} is not an object"
+                    )
                     continue
                 yield Row(row.line, {"title": title, "context": paragraph["context"], **question})
 
@@ -202,10 +240,17 @@ def _object(line: int, value: Any) -> Row:
         return Row(line, value)
     names = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return Row(
-        line, None, "not a JSON object", f"found {names.get(type(value), 'a number')}: {short(json.dumps(value))}"
+        line,
+        None,
+        "not a JSON object",
+        f"found {names.get(type(value), 'a number')}: {short(json.dumps(value))}",
     )
 
 
 def some(keys: list[str]) -> str:
     """The first of an object's keys."""
-    return f"the keys {', '.join(map(repr, keys[:6]))}{', …' if len(keys) > 6 else ''}" if keys else "no keys"
+    return (
+        f"the keys {', '.join(map(repr, keys[:6]))}{', …' if len(keys) > 6 else ''}"
+        if keys
+        else "no keys"
+    )

@@ -1,11 +1,13 @@
 """A file opened as a table: decompressed, its format found, its rows as a stream.
 
-The formats are in `llm.sources.readers.text`, `llm.sources.readers.tables` and `llm.sources.readers.json`.
+The formats are in `llm.sources.readers.text`, `llm.sources.readers.tables` and
+`llm.sources.readers.json`.
 
-A reader yields `Row`s in file order: a record as the file has it, or why there is none at that place. What makes the
-rest of a file unreadable (damage, an open quote, a list that never ends) is a UserError. Text is UTF-8 by now; bytes
-that are not become lone surrogates here and are refused, record by record, in `llm.sources.record_schema`.
-"""
+A reader yields `Row`s in file order: a record as the file has it, or why there is none at that
+    place. What makes the
+rest of a file unreadable (damage, an open quote, a list that never ends) is a UserError. Text is
+UTF-8 by now; bytes that are not become lone surrogates here and are refused, record by record, in
+`llm.sources.record_schema`."""
 
 from __future__ import annotations
 
@@ -43,7 +45,12 @@ class Table(NamedTuple):
 
 @contextmanager
 def open_table(
-    source: Input, format: str, kind: str, keep: Keep = list, encoding: str = "auto", header: bool = True
+    source: Input,
+    format: str,
+    kind: str,
+    keep: Keep = list,
+    encoding: str = "auto",
+    header: bool = True,
 ) -> Iterator[Table]:
     """A file as a Table, closed at the end of the block.
 
@@ -59,7 +66,9 @@ def open_table(
     """
     with reading(source):
         if source.size() == 0:
-            raise UserError(f"{source.shown}: the file is empty. Put the data there, or take it out of the paths.")
+            raise UserError(
+                f"{source.shown}: the file is empty. Put the data there, or take it out of the paths."
+            )
         raw = source.open()
     counter = Counting(raw)
     stored = io.BufferedReader(counter, CHUNK)
@@ -77,16 +86,21 @@ def open_table(
             _check_head(head, source)
             name = detect(head, source, format, kind)
             if name == "json" and head.lstrip()[:1] == b"{" and b"\n" not in head:
-                # The first line is longer than what was looked at; if another object follows, it is a record.
+                # The first line is longer than what was looked at; if another object follows, it is
+                # a record.
                 line = content.readline(MAX_RECORD + 1)
                 if content.peek(1).lstrip()[:1] == b"{" and line.endswith(b"\n"):
                     name = "jsonl"
                 content = again(line, content)
         if not header and name not in ("csv", "tsv"):
-            raise UserError(f"{source.shown}: is {name}; `header: false` is for csv and tsv. Take it out.")
+            raise UserError(
+                f"{source.shown}: is {name}; `header: false` is for csv and tsv. Take it out."
+            )
         if name == "parquet":
             if packed:
-                raise UserError(f"{source.shown}: parquet inside another compression cannot be read. Decompress it.")
+                raise UserError(
+                    f"{source.shown}: parquet inside another compression cannot be read. Decompress it."
+                )
             columns, labels, rows = tables.parquet(content, source.shown, keep)
         elif name in ("csv", "tsv"):
             judged = "" if name == "tsv" and format == "auto" else name
@@ -116,19 +130,29 @@ def _guarded(rows: Iterator[Row], source: Input) -> Iterator[Row]:
 def _check_head(head: bytes, source: Input) -> None:
     shown = source.shown
     if not head:
-        raise UserError(f"{shown}: nothing is left after decompression; it is empty. Copy or download it again.")
+        raise UserError(
+            f"{shown}: nothing is left after decompression; it is empty. Copy or download it again."
+        )
     if not head.strip(b"\0"):
-        raise UserError(f"{shown}: holds only NUL bytes, as after a copy that broke off. Copy or download it again.")
+        raise UserError(
+            f"{shown}: holds only NUL bytes, as after a copy that broke off. Copy or download it again."
+        )
     if not head.startswith(b"PAR1"):
         _check_width(head[: 1 << 12], shown)
     if not head.strip() and len(head) < CHUNK:
-        raise UserError(f"{shown}: holds only white space. Put the data there, or take it out of the paths.")
+        raise UserError(
+            f"{shown}: holds only white space. Put the data there, or take it out of the paths."
+        )
 
 
 def _check_width(head: bytes, shown: str) -> None:
     """UTF-16 and UTF-32 without a byte order mark, which a NUL in every few bytes gives away."""
     head = head[: len(head) // 4 * 4]
-    for guess in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be") if head.count(0) * 5 > len(head) else ():
+    for guess in (
+        ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+        if head.count(0) * 5 > len(head)
+        else ()
+    ):
         try:
             text = head.decode(guess)
         except UnicodeDecodeError:

@@ -1,4 +1,6 @@
-"""Where files are and what is in them: paths and globs to inputs, and inputs to bytes without their compression."""
+"""Where files are and what is in them: paths and globs to inputs, and inputs to bytes without their
+compression.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,25 @@ from llm.errors import UserError
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
 # Keys of fsspec's `info` that tell one version of a remote file from the next.
-STAMPS = ("size", "ETag", "etag", "Content-MD5", "md5Hash", "generation", "LastModified", "last_modified", "mtime")
+STAMPS = (
+    "size",
+    "ETag",
+    "etag",
+    "Content-MD5",
+    "md5Hash",
+    "generation",
+    "LastModified",
+    "last_modified",
+    "mtime",
+)
 # What is taken from a directory; a file named by itself or by a glob may have any name.
 SUFFIXES = {".txt", ".text", ".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv"}
 DEPTH = 32  # folders below a remote one that are looked into: links there may go in circles
 # Control characters, line separators, and bytes of a name that are not UTF-8.
 _UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-MAX_RECORD = 64 << 20  # characters or bytes of one line, JSON value, CSV field or document: what a reader may hold
+MAX_RECORD = (
+    64 << 20
+)  # characters or bytes of one line, JSON value, CSV field or document: what a reader may hold
 
 
 class Row(NamedTuple):
@@ -52,13 +66,17 @@ class Input:
     @property
     def name(self) -> str:
         """The file's name, without what follows it in an address."""
-        return PurePosixPath(self.shown.split("?")[0].split("#")[0] if "://" in self.shown else self.shown).name
+        return PurePosixPath(
+            self.shown.split("?")[0].split("#")[0] if "://" in self.shown else self.shown
+        ).name
 
     @property
     def suffix(self) -> str:
         """Lower-case extension below the compression's."""
         path = PurePosixPath(self.name)
-        return PurePosixPath(path.stem if path.suffix.lower() in COMPRESSED else path.name).suffix.lower()
+        return PurePosixPath(
+            path.stem if path.suffix.lower() in COMPRESSED else path.name
+        ).suffix.lower()
 
     @property
     def packed(self) -> bool:
@@ -79,7 +97,9 @@ class Input:
         return os.path.getsize(self.path or self.shown)
 
     def stamp(self) -> str:
-        """What changes when the file does: size, time and number of a local one, what the server says of a remote."""
+        """What changes when the file does: size, time and number of a local one, what the server
+        says of a remote.
+        """
         if self.fs is not None:
             info = self.fs.info(self.path)
             return json.dumps({key: str(info[key]) for key in STAMPS if info.get(key) is not None})
@@ -104,7 +124,9 @@ def reading(source: Input) -> Iterator[None]:
     try:
         yield
     except EOFError:
-        raise UserError(f"{source.shown}: ends in the middle of its {kind} data; {broken}.") from None
+        raise UserError(
+            f"{source.shown}: ends in the middle of its {kind} data; {broken}."
+        ) from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{source.shown}: corrupt gzip ({error}); {broken}.") from None
     except lzma.LZMAError as error:
@@ -112,21 +134,25 @@ def reading(source: Input) -> Iterator[None]:
     except zstandard.ZstdError as error:
         raise UserError(f"{source.shown}: corrupt zstd ({error}); {broken}.") from None
     except OSError as error:
-        raise UserError(f"{source.shown}: cannot be read ({error.strerror or error}). Check path and rights.") from None
+        raise UserError(
+            f"{source.shown}: cannot be read ({error.strerror or error}). Check path and rights."
+        ) from None
 
 
-# -- finding ---------------------------------------------------------------------------------------------------------
+# -- finding
 
 
 def find(patterns: list[str], where: str) -> list[Input]:
-    """The files of paths, directories and globs: in the order given, sorted within each, every file once.
+    """The files of paths, directories and globs: in the order given, sorted within each, every file
+    once.
 
     Args:
         patterns: local paths and globs, relative to the repository or absolute, or fsspec URLs.
         where: the param that holds them, for messages.
 
     Raises:
-        UserError: nothing there, a directory without data files, a glob without a match, a broken link.
+        UserError: nothing there, a directory without data files, a glob without a match, a broken
+            link.
     """
     found: dict[str, tuple[str, Any, str]] = {}
     for pattern in patterns:
@@ -139,17 +165,26 @@ def find(patterns: list[str], where: str) -> list[Input]:
                     found.setdefault(url, (url, fs, path))
         else:
             for path in _local(pattern, where):
-                found.setdefault(os.path.realpath(path), (PurePosixPath(path).as_posix(), None, path))
+                found.setdefault(
+                    os.path.realpath(path), (PurePosixPath(path).as_posix(), None, path)
+                )
     for shown, _, _ in found.values():
         if _UNSHOWABLE.search(shown):
-            raise UserError(f"{where}: the name {shown!r} holds a line end or a character that is none. Rename it.")
+            raise UserError(
+                f"{where}: the name {shown!r} holds a line end or a character that is none. Rename it."
+            )
     parents = [str(PurePosixPath(key).parent) for key in found]
     try:
         top = os.path.commonpath(parents)
     except ValueError:  # URLs beside local paths
         top = ""
     return [
-        Input(shown, PurePosixPath(os.path.relpath(key, top)).as_posix() if top else shown, system, path)
+        Input(
+            shown,
+            PurePosixPath(os.path.relpath(key, top)).as_posix() if top else shown,
+            system,
+            path,
+        )
         for key, (shown, system, path) in found.items()
     ]
 
@@ -167,12 +202,24 @@ def _local(pattern: str, where: str) -> list[str]:
     if os.path.isfile(path):
         return [path]
     if os.path.exists(path):  # a pipe or a device, which might never end
-        raise UserError(f"{where}: {pattern}: is no file and no directory. Name the file that holds the data.")
+        raise UserError(
+            f"{where}: {pattern}: is no file and no directory. Name the file that holds the data."
+        )
     if os.path.islink(path):
-        raise UserError(f"{where}: {pattern} is a link that leads nowhere ({os.readlink(path)}). Mend or remove it.")
+        raise UserError(
+            f"{where}: {pattern} is a link that leads nowhere ({os.readlink(path)}). Mend or remove it."
+        )
     if not glob.has_magic(path):
-        near = sorted(os.listdir(os.path.dirname(path) or ".")) if os.path.isdir(os.path.dirname(path) or ".") else []
-        here = f" Its directory holds {', '.join(near[:5])}{', …' if len(near) > 5 else ''}." if near else ""
+        near = (
+            sorted(os.listdir(os.path.dirname(path) or "."))
+            if os.path.isdir(os.path.dirname(path) or ".")
+            else []
+        )
+        here = (
+            f" Its directory holds {', '.join(near[:5])}{', …' if len(near) > 5 else ''}."
+            if near
+            else ""
+        )
         raise UserError(f"{where}: {pattern}: no such file or directory.{here} Correct the path; it is relative to "
                         f"{'the root' if os.path.isabs(path) else 'the repository'}.")  # fmt: skip
     if "**" in path:
@@ -180,7 +227,9 @@ def _local(pattern: str, where: str) -> list[str]:
     else:
         files = sorted(file for file in glob.glob(path) if os.path.isfile(file))
     if not files:
-        raise UserError(f"{where}: the glob {pattern} matches no file. Correct it; `ls {pattern}` shows what it finds.")
+        raise UserError(
+            f"{where}: the glob {pattern} matches no file. Correct it; `ls {pattern}` shows what it finds."
+        )
     return files
 
 
@@ -189,7 +238,11 @@ def _deep(pattern: str) -> list[str]:
     base, rest = pattern.split("**", 1)
     rest = rest.lstrip("/") or "*"
     files = _walk(base.rstrip("/") or ("/" if base.startswith("/") else "."))
-    return [file.removeprefix("./") if not base else file for file in files if _matches(PurePosixPath(file), rest)]
+    return [
+        file.removeprefix("./") if not base else file
+        for file in files
+        if _matches(PurePosixPath(file), rest)
+    ]
 
 
 def _matches(path: PurePosixPath, rest: str) -> bool:
@@ -197,12 +250,15 @@ def _matches(path: PurePosixPath, rest: str) -> bool:
     if "**" in rest:
         return fnmatch.fnmatchcase(path.as_posix(), "*" + rest.replace("**/", "*"))
     return len(path.parts) >= len(parts) and all(
-        fnmatch.fnmatchcase(part, want) for part, want in zip(path.parts[-len(parts) :], parts, strict=True)
+        fnmatch.fnmatchcase(part, want)
+        for part, want in zip(path.parts[-len(parts) :], parts, strict=True)
     )
 
 
 def _walk(top: str) -> list[str]:
-    """Files below a directory, hidden ones left out; links are followed, a directory is entered once."""
+    """Files below a directory, hidden ones left out; links are followed, a directory is entered
+    once.
+    """
     entered: set[tuple[int, int]] = set()
     files: list[str] = []
     for folder, folders, names in os.walk(top, followlinks=True):
@@ -218,19 +274,27 @@ def _walk(top: str) -> list[str]:
 
 
 def _remote(pattern: str, where: str) -> tuple[Any, dict[str, str]]:
-    """The file system, and the path in it of each address found, under the address without credentials."""
+    """The file system, and the path in it of each address found, under the address without
+    credentials.
+    """
     shown = public(pattern)
     try:
         fs, path = opened(pattern)
-        if "*" in path or ("http" not in fs.protocol and glob.has_magic(path)):  # an address may hold a question mark
+        if "*" in path or (
+            "http" not in fs.protocol and glob.has_magic(path)
+        ):  # an address may hold a question mark
             paths = [item for item in fs.glob(path) if fs.isfile(item)]
         elif _is_folder(fs, path):
-            paths = [item for item in fs.find(path, maxdepth=DEPTH) if Input(item).suffix in SUFFIXES]
+            paths = [
+                item for item in fs.find(path, maxdepth=DEPTH) if Input(item).suffix in SUFFIXES
+            ]
         else:
             fs.info(path)
             paths = [path]
     except FileNotFoundError as error:
-        status = getattr(error.__cause__, "status", None)  # fsspec takes each answer that is no file for none
+        status = getattr(
+            error.__cause__, "status", None
+        )  # fsspec takes each answer that is no file for none
         if status in (401, 403):
             raise UserError(
                 f"{where}: {shown}: the server refuses it ({status}). Where it wants credentials, put them into "
@@ -238,18 +302,26 @@ def _remote(pattern: str, where: str) -> tuple[Any, dict[str, str]]:
             ) from None
         paths = []
     except ImportError as error:  # s3fs, gcsfs, adlfs, …: fsspec names the package
-        raise UserError(f"{where}: {shown} needs another package ({error}). Install it with pip.") from None
+        raise UserError(
+            f"{where}: {shown} needs another package ({error}). Install it with pip."
+        ) from None
     except Exception as error:  # each file system has errors of its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{where}: {shown} cannot be opened ({reason}). Check the address and the network.") from None
+        raise UserError(
+            f"{where}: {shown} cannot be opened ({reason}). Check the address and the network."
+        ) from None
     if not paths:
         raise UserError(f"{where}: {shown}: nothing found there. Correct the address.")
     return fs, {public(fs.unstrip_protocol(item)): item for item in sorted(paths)}
 
 
 def _is_folder(fs: Any, path: str) -> bool:
-    """A page is a folder by its last slash: to look for links on it, fsspec would fetch a file of any size."""
-    return path.endswith("/") if "http" in fs.protocol else bool(fs.info(path)["type"] == "directory")
+    """A page is a folder by its last slash: to look for links on it, fsspec would fetch a file of
+    any size.
+    """
+    return (
+        path.endswith("/") if "http" in fs.protocol else bool(fs.info(path)["type"] == "directory")
+    )
 
 
 def short(value: str, length: int = 60) -> str:

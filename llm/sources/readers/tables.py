@@ -23,7 +23,8 @@ Keep = Callable[[list[str]], list[str]]  # given the names of the columns, those
 def table(
     file: BinaryIO, shown: str, name: str, head: bytes, kind: str, header: bool, notes: list[str]
 ) -> tuple[list[str], Iterator[Row]]:
-    """Columns and rows of CSV as RFC 4180 says (also with ; or tabs), or of TSV as GLUE writes it: quotes are text.
+    """Columns and rows of CSV as RFC 4180 says (also with ; or tabs), or of TSV as GLUE writes it:
+    quotes are text.
 
     Args:
         name: csv, tsv, or "" for a TSV whose quotes are judged by its beginning.
@@ -35,17 +36,24 @@ def table(
     csv.field_size_limit(MAX_RECORD)
     quotes = quotes_are(head) if name == "" else "marks" if name == "csv" else "text"
     newline = "" if quotes == "marks" else None
-    lines = _Lines(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=newline), shown)
+    lines = _Lines(
+        io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=newline),
+        shown,
+    )
     if quotes == "marks":
         if name == "":
-            notes.append(f"{shown}: quotes around fields are read as CSV's; format: tsv would keep them as text")
+            notes.append(
+                f"{shown}: quotes around fields are read as CSV's; format: tsv would keep them as text"
+            )
         first = head.split(b"\n", 1)[0].decode("utf-8", "replace")
         records = _csv(lines, "\t" if name == "" else max(",;\t", key=first.count), shown)
     else:
         records = _tsv(lines, shown, unsure=quotes == "none")
     number, names = next(records, (1, []))
     if header and (known := headerless(kind, names)):
-        notes.append(f"{shown} has no header; its columns are read as {', '.join(known)}, as its publisher has them")
+        notes.append(
+            f"{shown} has no header; its columns are read as {', '.join(known)}, as its publisher has them"
+        )
     elif not header:
         known = [str(position) for position in range(len(names))]
     if known:
@@ -54,23 +62,31 @@ def table(
 
 
 def headerless(kind: str, first: list[str]) -> list[str]:
-    """The columns of data sets that are published without a header, by a file's first record; [] for others."""
+    """The columns of data sets that are published without a header, by a file's first record; []
+    for others.
+    """
     if kind != "classification":
         return []
     cola = len(first) == 4 and re.fullmatch(r"[a-z]+[-_]?\d\d", first[0]) and first[2] in ("", "*")
     if cola and first[1] in ("0", "1"):
         return ["source_code", "label", "annotation", "sentence"]
-    # AG News, and others of Zhang et al. 2015: class from 1, title, text. Named as where they have a header.
-    if len(first) == 3 and re.fullmatch(r"[1-9]\d?", first[0]) and all(" " in text.strip() for text in first[1:]):
+    # AG News, and others of Zhang et al. 2015: class from 1, title, text. Named as where they have
+    # a header.
+    if (
+        len(first) == 3
+        and re.fullmatch(r"[1-9]\d?", first[0])
+        and all(" " in text.strip() for text in first[1:])
+    ):
         return ["Class Index", "Title", "Description"]
     return []
 
 
 def quotes_are(head: bytes) -> str:
-    """What quotes in a TSV are: "marks" around fields, as CSV and pandas write them; "text", as in GLUE; or "none".
+    """What quotes in a TSV are: "marks" around fields, as CSV and pandas write them; "text", as in
+    GLUE; or "none".
 
-    They are marks where the whole beginning fits, and a field holds a doubled quote, or the header is quoted, or lines
-    as they stand have not all the same number of fields.
+    They are marks where the whole beginning fits, and a field holds a doubled quote, or the header
+    is quoted, or lines as they stand have not all the same number of fields.
     """
     text = head.decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n")
     whole = len(head) < SNIFFED
@@ -116,7 +132,9 @@ class _Lines:
 
 
 def _tsv(lines: _Lines, shown: str, unsure: bool) -> Iterator[tuple[int, list[str]]]:
-    """`unsure`: no field of the beginning had quotes around it; one that does later might mean either."""
+    """`unsure`: no field of the beginning had quotes around it; one that does later might mean
+    either.
+    """
     for number, line in enumerate(lines, 1):
         lines.held = 0
         if number > 1 and not line.strip("\n"):
@@ -156,12 +174,14 @@ def _fields(number: int, fields: list[str], names: list[str]) -> Row:
     return Row(number, dict(zip(names, fields, strict=True)))
 
 
-def parquet(file: BinaryIO, shown: str, keep: Keep) -> tuple[list[str], dict[str, list[str]], Iterator[Row]]:
+def parquet(
+    file: BinaryIO, shown: str, keep: Keep
+) -> tuple[list[str], dict[str, list[str]], Iterator[Row]]:
     """Rows of a parquet file, with the class names that `datasets` writes into its metadata.
 
-    Columns are read through small buffers, so that a row group may be larger than memory; and so many rows at a time
-    that they cannot be more than `HELD` bytes even where each is as long as its column's whole dictionary.
-    """
+    Columns are read through small buffers, so that a row group may be larger than memory; and so
+    many rows at a time that they cannot be more than `HELD` bytes even where each is as long as its
+    column's whole dictionary."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -169,17 +189,26 @@ def parquet(file: BinaryIO, shown: str, keep: Keep) -> tuple[list[str], dict[str
         opened = pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
         names = list(opened.schema_arrow.names)
         groups = [opened.metadata.row_group(i) for i in range(opened.num_row_groups)]
-        sizes = [group.column(i).total_uncompressed_size for group in groups for i in range(group.num_columns)]
+        sizes = [
+            group.column(i).total_uncompressed_size
+            for group in groups
+            for i in range(group.num_columns)
+        ]
     except (pa.ArrowException, OSError) as error:
         raise _damaged(shown, error) from None
 
     def rows() -> Iterator[Row]:
         number, batch_size = 0, max(1, min(256, HELD // max([1, *sizes])))
         try:
-            for batch in opened.iter_batches(batch_size=batch_size, columns=keep(names), use_threads=False):
+            for batch in opened.iter_batches(
+                batch_size=batch_size, columns=keep(names), use_threads=False
+            ):
                 for record in batch.to_pylist():
                     number += 1
-                    if any(isinstance(value, str) and len(value) > MAX_RECORD for value in record.values()):
+                    if any(
+                        isinstance(value, str) and len(value) > MAX_RECORD
+                        for value in record.values()
+                    ):
                         yield Row(number, None, f"a text of more than {MAX_RECORD >> 20} MB")
                     else:
                         yield Row(number, record)
@@ -193,11 +222,15 @@ def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
     """Names of integer classes by column, from the metadata of a file that `datasets` wrote."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: list(f["names"]) for name, f in features.items() if f.get("_type") == "ClassLabel"}
+        return {
+            name: list(f["names"]) for name, f in features.items() if f.get("_type") == "ClassLabel"
+        }
     except (KeyError, TypeError, ValueError, AttributeError):
         return {}  # not written by `datasets`: there are no names to find
 
 
 def _damaged(shown: str, error: BaseException, place: str = "") -> UserError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(f"{shown}: truncated or damaged parquet{place} ({reason}). Copy or download it again.")
+    return UserError(
+        f"{shown}: truncated or damaged parquet{place} ({reason}). Copy or download it again."
+    )

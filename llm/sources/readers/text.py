@@ -16,15 +16,19 @@ CHUNK = 1 << 20  # characters read at a time
 
 
 def text(file: BinaryIO, shown: str, notes: list[str]) -> Iterator[Row]:
-    """Documents separated by <|endoftext|>; line ends become "\\n", a document loses blank lines around it.
+    """Documents separated by <|endoftext|>; line ends become "\\n", a document loses blank lines
+    around it.
 
-    A file without a separator in its first MiB is one document, or, beyond 64 KiB, is cut at blank lines into
+    A file without a separator in its first MiB is one document, or, beyond 64 KiB, is cut at blank
+    lines into
     documents of about 16 KiB: a single document would leave nothing to validate on.
     """
     stream = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
     buffer, line, count = stream.read(HEAD), 1, 0
     cut = END_OF_TEXT not in buffer and len(buffer) > WHOLE
-    too_long = f"a document of more than {MAX_RECORD >> 20} MB; cut it with lines that hold {END_OF_TEXT}"
+    too_long = (
+        f"a document of more than {MAX_RECORD >> 20} MB; cut it with lines that hold {END_OF_TEXT}"
+    )
     ended = skipping = False  # skipping: what is left of a document that is too long
     while not ended:
         more = stream.read(CHUNK)
@@ -33,11 +37,15 @@ def text(file: BinaryIO, shown: str, notes: list[str]) -> Iterator[Row]:
         if skipping and documents:
             line += documents.pop(0).count("\n")
             skipping = False
-        pieces = [piece for document in documents for piece in (_pieces(document) if cut else [document])]
+        pieces = [
+            piece for document in documents for piece in (_pieces(document) if cut else [document])
+        ]
         if cut:  # all but the last piece, in which a separator may have begun
             *whole, buffer = _pieces(buffer)
             pieces += whole
-        if ended and buffer.strip() and not skipping:  # blank after the last separator is no document
+        if (
+            ended and buffer.strip() and not skipping
+        ):  # blank after the last separator is no document
             pieces.append(buffer)
         for piece in pieces:
             blank = len(piece) - len(piece.lstrip("\n"))
@@ -64,7 +72,14 @@ def _pieces(document: str) -> list[str]:
     pieces, start = [], 0
     while len(document) - start > 2 * PIECE:
         low, high = start + PIECE, start + 2 * PIECE
-        at = next((i + len(mark) for mark in ("\n\n", "\n", " ") if (i := document.find(mark, low, high)) >= 0), high)
+        at = next(
+            (
+                i + len(mark)
+                for mark in ("\n\n", "\n", " ")
+                if (i := document.find(mark, low, high)) >= 0
+            ),
+            high,
+        )
         pieces.append(document[start:at])
         start = at
     return [*pieces, document[start:]]

@@ -1,14 +1,18 @@
-"""Training state on disk: killed anywhere, a run continues where it was and ends with the same bytes.
+"""Training state on disk: killed anywhere, a run continues where it was and ends with the same
+bytes.
 
-A state lives in `$DVC_ROOT/.state/<stage>/<fingerprint>/`, outside DVC's outputs (DVC deletes those before a stage
-runs) and shared by the workspace, temporary and queued runs of one repository. The fingerprint covers all that the
-result depends on: params, input digests, code, library versions. Another fingerprint is another state, so a changed
+A state lives in `$DVC_ROOT/.state/<stage>/<fingerprint>/`, outside DVC's outputs (DVC deletes those
+before a stage runs) and shared by the workspace, temporary and queued runs of one repository. The
+fingerprint covers all that the
+result depends on: params, input digests, code, library versions. Another fingerprint is another
+    state, so a changed
 param can never continue an old run.
 
     inputs.json             what the fingerprint covers, part by part
     lock                    held while a process trains
     latest                  name of the newest complete checkpoint
-    step-00000120/          tensors.safetensors, or shard-*.safetensors; meta.json (with the digests of all)
+    step-00000120/          tensors.safetensors, or shard-*.safetensors; meta.json (with the digests
+    of all)
 """
 
 from __future__ import annotations
@@ -83,15 +87,21 @@ class State:
         if not self.directory.exists():
             self._say_what_changed()
         with held(self.directory / "lock", self.stage, "trains the same run"):
-            write_bytes(self.directory / "inputs.json", json.dumps(self.inputs, indent=2, sort_keys=True).encode())
+            write_bytes(
+                self.directory / "inputs.json",
+                json.dumps(self.inputs, indent=2, sort_keys=True).encode(),
+            )
             if self.remote is not None and (name := self.remote.pull(self.directory)):
                 print(f"{self.stage}: {name} fetched from {self.remote.url}", flush=True)
             yield
 
-    def save(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], wait: bool = False) -> None:
+    def save(
+        self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], wait: bool = False
+    ) -> None:
         """Write a checkpoint in the background, one at a time.
 
-        The tensors are copied first, so training may go on at once. A full disk is told once and does not stop
+        The tensors are copied first, so training may go on at once. A full disk is told once and
+        does not stop
         training: the last good checkpoint stays.
         """
         self.wait()
@@ -101,14 +111,21 @@ class State:
             if wait:
                 self.wait()
             return
-        copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-        self._writer = threading.Thread(target=self._write_safely, args=(step, copies, meta), daemon=True)
+        copies = {
+            name: value.detach().to("cpu", copy=True).contiguous()
+            for name, value in tensors.items()
+        }
+        self._writer = threading.Thread(
+            target=self._write_safely, args=(step, copies, meta), daemon=True
+        )
         self._writer.start()
         if wait:
             self.wait()
 
     def _save_shards(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """As `save`, called in every process: each writes its part, and the first makes a checkpoint of them."""
+        """As `save`, called in every process: each writes its part, and the first makes a
+        checkpoint of them.
+        """
         made: OSError | None = None
         if processes.first():
             try:
@@ -145,16 +162,20 @@ class State:
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint whose digests hold, or None. Broken ones are named and passed over.
 
-        empty: of a sharded model, what a tensor of some name and (whole) shape is read into; called in all processes.
+        empty: of a sharded model, what a tensor of some name and (whole) shape is read into; called
+            in all processes.
         """
         from safetensors.torch import load
 
         pointer = self.directory / "latest"
         latest = pointer.read_bytes().decode(errors="replace").strip() if pointer.exists() else None
         paths = self._candidates()
-        # A checkpoint newer than the pointer is complete as well: the kill fell between the rename and the pointer.
+        # A checkpoint newer than the pointer is complete as well: the kill fell between the rename
+        # and the pointer.
         if latest is not None and latest not in [path.name for path in paths]:
-            _warn(f"{self.stage}: checkpoint {latest!r}, the newest according to {pointer}, is not there.")
+            _warn(
+                f"{self.stage}: checkpoint {latest!r}, the newest according to {pointer}, is not there."
+            )
         for path in paths:
             try:
                 if empty or list(path.glob("shard-*")):
@@ -166,13 +187,19 @@ class State:
                     raise ValueError("its bytes are not those that were written")
                 return load(data), meta
             except (OSError, ValueError, KeyError, TypeError) as error:
-                _warn(f"{self.stage}: checkpoint {path} is unusable ({error}); trying an older one.")
+                _warn(
+                    f"{self.stage}: checkpoint {path} is unusable ({error}); trying an older one."
+                )
         if paths or latest is not None:
-            _warn(f"{self.stage}: no checkpoint in {self.directory} is usable; training starts afresh.")
+            _warn(
+                f"{self.stage}: no checkpoint in {self.directory} is usable; training starts afresh."
+            )
         return None
 
     def _sound_shards(self, path: Path) -> dict[str, Any]:
-        """Check a checkpoint together; its meta.json. Raises ValueError, in every process, where it is broken."""
+        """Check a checkpoint together; its meta.json. Raises ValueError, in every process, where it
+        is broken.
+        """
         meta: dict[str, Any] = {}
         try:
             meta = _meta(path)
@@ -195,7 +222,9 @@ class State:
 
     def _tell(self, step: int, error: Exception) -> None:
         if self._failure is None:
-            _warn(f"{self.stage}: no checkpoint of step {step}: {error}. Training goes on from the last good one.")
+            _warn(
+                f"{self.stage}: no checkpoint of step {step}: {error}. Training goes on from the last good one."
+            )
         self._failure = error
 
     def _final(self, step: int) -> Path:
@@ -223,7 +252,9 @@ class State:
     def _commit(self, step: int, temporary: Path, meta: dict[str, Any]) -> None:
         """Make a folder with all its tensors a checkpoint."""
         final = self._final(step)
-        write_bytes(temporary / "meta.json", json.dumps({**meta, "meta_sha256": _digest(meta)}).encode())
+        write_bytes(
+            temporary / "meta.json", json.dumps({**meta, "meta_sha256": _digest(meta)}).encode()
+        )
         _sync(temporary)
         if final.exists():
             shutil.rmtree(final)
@@ -233,7 +264,9 @@ class State:
         if self.remote is not None:
             self._copy(final)
         steps = self._candidates()
-        passed_over = [path for path in steps if path.name > final.name]  # broken, or training would be further
+        passed_over = [
+            path for path in steps if path.name > final.name
+        ]  # broken, or training would be further
         for path in passed_over + steps[len(passed_over) + KEEP :]:
             shutil.rmtree(path)
 
@@ -241,8 +274,12 @@ class State:
         assert self.remote is not None
         try:
             self.remote.push(checkpoint, last=self._awaited)
-        except Exception as error:  # whatever the remote's package raises; the checkpoint is safe here
-            _warn(f"{self.stage}: {checkpoint.name} was not copied to {self.remote.failed(error)}. Training goes on.")
+        except (
+            Exception
+        ) as error:  # whatever the remote's package raises; the checkpoint is safe here
+            _warn(
+                f"{self.stage}: {checkpoint.name} was not copied to {self.remote.failed(error)}. Training goes on."
+            )
 
     def _say_what_changed(self) -> None:
         """Where an unfinished older state of this stage exists, say why it is not continued."""
@@ -257,17 +294,28 @@ class State:
             _warn(f"{newest[1]} cannot be read ({error}).")
             return
         before, after = _flat(old), _flat(self.inputs)
-        changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+        changed = [
+            key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)
+        ]
         shown = ", ".join(
-            key if len(str(after.get(key))) > 24 else f"{key} ({before.get(key)} → {after.get(key)})" for key in changed
+            key
+            if len(str(after.get(key))) > 24
+            else f"{key} ({before.get(key)} → {after.get(key)})"
+            for key in changed
         )
-        print(f"{self.stage}: starts afresh, since {shown} changed; the old state stays in {newest[1].parent}")
+        print(
+            f"{self.stage}: starts afresh, since {shown} changed; the old state stays in {newest[1].parent}"
+        )
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
-    return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()}
+    return {
+        k: v
+        for key, item in value.items()
+        for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()
+    }
 
 
 def _meta(path: Path) -> dict[str, Any]:
@@ -279,7 +327,9 @@ def _meta(path: Path) -> dict[str, Any]:
 
 
 def _digest(meta: dict[str, Any]) -> str:
-    """Digest of JSON values; what was written and read again has the same, since floats keep all their digits."""
+    """Digest of JSON values; what was written and read again has the same, since floats keep all
+    their digits.
+    """
     return hashlib.sha256(json.dumps(meta).encode()).hexdigest()
 
 

@@ -13,8 +13,14 @@ from llm.train.checkpoint.local import root
 
 
 def _states() -> list[tuple[str, Path, int, float]]:
-    """Stage, directory, bytes and time of the last change of each state, newest first; half-deleted ones too."""
-    marks = [path for pattern in ("inputs.json", "step-*") for path in (root() / ".state").glob(f"*/*/{pattern}")]
+    """Stage, directory, bytes and time of the last change of each state, newest first; half-deleted
+    ones too.
+    """
+    marks = [
+        path
+        for pattern in ("inputs.json", "step-*")
+        for path in (root() / ".state").glob(f"*/*/{pattern}")
+    ]
     found = []
     for directory in {mark.parent for mark in marks}:
         size = 0
@@ -46,7 +52,10 @@ def list_states() -> None:
     """Print stage, fingerprint, step, size and time of each state."""
     states = _states()
     for stage, directory, size, modified in states:
-        step = max((int(path.name.removeprefix("step-")) for path in directory.glob("step-????????")), default=0)
+        step = max(
+            (int(path.name.removeprefix("step-")) for path in directory.glob("step-????????")),
+            default=0,
+        )
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(modified))
         with _unused(directory) as unused:
             used = "" if unused else "  in use"
@@ -65,4 +74,6 @@ def prune_states() -> None:
                     shutil.rmtree(directory)
                     freed += size
         seen.add(stage)
-    print(f"freed {freed / 1e6:.1f} MB; kept the newest state of {', '.join(sorted(seen)) or 'no stage'}")
+    print(
+        f"freed {freed / 1e6:.1f} MB; kept the newest state of {', '.join(sorted(seen)) or 'no stage'}"
+    )

@@ -1,9 +1,10 @@
-"""Checkpoints a second time, on a remote file system: a machine that is lost with its disk costs no more than a kill.
+"""Checkpoints a second time, on a remote file system: a machine that is lost with its disk costs no
+more than a kill.
 
-`LLM_STATE_URL` (s3://bucket/folder, gs://…, a mounted path) turns it on; fsspec and the package of the address do the
-work. Each checkpoint goes there once it is complete here, from the thread that wrote it, so training does not wait; a
-machine without a state, or with an older one, begins with what is there. The pointer is written last, so a checkpoint
-that was cut off is never taken.
+`LLM_STATE_URL` (s3://bucket/folder, gs://…, a mounted path) turns it on; fsspec and the package of
+the address do the work. Each checkpoint goes there once it is complete here, from the thread that
+wrote it, so training does not wait; a machine without a state, or with an older one, begins with
+what is there. The pointer is written last, so a checkpoint that was cut off is never taken.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Any
 from llm.errors import UserError
 from llm.runtime.remote_fs import Address
 
-BETWEEN = 20.0  # seconds for which a copy that nobody waits for is tried again: the next checkpoint waits for its end
+# seconds for which a copy that nobody waits for is tried again: the next checkpoint waits for its
+# end
+BETWEEN = 20.0
 NAME = re.compile(r"step-\d{8}")  # of a checkpoint: what the pointer says becomes a path here
 
 
@@ -46,7 +49,9 @@ class Remote(Address):
             for path in sorted(checkpoint.iterdir()):
                 self.fs.put_file(str(path), posixpath.join(there, path.name))
             self.fs.invalidate_cache()
-            for path in self.fs.ls(there, detail=False):  # of a copy of that name that was cut off, of other shards
+            for path in self.fs.ls(
+                there, detail=False
+            ):  # of a copy of that name that was cut off, of other shards
                 if not (checkpoint / posixpath.basename(path)).exists():
                     self.fs.rm(path)
             self.fs.pipe_file(posixpath.join(self.root, "latest"), checkpoint.name.encode())
@@ -57,7 +62,8 @@ class Remote(Address):
         self.patiently(copy, None if last else BETWEEN)
 
     def pull(self, directory: Path) -> str | None:
-        """Fetch the newest checkpoint into a state's directory, where that has none so new; its name.
+        """Fetch the newest checkpoint into a state's directory, where that has none so new; its
+        name.
 
         Raises:
             UserError: the remote does not answer, or its pointer names no checkpoint.
@@ -87,7 +93,9 @@ class Remote(Address):
         """What the pointer says; None where there is none."""
         self.fs.invalidate_cache()
         pointer = posixpath.join(self.root, "latest")
-        return self.fs.cat_file(pointer).decode(errors="replace") if self.fs.exists(pointer) else None
+        return (
+            self.fs.cat_file(pointer).decode(errors="replace") if self.fs.exists(pointer) else None
+        )
 
     def _fetch(self, name: str, directory: Path) -> None:
         temporary = directory / f"{name}.tmp"
@@ -99,7 +107,9 @@ class Remote(Address):
 
     def _names(self) -> list[str]:
         self.fs.invalidate_cache()
-        names = [posixpath.basename(path.rstrip("/")) for path in self.fs.ls(self.root, detail=False)]
+        names = [
+            posixpath.basename(path.rstrip("/")) for path in self.fs.ls(self.root, detail=False)
+        ]
         return [name for name in names if name.startswith("step-")]
 
 

@@ -1,9 +1,10 @@
-"""Checkpoints of a sharded model: each process writes what it holds, and any number of processes reads it.
+"""Checkpoints of a sharded model: each process writes what it holds, and any number of processes
+reads it.
 
-PyTorch's torch.distributed.checkpoint does both, in safetensors files that say which rows they hold. (Its own format
-keeps the table of contents in a pickle.) The checkpoint counts once the first process has written the digests of all
-files into meta.json and given the folder its name: llm/train/checkpoint/local.py.
-"""
+PyTorch's torch.distributed.checkpoint does both, in safetensors files that say which rows they
+hold. (Its own format keeps the table of contents in a pickle.) The checkpoint counts once the first
+process has written the digests of all files into meta.json and given the folder its name:
+llm/train/checkpoint/local.py."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ WHOLE = "tensors.safetensors"  # of a state that one process wrote
 
 
 def start(tensors: dict[str, Tensor], directory: Path) -> Future[Any]:
-    """Copy the tensors, and write this process's shards in the background; all processes must do so."""
+    """Copy the tensors, and write this process's shards in the background; all processes must do
+    so.
+    """
     from torch.distributed.checkpoint import HuggingFaceStorageWriter, async_save
 
     writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
@@ -55,7 +58,11 @@ def problem(path: Path, meta: dict[str, Any]) -> str | None:
     listed = meta.get("files") or {WHOLE: meta["sha256"]}
     found = {item.name for item in path.glob("*.safetensors")}
     for name in sorted(listed.keys() ^ found):
-        return f"shard {name} is missing" if name in listed else f"{name} is none of its {len(listed)} shards"
+        return (
+            f"shard {name} is missing"
+            if name in listed
+            else f"{name} is none of its {len(listed)} shards"
+        )
     for name in sorted(listed)[processes.rank() :: processes.world_size()]:
         if sha256(path / name) != listed[name]:
             return f"the bytes of {name} are not those that were written"
@@ -73,7 +80,12 @@ def read(path: Path, empty: Callable[[str, torch.Size], Tensor]) -> dict[str, Te
     shapes = {name: item.size for name, item in reader.read_metadata().state_dict_metadata.items()}  # type: ignore[union-attr]
     tensors = {name: empty(name, shape) for name, shape in shapes.items()}
     group = processes.saving()
-    load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), process_group=group, no_dist=group is None)
+    load(
+        tensors,
+        storage_reader=HuggingFaceStorageReader(str(path)),
+        process_group=group,
+        no_dist=group is None,
+    )
     return tensors
 
 

@@ -1,4 +1,6 @@
-"""The pass that compares documents finds what plain sets find, in any number of processes and parts."""
+"""The pass that compares documents finds what plain sets find, in any number of processes and
+parts.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,20 @@ from llm.sources.docs.dedup import near_duplicates
 from llm.text.minhash import bands
 from llm.text.ngrams import words
 
-WORDS = ["harbour", "boat", "net", "girl", "bread", "gull", "bell", "school", "wind", "ship", "month", "thought"]
+WORDS = [
+    "harbour",
+    "boat",
+    "net",
+    "girl",
+    "bread",
+    "gull",
+    "bell",
+    "school",
+    "wind",
+    "ship",
+    "month",
+    "thought",
+]
 
 
 def store(directory: Path, texts: list[str], group_bytes: int = 200) -> Path:
@@ -36,7 +51,13 @@ def store(directory: Path, texts: list[str], group_bytes: int = 200) -> Path:
     return directory
 
 
-def outcome(params: Clean, texts: list[str], place: Path, workers: int = 1, examples: list[str] | None = None):
+def outcome(
+    params: Clean,
+    texts: list[str],
+    place: Path,
+    workers: int = 1,
+    examples: list[str] | None = None,
+):
     """Rule that removed, or text that is left, of every document."""
     source = store(place / "raw", texts)
     made = plan.prepare(params, source, place / "plan", examples, workers)
@@ -48,8 +69,14 @@ PARAGRAPH = st.sampled_from(["aa aa", "bb  bb", "bb bb", "cc", "dd dd dd", "e"])
 DOCUMENT = st.lists(PARAGRAPH, min_size=1, max_size=4).map("\n\n".join)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(texts=st.lists(DOCUMENT, min_size=1, max_size=12), exact=st.booleans(), budget=st.sampled_from([40, 1 << 20]))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    texts=st.lists(DOCUMENT, min_size=1, max_size=12),
+    exact=st.booleans(),
+    budget=st.sampled_from([40, 1 << 20]),
+)
 def test_repeated_documents_and_paragraphs_are_those_that_plain_sets_find(
     tmp_path: Path, texts: list[str], exact: bool, budget: int
 ) -> None:
@@ -98,7 +125,9 @@ def test_near_copies_are_removed_and_the_first_of_each_is_kept(tmp_path: Path) -
     found = outcome(params, texts, tmp_path / "one")
     assert {i for i, (rule, _) in enumerate(found) if rule} == copies
     assert all(text == texts[i] for i, (rule, text) in enumerate(found) if not rule)
-    kept = near_duplicates([text.lower() for text in texts[:-2]], threshold=0.7)  # datasketch's own index, in memory
+    kept = near_duplicates(
+        [text.lower() for text in texts[:-2]], threshold=0.7
+    )  # datasketch's own index, in memory
     assert {i for i, good in enumerate(kept) if not good} == copies
     assert outcome(params, texts, tmp_path / "two", workers=2) == found
 
@@ -110,13 +139,17 @@ def test_a_chain_of_near_copies_keeps_its_first(tmp_path: Path) -> None:
         text = [*text[:i], *sentences(rng, 1), *text[i + 1 :]]
         texts.append(". ".join(text))
     params = Clean(near_duplicates=NearDuplicates(threshold=0.7, num_perm=256, ngram=3))
-    assert [rule for rule, _ in outcome(params, texts, tmp_path)] == [None] + ["near_duplicates"] * 4
+    assert [rule for rule, _ in outcome(params, texts, tmp_path)] == [None] + [
+        "near_duplicates"
+    ] * 4
 
 
 def test_the_estimate_removes_nothing_that_is_unlike(tmp_path: Path) -> None:
     rng = random.Random(2)
     texts = [". ".join(sentences(rng, 12)) for _ in range(150)]
-    found = outcome(Clean(near_duplicates=NearDuplicates(threshold=0.5, num_perm=64, ngram=2)), texts, tmp_path)
+    found = outcome(
+        Clean(near_duplicates=NearDuplicates(threshold=0.5, num_perm=64, ngram=2)), texts, tmp_path
+    )
 
     def shingles(text: str) -> set[tuple[str, ...]]:
         line = words(text)
@@ -124,7 +157,10 @@ def test_the_estimate_removes_nothing_that_is_unlike(tmp_path: Path) -> None:
 
     for i, (rule, _) in enumerate(found):
         if rule:
-            near = max(len(shingles(texts[i]) & shingles(o)) / len(shingles(texts[i]) | shingles(o)) for o in texts[:i])
+            near = max(
+                len(shingles(texts[i]) & shingles(o)) / len(shingles(texts[i]) | shingles(o))
+                for o in texts[:i]
+            )
             assert near > 0.5 - 0.25  # four standard errors of 64 values
 
 
@@ -157,8 +193,14 @@ def test_a_plan_can_be_pickled_and_says_what_its_files_are(tmp_path: Path) -> No
     tally = Tally()
     assert [record["id"] for record in again.records(source, None, tally)] == ["d0", "d1"]
     assert (tally.documents, tally.kept, tally.removed["exact_duplicates"]) == (3, 2, 1)
-    assert sorted(path.name for path in (tmp_path / "plan").iterdir()) == sorted(made.digests()["clean"])
-    assert set(made.digests()["clean"]) == {"removed.npy", "paragraphs.npy", "paragraph_numbers.npy"}
+    assert sorted(path.name for path in (tmp_path / "plan").iterdir()) == sorted(
+        made.digests()["clean"]
+    )
+    assert set(made.digests()["clean"]) == {
+        "removed.npy",
+        "paragraphs.npy",
+        "paragraph_numbers.npy",
+    }
     (tmp_path / "plan/removed.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(UserError, match=r"removed\.npy cannot be read.*-sf tokenize"):
         plan.Plan(Clean(exact_duplicates=True), tmp_path / "plan")(0, "x")
@@ -188,7 +230,9 @@ print(json.dumps([len(text), len(found.paragraphs[0]), len(found.signatures),
 
 def test_a_very_long_document_takes_memory_in_proportion_to_its_text_alone() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    done = subprocess.run([sys.executable, "-c", LONG], env=environment, capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LONG], env=environment, capture_output=True, check=True
+    )
     size, found, signed, memory = json.loads(done.stdout)
     assert (found, signed) == (48_000, 1)
     assert memory < 14 * size / 2**20
@@ -208,7 +252,9 @@ def test_pairs_of_a_bucket_reach_every_member(size: int) -> None:
     keys = rng.integers(0, max(1, size // 3), size=size).astype(np.uint64)
     at = np.arange(size, dtype=np.int64)
     joined = {
-        (int(a), int(b)) for one, other in duplicates._candidates(keys, at) for a, b in zip(one, other, strict=True)
+        (int(a), int(b))
+        for one, other in duplicates._candidates(keys, at)
+        for a, b in zip(one, other, strict=True)
     }
     first = {int(key): int(i) for i, key in reversed(list(enumerate(keys)))}
     assert {(first[int(key)], i) for i, key in enumerate(keys) if first[int(key)] != i} <= joined

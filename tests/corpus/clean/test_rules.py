@@ -27,7 +27,10 @@ PROSE = (
     "In the afternoon the wind turned. The men who have families went home early, and those with none stood about. "
     "Nobody spoke of the ship, which was to be back before the end of the month, but everybody thought of it."
 )
-GERMAN = "Der Hafen war an diesem Morgen ruhig, und die Boote lagen dicht an der Mauer, als die Flut gekommen war. " * 3
+GERMAN = (
+    "Der Hafen war an diesem Morgen ruhig, und die Boote lagen dicht an der Mauer, als die Flut gekommen war. "
+    * 3
+)
 SYMBOLS = "".join(f"{word} {'#' if i % 4 == 0 else ''} " for i, word in enumerate(PROSE.split()))
 LINES = [f"Line {i} is here to say that the {word} stays." for i, word in enumerate(PROSE.split())]
 
@@ -49,13 +52,21 @@ REMOVED: list[tuple[str, Any, str]] = [
     ("gopher_quality.max_symbol_word_ratio", 0.1, SYMBOLS),
     ("gopher_quality.max_symbol_word_ratio", 0.1, SYMBOLS.replace("#", "...")),
     ("gopher_quality.max_bullet_lines_ratio", 0.9, "\n".join(f"- {line}" for line in LINES)),
-    ("gopher_quality.max_ellipsis_lines_ratio", 0.3, "\n".join(f"{line[:-1]}..." for line in LINES)),
+    (
+        "gopher_quality.max_ellipsis_lines_ratio",
+        0.3,
+        "\n".join(f"{line[:-1]}..." for line in LINES),
+    ),
     ("gopher_quality.min_alpha_words_ratio", 0.8, "price 12 13 14 " * 30),
     ("gopher_quality.min_alpha_words_ratio", 0.8, "!!! ... ###"),
     ("gopher_quality.min_stop_words", 2, "red blue green yellow black white " * 20),
     ("gopher_repetition.dup_line_frac", 0.3, "\n".join(["Read more here."] * 30 + LINES[:40])),
     ("gopher_repetition.dup_para_frac", 0.3, "\n\n".join(["Read more here."] * 30 + LINES[:40])),
-    ("gopher_repetition.dup_line_char_frac", 0.2, "\n".join([PROSE.replace("\n", " ")] * 3 + LINES[:20])),
+    (
+        "gopher_repetition.dup_line_char_frac",
+        0.2,
+        "\n".join([PROSE.replace("\n", " ")] * 3 + LINES[:20]),
+    ),
     ("gopher_repetition.dup_para_char_frac", 0.2, "\n\n".join([PROSE] * 3 + LINES[:20])),
     ("gopher_repetition.top_n_grams", [[2, 0.2]], "buy shoes " * 20 + PROSE),
     ("gopher_repetition.dup_n_grams", [[5, 0.15]], PROSE + " " + PROSE),
@@ -83,12 +94,18 @@ def test_a_rule_removes_what_it_names_and_keeps_prose(rule: str, value: Any, tex
         ("filter_no_terminal_punct", True, "About us | Contact | Imprint"),
         ("filter_no_terminal_punct", True, "The text is cut off at this ..."),
         ("min_words_per_line", 3, "Read more."),
-        ("max_word_length", 30, "A link to https://example.com/a/very/long/address/of/a/page.html is here."),
+        (
+            "max_word_length",
+            30,
+            "A link to https://example.com/a/very/long/address/of/a/page.html is here.",
+        ),
         ("filter_javascript", True, "Please turn on JavaScript in your browser."),
         ("filter_policy", True, "This site uses cookies to serve you better."),
     ],
 )
-def test_a_rule_for_lines_takes_out_the_line_and_counts_it(rule: str, value: Any, line: str) -> None:
+def test_a_rule_for_lines_takes_out_the_line_and_counts_it(
+    rule: str, value: Any, line: str
+) -> None:
     first, second = PROSE.split("\n")
     found = clean(f"{first}\n{line}\n{second}", c4={rule: value})
     assert found.text == PROSE
@@ -98,7 +115,9 @@ def test_a_rule_for_lines_takes_out_the_line_and_counts_it(rule: str, value: Any
 
 
 def test_citation_marks_are_taken_out_and_other_brackets_stay() -> None:
-    found = clean("It rained[1] for days.[citation needed] See [a] and x[10].", c4={"remove_citations": True})
+    found = clean(
+        "It rained[1] for days.[citation needed] See [a] and x[10].", c4={"remove_citations": True}
+    )
     assert found.text == "It rained for days. See [a] and x."
     assert found.edits is not None
     assert found.edits["c4.remove_citations"].number == 3
@@ -153,7 +172,9 @@ def test_white_space_is_written_in_one_way_and_nothing_visible_is_lost(text: str
     assert not any(line.endswith((" ", "\t")) for line in once.split("\n"))
 
     def visible(value: str) -> str:
-        return "".join(c for c in value if c.isprintable() and not c.isspace() and c not in "\u00ad\u180e")
+        return "".join(
+            c for c in value if c.isprintable() and not c.isspace() and c not in "\u00ad\u180e"
+        )
 
     assert visible(once) == visible(text)
 
@@ -164,7 +185,9 @@ def test_indentation_and_blanks_within_lines_stay() -> None:
 
 
 def test_a_cleaner_can_be_pickled_and_gives_the_same_in_another_process() -> None:
-    params = Clean(unicode="ftfy", languages=["en"], personal_data=MASK, c4={"min_num_sentences": 2})
+    params = Clean(
+        unicode="ftfy", languages=["en"], personal_data=MASK, c4={"min_num_sentences": 2}
+    )
     cleaner = Cleaner(params)
     before = [cleaner(text) for text in (PROSE, GERMAN, "short")]
     again = pickle.loads(pickle.dumps(cleaner))  # noqa: S301 - our own bytes
@@ -185,8 +208,16 @@ ALL = Cleaner(
         unicode="ftfy",
         whitespace=True,
         personal_data=MASK,
-        gopher_quality={"max_avg_word_length": 20, "max_symbol_word_ratio": 0.9, "max_bullet_lines_ratio": 0.9},
-        gopher_repetition={"dup_line_frac": 0.9, "top_n_grams": [[2, 0.9]], "dup_n_grams": [[5, 0.9]]},
+        gopher_quality={
+            "max_avg_word_length": 20,
+            "max_symbol_word_ratio": 0.9,
+            "max_bullet_lines_ratio": 0.9,
+        },
+        gopher_repetition={
+            "dup_line_frac": 0.9,
+            "top_n_grams": [[2, 0.9]],
+            "dup_n_grams": [[5, 0.9]],
+        },
         c4={"min_words_per_line": 1, "remove_citations": True},
     )
 )
@@ -201,7 +232,9 @@ def test_unknown_languages_and_regions_are_refused_by_name() -> None:
 
 def test_tallies_of_parts_add_up_to_that_of_the_whole_and_show_no_personal_data() -> None:
     params = Clean(min_characters=20, personal_data={"email": True}, max_characters=1000)
-    texts = [f"Write to person{i}@example.org if you like." if i % 3 else f"no {i}" for i in range(60)]
+    texts = [
+        f"Write to person{i}@example.org if you like." if i % 3 else f"no {i}" for i in range(60)
+    ]
     cleaner, whole, parts = Cleaner(params), Tally(), [Tally(), Tally()]
     for index, text in enumerate(texts):
         whole.add(index, text, cleaner(text))
@@ -214,14 +247,24 @@ def test_tallies_of_parts_add_up_to_that_of_the_whole_and_show_no_personal_data(
     assert list(found["rules"]) == ["personal_data.email", "min_characters", "max_characters"]
     masked, short, long = found["rules"].values()
     assert (masked["changed"], masked["edits"], masked["removed"]) == (40, 40, 0)
-    assert (short["removed"], short["removed_bytes"]) == (20, sum(len(t) for t in texts if len(t) < 20))
+    assert (short["removed"], short["removed_bytes"]) == (
+        20,
+        sum(len(t) for t in texts if len(t) < 20),
+    )
     assert [example["document"] for example in short["examples"]] == [0, 3, 6, 9, 12]
     assert long["removed"] == 0
     assert "person" not in str(masked["examples"])
 
 
-def test_real_prose_passes_the_rules_of_gopher_and_a_crawl_loses_some(data_dir: Path, tmp_path: Path) -> None:
-    quality = {"min_doc_words": 50, "max_symbol_word_ratio": 0.1, "min_alpha_words_ratio": 0.8, "min_stop_words": 2}
+def test_real_prose_passes_the_rules_of_gopher_and_a_crawl_loses_some(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    quality = {
+        "min_doc_words": 50,
+        "max_symbol_word_ratio": 0.1,
+        "min_alpha_words_ratio": 0.8,
+        "min_stop_words": 2,
+    }
     cleaner = Cleaner(Clean(languages=["en"], gopher_quality=quality))
     kept = {}
     for name in ("TinyStories-train.txt", "c4.jsonl.gz"):

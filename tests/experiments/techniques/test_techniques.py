@@ -1,4 +1,6 @@
-"""The techniques stage measures what it says, on a tiny model, and its sentences follow the figures."""
+"""The techniques stage measures what it says, on a tiny model, and its sentences follow the
+figures.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,15 @@ from tests.model.conftest import random_model
 from tests.report import workspace
 
 STEPS = 4
-MEASURED = ("full", "bf16", "accumulation", "checkpointing", "both", "lora-full", "qlora")  # the others combine these
+MEASURED = (
+    "full",
+    "bf16",
+    "accumulation",
+    "checkpointing",
+    "both",
+    "lora-full",
+    "qlora",
+)  # the others combine these
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +56,22 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base.mkdir(parents=True)
     words = ["cat", "dog", "mat", "sat", "on", "the", "and"]
     tokenizer = Tokenizer.train([" ".join(words) * 3], 290)
-    save_model(random_model(0, num_hidden_layers=4, max_position_embeddings=128), base, base, tokenizer.eos_id)
+    save_model(
+        random_model(0, num_hidden_layers=4, max_position_embeddings=128),
+        base,
+        base,
+        tokenizer.eos_id,
+    )
     tokenizer.save(base)
     (root / "data" / "mix").mkdir(parents=True)
     for name, count in (("train", 120), ("val", 20)):
         rows = [
-            {"id": str(i), "task": "copy", "prompt": f"say {words[i % 7]} " * 8, "response": f"{words[i % 7]} " * 3}
+            {
+                "id": str(i),
+                "task": "copy",
+                "prompt": f"say {words[i % 7]} " * 8,
+                "response": f"{words[i % 7]} " * 3,
+            }
             for i in range(count)
         ]
         pq.write_table(pa.Table.from_pylist(rows), root / "data" / "mix" / f"{name}.parquet")
@@ -66,7 +86,11 @@ def rows(root: Path) -> dict[str, dict[str, Any]]:
         patch.setenv("LLM_DEVICE", "cpu")
         patch.setenv("DVC_ROOT", str(root))
         p = params.load()
-        return {t.name: measure.measure(p, t.name, STEPS) for t in chosen(p.finetune)[0] if t.name in MEASURED}
+        return {
+            t.name: measure.measure(p, t.name, STEPS)
+            for t in chosen(p.finetune)[0]
+            if t.name in MEASURED
+        }
 
 
 def parts(rows: dict[str, dict[str, Any]], part: str, *names: str) -> list[int]:
@@ -77,7 +101,9 @@ def test_memory_is_what_the_tensors_are(rows: dict[str, dict[str, Any]]) -> None
     for name, row in rows.items():
         memory = row["memory"]
         assert memory["gradients"] == 4 * row["trainable_parameters"], name
-        assert memory["optimizer"] == pytest.approx(2 * memory["gradients"], rel=0.02), name  # AdamW's two moments
+        assert memory["optimizer"] == pytest.approx(2 * memory["gradients"], rel=0.02), (
+            name
+        )  # AdamW's two moments
         assert row["peak_bytes"] == sum(memory.values())
     assert parts(rows, "weights", "full", "bf16") == [4 * rows["full"]["parameters"]] * 2
     lora = rows["lora-full"]
@@ -108,11 +134,15 @@ def test_what_changes_memory_alone_changes_no_loss(rows: dict[str, dict[str, Any
         assert rows[name]["loss"] == pytest.approx(rows["bf16"]["loss"], rel=2e-3)
 
 
-def test_a_row_is_measured_in_a_process_of_its_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_is_measured_in_a_process_of_its_own(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(root)
     monkeypatch.setenv("LLM_DEVICE", "cpu")
     settings = params.load().finetune
-    monkeypatch.setattr(run, "chosen", lambda s: ([t for t in TECHNIQUES if t.name == "lora"], ["QLoRA: absent"]))
+    monkeypatch.setattr(
+        run, "chosen", lambda s: ([t for t in TECHNIQUES if t.name == "lora"], ["QLoRA: absent"])
+    )
     found = run.measure_all(settings, STEPS)
     assert [row["name"] for row in found["rows"]] == ["lora"]
     assert found["rows"][0]["process_peak_bytes"] > 50_000_000
@@ -122,7 +152,9 @@ def test_a_row_is_measured_in_a_process_of_its_own(root: Path, monkeypatch: pyte
         run.measure_all(settings, STEPS)
 
 
-def test_rows_that_cannot_be_measured_are_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_cannot_be_measured_are_left_out_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     settings = params.load(workspace.REPOSITORY / "params.yaml").finetune
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     single = settings.model_copy(update={"batch_tokens": settings.sequence_length})
@@ -139,7 +171,7 @@ def test_lora_has_ten_times_the_rate_of_full_finetuning() -> None:
         assert (rates["full"], rates["lora"]) == pytest.approx(expected)
 
 
-# -- sentences ---------------------------------------------------------------------------------------------------------
+# -- sentences
 
 BASE: dict[str, Any] = {
     "label": "bf16", "memory": {"weights": 400e6, "gradients": 400e6, "optimizer": 800e6, "activations": 1e9},
@@ -161,7 +193,9 @@ def test_a_sentence_says_what_moved_and_by_what_means() -> None:
         "instead of being kept), 1.30 times the time a step, and comes to the same loss within 1 %."
     )
     lora = {"weights": 404e6, "gradients": 4e6, "optimizer": 8e6}
-    adapter = changed(lora, method="lora", trainable_parameters=1_000_000, loss=2.2, step_seconds=1.5)
+    adapter = changed(
+        lora, method="lora", trainable_parameters=1_000_000, loss=2.2, step_seconds=1.5
+    )
     assert told.sentence(adapter, BASE) == (
         "Beside bf16 it takes 0.54 times the memory (optimizer state 800.0 MB → 8.0 MB, gradients 400.0 MB → 4.0 MB: "
         "1.0 % of the parameters are trained), 0.75 times the time a step, and comes to a loss 10 % higher."
@@ -184,7 +218,12 @@ def test_the_report_has_the_table_and_the_figure_only_where_it_was_measured(
     monkeypatch.chdir(tmp_path)
     for measured in (False, True):
         if measured:
-            found = {"steps": STEPS, "rows": list(rows.values()), "left_out": ["X: <absent>"], "device": "a | device"}
+            found = {
+                "steps": STEPS,
+                "rows": list(rows.values()),
+                "left_out": ["X: <absent>"],
+                "device": "a | device",
+            }
             (tmp_path / told.PATH).write_text(json.dumps(found))
         shutil.rmtree("out", ignore_errors=True)
         (tmp_path / "out").mkdir()
@@ -199,8 +238,13 @@ def test_the_report_has_the_table_and_the_figure_only_where_it_was_measured(
 
 def test_plain_repro_leaves_the_stage_out_and_its_files_are_there() -> None:
     repository = workspace.REPOSITORY
-    assert "techniques" not in yaml.safe_load((repository / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    stage = yaml.safe_load((repository / "techniques" / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["techniques"]
+    assert (
+        "techniques"
+        not in yaml.safe_load((repository / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    )
+    stage = yaml.safe_load((repository / "techniques" / "dvc.yaml").read_text(encoding="utf-8"))[
+        "stages"
+    ]["techniques"]
     code = [path for path in stage["deps"] if path.startswith(("stages", "llm"))]
     assert len(code) >= 8
     assert [path for path in code if not (repository / path).exists()] == []

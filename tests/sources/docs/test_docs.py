@@ -1,4 +1,6 @@
-"""What the embedded source promises: clean prose, the same bytes everywhere, tasks that need their text."""
+"""What the embedded source promises: clean prose, the same bytes everywhere, tasks that need their
+text.
+"""
 
 from __future__ import annotations
 
@@ -100,8 +102,18 @@ def test_docs_numpydoc_becomes_prose_and_fields():
         "The average is taken over the flattened array by default, otherwise over the specified axis; see the guide."
     ]
     assert doc.fields == [
-        Field("Parameters", "a", "array_like", "Array containing numbers. Possible forms: a list; a tuple."),
-        Field("Parameters", "axis", "None or int, optional", "Axis along which the means are computed."),
+        Field(
+            "Parameters",
+            "a",
+            "array_like",
+            "Array containing numbers. Possible forms: a list; a tuple.",
+        ),
+        Field(
+            "Parameters",
+            "axis",
+            "None or int, optional",
+            "Axis along which the means are computed.",
+        ),
         Field("Returns", "m", "ndarray", "The means, see ndarray.dtype."),
         Field("Raises", "ValueError", "", "If the array is empty."),
     ]
@@ -112,7 +124,9 @@ def test_docs_numpydoc_becomes_prose_and_fields():
     ]
     assert doc.notes == ["Float precision matters here for single-precision input."]
     assert dropped["field without a description"] == 1  # `out`
-    assert dropped["directive math"] == dropped["directive versionadded"] == dropped["code block"] == 1
+    assert (
+        dropped["directive math"] == dropped["directive versionadded"] == dropped["code block"] == 1
+    )
     assert dropped["dangling lead-in"] == 1
 
 
@@ -194,7 +208,15 @@ def test_docs_what_is_not_english_prose_is_dropped_and_counted():
         dropped,
     )
     assert (doc.summary, doc.body, doc.notes, doc.fields) == ("A fine summary line.", [], [], [])
-    for reason in ("licence", "not English", "sentence with a link", "code block", "table", "doctest", "placeholder"):
+    for reason in (
+        "licence",
+        "not English",
+        "sentence with a link",
+        "code block",
+        "table",
+        "doctest",
+        "placeholder",
+    ):
         assert dropped[reason] >= 1, reason
     assert not english("Функция возвращает значение")
 
@@ -225,13 +247,17 @@ def test_docs_source_is_never_executed(tmp_path, monkeypatch):
     (package / "__init__.py").write_text(
         '"""A package whose import fails loudly and on purpose."""\nraise SystemExit(3)\n'
     )
-    (package / "tests" / "test_it.py").write_text('"""Tests are not documentation that anybody reads."""\n')
+    (package / "tests" / "test_it.py").write_text(
+        '"""Tests are not documentation that anybody reads."""\n'
+    )
     (package / "_hidden.py").write_text('"""Private modules are not documentation for users."""\n')
     (package / "made_pb2.py").write_text('"""Generated protocol buffer code is not prose."""\n')
     (package / "broken.py").write_text('"""Not Python."""\ndef (:\n')
     monkeypatch.syspath_prepend(tmp_path)
     found = docs.corpus(("docs_bomb",))
-    assert [entry.doc.summary for entry in found.entries] == ["A package whose import fails loudly and on purpose."]
+    assert [entry.doc.summary for entry in found.entries] == [
+        "A package whose import fails loudly and on purpose."
+    ]
     assert found.dropped["file: tests, vendored or generated"] == 2
     assert found.dropped["file: private module"] == 1
     assert found.dropped["file: not this Python's syntax"] == 1
@@ -246,9 +272,7 @@ def test_docs_an_unknown_package_or_kind_is_refused():
 
 
 def test_docs_near_duplicates_keep_the_first_and_may_be_confined_to_other_groups():
-    base = (
-        "compute the weighted average of all the values in the array along the given axis and return it as a new array"
-    )
+    base = "compute the weighted average of all the values in the array along the given axis and return it as a new array"
     texts = [
         base,
         base.replace("weighted", "plain"),
@@ -268,7 +292,11 @@ def test_docs_bytes_do_not_depend_on_hash_seed_or_working_directory(tmp_path):
     for seed, place in (("1", tmp_path), ("2", ROOT)):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
         run = subprocess.run(
-            [sys.executable, "-c", program], env=environment, cwd=place, capture_output=True, text=True
+            [sys.executable, "-c", program],
+            env=environment,
+            cwd=place,
+            capture_output=True,
+            text=True,
         )
         assert run.returncode == 0, run.stderr
         digests.add(run.stdout)
@@ -278,7 +306,9 @@ def test_docs_bytes_do_not_depend_on_hash_seed_or_working_directory(tmp_path):
 def test_docs_order_of_a_directory_listing_does_not_matter(monkeypatch):
     before = [module for module, _ in scan.source_files("email", Counter())]
     listed = Path.rglob
-    monkeypatch.setattr(Path, "rglob", lambda self, pattern: reversed(sorted(listed(self, pattern))))
+    monkeypatch.setattr(
+        Path, "rglob", lambda self, pattern: reversed(sorted(listed(self, pattern)))
+    )
     assert [module for module, _ in scan.source_files("email", Counter())] == before
 
 
@@ -298,9 +328,13 @@ def test_docs_records_have_the_fields_and_unique_ids_in_order(found):
 def test_docs_no_markup_is_left_in_any_text(found):
     for kind, (rows, _) in found.items():
         for row in rows:
-            text = "\n".join(row[key] for key in ("text", "document", "summary", "context") if key in row)
+            text = "\n".join(
+                row[key] for key in ("text", "document", "summary", "context") if key in row
+            )
             assert ">>>" not in text, (kind, row["id"])
-            assert not re.search(r"``|:(class|func|meth|mod|attr):|\.\. \w+::|^-{4,}$|https?://", text, re.M), row["id"]
+            assert not re.search(
+                r"``|:(class|func|meth|mod|attr):|\.\. \w+::|^-{4,}$|https?://", text, re.M
+            ), row["id"]
 
 
 def test_docs_summaries_are_one_sentence_that_the_document_does_not_contain(found):
@@ -343,13 +377,21 @@ def test_docs_library_names_are_masked_where_the_library_is_asked_for(found):
         assert 150 <= len(row["text"]) <= 700
         assert row["label"] not in row["text"].lower(), row["id"]
     masked = records.mask(
-        "Like np.mean, a NumPy (or sklearn's) torch.Tensor of PyTorch; NP-hard, Hugging Face, json", ["json"]
+        "Like np.mean, a NumPy (or sklearn's) torch.Tensor of PyTorch; NP-hard, Hugging Face, json",
+        ["json"],
     )
-    assert masked == "Like mean, a [library] (or [library]'s) Tensor of [library]; NP-hard, [library], [library]"
+    assert (
+        masked
+        == "Like mean, a [library] (or [library]'s) Tensor of [library]; NP-hard, [library], [library]"
+    )
 
 
 def test_docs_equal_paragraphs_do_not_cross_modules(found):
-    for kind, key in (("summarization", "document"), ("classification", "text"), ("question_answering", "context")):
+    for kind, key in (
+        ("summarization", "document"),
+        ("classification", "text"),
+        ("question_answering", "context"),
+    ):
         groups = defaultdict(set)
         for row in found[kind][0]:
             for line in row[key].splitlines()[kind == "question_answering" :]:

@@ -1,4 +1,6 @@
-"""Bad input gets one message that names the place, what was expected and what to do; and nothing is lost silently."""
+"""Bad input gets one message that names the place, what was expected and what to do; and nothing is
+lost silently.
+"""
 
 from __future__ import annotations
 
@@ -58,17 +60,41 @@ def flipped(data: bytes) -> bytes:
         ("blank.txt", b" \n\n ", "only white space"),
         ("nul.txt", b"\0" * 5000, "only NUL bytes"),
         ("nul.jsonl", b"\0" * 5000, "only NUL bytes"),
-        ("unmarked.txt", "some text".encode("utf-16-le"), "looks like utf-16-le without a .*encoding: utf-16-le"),
+        (
+            "unmarked.txt",
+            "some text".encode("utf-16-le"),
+            "looks like utf-16-le without a .*encoding: utf-16-le",
+        ),
         ("unmarked.jsonl", '{"text": "some"}'.encode("utf-16-be"), "looks like utf-16-be"),
         ("wide.csv", "text,label".encode("utf-32-le"), "looks like utf-32-le"),
-        ("cut16.txt", "some text".encode("utf-16")[:-1], "is not utf-16 after byte.*truncated data"),
-        ("cut.jsonl.gz", gzip.compress(LINES)[:-30000], "ends in the middle of its gzip data.*again"),
+        (
+            "cut16.txt",
+            "some text".encode("utf-16")[:-1],
+            "is not utf-16 after byte.*truncated data",
+        ),
+        (
+            "cut.jsonl.gz",
+            gzip.compress(LINES)[:-30000],
+            "ends in the middle of its gzip data.*again",
+        ),
         ("flipped.jsonl.gz", flipped(gzip.compress(LINES)), "corrupt gzip"),
         ("crc.jsonl.gz", gzip.compress(LINES)[:-8] + b"\1" * 8, "corrupt gzip.*CRC"),
         ("page.jsonl.gz", b"<html>404</html>", "is not gzip data, though its name says so"),
-        ("cut.jsonl.zst", zstandard.compress(LINES)[:-30000], "ends in the middle of its zstd data"),
-        ("cut-by-one.jsonl.zst", zstandard.compress(LINES)[:-1], "ends in the middle of its zstd data"),
-        ("sum.jsonl.zst", flipped(zstandard.ZstdCompressor(write_checksum=True).compress(LINES)), "corrupt zstd"),
+        (
+            "cut.jsonl.zst",
+            zstandard.compress(LINES)[:-30000],
+            "ends in the middle of its zstd data",
+        ),
+        (
+            "cut-by-one.jsonl.zst",
+            zstandard.compress(LINES)[:-1],
+            "ends in the middle of its zstd data",
+        ),
+        (
+            "sum.jsonl.zst",
+            flipped(zstandard.ZstdCompressor(write_checksum=True).compress(LINES)),
+            "corrupt zstd",
+        ),
         ("page.jsonl.zst", b"<html>404</html>", "is not zstd data"),
         ("page.parquet", b"<html>404</html>", "is not parquet"),
         ("stub.parquet", b"PAR1", "truncated or damaged parquet"),
@@ -79,14 +105,22 @@ def flipped(data: bytes) -> bytes:
             r"keys 'version', 'articles'; expected a list of records",
         ),
         ("cut.json", b'[{"text": "a"},\n {"text": "b"', r"cut.json:2: not valid JSON.*line 2"),
-        ("cut2.json", b'[{"text": "a"},\n {"text": "b"}', r"cut2.json:2: expected , or \].*end of the file"),
+        (
+            "cut2.json",
+            b'[{"text": "a"},\n {"text": "b"}',
+            r"cut2.json:2: expected , or \].*end of the file",
+        ),
         ("comma.json", b'[{"text": "a"}\n {"text": "b"}]', r"comma.json:2: expected , or \]"),
         ("more.json", b'[{"text": "a"}]\n[]', r"more.json:2: text after the end"),
         ("scalar.json", b'"text"', "expected a JSON list or object"),
         ("deep.json", b"[" * 200000, "nested too deeply"),
         ("quote.csv", b'text\n"a"\n"b\nc\nd\n', r"quote.csv:3: broken CSV.*quotes that are closed"),
         ("stray.csv", b'text\n"a"b\n', r"stray.csv:2: broken CSV"),
-        ("header.csv", b"body,url\na,b\n", r"no column 'text'.*'body', 'url'.*columns: \{text: THEIRS\}"),
+        (
+            "header.csv",
+            b"body,url\na,b\n",
+            r"no column 'text'.*'body', 'url'.*columns: \{text: THEIRS\}",
+        ),
     ],
 )
 def test_a_broken_file_is_named_with_its_damage_and_the_remedy(
@@ -111,7 +145,10 @@ def test_missing_places_are_named_with_what_is_there(tmp_path: Path) -> None:
     message = fails(tmp_path / "their.txt", "no such file or directory")
     assert "there.txt" in message
     (tmp_path / "folder").mkdir()
-    fails(tmp_path / "folder", r"the directory .* has no documents; expected files ending in .*\.parquet")
+    fails(
+        tmp_path / "folder",
+        r"the directory .* has no documents; expected files ending in .*\.parquet",
+    )
     put(tmp_path, "folder/README.md", "x")
     fails(tmp_path / "folder", "has no documents")
     fails(tmp_path / "*.jsonl", "the glob .* matches no file")
@@ -158,11 +195,16 @@ def test_a_record_of_the_wrong_shape_is_set_aside_with_file_line_and_reason(
     assert [r["text"] for r in read(tmp_path / "out.d")] == [f"text {i}" for i in range(40)]
     rejected = manifest["rejected"]
     assert rejected["count"] == 1 == sum(rejected["by_reason"].values())
-    assert (rejected["examples"][0]["file"], rejected["examples"][0]["line"]) == (str(path), 11 + tsv)
+    assert (rejected["examples"][0]["file"], rejected["examples"][0]["line"]) == (
+        str(path),
+        11 + tsv,
+    )
     assert re.match(match, rejected["examples"][0]["reason"])
 
 
-def test_past_the_stated_fraction_the_stage_fails_and_names_the_first_examples(tmp_path: Path) -> None:
+def test_past_the_stated_fraction_the_stage_fails_and_names_the_first_examples(
+    tmp_path: Path,
+) -> None:
     path = put(tmp_path, "a.jsonl", '{"text": "good"}\n' * 90 + '["bad"]\n' * 10)
     message = fails(path, r"download.mine: 10 of 100 records have the wrong shape")
     assert f"{path}:91: not a JSON object: found a list" in message
@@ -178,7 +220,10 @@ def test_a_text_document_that_is_not_utf8_is_set_aside_by_its_line(tmp_path: Pat
     rejected = load(path)["rejected"]
     assert rejected["by_reason"] == {"not UTF-8": 1}
     assert rejected["examples"][0]["line"] == 61
-    fails(put(tmp_path, "b.txt", "caf\u00e9 ".encode("latin-1") * 9), r"b.txt:1: not UTF-8: byte 0xe9.*convert")
+    fails(
+        put(tmp_path, "b.txt", "caf\u00e9 ".encode("latin-1") * 9),
+        r"b.txt:1: not UTF-8: byte 0xe9.*convert",
+    )
 
 
 def squad(context: str, *answers: dict[str, Any], **question: Any) -> dict[str, Any]:
@@ -219,14 +264,25 @@ def test_a_squad_record_of_the_wrong_shape_is_set_aside_and_says_where(
 
 def test_columns_and_labels_that_cannot_be_are_refused_by_name(tmp_path: Path) -> None:
     path = put(tmp_path, "a.jsonl", '{"text": "a"}\n')
-    with pytest.raises(UserError, match=r"download.mine.columns.txt: pretrain has no such column; expected id, text"):
+    with pytest.raises(
+        UserError,
+        match=r"download.mine.columns.txt: pretrain has no such column; expected id, text",
+    ):
         load(path, columns={"txt": "text"})
     with pytest.raises(UserError, match=r"download.mine.labels: pretrain has no classes"):
         load(path, labels=["a"])
-    with pytest.raises(UserError, match=r"download.mine: kind 'poetry' is unknown; expected summarization"):
+    with pytest.raises(
+        UserError, match=r"download.mine: kind 'poetry' is unknown; expected summarization"
+    ):
         load(path, "poetry")
-    fails(path, r"(?s)no column 'label'.*columns: \{text: THEIRS, label: THEIRS\}", "classification")
-    fails(put(tmp_path, "b.txt", "plain"), "is plain text; summarization needs records with columns", "summarization")
+    fails(
+        path, r"(?s)no column 'label'.*columns: \{text: THEIRS, label: THEIRS\}", "classification"
+    )
+    fails(
+        put(tmp_path, "b.txt", "plain"),
+        "is plain text; summarization needs records with columns",
+        "summarization",
+    )
     with pytest.raises(UserError, match=r"in paths and in test_paths"):
         load(path, "instructions", test_paths=[str(path)])
 
@@ -241,9 +297,17 @@ def test_a_line_longer_than_any_record_is_set_aside_or_stops_the_reader_but_neve
     for module in (json_files, tables, text_files):
         monkeypatch.setattr(module, "MAX_RECORD", 1 << 20)
     long = b"x" * (3 << 20)
-    fails(put(tmp_path, "a.jsonl", b'{"text": "' + long + b'"}'), r"a.jsonl:1: a line of more than 1 MB")
-    fails(put(tmp_path, "a.json", b'[{"text": "' + long + b'"}]'), r"a.json:1: .*no record may be longer than 1 MB")
-    fails(put(tmp_path, "a.txt", b"a<|endoftext|>" + long), r"a.txt:1: a document of more than 1 MB")
+    fails(
+        put(tmp_path, "a.jsonl", b'{"text": "' + long + b'"}'),
+        r"a.jsonl:1: a line of more than 1 MB",
+    )
+    fails(
+        put(tmp_path, "a.json", b'[{"text": "' + long + b'"}]'),
+        r"a.json:1: .*no record may be longer than 1 MB",
+    )
+    fails(
+        put(tmp_path, "a.txt", b"a<|endoftext|>" + long), r"a.txt:1: a document of more than 1 MB"
+    )
     fails(put(tmp_path, "a.csv", b"text\n" + long), r"a.csv:2: a record of more than 1 MB")
     fails(put(tmp_path, "a.tsv", b"text\n" + long), r"a.tsv:2: a record of more than 1 MB")
     quoted = b"text,b\n" + b'"x\n",' * 300_000
@@ -252,7 +316,9 @@ def test_a_line_longer_than_any_record_is_set_aside_or_stops_the_reader_but_neve
     fails(tmp_path / "a.parquet", r"a.parquet:2: a text of more than 1 MB")
 
 
-def test_the_records_around_one_that_is_too_long_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_records_around_one_that_is_too_long_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from llm.sources.readers import json as json_files
     from llm.sources.readers import tables
     from llm.sources.readers import text as text_files
@@ -264,10 +330,18 @@ def test_the_records_around_one_that_is_too_long_are_kept(tmp_path: Path, monkey
     documents = [b"one\nof two lines", long, b"two", long[:-1] + b"<|endof", b"three"]
     for name, data, lines in (
         ("a.txt", b"<|endoftext|>".join(documents), [2, 500_002]),
-        ("a.jsonl", b"\n".join(json.dumps({"text": d.decode()}).encode() for d in documents), [2, 4]),
+        (
+            "a.jsonl",
+            b"\n".join(json.dumps({"text": d.decode()}).encode() for d in documents),
+            [2, 4],
+        ),
     ):
         manifest = load(put(tmp_path, name, data), max_rejected_fraction=0.5)
-        assert [r["text"] for r in read(tmp_path / "out.d")] == ["one\nof two lines", "two", "three"]
-        assert [(e["line"], "more than 1 MB" in e["reason"]) for e in manifest["rejected"]["examples"]] == [
-            (line, True) for line in lines
+        assert [r["text"] for r in read(tmp_path / "out.d")] == [
+            "one\nof two lines",
+            "two",
+            "three",
         ]
+        assert [
+            (e["line"], "more than 1 MB" in e["reason"]) for e in manifest["rejected"]["examples"]
+        ] == [(line, True) for line in lines]

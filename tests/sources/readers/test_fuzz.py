@@ -1,4 +1,6 @@
-"""Whatever bytes a file holds, a reader gives rows or a UserError that names the file; never another error."""
+"""Whatever bytes a file holds, a reader gives rows or a UserError that names the file; never
+another error.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +54,14 @@ GOOD = {
     "utf16.jsonl": LINES.decode().encode("utf-16"),
 }
 KINDS = sorted(FIELDS)
-EDIT = st.tuples(st.sampled_from(["cut", "flip", "insert", "repeat", "zero"]), st.floats(0, 1), st.binary(max_size=12))
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EDIT = st.tuples(
+    st.sampled_from(["cut", "flip", "insert", "repeat", "zero"]),
+    st.floats(0, 1),
+    st.binary(max_size=12),
+)
+quick = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def edited(data: bytes, edits: list[tuple[str, float, bytes]]) -> bytes:
@@ -77,7 +85,9 @@ def rows(path: Path, kind: str, format: str = "auto", encoding: str = "auto") ->
     shaper = Shaper("mine", kind, {}, None)
     count = 0
     try:
-        with readers.open_table(paths.find([str(path)], "paths")[0], format, kind, list, encoding) as table:
+        with readers.open_table(
+            paths.find([str(path)], "paths")[0], format, kind, list, encoding
+        ) as table:
             for row in table.rows:
                 assert row.line >= 1
                 assert (row.record is None) == bool(row.reason)
@@ -134,8 +144,15 @@ JSON = st.recursive(
 
 
 @settings(quick, max_examples=300)
-@given(value=JSON, name=st.sampled_from(["a.json", "a.jsonl"]), kind=st.sampled_from(KINDS), format=FORMATS)
-def test_any_json_gives_rows_or_a_message(tmp_path: Path, value: object, name: str, kind: str, format: str) -> None:
+@given(
+    value=JSON,
+    name=st.sampled_from(["a.json", "a.jsonl"]),
+    kind=st.sampled_from(KINDS),
+    format=FORMATS,
+)
+def test_any_json_gives_rows_or_a_message(
+    tmp_path: Path, value: object, name: str, kind: str, format: str
+) -> None:
     path = tmp_path / name
     path.write_text(json.dumps(value))
     rows(path, kind, "auto" if format in ("csv", "tsv", "text", "parquet") else format)
@@ -152,7 +169,9 @@ def test_any_json_gives_rows_or_a_message(tmp_path: Path, value: object, name: s
 def test_text_comes_through_every_compression_and_encoding_wherever_its_chunks_end(
     tmp_path: Path, documents: list[str], codec: str, encoding: str, chunk: int
 ) -> None:
-    data = "".join(json.dumps({"text": d}, ensure_ascii=False) + "\n" for d in documents).encode(encoding)
+    data = "".join(json.dumps({"text": d}, ensure_ascii=False) + "\n" for d in documents).encode(
+        encoding
+    )
     packed = {
         "": lambda: data, ".gz": lambda: gzip.compress(data), ".zst": lambda: zstandard.compress(data),
         ".bz2": lambda: bz2.compress(data), ".xz": lambda: lzma.compress(data),

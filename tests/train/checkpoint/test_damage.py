@@ -1,4 +1,6 @@
-"""States that another version, a bad disk or a hasty `rm` left: named, passed over, never silently wrong."""
+"""States that another version, a bad disk or a hasty `rm` left: named, passed over, never silently
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,14 @@ def saved(steps: int = 3, **inputs: Any) -> State:
     state = State("pretrain", inputs or {"seed": 1})
     with state.locked():
         for step in range(1, steps + 1):
-            meta = {"step": step, "micro_batch": 8, "history": [{"step": step, "loss": 3.1 / step, "val_loss": None}]}
-            state.save(step, {name: value * step for name, value in TENSORS.items()}, meta, wait=True)
+            meta = {
+                "step": step,
+                "micro_batch": 8,
+                "history": [{"step": step, "loss": 3.1 / step, "val_loss": None}],
+            }
+            state.save(
+                step, {name: value * step for name, value in TENSORS.items()}, meta, wait=True
+            )
     return state
 
 
@@ -37,7 +45,9 @@ def test_a_flipped_bit_anywhere_is_noticed(name: str, capfd: pytest.CaptureFixtu
     path = newest(state) / name
     whole = path.read_bytes()
     for place in range(0, len(whole), max(1, len(whole) // 60)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        path.write_bytes(
+            whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :]
+        )
         loaded = state.load()
         assert loaded is not None
         assert loaded[1]["step"] == 2, f"byte {place} of {name}"
@@ -110,7 +120,9 @@ def test_half_a_state_is_named_and_what_is_left_of_it_is_used(
     assert named in capfd.readouterr().err
 
 
-def test_with_no_checkpoint_left_the_message_says_that_training_starts_afresh(capfd: pytest.CaptureFixture) -> None:
+def test_with_no_checkpoint_left_the_message_says_that_training_starts_afresh(
+    capfd: pytest.CaptureFixture,
+) -> None:
     state = saved()
     for path in state.directory.glob("step-*"):
         shutil.rmtree(path)
@@ -133,9 +145,15 @@ def test_broken_checkpoints_that_were_passed_over_do_not_crowd_out_good_ones() -
         loaded = state.load()
         assert loaded is not None
         assert loaded[1]["step"] == 8
-        for step in (81, 82):  # as if 8 had been 80, to come before the broken one as well as after it
+        for step in (
+            81,
+            82,
+        ):  # as if 8 had been 80, to come before the broken one as well as after it
             state.save(step - 73, TENSORS, {"step": step - 73}, wait=True)
-    assert [p.name for p in sorted(state.directory.glob("step-*"))] == ["step-00000008", "step-00000009"]
+    assert [p.name for p in sorted(state.directory.glob("step-*"))] == [
+        "step-00000008",
+        "step-00000009",
+    ]
     (newest(state) / "meta.json").unlink()
     loaded = state.load()
     assert loaded is not None
@@ -156,7 +174,10 @@ BASE = {
     ("change", "said"),
     [
         ({"seed": 2}, "seed (1 → 2)"),
-        ({"pretrain": {"learning_rate": 0.1, "betas": [0.9, 0.99]}}, "pretrain.betas ([0.9, 0.95] → [0.9, 0.99])"),
+        (
+            {"pretrain": {"learning_rate": 0.1, "betas": [0.9, 0.99]}},
+            "pretrain.betas ([0.9, 0.95] → [0.9, 0.99])",
+        ),
         ({"data/tokens": "e" * 64}, "data/tokens"),
         ({"data/mix": {"train": "b" * 64, "val": "e" * 64}}, "data/mix.val"),
         ({"code": "e" * 64}, "code"),
@@ -172,7 +193,10 @@ def test_what_changed_is_named_and_nothing_else(
     new = State("pretrain", BASE | change)
     with new.locked():
         assert new.load() is None
-    assert f"pretrain: starts afresh, since {said} changed; the old state stays" in capfd.readouterr().out
+    assert (
+        f"pretrain: starts afresh, since {said} changed; the old state stays"
+        in capfd.readouterr().out
+    )
     assert newest(old).is_dir()
 
 
@@ -184,7 +208,9 @@ def test_an_older_states_unreadable_inputs_are_named(capfd: pytest.CaptureFixtur
     assert str(old.directory / "inputs.json") in capfd.readouterr().err
 
 
-def test_other_code_and_another_torch_are_other_versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_other_code_and_another_torch_are_other_versions(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     here = code_version()
     monkeypatch.setattr(torch, "__version__", "2.99.0")
     assert code_version() == {**here, "torch": "2.99.0"}

@@ -1,4 +1,5 @@
-"""A disk that is really full, as far as a test can have one: the kernel refuses files past a size (`ulimit -f`).
+"""A disk that is really full, as far as a test can have one: the kernel refuses files past a size
+(`ulimit -f`).
 
 What a whole stage does then is in tests/pipeline/test_disk_full.py.
 """
@@ -29,7 +30,9 @@ SMALL = {"a": torch.arange(1_000.0)}
 
 @contextmanager
 def no_room() -> Iterator[None]:
-    """No file may grow past LIMIT; the same errors as on a full disk, but for the number: EFBIG, not ENOSPC."""
+    """No file may grow past LIMIT; the same errors as on a full disk, but for the number: EFBIG,
+    not ENOSPC.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
     try:
@@ -74,7 +77,11 @@ def test_a_directory_that_does_not_fit_is_a_user_error_and_the_old_one_stays(
     path.mkdir(parents=True)
     (path / "old").touch()
     said = r"models/base could not be written .* Free some space"
-    with no_room(), pytest.raises(UserError, match=said), whole_directory(path, ("old",)) as directory:
+    with (
+        no_room(),
+        pytest.raises(UserError, match=said),
+        whole_directory(path, ("old",)) as directory,
+    ):
         write(directory)
     assert [p.name for p in path.iterdir()] == ["old"]
     assert list(path.parent.iterdir()) == [path]
@@ -89,7 +96,9 @@ def test_a_place_that_cannot_be_written_is_one_message_with_its_path(tmp_path: P
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as caught:
         run_stage(lambda: write_bytes(tmp_path / "file" / "out.html", b""))
-    assert str(caught.value).startswith(f"\nerror: {tmp_path / 'file'}: File exists. Name another place")
+    assert str(caught.value).startswith(
+        f"\nerror: {tmp_path / 'file'}: File exists. Name another place"
+    )
 
 
 def test_a_stage_on_a_full_disk_ends_in_one_message_with_path_and_remedy(tmp_path: Path) -> None:
@@ -121,12 +130,19 @@ def test_checkpoints_that_do_not_fit_are_told_once_and_the_last_good_one_stays(
     loaded = state.load()
     assert loaded is not None
     assert loaded[1]["step"] == 4
-    assert sorted(p.name for p in state.directory.glob("step-*")) == ["step-00000001", "step-00000004"]
+    assert sorted(p.name for p in state.directory.glob("step-*")) == [
+        "step-00000001",
+        "step-00000004",
+    ]
 
 
-def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "pretrain.json"
-    dead, living, other = (tmp_path / n for n in (f".{path.name}.{2**22 + 1}.tmp", f".{path.name}.1.tmp", ".x.tmp"))
+    dead, living, other = (
+        tmp_path / n for n in (f".{path.name}.{2**22 + 1}.tmp", f".{path.name}.1.tmp", ".x.tmp")
+    )
     for left in (dead, living, other):
         left.touch()
     write_json(path, {})

@@ -24,7 +24,12 @@ def saved(steps: int = 3, inputs: dict[str, object] | None = None) -> State:
     state = State("pretrain", inputs or {"seed": 1})
     with state.locked():
         for step in range(1, steps + 1):
-            state.save(step, {k: v + step for k, v in TENSORS.items()}, {"step": step, "history": []}, wait=True)
+            state.save(
+                step,
+                {k: v + step for k, v in TENSORS.items()},
+                {"step": step, "history": []},
+                wait=True,
+            )
     return state
 
 
@@ -37,10 +42,15 @@ def test_a_checkpoint_comes_back_exactly() -> None:
 
 
 def test_two_checkpoints_are_kept() -> None:
-    assert [p.name for p in sorted(saved(5).directory.glob("step-*"))] == ["step-00000004", "step-00000005"]
+    assert [p.name for p in sorted(saved(5).directory.glob("step-*"))] == [
+        "step-00000004",
+        "step-00000005",
+    ]
 
 
-def test_a_twin_whose_folder_was_deleted_while_it_waited_makes_it_anew(capsys: pytest.CaptureFixture) -> None:
+def test_a_twin_whose_folder_was_deleted_while_it_waited_makes_it_anew(
+    capsys: pytest.CaptureFixture,
+) -> None:
     first, second = State("pretrain", {"seed": 3}), State("pretrain", {"seed": 3})
 
     def work() -> None:
@@ -74,7 +84,9 @@ def test_training_may_change_tensors_while_they_are_written() -> None:
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "no tensors", "no meta", "bad meta"])
-def test_a_broken_checkpoint_is_named_and_the_one_before_is_used(damage: str, capfd: pytest.CaptureFixture) -> None:
+def test_a_broken_checkpoint_is_named_and_the_one_before_is_used(
+    damage: str, capfd: pytest.CaptureFixture
+) -> None:
     state = saved()
     newest = state.directory / "step-00000003"
     tensors = newest / "tensors.safetensors"
@@ -103,7 +115,9 @@ def test_with_every_checkpoint_broken_the_run_starts_afresh() -> None:
     assert state.load() is None
 
 
-def test_another_param_is_another_state_and_the_change_is_named(capfd: pytest.CaptureFixture) -> None:
+def test_another_param_is_another_state_and_the_change_is_named(
+    capfd: pytest.CaptureFixture,
+) -> None:
     first = saved(inputs={"pretrain": {"learning_rate": 0.1}, "torch": "2"})
     other = State("pretrain", {"pretrain": {"learning_rate": 0.2}, "torch": "2"})
     with other.locked():
@@ -141,12 +155,18 @@ def test_a_twin_waits_for_the_lock(tmp_path: Path) -> None:
     env = {**os.environ, "DVC_ROOT": str(tmp_path)}
     twins = []
     for _ in range(2):
-        twins.append(subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True))
+        twins.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True
+            )
+        )
         time.sleep(0.1)
     spans = []
     for twin in twins:
         out, _ = twin.communicate(timeout=60)
-        times = [float(line.split()[1]) for line in out.splitlines() if line.startswith(("in", "out"))]
+        times = [
+            float(line.split()[1]) for line in out.splitlines() if line.startswith(("in", "out"))
+        ]
         spans.append(times)
     spans.sort()
     assert spans[0][1] <= spans[1][0]

@@ -22,7 +22,9 @@ def saved(stage: str, seed: int, step: int, age: float) -> Path:
     return state.directory
 
 
-def test_states_are_listed_with_stage_step_and_size_newest_first(capsys: pytest.CaptureFixture) -> None:
+def test_states_are_listed_with_stage_step_and_size_newest_first(
+    capsys: pytest.CaptureFixture,
+) -> None:
     old, new = saved("pretrain", 1, 7, age=100), saved("pretrain", 2, 1200, age=0)
     other = saved("finetune", 1, 3, age=50)
     capsys.readouterr()
@@ -38,7 +40,9 @@ def test_states_are_listed_with_stage_step_and_size_newest_first(capsys: pytest.
 
 
 def test_pruning_keeps_the_newest_of_each_stage(capsys: pytest.CaptureFixture) -> None:
-    old, older, new = (saved("pretrain", seed, 1, age) for seed, age in ((1, 100), (2, 200), (3, 0)))
+    old, older, new = (
+        saved("pretrain", seed, 1, age) for seed, age in ((1, 100), (2, 200), (3, 0))
+    )
     other = saved("finetune", 1, 1, age=1000)
     prune_states()
     assert [path.exists() for path in (old, older, new, other)] == [False, False, True, True]
@@ -58,7 +62,9 @@ def test_a_state_in_use_is_not_pruned(capsys: pytest.CaptureFixture) -> None:
     assert not old.exists()
 
 
-def test_a_damaged_or_half_deleted_state_is_listed_and_pruned(capsys: pytest.CaptureFixture) -> None:
+def test_a_damaged_or_half_deleted_state_is_listed_and_pruned(
+    capsys: pytest.CaptureFixture,
+) -> None:
     damaged, halved = saved("pretrain", 1, 5, age=100), saved("pretrain", 2, 6, age=200)
     saved("pretrain", 3, 7, age=0)
     (damaged / "step-00000005" / "meta.json").write_text("{")

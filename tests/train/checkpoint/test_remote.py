@@ -1,4 +1,6 @@
-"""A checkpoint outlives the machine: its copy on a remote file system is what the next one begins with."""
+"""A checkpoint outlives the machine: its copy on a remote file system is what the next one begins
+with.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,16 @@ from tests.servers import S3
 def s3() -> Iterator[S3]:
     pytest.importorskip("moto")
     s3fs = pytest.importorskip("s3fs")
-    s3fs.S3FileSystem.clear_instance_cache()  # one that was made before these keys would be given again
+    # one that was made before these keys would be given again
+    s3fs.S3FileSystem.clear_instance_cache()
     with pytest.MonkeyPatch.context() as patch:
         for key, value in S3.KEYS.items():
             patch.setenv(key, value)
         server = S3()
         patch.setenv("AWS_ENDPOINT_URL", server.url)
-        fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)  # as another module may have left it
+        fsspec.filesystem("s3").makedirs(
+            "bucket", exist_ok=True
+        )  # as another module may have left it
         yield server
         s3fs.S3FileSystem.clear_instance_cache()
         server.stop()
@@ -39,7 +44,9 @@ def s3() -> Iterator[S3]:
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "s3":
         request.getfixturevalue("s3")
-    root = {"s3": "s3://bucket", "memory": "memory://", "file": f"file://{tmp_path}/remote"}[request.param]
+    root = {"s3": "s3://bucket", "memory": "memory://", "file": f"file://{tmp_path}/remote"}[
+        request.param
+    ]
     return f"{root}/{tmp_path.name}"
 
 
@@ -89,7 +96,9 @@ def test_a_state_here_that_is_newer_stays(tmp_path: Path, monkeypatch: pytest.Mo
     assert loaded[1]["step"] == 20
 
 
-def test_a_copy_that_was_cut_off_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_was_cut_off_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = f"file://{tmp_path}/remote"
     first = state_of(tmp_path / "first", monkeypatch, url)
     with first.locked():
@@ -134,7 +143,10 @@ def test_a_pointer_that_names_no_checkpoint_is_refused_and_leads_to_no_other_fol
     mine = tmp_path / "mine.tmp"
     mine.mkdir()
     second = state_of(tmp_path / "second", monkeypatch, url)
-    with pytest.raises(UserError, match=r"latest says .*expected the name of a checkpoint"), second.locked():
+    with (
+        pytest.raises(UserError, match=r"latest says .*expected the name of a checkpoint"),
+        second.locked(),
+    ):
         pass
     assert mine.is_dir()
 
@@ -192,7 +204,9 @@ def test_a_remote_that_fails_is_asked_again_and_one_that_goes_on_failing_does_no
     assert loaded[1]["step"] == 20
 
 
-def test_training_does_not_wait_for_a_remote_that_stays_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_does_not_wait_for_a_remote_that_stays_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(remote_fs, "PATIENCE", 20.0)
     monkeypatch.setattr(remote_fs, "PAUSE", 0.01)
     monkeypatch.setattr(remote_fs, "MOST", 0.02)
@@ -224,7 +238,10 @@ def test_a_remote_that_stays_away_is_told_before_anything_starts_anew(
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(state.remote.fs, "exists", away)
-    with pytest.raises(UserError, match=r"memory://away cannot be read .*no route to host"), state.locked():
+    with (
+        pytest.raises(UserError, match=r"memory://away cannot be read .*no route to host"),
+        state.locked(),
+    ):
         pass
 
 
