@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"serve: {name:12} {models.directories[name]} · {lane.slots} tokens, {lane.rows} answers at a time · "
             f"cache {lane.cache_bytes / 1e6:,.0f} MB"
         )
+    place.listen()  # a client that connects as soon as it reads the address waits instead of being refused
     print(f"serve: {address}/ to talk to them · {address}/v1 for OpenAI's clients · Ctrl-C to end", flush=True)
     with suppress(KeyboardInterrupt):  # which uvicorn raises once everything is closed
         asyncio.run(server.serve([place]))
