@@ -94,9 +94,9 @@ class Run:
         )
         self.folder, self.log, self.began = (
             folder,
-            open(folder / f"{workers}.log", "a"),
+            open(folder / f"{workers}.log", "a"),  # noqa: SIM115
             time.monotonic(),
-        )  # noqa: SIM115
+        )
         self.process = subprocess.Popen(
             [sys.executable, "-m", "stages.tokenize"],
             cwd=folder,

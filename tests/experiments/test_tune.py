@@ -129,7 +129,10 @@ def test_a_bad_trial_is_stopped_early_and_a_killed_one_is_run_again(
 
 
 def test_a_study_begins_with_the_values_of_params_yaml(here: Path) -> None:
-    space = "{pretrain.learning_rate: {low: 0.001, high: 0.1, log: true}, finetune.lora.r: [8, 32], pretrain.tokens: [9]}"
+    space = (
+        "{pretrain.learning_rate: {low: 0.001, high: 0.1, log: true}, "
+        "finetune.lora.r: [8, 32], pretrain.tokens: [9]}"
+    )
     tuning = described(
         here, FILE.replace("{pretrain.learning_rate: {low: 0.001, high: 0.1, log: true}}", space)
     )

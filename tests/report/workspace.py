@@ -368,7 +368,10 @@ def comparison() -> dict[str, Any]:
 def _predictions(directory: Path, note: str) -> None:
     place = directory / "metrics" / "predictions"
     place.mkdir()
-    question = "Answer the question with a span of the text.\n\nText: axis : int, optional. The axis along which to sum."
+    question = (
+        "Answer the question with a span of the text.\n\n"
+        "Text: axis : int, optional. The axis along which to sum."
+    )
     for model, answer in (
         ("base", "axis axis axis\nthe the"),
         ("finetuned", "the axis along which to sum"),

@@ -154,12 +154,11 @@ def test_a_resumed_stage_joins_its_curve_without_double_points(root: Path) -> No
 def test_a_process_that_is_killed_outright_leaves_a_run_that_can_be_resumed(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        executions.provenance, "code_digest", lambda: "x"
-    )  # an edit while tests run is not the point
+    # An edit while tests run is not the point.
+    monkeypatch.setattr(executions.provenance, "code_digest", lambda: "x")
     script = (
-        "import os, time\nfrom llm import params; from llm.tracking import run as tracking\nfrom llm.runtime import provenance as pedigree\n"
-        "pedigree.code_digest = lambda: 'x'\n"
+        "import os, time\nfrom llm import params\nfrom llm.tracking import run as tracking\n"
+        "from llm.runtime import provenance\nprovenance.code_digest = lambda: 'x'\n"
         "with tracking.stage(params.load(), 'pretrain') as run:\n"
         "    run.log_metrics({'loss': 9.0}, step=1)\n"
         "    assert run.run_id\n"

@@ -90,9 +90,11 @@ def test_a_stage_that_failed_says_why_and_one_that_was_killed_is_told_from_it(
     (item,) = status.read()
     assert item.health == "ended: ValueError: boom"
     code = (
-        "import time\nfrom llm.runtime.timing import stage_timing\nfrom llm.runtime.progress import Progress\n"
+        "import time\nfrom llm.runtime import heartbeat\n"
+        "from llm.runtime.timing import stage_timing\nfrom llm.runtime.progress import Progress\n"
         "with stage_timing('pretrain'), Progress('pretrain', 10) as bar:\n"
-        " bar.update(3)\n from llm.runtime import heartbeat as beacon\n beacon.current().write()\n print('on', flush=True)\n time.sleep(60)"
+        " bar.update(3)\n heartbeat.current().write()\n print('on', flush=True)\n"
+        " time.sleep(60)"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code],

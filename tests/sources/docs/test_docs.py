@@ -272,7 +272,10 @@ def test_docs_an_unknown_package_or_kind_is_refused():
 
 
 def test_docs_near_duplicates_keep_the_first_and_may_be_confined_to_other_groups():
-    base = "compute the weighted average of all the values in the array along the given axis and return it as a new array"
+    base = (
+        "compute the weighted average of all the values in the array along the given axis "
+        "and return it as a new array"
+    )
     texts = [
         base,
         base.replace("weighted", "plain"),
