@@ -1,11 +1,10 @@
-"""What README.md and docs/ tell people to type and to open is there: commands, options, params,
-files, tests.
-"""
+"""What the pages tell people to type and to open is there: commands, options, params, files, tests."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,14 @@ import yaml
 from llm.__main__ import parser
 
 ROOT = Path(__file__).parents[1]
+OLDER = ("LOG.md", "CHANGELOG.md")  # what these name may be gone
 PAGES = [
-    ROOT / "README.md",
-    *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "LOG.md"),
+    path
+    for folder in (ROOT, ROOT / "docs")
+    for path in sorted(folder.glob("*.md"))
+    if path.name not in OLDER
 ]
+USAGE, ARCHITECTURE = ROOT / "docs/USAGE.md", ROOT / "docs/ARCHITECTURE.md"
 PLACES = "(?:llm|stages|tests|bench|presets|scaling|techniques|docs)"
 
 
@@ -49,10 +52,10 @@ def test_params_that_are_set_on_a_page_are_in_the_file() -> None:
             node = node[part]
 
 
-def test_the_readme_states_the_defaults_of_the_file() -> None:
+def test_the_table_of_params_states_the_defaults_of_the_file() -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     rows = re.findall(
-        r"^\| (`[\w.`, ]+`) \| ([\d., ]+) \|", PAGES[0].read_text(encoding="utf-8"), re.MULTILINE
+        r"^\| (`[\w.`, ]+`) \| ([\d., ]+) \|", USAGE.read_text(encoding="utf-8"), re.MULTILINE
     )
     assert len(rows) >= 7
     for cell, values in rows:
@@ -72,15 +75,52 @@ def test_files_that_are_named_on_a_page_are_there() -> None:
     ] == []
 
 
+def test_every_change_of_the_table_names_one_file_in_which_its_word_stands() -> None:
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| (`[^|]+`) \| ([^|]+) \|", text, re.MULTILINE)
+    assert len(rows) == 17
+    for change, cell, hint in rows:
+        files, words = re.findall(r"`([^`]+)`", cell), re.findall(r"`([^`]+)`", hint)
+        assert len(files) == 1, change
+        content = (ROOT / files[0]).read_text(encoding="utf-8")
+        assert not words or words[0] in content, (change, words[0])
+
+
+def test_the_layers_on_the_page_are_those_of_the_contract() -> None:
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = contract["tool"]["importlinter"]["contracts"][0]["layers"]
+    text = ARCHITECTURE.read_text(encoding="utf-8").split("## Layers")[1].split("```")[1]
+    assert [re.split(r"  +", line)[0] for line in text.strip().splitlines()] == layers
+
+
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    linked = re.findall(r"^\| \[[^]]+\]\(([^)]+)\)", index, re.MULTILINE)
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert sorted(linked) == sorted(pages)
+
+
+def test_the_readme_fits_three_screens() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100
+
+
 def test_links_lead_somewhere() -> None:
     links = [
-        (page, link) for page, link in found(r"\]\(([^)#]+)(?:#[^)]*)?\)", 12) if "://" not in link
+        (page, *link.partition("#")[::2])
+        for page, link in found(r"\]\(([^)]+)\)", 12)
+        if "://" not in link
     ]
-    assert [(page, link) for page, link in links if not (page.parent / link).exists()] == []
+    for page, path, anchor in links:
+        target = page.parent / path if path else page
+        assert target.exists(), (page, path)
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings]
+            assert anchor in anchors, (page, path, anchor)
 
 
 def test_make_has_the_goals_of_the_pages() -> None:
-    goals = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    goals = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert {goal for _, goal in found(r"`make ([a-z]+)|^make ([a-z]+)", 8)} <= set(goals)
 
 
