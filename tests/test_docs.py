@@ -115,12 +115,16 @@ def test_links_lead_somewhere() -> None:
         assert target.exists(), (page, path)
         if anchor:
             headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
-            anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings]
+            anchors = [
+                re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings
+            ]
             assert anchor in anchors, (page, path, anchor)
 
 
 def test_make_has_the_goals_of_the_pages() -> None:
-    goals = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    goals = re.findall(
+        r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert {goal for _, goal in found(r"`make ([a-z]+)|^make ([a-z]+)", 8)} <= set(goals)
 
 
