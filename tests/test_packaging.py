@@ -21,6 +21,12 @@ def test_the_console_command_starts_the_module_that_python_m_llm_starts() -> Non
     assert callable(getattr(import_module(module), function))
 
 
+def test_the_citation_has_the_version_and_the_licence_of_the_package() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = PROJECT["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+
+
 def test_the_package_says_that_it_has_types() -> None:
     assert (ROOT / "llm/py.typed").is_file()
     assert "py.typed" in PROJECT["tool"]["setuptools"]["package-data"]["llm"]
