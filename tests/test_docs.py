@@ -21,11 +21,11 @@ PAGES = [
     if path.name not in OLDER
 ]
 USAGE, ARCHITECTURE = ROOT / "docs/USAGE.md", ROOT / "docs/ARCHITECTURE.md"
-PLACES = "(?:llm|stages|tests|bench|presets|scaling|techniques|docs)"
+FOLDERS = "(?:llm|stages|tests|bench|presets|scaling|techniques|docs)"
 
 
-def found(pattern: str, at_least: int) -> list[tuple[Path, str]]:
-    """Page and text of every match; so many there are at the least, or the pattern has grown blind."""
+def on_pages(pattern: str, at_least: int) -> list[tuple[Path, str]]:
+    """Return page and text of every match; fewer than `at_least` mean that the pattern went blind."""
     matches = [
         (page, "".join(match))
         for page in PAGES
@@ -36,7 +36,7 @@ def found(pattern: str, at_least: int) -> list[tuple[Path, str]]:
 
 
 def test_commands_have_the_options_that_the_pages_give_them() -> None:
-    for _, command in found(r"python -m llm ([a-z][^`\n]*)", 30):
+    for _, command in on_pages(r"python -m llm ([a-z][^`\n]*)", 30):
         words = shlex.split(command.split("  ")[0].rstrip(" …|)"), comments=True)
         assert (
             parser().parse_args(words).command == words[0]
@@ -45,7 +45,7 @@ def test_commands_have_the_options_that_the_pages_give_them() -> None:
 
 def test_params_that_are_set_on_a_page_are_in_the_file() -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for page, key in found(r"(?:-S|--set-param) '?([\w.]+)=", 8):
+    for page, key in on_pages(r"(?:-S|--set-param) '?([\w.]+)=", 8):
         node: Any = params
         for part in key.split("."):
             assert part in node, (page, key)
@@ -69,7 +69,7 @@ def test_the_table_of_params_states_the_defaults_of_the_file() -> None:
 
 
 def test_files_that_are_named_on_a_page_are_there() -> None:
-    named = found(rf"(?<![\w./-])({PLACES}/[\w./-]*\w)(?![\w<*…])", 100)
+    named = on_pages(rf"(?<![\w./-])({FOLDERS}/[\w./-]*\w)(?![\w<*…])", 100)
     assert [
         (page, path) for page, path in named if "NAME" not in path and not (ROOT / path).exists()
     ] == []
@@ -107,7 +107,7 @@ def test_the_readme_fits_three_screens() -> None:
 def test_links_lead_somewhere() -> None:
     links = [
         (page, *link.partition("#")[::2])
-        for page, link in found(r"\]\(([^)]+)\)", 12)
+        for page, link in on_pages(r"\]\(([^)]+)\)", 12)
         if "://" not in link
     ]
     for page, path, anchor in links:
@@ -125,12 +125,12 @@ def test_make_has_the_goals_of_the_pages() -> None:
     goals = re.findall(
         r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
     )
-    assert {goal for _, goal in found(r"`make ([a-z]+)|^make ([a-z]+)", 8)} <= set(goals)
+    assert {goal for _, goal in on_pages(r"`make ([a-z]+)|^make ([a-z]+)", 8)} <= set(goals)
 
 
 def test_tests_that_are_named_on_a_page_are_there() -> None:
     tests = "\n".join(
         path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")
     )
-    for page, name in found(r"pytest tests/[\w./]+ -k (\w+)", 1):
+    for page, name in on_pages(r"pytest tests/[\w./]+ -k (\w+)", 1):
         assert re.search(rf"def test_\w*{name}", tests), (page, name)
