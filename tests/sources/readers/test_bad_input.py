@@ -56,7 +56,7 @@ def flipped(data: bytes) -> bytes:
     [
         ("empty.txt", b"", "the file is empty"),
         ("empty.jsonl", b"", "the file is empty"),
-        ("empty.txt.gz", gzip.compress(b""), "nothing is left after decompression"),
+        ("empty.txt.gz", gzip.compress(b"", mtime=0), "nothing is left after decompression"),
         ("blank.txt", b" \n\n ", "only white space"),
         ("nul.txt", b"\0" * 5000, "only NUL bytes"),
         ("nul.jsonl", b"\0" * 5000, "only NUL bytes"),
@@ -74,11 +74,11 @@ def flipped(data: bytes) -> bytes:
         ),
         (
             "cut.jsonl.gz",
-            gzip.compress(LINES)[:-30000],
+            gzip.compress(LINES, mtime=0)[:-30000],
             "ends in the middle of its gzip data.*again",
         ),
-        ("flipped.jsonl.gz", flipped(gzip.compress(LINES)), "corrupt gzip"),
-        ("crc.jsonl.gz", gzip.compress(LINES)[:-8] + b"\1" * 8, "corrupt gzip.*CRC"),
+        ("flipped.jsonl.gz", flipped(gzip.compress(LINES, mtime=0)), "corrupt gzip"),
+        ("crc.jsonl.gz", gzip.compress(LINES, mtime=0)[:-8] + b"\1" * 8, "corrupt gzip.*CRC"),
         ("page.jsonl.gz", b"<html>404</html>", "is not gzip data, though its name says so"),
         (
             "cut.jsonl.zst",
