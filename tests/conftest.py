@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.train.workers import Workers
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -35,6 +39,16 @@ def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("DVC_ROOT", str(tmp_path_factory.mktemp("root")))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+
+
+@pytest.fixture(scope="session")
+def workers() -> Iterator[Workers]:
+    """Start four processes that train together on request; starting them takes longer than most jobs."""
+    from tests.train.workers import Workers
+
+    started = Workers()
+    yield started
+    started.close()
 
 
 # Files whose tests share what takes long to make.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from filelock import FileLock
 
 from tests.pipeline.torture import OUTPUTS, Victims
 from tests.pipeline.workspace import checkout, copy, run
@@ -14,9 +16,19 @@ from tests.pipeline.workspace import checkout, copy, run
 
 @pytest.fixture(scope="package")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout whose data are ready and whose models are not. Take a `copy` of it."""
-    root = checkout(tmp_path_factory.mktemp("prepared") / "checkout")
-    run(root, "dvc", "repro", "mix", timeout=300)
+    """Return a checkout whose data are ready and whose models are not; take a `copy` of it.
+
+    The first process of pytest-xdist that needs it makes it, for all of them.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    root = folder / "prepared"
+    with FileLock(folder / "prepared.lock"):
+        if not (folder / "prepared.done").exists():
+            checkout(root)
+            run(root, "dvc", "repro", "mix", timeout=500, PYTHONHASHSEED="7")
+            (folder / "prepared.done").touch()
     return root
 
 

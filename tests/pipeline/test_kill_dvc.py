@@ -286,22 +286,38 @@ def quiet(root: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def found(
-    prepared: Path, tmp_path_factory: pytest.TempPathFactory
+def results(
+    prepared: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[dict[str, Future[dict[str, str]]]]:
-    """Each flow's output hashes; two at a time, since DVC and Python start on one core."""
-    place = tmp_path_factory.mktemp("dvc")
+    """Run the flows of the selected tests, two at a time, since DVC and Python start on one core.
+
+    Yields:
+        Output hashes by flow, and those of a run that nothing disturbs as "quiet".
+    """
+    folder = tmp_path_factory.mktemp("dvc")
+    tests = [item for item in request.session.items if "results" in item.fixturenames]  # type: ignore[attr-defined]
+    flows = {test.callspec.params["way"]: FLOWS[test.callspec.params["way"]] for test in tests}  # type: ignore[attr-defined]
     with ThreadPoolExecutor(2) as pool:
         yield {
-            name: pool.submit(flow, copy(prepared, place / name.replace(" ", ""), LONGER))
-            for name, flow in {**FLOWS, "quiet": quiet}.items()
+            name: pool.submit(flow, copy(prepared, folder / name.replace(" ", ""), LONGER))
+            for name, flow in {**flows, "quiet": quiet}.items()
         }
 
 
-@pytest.mark.parametrize("way", list(FLOWS))
+# Slow: a workspace experiment is a `repro` (its sibling) that DVC commits to a ref, and a queue's
+# worker runs what `--temp` (its sibling) runs.
+WAYS = [
+    "repro",
+    pytest.param("exp run", marks=pytest.mark.slow),
+    "exp run --temp",
+    pytest.param("queue", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_what_dvc_or_its_trainer_lost_is_continued_to_the_same_hashes(
-    way: str, found: dict[str, Future[dict[str, str]]]
+    way: str, results: dict[str, Future[dict[str, str]]]
 ) -> None:
-    hashes, expected = found[way].result(), found["quiet"].result()
+    hashes, expected = results[way].result(), results["quiet"].result()
     assert hashes == {path: expected[path] for path in hashes}
     assert "models/base" in hashes

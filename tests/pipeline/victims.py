@@ -134,8 +134,9 @@ class Harm:
         return counted
 
     def arm(self) -> None:
-        import llm.io
         import safetensors.torch
+
+        import llm.runtime.io
 
         def nothing(*args: Any, **kwargs: Any) -> None:
             pass

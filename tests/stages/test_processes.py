@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 
 from llm.errors import UserError
 from llm.parallel import launch
-from stages import tokenize
+from stages import finetune, pretrain, tokenize
 from tests.pipeline.workspace import ROOT, TINY, environment, run
 from tests.stages.test_tokenize import documents, workspace
 
@@ -90,13 +90,21 @@ def both(prepared: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(prepared: Path) -> Path:
-    """What one process writes."""
-    for stage in ("pretrain", "finetune"):
-        command(prepared, "python", "-m", f"stages.{stage}", LLM_PROCESSES="1")
+    """Return the folder after one process has trained in it: this one, which has torch already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(prepared)
+        for name, value in (("DVC_ROOT", str(prepared)), ("LLM_DEVICE", "cpu")):
+            patch.setenv(name, value)
+        pretrain.main()
+        finetune.main()
     return prepared
 
 
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+# tests/train/test_fsdp.py covers shards faster, and "ddp" the processes that a stage starts.
+SHARDINGS = ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
 def test_two_processes_write_what_one_writes(
     alone: Path, both: Path, sharded: Path, sharding: str
 ) -> None:
@@ -129,6 +137,7 @@ def test_two_processes_write_what_one_writes(
     assert max(np.abs(one[key] - two[key]).max() for key in one) < 1e-3
 
 
+@pytest.mark.slow
 def test_all_weights_are_finetuned_in_shards_as_in_one_process(alone: Path, sharded: Path) -> None:
     losses = []
     for root, env in (
@@ -155,7 +164,7 @@ def test_all_weights_are_finetuned_in_shards_as_in_one_process(alone: Path, shar
     assert losses[1] == pytest.approx(losses[0], abs=0.02)  # nats; Muon rounds to bfloat16
 
 
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+@pytest.mark.parametrize("sharding", SHARDINGS)
 def test_a_process_that_is_killed_is_started_again_from_the_last_state(
     both: Path, sharded: Path, tmp_path: Path, sharding: str
 ) -> None:

@@ -319,7 +319,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     if sys.argv[2:] == ["anew"]:
-        import llm.train.loop  # noqa: F401  # the next job may have little patience
+        import llm.train.trainer  # noqa: F401  # the next job may have little patience
 
         print("begun anew", file=answers, flush=True)
     for line in sys.stdin:
