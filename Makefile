@@ -1,4 +1,4 @@
-# make repro · make test · make runs · make ui · make lint · make techniques · make torture   (each sets up what it needs)
+# make repro · make test · make test-all · make runs · make ui · make lint · make techniques · make torture   (each sets up what it needs)
 #
 # PYTHON       interpreter that makes the virtual environment (3.11 or later)
 # VENV         where the virtual environment is
@@ -22,15 +22,21 @@ N ?= 200
 # The commits that experiments began from, beside the present one: DVC shows none of an earlier commit unasked.
 BEGUN = git for-each-ref --format='%(refname)' refs/exps | sed -nE 's,^refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/.*,--rev \1\2,p' | sort -u
 
-.PHONY: repro test torture techniques lint runs ui setup clean
+.PHONY: repro test test-all torture techniques lint runs ui setup clean
 
 repro: $(VENV)/.run
 	@python -m llm sources
 	@dvc --wait-for-lock repro
 	@echo "Report: metrics/report/report.html     Compare runs: make ui"
 
+PYTEST = OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# Every promise once: without the tests marked `slow`, each of which names its faster sibling.
 test: $(VENV)/.dev
-	@OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@LLM_KILLS=10 $(PYTEST) -m 'not slow'
+
+test-all: $(VENV)/.dev
+	@$(PYTEST)
 
 torture: $(VENV)/.dev
 	@LLM_KILLS=$(N) python -m pytest tests/pipeline/test_kill.py --timeout 36000

@@ -36,7 +36,13 @@ def test_a_signal_to_tune_ends_the_dvc_of_its_trial(tmp_path: Path, number: sign
     for words in ("git init -q", "dvc init -q", "git add -A", "git commit -qm start"):
         run(root, *words.split())
     variables = environment(root) | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-m", "llm", "tune"], cwd=root, env=variables) as tuner:
+    command = [sys.executable, "-m", "llm", "tune"]
+    with subprocess.Popen(
+        command,
+        cwd=root,
+        env=variables,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # `nohup` ignores SIGHUP
+    ) as tuner:
         started: list[psutil.Process] = []
         try:
             deadline = time.monotonic() + 120

@@ -27,7 +27,7 @@ from llm.errors import UserError
 from llm.parallel import processes
 from tests.train.workers import BATCH, MICRO, ROWS, Workers
 
-STEPS, HALF = 200, 100
+STEPS, HALF = 60, 30
 RATE = 0.01  # peak, of tests.train.test_trainer.settings
 WEIGHTS = 131_104
 

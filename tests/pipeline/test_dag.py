@@ -248,7 +248,9 @@ def test_curves_in_mlflow_end_with_the_final_value_and_have_no_other_axis(first:
         assert history in curves, stage
 
 
+@pytest.mark.slow
 def test_a_temporary_experiment_lands_in_the_same_store(first: Path) -> None:
+    """Slow: its sibling is "exp run --temp" in test_kill_dvc.py, whose state is the main folder's too."""
     run(first, "git", "checkout", "-q", "params.yaml")
     run(
         first,
@@ -286,7 +288,8 @@ def test_make_runs_shows_experiments_of_earlier_commits_too(
     ("change", "expected"),
     [
         ("model.hidden_size=31", "must be divisible"),
-        ("pretrain.learning_rate=-1", "greater than 0"),
+        # Slow: the same message's other half; tests/params/test_read.py reads both in one process.
+        pytest.param("pretrain.learning_rate=-1", "greater than 0", marks=pytest.mark.slow),
     ],
 )
 def test_an_impossible_value_ends_in_one_message(first: Path, change: str, expected: str) -> None:

@@ -18,7 +18,10 @@ EVER = 10**9
 STEPS = 16  # of either stage, in the tests' configuration
 
 
-@pytest.fixture(scope="module", params=list(OUTPUTS))
+# Slow: both stages write checkpoints and outputs with the same code; `pretrain` is the sibling.
+@pytest.fixture(
+    scope="module", params=["pretrain", pytest.param("finetune", marks=pytest.mark.slow)]
+)
 def stage(request: pytest.FixtureRequest) -> str:
     return request.param
 

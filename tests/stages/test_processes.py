@@ -100,7 +100,7 @@ def alone(prepared: Path) -> Path:
     return prepared
 
 
-# tests/train/test_fsdp.py covers shards faster, and "ddp" the processes that a stage starts.
+# Slow: tests/train/test_fsdp.py covers shards, and "ddp" the processes that a stage starts.
 SHARDINGS = ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)]
 
 
@@ -139,6 +139,7 @@ def test_two_processes_write_what_one_writes(
 
 @pytest.mark.slow
 def test_all_weights_are_finetuned_in_shards_as_in_one_process(alone: Path, sharded: Path) -> None:
+    """Slow: its sibling is tests/train/test_fsdp.py, which shards the same optimizer."""
     losses = []
     for root, env in (
         (alone, {"LLM_PROCESSES": "1"}),

@@ -91,11 +91,13 @@ def test_the_slurm_script_trains_one_model_on_two_machines(under_slurm: Path) ->
     )
 
 
+@pytest.mark.slow
 def test_the_skypilot_task_trains_the_same_model_on_two_machines_with_tokens_from_afar(
     under_slurm: Path,
     prepared: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
+    """Slow: its siblings are the Slurm script above, and tests/data/test_remote_shards.py."""
     root, url = checkout(prepared, tmp_path / "sky"), f"file://{tmp_path}/remote"
     push(root / "data/tokens", url, 4096)
     for shard in root.glob("data/tokens/*-?????.npy"):

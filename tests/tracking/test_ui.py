@@ -16,7 +16,10 @@ from llm.tracking.mlflow_store import Store
 from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+# Slow: SIGTERM ends the same `finally`; its sibling is Ctrl-C.
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT]
+)
 def test_a_signal_ends_the_servers_too(tmp_path: Path, number: signal.Signals) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     shutil.copy(ROOT / "params.yaml", tmp_path)

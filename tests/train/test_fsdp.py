@@ -23,7 +23,7 @@ from llm.data.order import batch_ids
 from tests.model.conftest import random_model
 from tests.train.workers import BATCH, ROWS, Workers
 
-STEPS, PART, RATE, WEIGHTS = 200, 20, 0.01, 111_904
+STEPS, PART, RATE, WEIGHTS = 80, 20, 0.01, 111_904
 SHORT = 24
 
 Run = tuple[Path, list[dict[str, Any]]]
@@ -31,7 +31,7 @@ Run = tuple[Path, list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def alone(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """200 steps in one process."""
+    """Train all steps in one process."""
     root = tmp_path_factory.mktemp("alone")
     return root, workers.run(1, root, steps=STEPS)
 

@@ -60,7 +60,9 @@ def test_gradients_are_the_same_and_less_is_kept(dropout: float | None) -> None:
     assert kept_less < kept / 2
 
 
+@pytest.mark.slow
 def test_gradients_are_the_same_when_compiled_with_dropout() -> None:
+    """Slow: compiling takes ten seconds; its sibling is the test above, which compiles nothing."""
     (plain, _), (recomputed, _) = map(gradients, pair(0.5, compiled=True))
     for name, gradient in plain.items():
         torch.testing.assert_close(recomputed[name], gradient, rtol=1e-5, atol=1e-6)

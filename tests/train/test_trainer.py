@@ -21,6 +21,7 @@ from llm.model.lora import add_lora
 from llm.model.transformer import Transformer
 from llm.parallel import device as hardware
 from llm.params import Training
+from llm.train import micro_batch
 from llm.train.checkpoint.local import State
 from llm.train.engine import Engine
 from llm.train.trainer import Result, Trainer
@@ -117,7 +118,7 @@ def test_the_split_into_micro_batches_changes_rounding_only(
     micro: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, whole = train()
-    monkeypatch.setattr(hardware, "micro_batch", lambda *_: micro)
+    monkeypatch.setattr(micro_batch, "micro_batch", lambda *_: micro)
     _, split = train()
     for a, b in zip(whole.history, split.history, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=2e-3)
@@ -177,13 +178,13 @@ def test_a_run_continued_on_another_device_takes_the_micro_batches_that_fit_ther
         return step(self, number)
 
     monkeypatch.setattr(hardware, "name", lambda _: "large")
-    monkeypatch.setattr(hardware, "micro_batch", lambda *_: 8)
+    monkeypatch.setattr(micro_batch, "micro_batch", lambda *_: 8)
     monkeypatch.setattr(Trainer, "_step", interrupted)
     with pytest.raises(SystemExit):
         train(state=state)
     monkeypatch.setattr(Trainer, "_step", step)
     monkeypatch.setattr(hardware, "name", lambda _: device)
-    monkeypatch.setattr(hardware, "micro_batch", lambda *_: 2)
+    monkeypatch.setattr(micro_batch, "micro_batch", lambda *_: 2)
     _, result = train(state=state)
     assert result.timing["micro_batch"] == expected
 
