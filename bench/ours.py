@@ -131,17 +131,17 @@ def train_to_end(
 
 
 def matmul_rates(gate: Gate) -> None:
-    """Matrix-product rates (FLOP/s) of this moment, as llm.parallel.device measures its ceiling."""
+    """Matrix-product rates (FLOP/s) of this moment, as llm.parallel.hardware measures its ceiling."""
     import torch
 
-    from llm.parallel import device
+    from llm.parallel import hardware
 
-    where = device.device()
+    where = hardware.device()
     gate.begin()
     while True:
         kinds = {"bf16": torch.bfloat16, "fp32": torch.float32}
         gate.step_done(
-            {name: device.matmul_flops_per_second(where, kind) for name, kind in kinds.items()}
+            {name: hardware.matmul_flops_per_second(where, kind) for name, kind in kinds.items()}
         )
 
 

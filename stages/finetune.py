@@ -51,7 +51,7 @@ def main() -> None:
     inputs |= code_version() | finetune_methods.versions(s)
     state = State("finetune", inputs)
     with training_stage(p, state) as (run, timing):
-        if processes.first():
+        if processes.is_main():
             before_training(finetune_plan(p, model.config, steps), state.directory)
         quick = val_sets[""].head(s.eval_tokens)
         trainer = Trainer(model, train_set, val_sets[""], quick, s, steps, seed, state, run)
@@ -60,7 +60,7 @@ def main() -> None:
             task: trainer.engine.evaluate(data) for task, data in sorted(val_sets.items()) if task
         }
         trainer.engine.gather()
-        if not processes.first():
+        if not processes.is_main():
             return  # the first process writes
         timing |= result.timing
         fraction = trainable / (

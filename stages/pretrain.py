@@ -49,13 +49,13 @@ def main() -> None:
     inputs |= init_digests | code_version()
     state = State("pretrain", inputs)
     with training_stage(p, state) as (run, timing):
-        if processes.first():
+        if processes.is_main():
             before_training(pretrain_plan(p, model.config), state.directory)
         val_set = TokenWindows(val, length, across, partial=True)
         names, places, _ = validation_sources(TOKENS, val)
         sample = ValSample(val, tokenizer, p.pretrain.eval_tokens, names, places)
         quick = TokenWindows(sample, length, across, partial=True)
-        if processes.first():
+        if processes.is_main():
             print(
                 f"pretrain: validation between steps reads {len(sample):,} tokens: {sample.describe()}",
                 flush=True,
@@ -66,7 +66,7 @@ def main() -> None:
         result = trainer.run()
         by_source = source_losses(trainer.engine, val_set, TOKENS)
         trainer.engine.gather()
-        if not processes.first():
+        if not processes.is_main():
             return  # the first process writes
         timing |= result.timing
         metrics = {

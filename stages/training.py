@@ -24,9 +24,9 @@ def training_stage(params: Params, state: State) -> Iterator[tuple[Tracker, dict
     name = state.stage
     others: Tracker = Untracked()
     with (
-        processes.processes(),
-        processes.on_first(stage_timing(name), {}) as timing,
+        processes.process_group(),
+        processes.on_main(stage_timing(name), {}) as timing,
         state.locked(),
-        processes.on_first(tracking.stage(params, name), others) as run,
+        processes.on_main(tracking.stage(params, name), others) as run,
     ):
         yield run, timing

@@ -126,7 +126,7 @@ def run(rung: Rung, tracker: Tracker) -> float:
     state = State(f"scaling-{rung.name}", inputs)
     result = root() / ".state" / "scaling-results" / f"{state.fingerprint}.json"
     with state.locked():
-        known = processes.everyone(result.exists())[0]
+        known = processes.all_gather(result.exists())[0]
         if known:
             loss = float(read_json(result)["val_loss"])
         else:
@@ -137,11 +137,11 @@ def run(rung: Rung, tracker: Tracker) -> float:
             train_set = TokenWindows(train, s.sequence_length, across)
             trainer = Trainer(model, train_set, val_set, val_set, s, s.steps, seed, state, tracker)
             loss = trainer.run().val_loss
-        if processes.first():
+        if processes.is_main():
             if not known:
                 write_json(result, {"val_loss": loss, "rung": rung.name})
             shutil.rmtree(state.directory)  # its checkpoints: the loss is all that is needed of it
-        processes.wait()
+        processes.barrier()
     return loss
 
 
@@ -246,7 +246,7 @@ def shape_of(p: Params, vocabulary: int, depth: int, length: int) -> tuple[int, 
 
 def announce(ladder: list[Rung]) -> None:
     """Say what the ladder takes before it takes it."""
-    from llm.parallel import device
+    from llm.parallel import hardware
     from llm.plan import UTILISATION
     from llm.plan.gpus import this_machine
     from llm.runtime.units import duration
@@ -255,7 +255,7 @@ def announce(ladder: list[Rung]) -> None:
     total = sum(rung.flops for rung in ladder)
     seconds = 0.0
     for rung in ladder:
-        compiled = device.compiles(rung.params.pretrain.compile, machine.where, rung.flops)
+        compiled = hardware.compiles(rung.params.pretrain.compile, machine.where, rung.flops)
         kind = "cuda" if machine.where.type == "cuda" else "cpu"
         seconds += rung.flops / (machine.rate * machine.devices * UTILISATION[kind, compiled])
     sizes = sorted({rung.parameters for rung in ladder})

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from llm.errors import UserError
 from llm.model.transformer import Transformer
-from llm.parallel import device as hardware
+from llm.parallel import hardware
 from llm.runtime.env import environment_number
 
 K = TypeVar("K")
@@ -40,7 +40,7 @@ _saving: dist.ProcessGroup | None = None  # of the threads that write checkpoint
 
 
 @contextmanager
-def processes() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Join the processes that RANK, WORLD_SIZE and LOCAL_RANK describe, for the length of the
     block.
 
@@ -49,7 +49,7 @@ def processes() -> Iterator[None]:
             ended before this one or hangs.
     """
     global _waiting, _saving
-    if asked_for() == 1:
+    if launched_world_size() == 1:
         yield
         return
     missing = [
@@ -84,7 +84,7 @@ def processes() -> Iterator[None]:
     try:
         _waiting, _saving = (dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))
         yield
-        wait()
+        barrier()
     except RuntimeError as error:
         if not _is_of_a_peer(error):
             raise
@@ -145,7 +145,7 @@ def _is_of_a_peer(error: RuntimeError) -> bool:
     )
 
 
-def asked_for() -> int:
+def launched_world_size() -> int:
     """Number of processes that were started to train together; they may not have met yet."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -160,30 +160,30 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def first() -> bool:
+def is_main() -> bool:
     """Whether this is the process that writes and prints."""
     return rank() == 0
 
 
-def on_first(context: AbstractContextManager[T], otherwise: T) -> AbstractContextManager[T]:
+def on_main(context: AbstractContextManager[T], otherwise: T) -> AbstractContextManager[T]:
     """`context` in the first process; in the others a context that does nothing and gives
     `otherwise`.
     """
-    return context if first() else nullcontext(otherwise)
+    return context if is_main() else nullcontext(otherwise)
 
 
-def wait() -> None:
+def barrier() -> None:
     """Wait until every process is here, however long the first one takes."""
     if world_size() > 1:
         dist.barrier(group=_waiting)
 
 
-def saving() -> dist.ProcessGroup | None:
+def checkpoint_group() -> dist.ProcessGroup | None:
     """The group of the threads that write checkpoints; None of one process."""
     return _saving
 
 
-def everyone(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+def all_gather(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     """What each process calls `value`, by rank (anything that can be pickled)."""
     if world_size() == 1:
         return [value]
@@ -192,12 +192,12 @@ def everyone(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     return values
 
 
-def merged(values: dict[K, T]) -> dict[K, T]:
+def all_gather_dict(values: dict[K, T]) -> dict[K, T]:
     """What all processes found, of which each has other keys."""
-    return {key: value for part in everyone(values) for key, value in part.items()}
+    return {key: value for part in all_gather(values) for key, value in part.items()}
 
 
-def sums(values: list[float], device: torch.device) -> list[float]:
+def all_reduce_sum(values: list[float], device: torch.device) -> list[float]:
     """Sum of each value over the processes, in float64."""
     if world_size() == 1:
         return values
@@ -212,7 +212,7 @@ def refuse_disagreement(values: dict[str, Any], what: str) -> None:
     Raises:
         UserError: in every process, where one of them differs; names process, key and both values.
     """
-    given = everyone(values)
+    given = all_gather(values)
     for number, other in enumerate(given):
         for key in sorted(given[0].keys() | other.keys()):
             if given[0].get(key) != other.get(key):
@@ -222,18 +222,18 @@ def refuse_disagreement(values: dict[str, Any], what: str) -> None:
                 )
 
 
-def end_together(message: str) -> NoReturn:
+def exit_all(message: str) -> NoReturn:
     """End all processes, for a reason that all of them know and the first one tells."""
-    if first():
+    if is_main():
         print(message, file=sys.stderr, flush=True)
-    wait()  # so that none is ended by torchrun before the message is out
+    barrier()  # so that none is ended by torchrun before the message is out
     sys.exit(1)
 
 
 # -- the split of a global batch
 
 
-def balanced(micro: int, batch: int, size: int) -> int:
+def balanced_micro_batch(micro: int, batch: int, size: int) -> int:
     """Rows of a micro-batch, at most `micro`, that let `size` processes share a batch of `batch`
     rows evenly.
 
@@ -245,7 +245,7 @@ def balanced(micro: int, batch: int, size: int) -> int:
     return -(-batch // (size * rounds))
 
 
-def dealt(batch: int, micro: int, number: int, size: int) -> range:
+def micro_batches_of_rank(batch: int, micro: int, number: int, size: int) -> range:
     """Micro-batches of process `number`, by their place in the global batch.
 
     All processes get equally many; those from ceil(batch / micro) on are empty, and only take part

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from llm.parallel import device as hardware
-from llm.parallel import processes
+from llm.parallel import hardware, processes
 
 
 @contextmanager
@@ -68,7 +67,7 @@ def place(
     Called in every process: they may have devices of several kinds.
     """
     return {
-        "device": f"{device.type.upper()} {' + '.join(sorted(set(processes.everyone(hardware.name(device)))))}",
+        "device": f"{device.type.upper()} {' + '.join(sorted(set(processes.all_gather(hardware.name(device)))))}",
         "processes": processes.world_size(),
         "sharded": sharded,
         "threads": torch.get_num_threads() if device.type == "cpu" else None,

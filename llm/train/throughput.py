@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llm.parallel import device as hardware
-from llm.parallel import processes
+from llm.parallel import hardware, processes
 from llm.runtime.progress import INTERVAL
 from llm.runtime.timing import peak_memory_bytes
 

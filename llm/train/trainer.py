@@ -199,7 +199,9 @@ class Trainer:
             self._save(self.steps, wait=True)
             # Asked for in the last step or its validation: the state is whole, what comes next is
             # left to the rerun.
-            if processes.sums([float(self.stop.signal is not None)], self.engine.device)[0]:
+            if processes.all_reduce_sum([float(self.stop.signal is not None)], self.engine.device)[
+                0
+            ]:
                 self._end(
                     SystemExit(
                         f"{self.state.stage}: stopped after step {done}; `dvc repro` continues from there"
@@ -215,12 +217,14 @@ class Trainer:
         wants_stop = self.stop.signal is not None
         due = self.engine.rank == 0 and self._due()
         flags = [float(wants_stop), float(due), float(unread is not None)]
-        summed, stopping, saving, lacking = processes.sums([loss, *flags], self.engine.device)
+        summed, stopping, saving, lacking = processes.all_reduce_sum(
+            [loss, *flags], self.engine.device
+        )
         self.stopping, self.saving = stopping > 0, saving > 0
         if lacking:
             if step > 0:
                 self._save(step, wait=True)
-            self._end(UserError(next(text for text in processes.everyone(unread) if text)))
+            self._end(UserError(next(text for text in processes.all_gather(unread) if text)))
         mean = summed / batch.labels
         norm = self.engine.clip(s.grad_clip)
         if not (math.isfinite(mean) and math.isfinite(norm)):
@@ -250,7 +254,7 @@ class Trainer:
         """Raise what every process found at the same step; of several, the first one says it."""
         if self.engine.world_size == 1:
             raise error
-        processes.end_together(f"\nerror: {error}" if isinstance(error, UserError) else str(error))
+        processes.exit_all(f"\nerror: {error}" if isinstance(error, UserError) else str(error))
 
     # -- state
 
@@ -280,7 +284,7 @@ class Trainer:
                 self.state.save(step, tensors, meta, wait)
             self.engine.meter.checkpoints += 1
         if wait:
-            processes.wait()
+            processes.barrier()
 
     def _resume(self) -> int:
         """Load the newest state; return the step to go on with.

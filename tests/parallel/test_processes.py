@@ -220,7 +220,7 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         }
         for key, value in settings.items():
             monkeypatch.setenv(key, value)
-        with pytest.raises(UserError, match=f"port {port} is in use"), processes.processes():
+        with pytest.raises(UserError, match=f"port {port} is in use"), processes.process_group():
             pass
 
 
@@ -229,9 +229,9 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_row_is_dealt_once_and_all_processes_get_equally_many_micro_batches(
     batch: int, micro: int, world: int
 ) -> None:
-    size = processes.balanced(micro, batch, world)
+    size = processes.balanced_micro_batch(micro, batch, world)
     assert size <= micro
-    hands = [processes.dealt(batch, size, rank, world) for rank in range(world)]
+    hands = [processes.micro_batches_of_rank(batch, size, rank, world) for rank in range(world)]
     assert len({len(hand) for hand in hands}) == 1
     assert len(hands[0]) == -(
         -batch // (micro * world)

@@ -19,7 +19,7 @@ from llm.data.windows import Rows
 from llm.errors import UserError
 from llm.model.lora import add_lora
 from llm.model.transformer import Transformer
-from llm.parallel import device as hardware
+from llm.parallel import hardware
 from llm.params import Training
 from llm.train.checkpoint.local import State
 from llm.train.engine import Engine

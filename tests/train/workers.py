@@ -176,7 +176,7 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {}
     try:
         with (
-            processes.processes(),
+            processes.process_group(),
             state.locked(),
             card(*job["cards"][rank]) if "cards" in job else nullcontext(),
         ):
@@ -218,7 +218,7 @@ def card(kind: str, most: int) -> Iterator[None]:
     import torch
 
     from llm.model.transformer import Transformer
-    from llm.parallel import device
+    from llm.parallel import hardware
     from llm.train import micro_batch
 
     loss = Transformer.loss
@@ -236,7 +236,7 @@ def card(kind: str, most: int) -> Iterator[None]:
     with (
         mock.patch.object(Transformer, "loss", short_of_memory),
         mock.patch.object(micro_batch, "sharded_micro_batch", tried),
-        mock.patch.object(device, "name", return_value=kind),
+        mock.patch.object(hardware, "name", return_value=kind),
     ):
         yield
 
@@ -280,7 +280,7 @@ def filled(job: dict[str, Any]) -> dict[str, Any]:
     from llm.parallel import processes
     from llm.train import fsdp
 
-    with processes.processes():
+    with processes.process_group():
         model = started(job, sharded=job["world"] > 1)
         if job["world"] > 1:
             fsdp.shard(model, torch.device("cpu"), torch.bfloat16, compiled=False)

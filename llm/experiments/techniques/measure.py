@@ -59,7 +59,9 @@ def measure(p: params.Params, name: str, steps: int) -> dict[str, Any]:
         model, data, val, val, s, steps, seed, State("techniques", {"name": name}), Untracked()
     )
     engine = trainer.engine
-    engine.micro = processes.balanced(technique.rows or engine.batch_size, engine.batch_size, 1)
+    engine.micro = processes.balanced_micro_batch(
+        technique.rows or engine.batch_size, engine.batch_size, 1
+    )
     trainer.coming = engine.batches(0)
     before = engine.evaluate(val)
     seconds = []

@@ -77,8 +77,8 @@ class State:
         Raises:
             UserError: these processes do not agree on what the run depends on.
         """
-        with self._lock() if processes.first() else nullcontext():
-            processes.wait()
+        with self._lock() if processes.is_main() else nullcontext():
+            processes.barrier()
             processes.refuse_disagreement(_flat(self.inputs), self.stage)
             yield
 
@@ -127,12 +127,12 @@ class State:
         checkpoint of them.
         """
         made: OSError | None = None
-        if processes.first():
+        if processes.is_main():
             try:
                 self._temporary(step)
             except OSError as error:
                 made = error
-        if processes.everyone(str(made) if made else None)[0] is not None:
+        if processes.all_gather(str(made) if made else None)[0] is not None:
             self._tell(step, made or OSError())
             return
         temporary = self._final(step).with_suffix(".tmp")
@@ -141,10 +141,10 @@ class State:
         def commit() -> None:
             try:
                 files = sharded.files(future, temporary)
-                if processes.first():
+                if processes.is_main():
                     self._commit(step, temporary, {**meta, "files": files})
             except (OSError, RuntimeError) as error:  # RuntimeError: a process ended
-                if processes.first():
+                if processes.is_main():
                     shutil.rmtree(temporary, ignore_errors=True)
                 self._tell(step, error)
 
@@ -342,5 +342,5 @@ def _sync(path: Path) -> None:
 
 
 def _warn(message: str) -> None:
-    if processes.first():
+    if processes.is_main():
         print(f"warning: {message}", file=sys.stderr, flush=True)
