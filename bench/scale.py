@@ -47,17 +47,17 @@ def work(name: str, shape: Shape, tokens: Path, folder: Path, steps: int) -> Non
 
     with processes.process_group():
         settings: dict[str, Any] = {"optimizer": "adamw", "compile": False}
-        run = ours.trainer(
+        run, batches = ours.trainer(
             shape, tokens, folder, 10 * steps, to_shard=name.startswith("fsdp"), **settings
         )
         run.engine.open_exchange()
         for step in range(2):  # what is allocated once
-            run._step(step)
+            run.step(step, batches)
         processes.barrier()
         before, seconds = psutil.net_io_counters(pernic=True)["lo"].bytes_sent, []
         for step in range(2, 2 + steps):
             began = time.perf_counter()
-            run._step(step)
+            run.step(step, batches)
             seconds.append(time.perf_counter() - began)
         processes.barrier()
         sent = psutil.net_io_counters(pernic=True)["lo"].bytes_sent - before

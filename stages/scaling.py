@@ -20,7 +20,7 @@ def main() -> None:
     from llm.parallel import processes
     from llm.report.figures import curves, scaling
     from llm.runtime.timing import stage_timing
-    from llm.train.trainer import Tracker, Untracked
+    from llm.train.training_log import Tracker, Untracked
 
     vocabulary = Tokenizer.load(Path(params.SCRATCH)).vocab_size
     rungs = scaling_ladder.rungs(p, vocabulary)

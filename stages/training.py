@@ -11,7 +11,7 @@ from llm.params import Params
 from llm.runtime.timing import stage_timing
 from llm.tracking import run as tracking
 from llm.train.checkpoint.local import State
-from llm.train.trainer import Tracker, Untracked
+from llm.train.training_log import Tracker, Untracked
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from llm.parallel import processes
 from llm.params import Params
 from llm.params import depth as scaling
 from llm.runtime.io import read_json, sha256, write_json
-from llm.train.trainer import Tracker
+from llm.train.training_log import Tracker
 
 TOKENS = Path("data/tokens")
 OUT = Path("metrics/scaling.json")

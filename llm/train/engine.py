@@ -26,7 +26,7 @@ from llm.model.transformer import Transformer
 from llm.parallel import hardware, processes
 from llm.params import Training
 from llm.train import fsdp, micro_batch
-from llm.train.determinism import deterministic, place
+from llm.train.determinism import deterministic, run_environment
 from llm.train.optimizer import Optimizers
 from llm.train.throughput import Meter
 
@@ -99,7 +99,7 @@ class Engine:
         self.optimizers = Optimizers(
             model, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.betas
         )
-        self.place = place(
+        self.environment = run_environment(
             self.device, model.compute_dtype, self.compiled, settings.deterministic, self.sharded
         )
         self.meter = Meter(

@@ -129,7 +129,7 @@ def test_a_run_continued_elsewhere_does_not_promise_its_bytes(wholes: dict) -> N
         expected = (
             "yes"
             if before == after
-            else f"no: the run was continued at another place (processes {before}, then"
+            else f"no: the run was resumed on different hardware (processes {before}, then"
         )
         assert timing["identical_bytes"].startswith(expected)
 

@@ -140,12 +140,12 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
             return super().rows(ids)
 
     class Stoppable(Trainer):
-        def _step(self, step: int) -> tuple[float, float, float]:
+        def step(self, step: int, batches: Any) -> tuple[float, float, float]:
             if step + 1 == job.get("stop") and rank == job["world"] - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             if step == 2 and rank == job.get("hang"):
                 time.sleep(job["timeout"] + 8)
-            return super()._step(step)
+            return super().step(step, batches)
 
     micro_batch.default_micro_batch = lambda *_: MICRO
     calls: list[list[int]] = []
@@ -319,7 +319,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     if sys.argv[2:] == ["anew"]:
-        import llm.train.loop  # noqa: F401  # the next job may have little patience
+        import llm.train.trainer  # noqa: F401  (the next job may allow little time)
 
         print("begun anew", file=answers, flush=True)
     for line in sys.stdin:

@@ -45,7 +45,8 @@ def measure(p: params.Params, name: str, steps: int) -> dict[str, Any]:
     from llm.tokenizer.bpe import Tokenizer
     from llm.train import finetune_methods
     from llm.train.checkpoint.local import State
-    from llm.train.trainer import Trainer, Untracked
+    from llm.train.trainer import Trainer
+    from llm.train.training_log import Untracked
 
     technique = next(t for t in TECHNIQUES if t.name == name)
     s, seed = settings_of(technique, p.finetune), p.seed_of("finetune")
@@ -62,15 +63,15 @@ def measure(p: params.Params, name: str, steps: int) -> dict[str, Any]:
     engine.micro = processes.balanced_micro_batch(
         technique.rows or engine.batch_size, engine.batch_size, 1
     )
-    trainer.coming = engine.batches(0)
+    batches = engine.batches(0)
     before = engine.evaluate(val)
     seconds = []
     for step in range(steps):
         began = time.perf_counter()
-        trainer._step(step)
+        trainer.step(step, batches)
         seconds.append(time.perf_counter() - began)
     process = peak_memory_bytes()
-    trainer.coming.close()  # type: ignore[attr-defined]  # a generator
+    batches.close()
     loss = engine.evaluate(val)
     row = engine.to_device(engine.host_tensors(data, data_rows(engine.micro, data.num_rows)))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
