@@ -13,7 +13,8 @@ from llm.params import Params
 from llm.runtime.io import sha256
 from llm.tokenizer.bpe import Tokenizer
 from llm.train import finetune_methods
-from llm.train.checkpoint.local import State, code_version
+from llm.train.checkpoint import open_state
+from llm.train.checkpoint.local import code_version
 from llm.train.trainer import Result, Trainer
 from llm.train.training_log import Tracker
 
@@ -56,7 +57,7 @@ class Finetuning:
             "base": self.base | {"tokenizer.json": sha256(Path(s.base) / "tokenizer.json")},
             "data/mix": {split: sha256(mix / f"{split}.parquet") for split in ("train", "val")},
         }
-        self.state = State(name, inputs | code_version() | finetune_methods.versions(s))
+        self.state = open_state(name, inputs | code_version() | finetune_methods.versions(s))
 
     def trainer(self, tracker: Tracker, quick_val_set: PackedExamples | None = None) -> Trainer:
         """Return the run's trainer; `quick_val_set` is scored between steps (None: the params')."""

@@ -12,7 +12,8 @@ from llm.data.windows import TokenWindows
 from llm.params import Params
 from llm.runtime.io import sha256
 from llm.tokenizer.bpe import Tokenizer
-from llm.train.checkpoint.local import State, code_version
+from llm.train.checkpoint import open_state
+from llm.train.checkpoint.local import code_version
 from llm.train.initial_model import initial_model
 from llm.train.trainer import Result, Trainer
 from llm.train.training_log import Tracker
@@ -43,7 +44,7 @@ class Pretraining:
             "pretrain": s.model_dump(mode="json"),
             "data/tokens": sha256(tokens / "meta.json"),  # holds every shard's digest
         }
-        self.state = State(name, inputs | init_digests | code_version())
+        self.state = open_state(name, inputs | init_digests | code_version())
         self.val_set = self.windows(self.val, partial=True)
 
     def windows(self, stream: TokenStream, partial: bool = False) -> TokenWindows:
