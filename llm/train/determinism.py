@@ -1,4 +1,4 @@
-"""Identical bytes on rerun: what makes them so, and whether a run can promise them."""
+"""Settings that make a rerun give identical bytes, and a check of whether a run can promise it."""
 
 from __future__ import annotations
 

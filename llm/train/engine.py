@@ -1,4 +1,4 @@
-"""What the processes of a training compute together: the gradients of a global batch, and losses.
+"""The engine of a training run: gradients of a global batch, and losses, over all processes.
 
 What a step computes depends on (weights, optimizer state, seed, step) alone: the data order is a
 stateless permutation, dropout is seeded by step and micro-batch, and the loss is normalised over
@@ -123,8 +123,7 @@ class Engine:
         )
 
     def open_exchange(self) -> None:
-        """Of several processes with the whole model each: wrap the loss, and run it once on rows
-        without a label.
+        """With data parallelism: wrap the loss in DDP and run one empty step.
 
         DistributedDataParallel lays out its buckets anew after the first backward pass, and the
         layout decides the order in which three processes or more add up. Once this is done before
@@ -181,7 +180,7 @@ class Engine:
         return float(total), part, unread
 
     def _nothing(self, step: int) -> MicroBatch:
-        """A micro-batch without a label, which takes part in the exchange and adds nothing."""
+        """Return a micro-batch without labels, which joins the collectives and adds nothing."""
         none = np.zeros(0, dtype=np.int64)
         return MicroBatch(step, 0, none, 1, self.host_tensors(self.train_set, none))
 

@@ -1,6 +1,4 @@
-"""What a run takes: rates, waiting and memory. None of it is reproducible: it goes to timing files
-and MLflow.
-"""
+"""A run's speed, waiting times and memory, which go to timing files and MLflow."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def test_a_process_that_hangs_is_named_by_the_others(workers: Workers, tmp_path:
     errors = [
         answer["error"]
         for answer in answers
-        if "process 1 of 3 did not come" in answer.get("error", "")
+        if "process 1 of 3 did not join a collective" in answer.get("error", "")
     ]
     assert errors, answers
     assert "within 6 s" in errors[0]
