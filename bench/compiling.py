@@ -39,7 +39,7 @@ def measure(name: str, seconds: float, only: str | None) -> dict[str, float]:
     from llm.model import attention
     from llm.model.config import Config
     from llm.model.transformer import Transformer
-    from llm.parallel import device
+    from llm.parallel import hardware
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         groups = q.shape[1] // k.shape[1]
@@ -50,7 +50,7 @@ def measure(name: str, seconds: float, only: str | None) -> dict[str, float]:
     config = Config(
         4096, hidden, intermediate, layers, heads, kv_heads, 64, length, 1e4, 1e-6, False, True
     )
-    dtype = device.precision("auto", torch.device("cpu"))
+    dtype = hardware.precision("auto", torch.device("cpu"))
     ids = torch.randint(0, 4096, (micro, length), generator=torch.Generator().manual_seed(0))
     plain = attention.attend
     found: dict[str, float] = {}
@@ -80,7 +80,7 @@ def measure(name: str, seconds: float, only: str | None) -> dict[str, float]:
             times[variant].append(one_pass(model))
     found |= {variant: float(np.percentile(taken, 20)) for variant, taken in times.items() if taken}
     found["flops"] = config.flops_per_token(length) * ids.numel()
-    found["rate"] = device.matmul_flops_per_second(torch.device("cpu"), dtype)
+    found["rate"] = hardware.matmul_flops_per_second(torch.device("cpu"), dtype)
     return found
 
 

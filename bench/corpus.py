@@ -299,7 +299,8 @@ def train(folder: str, steps: str, limit: str) -> None:
     from llm.model.config import Config
     from llm.model.transformer import Transformer
     from llm.train.checkpoint.local import State
-    from llm.train.trainer import Trainer, Untracked
+    from llm.train.trainer import Trainer
+    from llm.train.training_log import Untracked
 
     p = params.load(ROOT / "params.yaml")
     model = Transformer(Config(4096, **p.model.dimensions()))
@@ -312,9 +313,7 @@ def train(folder: str, steps: str, limit: str) -> None:
     run = Trainer(model, sets[0], sets[1], sets[1], settings, int(steps), 1, state, Untracked())
     batch, micro = run.engine.batch_size, run.engine.micro
     numbers = range(batch // micro)
-    run.coming = one_ahead(
-        micro_batches(sets[0], 1, range(int(steps)), batch, micro, numbers, False)
-    )
+    batches = one_ahead(micro_batches(sets[0], 1, range(int(steps)), batch, micro, numbers, False))
     files = [os.open(path, os.O_RDONLY) for path in Path(folder, "tokens").glob("*.npy")]
     for step in range(int(steps)):
         # Once in any case: pages that the parent read before are counted as the parent's, not as
@@ -324,7 +323,7 @@ def train(folder: str, steps: str, limit: str) -> None:
         if step == WARM:
             run.engine.meter.waited["loader"] = 0.0
         with run.engine.meter.step():
-            run._step(step)
+            run.step(step, batches)
     reading = []
     for step in range(10_000, 10_020):  # the rows of a step, read by themselves
         began = time.perf_counter()

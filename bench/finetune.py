@@ -82,7 +82,8 @@ def ours(gate: Gate, folder: Path, vocab: int, precision: str, compiled: bool) -
     from llm.model.hf_files import load_model
     from llm.model.lora import load_adapter
     from llm.train.checkpoint.local import State
-    from llm.train.trainer import Trainer, Untracked
+    from llm.train.trainer import Trainer
+    from llm.train.training_log import Untracked
 
     settings = params.load(ROOT / "params.yaml").finetune.model_copy(
         update={
@@ -97,10 +98,10 @@ def ours(gate: Gate, folder: Path, vocab: int, precision: str, compiled: bool) -
     state = State("bench", {"vocab": vocab, "precision": precision})
     state.directory.mkdir(parents=True, exist_ok=True)
     run = Trainer(model.train(), data, data, data, settings, steps, SEED, state, Untracked())
-    run.coming = run.engine.batches(0)
+    batches = run.engine.batches(0)
     gate.begin()
     for step in range(steps):
-        loss, _, _ = run._step(step)
+        loss, _, _ = run.step(step, batches)
         rows = batch_ids(SEED, step, run.engine.batch_size, data.num_rows)
         gate.step_done(
             (time.perf_counter() - gate.began, sum(len(data.packed[row]) for row in rows), loss)

@@ -52,9 +52,9 @@ def trainer(
     tied: bool = True,
     to_shard: bool = False,
     **settings: Any,
-) -> Any:
-    """A Trainer of `shape` on the shards in `tokens`, with its state in `folder`; `settings`
-    replace params.yaml's.
+) -> tuple[Any, Any]:
+    """A Trainer of `shape` on the shards in `tokens`, and its batches; `settings` replace
+    params.yaml's. The state lies in `folder`.
     """
     os.environ["DVC_ROOT"] = str(folder)
     from llm import params
@@ -98,17 +98,16 @@ def trainer(
     state = State("bench", {"shape": shape.name, "seed": seed, "steps": steps, **settings})
     state.directory.mkdir(parents=True, exist_ok=True)
     run = Trainer(model, train_set, val_set, val_set, pretrain, steps, seed, state, NoTracker())
-    run.coming = run.engine.batches(0)
-    return run
+    return run, run.engine.batches(0)
 
 
 def train(gate: Gate, shape: Shape, tokens: Path, folder: Path, **settings: Any) -> None:
     """Steps without end."""
     steps = 100_000
-    run = trainer(shape, tokens, folder, steps, **settings)
+    run, batches = trainer(shape, tokens, folder, steps, **settings)
     gate.begin()
     for step in range(steps):
-        run._step(step)
+        run.step(step, batches)
         gate.step_done()
 
 
@@ -116,10 +115,10 @@ def train_to_end(
     gate: Gate, shape: Shape, tokens: Path, folder: Path, steps: int, **settings: Any
 ) -> dict[str, Any]:
     """All `steps`, then the loss on the whole validation split, outside the timed seconds."""
-    run = trainer(shape, tokens, folder, steps, **settings)
+    run, batches = trainer(shape, tokens, folder, steps, **settings)
     gate.begin()
     for step in range(steps):
-        run._step(step)
+        run.step(step, batches)
         gate.step_done(last=step == steps - 1)
     return {
         "val_loss": run.engine.evaluate(run.val_set),
@@ -131,17 +130,17 @@ def train_to_end(
 
 
 def matmul_rates(gate: Gate) -> None:
-    """Matrix-product rates (FLOP/s) of this moment, as llm.parallel.device measures its ceiling."""
+    """Matrix-product rates (FLOP/s) of this moment, as llm.parallel.hardware measures its ceiling."""
     import torch
 
-    from llm.parallel import device
+    from llm.parallel import hardware
 
-    where = device.device()
+    where = hardware.device()
     gate.begin()
     while True:
         kinds = {"bf16": torch.bfloat16, "fp32": torch.float32}
         gate.step_done(
-            {name: device.matmul_flops_per_second(where, kind) for name, kind in kinds.items()}
+            {name: hardware.matmul_flops_per_second(where, kind) for name, kind in kinds.items()}
         )
 
 

@@ -27,15 +27,15 @@ def checkpoints(
     """Steps while no checkpoint is written and while one is, in turns, by this engine's own
     `_save`.
     """
-    run = ours.trainer(shape, tokens, folder, 100_000, optimizer="muon")
+    run, batches = ours.trainer(shape, tokens, folder, 100_000, optimizer="muon")
     for step in range(3):
-        run._step(step)
+        run.step(step, batches)
     quiet, busy, copying, writing = [], [], [], []
     step = 3
     for _ in range(rounds):
         for _ in range(4):
             began = time.perf_counter()
-            run._step(step)
+            run.step(step, batches)
             quiet.append(time.perf_counter() - began)
             step += 1
         began = time.perf_counter()
@@ -52,7 +52,7 @@ def checkpoints(
         threading.Thread(target=wait, daemon=True).start()
         while not done.is_set():
             first = time.perf_counter()
-            run._step(step)
+            run.step(step, batches)
             busy.append(time.perf_counter() - first)
             step += 1
         writing.append(ended[0] - began)
@@ -106,10 +106,10 @@ def loader(gate: Gate, shape: Shape, tokens: Path, folder: Path) -> dict[str, fl
     """Seconds a step takes to find and read its rows, and seconds of the step."""
     from llm.data.order import batch_ids
 
-    run = ours.trainer(shape, tokens, folder, 100_000)
+    run, batches = ours.trainer(shape, tokens, folder, 100_000)
     engine = run.engine
     for step in range(3):
-        run._step(step)
+        run.step(step, batches)
     reading, steps = [], []
     for step in range(3, 13):
         began = time.perf_counter()
@@ -119,7 +119,7 @@ def loader(gate: Gate, shape: Shape, tokens: Path, folder: Path) -> dict[str, fl
             engine.host_tensors(engine.train_set, ids[first : first + engine.micro])
         reading.append(time.perf_counter() - began)
         began = time.perf_counter()
-        run._step(step)
+        run.step(step, batches)
         steps.append(time.perf_counter() - began)
     return {"seconds": results.median(reading), "step_seconds": results.median(steps)}
 

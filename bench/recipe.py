@@ -60,10 +60,10 @@ def reference(
     from llm.data.order import batch_ids
     from llm.data.shards import TokenStream
     from llm.data.windows import TokenWindows
-    from llm.parallel import device
+    from llm.parallel import hardware
 
     model = GPT(shape.vocab, shape.hidden, shape.layers, shape.heads, shape.block, seed)
-    model.compute_dtype = device.precision("auto", torch.device("cpu"))
+    model.compute_dtype = hardware.precision("auto", torch.device("cpu"))
     for block in model.blocks:
         block.compile(dynamic=False)
     optimizer = model.optimizer(rate)

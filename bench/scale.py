@@ -42,32 +42,34 @@ def work(name: str, shape: Shape, tokens: Path, folder: Path, steps: int) -> Non
     """
     import psutil
 
-    from llm.parallel import processes as distributed
+    from llm.parallel import processes
     from llm.runtime.timing import peak_memory_bytes
 
-    with distributed.processes():
+    with processes.process_group():
         settings: dict[str, Any] = {"optimizer": "adamw", "compile": False}
-        run = ours.trainer(
+        run, batches = ours.trainer(
             shape, tokens, folder, 10 * steps, to_shard=name.startswith("fsdp"), **settings
         )
         run.engine.open_exchange()
         for step in range(2):  # what is allocated once
-            run._step(step)
-        distributed.wait()
+            run.step(step, batches)
+        processes.barrier()
         before, seconds = psutil.net_io_counters(pernic=True)["lo"].bytes_sent, []
         for step in range(2, 2 + steps):
             began = time.perf_counter()
-            run._step(step)
+            run.step(step, batches)
             seconds.append(time.perf_counter() - began)
-        distributed.wait()
+        processes.barrier()
         sent = psutil.net_io_counters(pernic=True)["lo"].bytes_sent - before
-        memory = distributed.everyone(peak_memory_bytes())
-        if distributed.first():
+        memory = processes.all_gather(peak_memory_bytes())
+        if processes.is_main():
             quick = sorted(seconds)[int(QUICK * len(seconds))]
             parameters = run.engine.model.config.parameters()
             embeddings = run.engine.model.model.embed_tokens.weight.numel()  # tied
             rounds = len(
-                distributed.dealt(run.engine.batch_size, run.engine.micro, 0, run.engine.world_size)
+                processes.micro_batches_of_rank(
+                    run.engine.batch_size, run.engine.micro, 0, run.engine.world_size
+                )
             )
             found = {
                 "step_seconds": quick,

@@ -32,8 +32,7 @@ def main() -> None:
     import torch
 
     from llm.model.hf_files import load_model
-    from llm.parallel import device as hardware
-    from llm.parallel import processes
+    from llm.parallel import hardware, processes
 
     e, base = p.evaluate, Path(p.finetune.base)
     check_tokenizer(TOKENS, base, "evaluate")
@@ -41,10 +40,10 @@ def main() -> None:
     train, val = TokenStream(TOKENS, "train"), TokenStream(TOKENS, "val")
     device = hardware.device()
     with (
-        processes.processes(),
-        processes.on_first(stage_timing("evaluate"), {}) as timing,
-        processes.on_first(run.stage(p, "evaluate"), None) as tracked,
-        processes.on_first(
+        processes.process_group(),
+        processes.on_main(stage_timing("evaluate"), {}) as timing,
+        processes.on_main(run.stage(p, "evaluate"), None) as tracked,
+        processes.on_main(
             whole_directory("metrics/predictions", outputs.PREDICTIONS), Path()
         ) as predictions,
     ):

@@ -20,27 +20,27 @@ def main() -> None:
     from llm.parallel import processes
     from llm.report.figures import curves, scaling
     from llm.runtime.timing import stage_timing
-    from llm.train.trainer import Tracker, Untracked
+    from llm.train.training_log import Tracker, Untracked
 
     vocabulary = Tokenizer.load(Path(params.SCRATCH)).vocab_size
     rungs = scaling_ladder.rungs(p, vocabulary)
     others: Tracker = Untracked()
     with (
-        processes.processes(),
-        processes.on_first(stage_timing("scaling"), {}),
-        processes.on_first(run.stage(p, "scaling"), others) as tracked,
+        processes.process_group(),
+        processes.on_main(stage_timing("scaling"), {}),
+        processes.on_main(run.stage(p, "scaling"), others) as tracked,
     ):
-        if processes.first():
+        if processes.is_main():
             scaling_ladder.announce(rungs)
         losses = []
         for number, rung in enumerate(rungs, 1):
             losses.append(scaling_ladder.run(rung, scaling_ladder.Prefixed(tracked, rung.name)))
-            if processes.first():
+            if processes.is_main():
                 print(
                     f"scaling: run {number} of {len(rungs)}, {rung.name}: loss {losses[-1]:.4f}",
                     flush=True,
                 )
-        if not processes.first():
+        if not processes.is_main():
             return  # the first process writes
         found = scaling_ladder.conclude(p, rungs, losses, vocabulary)
         write_json(scaling_ladder.OUT, found)

@@ -17,10 +17,10 @@ STEPS = (
 def main() -> None:
     p = params.load()
     from llm.experiments.techniques.run import measure_all
-    from llm.parallel import device
+    from llm.parallel import hardware
 
     with stage_timing("techniques") as timing:
-        timing["device"] = device.name(device.device())
+        timing["device"] = hardware.name(hardware.device())
         timing |= measure_all(p.finetune, STEPS)
     found = collect()
     assert found is not None

@@ -11,7 +11,7 @@ from llm.params import Params
 from llm.runtime.timing import stage_timing
 from llm.tracking import run as tracking
 from llm.train.checkpoint.local import State
-from llm.train.trainer import Tracker, Untracked
+from llm.train.training_log import Tracker, Untracked
 
 
 @contextmanager
@@ -24,9 +24,9 @@ def training_stage(params: Params, state: State) -> Iterator[tuple[Tracker, dict
     name = state.stage
     others: Tracker = Untracked()
     with (
-        processes.processes(),
-        processes.on_first(stage_timing(name), {}) as timing,
+        processes.process_group(),
+        processes.on_main(stage_timing(name), {}) as timing,
         state.locked(),
-        processes.on_first(tracking.stage(params, name), others) as run,
+        processes.on_main(tracking.stage(params, name), others) as run,
     ):
         yield run, timing

@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from tests.train.workers import Workers
-
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
@@ -21,6 +18,9 @@ os.environ.update(
 
 import dvc  # noqa: F401  its log goes to the sys.stdout of its first import, which may not be one test's own
 import pytest
+
+if TYPE_CHECKING:
+    from tests.train.workers import Workers
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,3 +82,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return TOGETHER.get(file, file)
 
     return Together(config, log)
+
+
+@pytest.fixture(scope="session")
+def workers() -> Iterator[Workers]:
+    """Four processes that train together on request; starting them takes longer than most jobs."""
+    from tests.train.workers import Workers
+
+    pool = Workers()
+    yield pool
+    pool.close()

@@ -63,7 +63,7 @@ def shelf(arguments: argparse.Namespace) -> Shelf:
         UserError: there are none, or two have one name.
     """
     from llm.generation.loaded_models import Shelf, default_directories
-    from llm.parallel import device as hardware
+    from llm.parallel import hardware
 
     directories = default_directories()
     for name in ("base", "finetuned"):

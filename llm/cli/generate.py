@@ -213,7 +213,7 @@ def decoding(a: argparse.Namespace) -> Decoding:
 def _answerers(arguments: argparse.Namespace) -> list[Named]:
     """The model, or each of the adapters on it."""
     from llm.generation.loaded_models import Shelf
-    from llm.parallel import device as hardware
+    from llm.parallel import hardware
 
     device = hardware.device()
     shelf = Shelf(

@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm.data import remote_shards
 from llm.errors import UserError
 from llm.runtime.io import read_json, sha256
+
+if TYPE_CHECKING:
+    from llm.data.remote_shards import RemoteTokens
 
 
 def check_tokenizer(tokens: Path, model: Path, stage: str) -> None:
@@ -36,7 +39,7 @@ def check_tokenizer(tokens: Path, model: Path, stage: str) -> None:
 
 
 class TokenStream:
-    """The shards of one split as one sequence of token ids, memory-mapped or read from afar."""
+    """The shards of one split as one sequence of token ids, memory-mapped or remote."""
 
     def __init__(self, directory: str | Path, split: str) -> None:
         """
@@ -57,9 +60,9 @@ class TokenStream:
                 f"{directory / 'meta.json'} does not describe {split} shards ({type(error).__name__}: {error}). {again}"
             ) from None
         self.shards: list[Any] = []  # each with a length, and sliced
-        self.rows_ahead = 0  # worth telling `ahead` before they are read
+        self.rows_ahead = 0  # rows to announce with `ahead` before they are read
         missing = {path for path, _ in files if not path.exists()}
-        remote = remote_shards.from_environment(directory) if missing else None
+        remote = _remote_tokens(directory) if missing else None
         for path, tokens in files:
             if remote and path in missing:
                 self.shards.append(remote.shard(path.name, tokens, self.dtype))
@@ -90,7 +93,7 @@ class TokenStream:
         if start < 0 or length < 0 or start + length > len(self):
             raise IndexError(f"tokens {start} … {start + length} of {len(self)}")
         parts = [
-            self.shards[shard][first:last] for shard, first, last in self._places(start, length)
+            self.shards[shard][first:last] for shard, first, last in self._spans(start, length)
         ]
         return (
             np.asarray(parts[0])
@@ -99,13 +102,13 @@ class TokenStream:
         )
 
     def ahead(self, start: int, length: int) -> None:
-        """Say that these tokens will be read soon; what lies afar is fetched in the background."""
-        for shard, first, last in self._places(start, length):
-            if isinstance(self.shards[shard], remote_shards.RemoteShard):
+        """Announce that these tokens will be read soon, so that remote ones are fetched ahead."""
+        for shard, first, last in self._spans(start, length):
+            if not isinstance(self.shards[shard], np.ndarray):
                 self.shards[shard].ahead(first, last)
 
-    def _places(self, start: int, length: int) -> Iterator[tuple[int, int, int]]:
-        """Shard, first and last offset in it, of tokens start … start+length."""
+    def _spans(self, start: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """Yield shard, first and last offset in it, of tokens start … start+length."""
         shard = int(np.searchsorted(self.ends, start, side="right"))
         while length > 0:
             before = int(self.ends[shard - 1]) if shard else 0
@@ -126,3 +129,12 @@ class TokenStream:
             rest = pieces[-1]
         if len(rest):
             yield rest
+
+
+def _remote_tokens(directory: Path) -> RemoteTokens | None:
+    """Return the shards at `LLM_TOKENS_URL`; None where it is not set."""
+    if not os.environ.get("LLM_TOKENS_URL"):
+        return None
+    from llm.data import remote_shards
+
+    return remote_shards.from_environment(directory)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llm.data.shards import TokenStream
+from llm.data.val_sources import validation_sources
 from llm.text.hashing import text_hash
 
 if TYPE_CHECKING:
@@ -140,3 +142,11 @@ class ValSample(TokenStream):
                 for name in sorted(set(names))
             }
         return summary
+
+
+def validation_sample(
+    directory: Path, stream: TokenStream, tokenizer: Tokenizer, limit: int | None
+) -> ValSample:
+    """Choose about `limit` tokens (None: all) of the validation stream in `directory`."""
+    names, sources, _ = validation_sources(directory, stream)
+    return ValSample(stream, tokenizer, limit, names, sources)

@@ -26,8 +26,8 @@ from llm.model.config import Config
 from llm.parallel import processes
 from llm.params import Params
 from llm.params import depth as scaling
-from llm.runtime.io import read_json, sha256, write_json
-from llm.train.trainer import Tracker
+from llm.runtime.io import read_json, write_json
+from llm.train.training_log import Tracker
 
 TOKENS = Path("data/tokens")
 OUT = Path("metrics/scaling.json")
@@ -106,42 +106,23 @@ def run(rung: Rung, tracker: Tracker) -> float:
     """Train a rung, or take over what was trained; returns its loss on all validation tokens
     (nats).
     """
-    from llm.data.shards import TokenStream
-    from llm.data.windows import TokenWindows
-    from llm.tokenizer.bpe import Tokenizer
-    from llm.train.checkpoint.local import State, code_version, root
-    from llm.train.initial_model import initial_model
-    from llm.train.trainer import Trainer
+    from llm.train.checkpoint.local import root
+    from llm.train.pretraining import Pretraining
 
-    p = rung.params
-    s, seed = p.pretrain, p.seed_of("pretrain")
-    tokenizer = Tokenizer.load(Path(s.init))
-    inputs = {
-        "seed": seed,
-        "model": p.model.model_dump(mode="json"),
-        "pretrain": s.model_dump(mode="json"),
-        "data/tokens": sha256(TOKENS / "meta.json"),
-        **code_version(),
-    }
-    state = State(f"scaling-{rung.name}", inputs)
+    pretraining = Pretraining(rung.params, TOKENS, f"scaling-{rung.name}")
+    state = pretraining.state
     result = root() / ".state" / "scaling-results" / f"{state.fingerprint}.json"
     with state.locked():
-        known = processes.everyone(result.exists())[0]
+        known = processes.all_gather(result.exists())[0]
         if known:
             loss = float(read_json(result)["val_loss"])
         else:
-            across = s.attend_across_documents
-            train, val = TokenStream(TOKENS, "train"), TokenStream(TOKENS, "val")
-            val_set = TokenWindows(val, s.sequence_length, across, partial=True)
-            model, _ = initial_model(p, tokenizer, TOKENS)
-            train_set = TokenWindows(train, s.sequence_length, across)
-            trainer = Trainer(model, train_set, val_set, val_set, s, s.steps, seed, state, tracker)
-            loss = trainer.run().val_loss
-        if processes.first():
+            loss = pretraining.trainer(tracker).run().val_loss
+        if processes.is_main():
             if not known:
                 write_json(result, {"val_loss": loss, "rung": rung.name})
             shutil.rmtree(state.directory)  # its checkpoints: the loss is all that is needed of it
-        processes.wait()
+        processes.barrier()
     return loss
 
 
@@ -246,7 +227,7 @@ def shape_of(p: Params, vocabulary: int, depth: int, length: int) -> tuple[int, 
 
 def announce(ladder: list[Rung]) -> None:
     """Say what the ladder takes before it takes it."""
-    from llm.parallel import device
+    from llm.parallel import hardware
     from llm.plan import UTILISATION
     from llm.plan.gpus import this_machine
     from llm.runtime.units import duration
@@ -255,7 +236,7 @@ def announce(ladder: list[Rung]) -> None:
     total = sum(rung.flops for rung in ladder)
     seconds = 0.0
     for rung in ladder:
-        compiled = device.compiles(rung.params.pretrain.compile, machine.where, rung.flops)
+        compiled = hardware.compiles(rung.params.pretrain.compile, machine.where, rung.flops)
         kind = "cuda" if machine.where.type == "cuda" else "cpu"
         seconds += rung.flops / (machine.rate * machine.devices * UTILISATION[kind, compiled])
     sizes = sorted({rung.parameters for rung in ladder})

@@ -64,7 +64,7 @@ def choice_log_likelihoods(
         if on_progress:
             on_progress(len(rows))
     own = len(results)
-    results = processes.merged(results)
+    results = processes.all_gather_dict(results)
     if on_progress and len(results) > own:
         on_progress(len(results) - own)
     return [results[i] for i in range(len(prompts))]

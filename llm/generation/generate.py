@@ -101,7 +101,7 @@ def complete(
             if on_progress:
                 on_progress(1)
     own = len(answers)
-    answers = processes.merged(answers)
+    answers = processes.all_gather_dict(answers)
     if on_progress and len(answers) > own:
         on_progress(len(answers) - own)
     return [answers[i] for i in range(len(requests))]
@@ -177,9 +177,9 @@ def compiling_pays(model: Transformer, steps: float) -> bool:
     """Whether so many steps repay the compiler: a rule of counts, not of clocks, so that a rerun
     decides the same.
     """
-    from llm.parallel import device
+    from llm.parallel import hardware
 
     layers = model.config.num_hidden_layers
-    return steps * layers > COMPILE_PAYS and device.compiles(
+    return steps * layers > COMPILE_PAYS and hardware.compiles(
         "auto", model.lm_head.weight.device, float("inf")
     )

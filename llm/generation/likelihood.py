@@ -63,7 +63,7 @@ def stream_nll(
             .cpu()
         )
         mine[number] = loss.view(len(data), -1)
-    losses = processes.merged(mine)
+    losses = processes.all_gather_dict(mine)
 
     sums, counts = np.zeros(len(starts)), np.zeros(len(starts), dtype=np.int64)
     documents = np.zeros(1)

@@ -23,7 +23,7 @@ STOPPING = (
 RESTARTS = 3  # after processes that a signal ended, such as the kernel's when memory runs out
 
 
-def processes() -> int:
+def process_count() -> int:
     """`LLM_PROCESSES` if set, else one for each CUDA device, unless `LLM_DEVICE` names the one to
     use.
 
@@ -62,7 +62,7 @@ def on_all_devices(main: Callable[[], None], module: str) -> Callable[[], None]:
         if "TORCHELASTIC_RUN_ID" in os.environ:  # one of several, of this launcher's or of torchrun
             end_with(psutil.Process(os.getppid()))
         cores = gpu_lease.take()
-        if "WORLD_SIZE" in os.environ or (count := processes()) == 1:
+        if "WORLD_SIZE" in os.environ or (count := process_count()) == 1:
             main()
         else:
             _launch(module, count, cores or os.cpu_count() or 1)

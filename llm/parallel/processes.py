@@ -1,9 +1,8 @@
-"""Several processes that train one model, as `torchrun` starts them. Where there is one, nothing
-here does anything.
+"""Processes that train one model together, as `torchrun` starts them; one process needs no group.
 
-Every process computes its share of each global batch. The first one (rank 0) alone holds the
-state's lock, writes states and outputs, tracks and prints; the others wait for it. PyTorch does the
-work: DistributedDataParallel over gloo on a CPU and over NCCL on CUDA devices.
+Every process computes its share of each global batch. The main one (rank 0) alone holds the state's
+lock, writes states and outputs, tracks and prints; the others wait for it. PyTorch does the work:
+DistributedDataParallel over gloo on a CPU and over NCCL on CUDA devices.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from torch.nn.parallel import DistributedDataParallel
 
 from llm.errors import UserError
 from llm.model.transformer import Transformer
-from llm.parallel import device as hardware
+from llm.parallel import hardware
 from llm.runtime.env import environment_number
 
 K = TypeVar("K")
 T = TypeVar("T")
 # `LLM_TIMEOUT_SECONDS`: longest wait for another process within a step, compiling included
 STEP_SECONDS = 600.0
-ANSWER_SECONDS = 5.0  # of a process that was waited for in vain, to say that it waits as well
+ANSWER_SECONDS = 5.0  # time for the other processes to report that they wait as well
 PATIENCE = timedelta(
     days=30
-)  # of those who wait for the first: for a twin that holds the lock, for outputs
+)  # wait for the main process: for a lock that a twin holds, for outputs
 
-_waiting: dist.ProcessGroup | None = None  # with that patience, and for objects; always gloo
-_saving: dist.ProcessGroup | None = None  # of the threads that write checkpoints; always gloo
+_patient: dist.ProcessGroup | None = None  # waits for PATIENCE, and carries objects; always gloo
+_checkpoints: dist.ProcessGroup | None = None  # for the threads that write checkpoints; always gloo
 
 
 @contextmanager
-def processes() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Join the processes that RANK, WORLD_SIZE and LOCAL_RANK describe, for the length of the
     block.
 
@@ -48,8 +47,8 @@ def processes() -> Iterator[None]:
         UserError: the variables are incomplete or unusable, the port is taken, or another process
             ended before this one or hangs.
     """
-    global _waiting, _saving
-    if asked_for() == 1:
+    global _patient, _checkpoints
+    if launched_world_size() == 1:
         yield
         return
     missing = [
@@ -82,9 +81,11 @@ def processes() -> Iterator[None]:
         device_id=device if cuda else None,
     )
     try:
-        _waiting, _saving = (dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))
+        _patient, _checkpoints = (
+            dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2)
+        )
         yield
-        wait()
+        barrier()
     except RuntimeError as error:
         if not _is_of_a_peer(error):
             raise
@@ -92,15 +93,15 @@ def processes() -> Iterator[None]:
         if silent := _silent(store, number, size, wait="timed out" in reason.lower()):
             who = ", ".join(f"process {other}" for other in silent)
             raise UserError(
-                f"{who} of {size} did not come to an exchange within {seconds:g} s, nor say why: it hangs. Look at its "
-                f"machine (`py-spy dump --pid`), and start again: all go on from the last state. LLM_TIMEOUT_SECONDS "
-                "allows for slower ones."
+                f"{who} of {size} did not join a collective within {seconds:g} s and reported no error; it is "
+                "probably hung. Inspect it (`py-spy dump --pid`) and restart: all resume from the last state. "
+                "LLM_TIMEOUT_SECONDS allows for slower ones."
             ) from None
         raise UserError(
             f"process {rank()} ends, since another one did ({reason}); the message of that one says why."
         ) from None
     finally:
-        _waiting = _saving = None
+        _patient = _checkpoints = None
         if (
             not cuda or sys.exc_info()[0] is None
         ):  # NCCL may wait for processes that are gone; the end frees all
@@ -108,7 +109,7 @@ def processes() -> Iterator[None]:
 
 
 def _no_meeting(error: Exception) -> str:
-    """What to say where the processes did not find one another."""
+    """Return the message for processes that did not find one another."""
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     if "EADDRINUSE" in str(error) or "already in use" in str(error):
         return (
@@ -145,60 +146,58 @@ def _is_of_a_peer(error: RuntimeError) -> bool:
     )
 
 
-def asked_for() -> int:
-    """Number of processes that were started to train together; they may not have met yet."""
+def launched_world_size() -> int:
+    """Return the number of processes that were launched together; they may not have met yet."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def first() -> bool:
-    """Whether this is the process that writes and prints."""
+def is_main() -> bool:
+    """Return whether this process writes and prints."""
     return rank() == 0
 
 
-def on_first(context: AbstractContextManager[T], otherwise: T) -> AbstractContextManager[T]:
-    """`context` in the first process; in the others a context that does nothing and gives
-    `otherwise`.
-    """
-    return context if first() else nullcontext(otherwise)
+def on_main(context: AbstractContextManager[T], otherwise: T) -> AbstractContextManager[T]:
+    """Return `context` in the main process, and in others one that only gives `otherwise`."""
+    return context if is_main() else nullcontext(otherwise)
 
 
-def wait() -> None:
-    """Wait until every process is here, however long the first one takes."""
+def barrier() -> None:
+    """Wait until every process calls this, however long the main one takes."""
     if world_size() > 1:
-        dist.barrier(group=_waiting)
+        dist.barrier(group=_patient)
 
 
-def saving() -> dist.ProcessGroup | None:
-    """The group of the threads that write checkpoints; None of one process."""
-    return _saving
+def checkpoint_group() -> dist.ProcessGroup | None:
+    """Return the group of the threads that write checkpoints; None with one process."""
+    return _checkpoints
 
 
-def everyone(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
-    """What each process calls `value`, by rank (anything that can be pickled)."""
+def all_gather(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """Return every process's `value`, by rank; it must be picklable."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value, group=group or _waiting)
+    dist.all_gather_object(values, value, group=group or _patient)
     return values
 
 
-def merged(values: dict[K, T]) -> dict[K, T]:
-    """What all processes found, of which each has other keys."""
-    return {key: value for part in everyone(values) for key, value in part.items()}
+def all_gather_dict(values: dict[K, T]) -> dict[K, T]:
+    """Merge the dicts of all processes, whose keys differ."""
+    return {key: value for part in all_gather(values) for key, value in part.items()}
 
 
-def sums(values: list[float], device: torch.device) -> list[float]:
-    """Sum of each value over the processes, in float64."""
+def all_reduce_sum(values: list[float], device: torch.device) -> list[float]:
+    """Return the sum of each value over the processes, in float64."""
     if world_size() == 1:
         return values
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
@@ -207,35 +206,35 @@ def sums(values: list[float], device: torch.device) -> list[float]:
 
 
 def refuse_disagreement(values: dict[str, Any], what: str) -> None:
-    """Compare values by name with those of the first process.
+    """Compare values by name with those of the main process.
 
     Raises:
         UserError: in every process, where one of them differs; names process, key and both values.
     """
-    given = everyone(values)
-    for number, other in enumerate(given):
-        for key in sorted(given[0].keys() | other.keys()):
-            if given[0].get(key) != other.get(key):
+    by_rank = all_gather(values)
+    for number, other in enumerate(by_rank):
+        for key in sorted(by_rank[0].keys() | other.keys()):
+            if by_rank[0].get(key) != other.get(key):
                 raise UserError(
-                    f"{what}: {key} is {other.get(key)!r} in process {number} and {given[0].get(key)!r} in process 0; "
-                    "all processes must run the same checkout with the same params and data."
+                    f"{what}: {key} is {other.get(key)!r} in process {number} and "
+                    f"{by_rank[0].get(key)!r} in process 0; all "
+                    "processes must run the same checkout with the same params and data."
                 )
 
 
-def end_together(message: str) -> NoReturn:
-    """End all processes, for a reason that all of them know and the first one tells."""
-    if first():
+def exit_all(message: str) -> NoReturn:
+    """End all processes for a reason that all know; only the main one prints it."""
+    if is_main():
         print(message, file=sys.stderr, flush=True)
-    wait()  # so that none is ended by torchrun before the message is out
+    barrier()  # torchrun must not end the main process before it has printed
     sys.exit(1)
 
 
 # -- the split of a global batch
 
 
-def balanced(micro: int, batch: int, size: int) -> int:
-    """Rows of a micro-batch, at most `micro`, that let `size` processes share a batch of `batch`
-    rows evenly.
+def balanced_micro_batch(micro: int, batch: int, size: int) -> int:
+    """Return the rows of a micro-batch, at most `micro`, that share a batch evenly among processes.
 
     One process keeps `micro`, which is a part of what its bytes depend on.
     """
@@ -245,11 +244,12 @@ def balanced(micro: int, batch: int, size: int) -> int:
     return -(-batch // (size * rounds))
 
 
-def dealt(batch: int, micro: int, number: int, size: int) -> range:
-    """Micro-batches of process `number`, by their place in the global batch.
+def micro_batches_of_rank(batch: int, micro: int, number: int, size: int) -> range:
+    """Return the micro-batches of process `number`, by their position in the global batch.
 
-    All processes get equally many; those from ceil(batch / micro) on are empty, and only take part
-    in the exchange."""
+    All processes get equally many. Those from ceil(batch / micro) on are empty and only join the
+    collectives.
+    """
     rounds = -(-batch // (micro * size))
     return range(number, rounds * size, size)
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from llm.errors import UserError
-from llm.parallel import device
-from llm.parallel import processes as distributed
+from llm.parallel import hardware, processes
 
 # Name, dense bfloat16 FLOP/s with float32 accumulation, and memory in GiB, as NVIDIA's data sheets
 # have them (which often print twice the rate, "with sparsity").
@@ -41,17 +40,17 @@ class Machine:
 
 def this_machine(precision: str) -> Machine:
     """Where this process runs; its rate is measured now."""
-    where = device.device()
-    dtype = device.precision(precision, where)
+    where = hardware.device()
+    dtype = hardware.precision(precision, where)
     cuda = where.type == "cuda"
     return Machine(
         where=where,
-        name=device.name(where),
-        memory=device.total_memory(where),
+        name=hardware.name(where),
+        memory=hardware.total_memory(where),
         dtype=dtype,
-        rate=device.matmul_flops_per_second(where, dtype),
+        rate=hardware.matmul_flops_per_second(where, dtype),
         rate_from="measured now",
-        devices=distributed.world_size() if cuda else 1,
+        devices=processes.world_size() if cuda else 1,
         processes=1 if cuda else int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         here=True,
     )

@@ -13,8 +13,7 @@ from llm import params
 from llm.errors import UserError
 from llm.model.config import Config
 from llm.model.hf_files import load_config
-from llm.parallel import device as hardware
-from llm.parallel import processes
+from llm.parallel import hardware, processes
 from llm.params import Params, Training, depth, presets
 from llm.plan.gpus import Machine, this_machine
 from llm.plan.plan import Plan
@@ -204,7 +203,7 @@ def _plan(
         quantized=quantized,
         stored=stored,
     )
-    memory = need(shards=processes.asked_for() if sharded else 1)
+    memory = need(shards=processes.launched_world_size() if sharded else 1)
     if not machine.here and memory.peak > machine.memory and not quantized:
         memory = need(shards=machine.devices)
     optimal = (

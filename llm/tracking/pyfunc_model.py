@@ -25,11 +25,11 @@ class FinetunedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         """Read the model directory that was logged as the artifact `model`."""
         from llm.generation.loaded_models import stop_ids
         from llm.model.hf_files import load_model
-        from llm.parallel import device
+        from llm.parallel import hardware
         from llm.tokenizer.bpe import Tokenizer
 
         directory = Path(context.artifacts["model"])
-        self.model = load_model(directory, device.device())
+        self.model = load_model(directory, hardware.device())
         self.tokenizer = Tokenizer.load(directory)
         self.stop_ids = stop_ids(directory, self.tokenizer)
 

@@ -1,4 +1,4 @@
-"""Identical bytes on rerun: what makes them so, and whether a run can promise them."""
+"""Settings that make a rerun give identical bytes, and a check of whether a run can promise it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from llm.parallel import device as hardware
-from llm.parallel import processes
+from llm.parallel import hardware, processes
 
 
 @contextmanager
@@ -55,20 +54,20 @@ def deterministic(on: bool, compiled: bool = False) -> Iterator[None]:
             del os.environ["CUBLAS_WORKSPACE_CONFIG"]
 
 
-def place(
+def run_environment(
     device: torch.device,
     dtype: torch.dtype,
     compiled: bool,
     deterministic: bool,
     sharded: bool = False,
 ) -> dict[str, Any]:
-    """What the bytes of a run depend on beside its inputs; a state records each place that its
-    steps ran at.
+    """Return the hardware and settings that a run's bytes depend on, beside its inputs.
 
-    Called in every process: they may have devices of several kinds.
+    A state records each environment that its steps ran in. Every process must call it, since
+    their devices may differ.
     """
     return {
-        "device": f"{device.type.upper()} {' + '.join(sorted(set(processes.everyone(hardware.name(device)))))}",
+        "device": f"{device.type.upper()} {' + '.join(sorted(set(processes.all_gather(hardware.name(device)))))}",
         "processes": processes.world_size(),
         "sharded": sharded,
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
@@ -79,7 +78,7 @@ def place(
 
 
 def difference(earlier: dict[str, Any], later: dict[str, Any]) -> str:
-    """What two places differ in, for people."""
+    """Name what differs between two environments."""
     return ", ".join(
         f"{key} {earlier.get(key)}, then {later[key]}"
         for key in later
@@ -87,16 +86,18 @@ def difference(earlier: dict[str, Any], later: dict[str, Any]) -> str:
     )
 
 
-def verdict(places: list[dict[str, Any]]) -> tuple[bool, str]:
-    """Whether the same inputs give the same bytes again at the place where all steps of a run were
-    taken, and why.
+def verdict(environments: list[dict[str, Any]]) -> tuple[bool, str]:
+    """Return whether the same inputs give the same bytes in the same environment, and why.
 
     A CPU adds up in an order that the number of its threads decides, and processes in one that
-    their number decides; a CUDA device without deterministic algorithms in an order of the moment.
+    their number decides; a CUDA device without deterministic algorithms adds up in a different order each time.
     """
-    last = places[-1]
-    if len(places) > 1:
-        return False, f"no: the run was continued at another place ({difference(places[-2], last)})"
+    last = environments[-1]
+    if len(environments) > 1:
+        return (
+            False,
+            f"no: the run was resumed on different hardware ({difference(environments[-2], last)})",
+        )
     kind = last["device"].split()[0]
     if kind != "CPU" and not last["deterministic"]:
         return False, f"no: {kind} without deterministic: true"

@@ -1,4 +1,4 @@
-"""What the processes of a training compute together: the gradients of a global batch, and losses.
+"""The engine of a training run: gradients of a global batch, and losses, over all processes.
 
 What a step computes depends on (weights, optimizer state, seed, step) alone: the data order is a
 stateless permutation, dropout is seeded by step and micro-batch, and the loss is normalised over
@@ -23,10 +23,10 @@ from llm.errors import UserError
 from llm.model.quantized import QuantizedLinear
 from llm.model.sharded_tensor import unshard, whole
 from llm.model.transformer import Transformer
-from llm.parallel import device, processes
+from llm.parallel import hardware, processes
 from llm.params import Training
 from llm.train import fsdp, micro_batch
-from llm.train.determinism import deterministic, place
+from llm.train.determinism import deterministic, run_environment
 from llm.train.optimizer import Optimizers
 from llm.train.throughput import Meter
 
@@ -56,7 +56,7 @@ class Engine:
             UserError: one sequence does not fit the device's memory, or the processes would not
                 compute the same.
         """
-        self.device = device.device()
+        self.device = hardware.device()
         self.model, self.sharded = model, model.fill is not None
         if not self.sharded:
             model.to(self.device)
@@ -64,12 +64,14 @@ class Engine:
         self.length = settings.sequence_length
         self.batch_size = settings.batch_tokens // self.length
         self.flops = model.config.flops_per_token(self.length) * settings.batch_tokens * steps
-        model.compute_dtype = device.precision(settings.precision, self.device)
+        model.compute_dtype = hardware.precision(settings.precision, self.device)
         model.grad_checkpointing = settings.grad_checkpointing
         # Unpacking 4-bit weights is the library's own kernel, at which the compiler would stop in
         # every layer.
         quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
-        self.compiled = not quantized and device.compiles(settings.compile, self.device, self.flops)
+        self.compiled = not quantized and hardware.compiles(
+            settings.compile, self.device, self.flops
+        )
         self.rank, self.world_size = processes.rank(), processes.world_size()
         if self.world_size > 1:
             chosen = {
@@ -91,13 +93,13 @@ class Engine:
             self.parallel = fsdp.shard(model, self.device, model.compute_dtype, self.compiled)
         else:
             fits = micro_batch.micro_batch(*rows)
-        self.micro = processes.balanced(
-            min(processes.everyone(fits)), self.batch_size, self.world_size
+        self.micro = processes.balanced_micro_batch(
+            min(processes.all_gather(fits)), self.batch_size, self.world_size
         )
         self.optimizers = Optimizers(
             model, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.betas
         )
-        self.place = place(
+        self.environment = run_environment(
             self.device, model.compute_dtype, self.compiled, settings.deterministic, self.sharded
         )
         self.meter = Meter(
@@ -112,15 +114,16 @@ class Engine:
         """This process's micro-batches of all steps from `start` on, which `backward` takes in
         their order.
         """
-        mine = processes.dealt(self.batch_size, self.micro, self.rank, self.world_size)
+        mine = processes.micro_batches_of_rank(
+            self.batch_size, self.micro, self.rank, self.world_size
+        )
         steps, pin = range(start, self.steps), self.device.type == "cuda"
         return one_ahead(
             micro_batches(self.train_set, self.seed, steps, self.batch_size, self.micro, mine, pin)
         )
 
     def open_exchange(self) -> None:
-        """Of several processes with the whole model each: wrap the loss, and run it once on rows
-        without a label.
+        """With data parallelism: wrap the loss in DDP and run one empty step.
 
         DistributedDataParallel lays out its buckets anew after the first backward pass, and the
         layout decides the order in which three processes or more add up. Once this is done before
@@ -144,7 +147,9 @@ class Engine:
             read: then the step must not be taken, in any process.
         """
         unread: str | None = None
-        rounds = len(processes.dealt(self.batch_size, self.micro, self.rank, self.world_size))
+        rounds = len(
+            processes.micro_batches_of_rank(self.batch_size, self.micro, self.rank, self.world_size)
+        )
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for i in range(rounds):
             with self.meter.waiting("loader"):
@@ -175,7 +180,7 @@ class Engine:
         return float(total), part, unread
 
     def _nothing(self, step: int) -> MicroBatch:
-        """A micro-batch without a label, which takes part in the exchange and adds nothing."""
+        """Return a micro-batch without labels, which joins the collectives and adds nothing."""
         none = np.zeros(0, dtype=np.int64)
         return MicroBatch(step, 0, none, 1, self.host_tensors(self.train_set, none))
 
@@ -199,7 +204,9 @@ class Engine:
         total, count = 0.0, 0
         # Equally many for each process, since those of a sharded model compute together; the last
         # may be empty.
-        mine = processes.dealt(data.num_rows, self.micro, self.rank, self.world_size)
+        mine = processes.micro_batches_of_rank(
+            data.num_rows, self.micro, self.rank, self.world_size
+        )
         every = np.arange(data.num_rows)
         ids = [every[number * self.micro : (number + 1) * self.micro] for number in mine]
         with (
@@ -219,7 +226,7 @@ class Engine:
         if self.sharded:
             self.parallel.reshard()
         self.model.train()
-        all_total, all_count = processes.sums([total, float(count)], self.device)
+        all_total, all_count = processes.all_reduce_sum([total, float(count)], self.device)
         return all_total / all_count
 
     def gather(self) -> None:
@@ -255,7 +262,7 @@ class Engine:
             f"{self.flops:.2e} FLOPs"
         )
         how = [
-            device.name(self.device),
+            hardware.name(self.device),
             str(self.model.compute_dtype).removeprefix("torch."),
             "compiled (the first step takes longer)" if self.compiled else "not compiled",
             f"micro-batch {self.micro} × {self.length} tokens",
@@ -267,7 +274,7 @@ class Engine:
     def conditions(self) -> dict[str, Any]:
         """How it is computed, for the timing file."""
         return {
-            "device": device.name(self.device),
+            "device": hardware.name(self.device),
             "dtype": str(self.model.compute_dtype).removeprefix("torch."),
             "compiled": self.compiled,
             "processes": self.world_size,

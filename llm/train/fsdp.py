@@ -19,8 +19,7 @@ from torch import Tensor
 from llm.errors import UserError
 from llm.model.config import Config
 from llm.model.transformer import Transformer
-from llm.parallel import device as hardware
-from llm.parallel import processes
+from llm.parallel import hardware, processes
 from llm.params import Training
 from llm.train.memory import training_memory
 
@@ -49,7 +48,7 @@ def wanted(config: Config, s: Training, adapter: int = 0, shardable: bool = True
         raise UserError(
             f"LLM_SHARDING={mode!r}: expected ddp (each process has the whole model) or fsdp (a part)."
         )
-    if processes.asked_for() == 1:
+    if processes.launched_world_size() == 1:
         return False
     if mode == "fsdp" and not shardable:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What pretraining begins with: weights from the seed, or those of a checkpoint."""
+"""The model that pretraining starts from: weights from the seed, or those of a checkpoint."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from llm.errors import UserError
 from llm.model.config import Config
 from llm.model.sharded_tensor import is_sharded
 from llm.model.transformer import Transformer
-from llm.parallel import device as hardware
+from llm.parallel import hardware
 from llm.train import fsdp
 from llm.train.memory import layer_activations
 

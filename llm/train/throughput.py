@@ -1,6 +1,4 @@
-"""What a run takes: rates, waiting and memory. None of it is reproducible: it goes to timing files
-and MLflow.
-"""
+"""A run's speed, waiting times and memory, which go to timing files and MLflow."""
 
 from __future__ import annotations
 
@@ -12,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llm.parallel import device as hardware
-from llm.parallel import processes
+from llm.parallel import hardware, processes
 from llm.runtime.progress import INTERVAL
 from llm.runtime.timing import peak_memory_bytes
 

@@ -1,6 +1,4 @@
-"""The training loop of pretrain and finetune: all steps of an engine, and what happens between
-them.
-"""
+"""The training loop of `pretrain` and `finetune`."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -20,39 +18,20 @@ from llm.errors import UserError
 from llm.model.transformer import Transformer
 from llm.parallel import processes
 from llm.params import Training
-from llm.runtime import heartbeat
 from llm.runtime.env import environment_number
-from llm.runtime.progress import Progress
 from llm.train.checkpoint.local import State
 from llm.train.determinism import deterministic, difference, verdict
-from llm.train.divergence import LossWatch
 from llm.train.engine import Engine
 from llm.train.schedule import learning_rate
 from llm.train.signals import StopRequest
+from llm.train.training_log import Tracker, TrainingLog
 
-HISTORY_ROWS = 2000  # at most, of a run's history
 STATE_SECONDS = 30.0  # between checkpoints
-
-
-class Tracker(Protocol):
-    """Where curves go while training runs."""
-
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """Never raises and never blocks for long. `step`: tokens trained on so far, so that runs of
-        other batches and lengths lie over one another; the optimizer's steps are a metric,
-        `step`."""
-
-
-class Untracked:
-    """The tracker of every process but the first, which logs the same."""
-
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """Drop them."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What training came to. `history` has a row a logged step."""
+    """The outcome of training; `history` has one row for each logged step."""
 
     history: list[dict[str, float | int | None]]
     val_loss: float
@@ -64,7 +43,7 @@ class Result:
 
 
 class Trainer:
-    """Trains a model in place; `run` continues the state that it finds."""
+    """Trains a model in place; `run` resumes from the newest state."""
 
     def __init__(
         self,
@@ -93,20 +72,19 @@ class Trainer:
             cache=state.directory.parents[1] / "compiled",
         )
         self.val_set, self.quick_val_set = val_set, quick_val_set
-        self.settings, self.steps, self.state, self.tracker = settings, steps, state, tracker
+        self.settings, self.steps, self.state = settings, steps, state
+        self.log = TrainingLog(
+            state.stage, steps, settings.batch_tokens, tracker, self.engine.meter
+        )
         self.stop = StopRequest()
-        self.stopping = self.saving = False  # at the end of this step, as all processes know
         self.save_every = environment_number(
             "LLM_STATE_SECONDS", STATE_SECONDS, "seconds between checkpoints"
         )
         self.saved = time.monotonic()
-        self.coming: Iterator[MicroBatch] = iter(())
-        self.history: list[dict[str, float | int | None]] = []
-        self.watch = LossWatch()
-        self.places = [self.engine.place]
+        self.environments = [self.engine.environment]  # those that the run's steps were taken in
 
     def run(self) -> Result:
-        """Train to the last step, or raise where it cannot go on.
+        """Train to the last step.
 
         Raises:
             UserError: a loss or gradient that is not finite (before the update; names step and
@@ -118,13 +96,13 @@ class Trainer:
         if start < self.steps:
             with self.stop, deterministic(self.settings.deterministic, self.engine.compiled):
                 self._train(start)
-        last = self.history[-1]
-        assert last["val_loss"] is not None
-        recent = [float(row["loss"] or 0.0) for row in self.history[-50:]]
+        history = self.log.history
+        val_loss = history[-1]["val_loss"]
+        assert val_loss is not None
         return Result(
-            history=self.history,
-            val_loss=float(last["val_loss"]),
-            train_loss=float(np.mean(recent)),
+            history=history,
+            val_loss=float(val_loss),
+            train_loss=float(np.mean([float(row["loss"] or 0.0) for row in history[-50:]])),
             steps=self.steps,
             tokens=self.steps * self.settings.batch_tokens,
             flops=self.engine.flops,
@@ -132,106 +110,64 @@ class Trainer:
         )
 
     def _train(self, start: int) -> None:
-        """All steps from `start` on, and what happens between them."""
-        s = self.settings
-        every = max(1, -(-self.steps // HISTORY_ROWS))
-        several = self.engine.world_size > 1
+        """Take all steps from `start` on; validate, save and stop between them."""
         self.engine.open_exchange()
-        tokens = self.steps * s.batch_tokens, start * s.batch_tokens
         self.saved = time.monotonic()
-        val: float | None = None
+        log = self.log
         with (
-            closing(self.engine.batches(start)) as self.coming,
-            Progress(
-                self.state.stage,
-                tokens[0],
-                "tok",
-                tokens[1],
-                scale=True,
-                quiet=self.engine.rank > 0,
-            ) as progress,
+            closing(self.engine.batches(start)) as batches,
+            log.running(start, quiet=self.engine.rank > 0),
         ):
             for step in range(start, self.steps):
                 with self.engine.meter.step():
-                    loss, norm, rate = self._step(step)
-                done = step + 1
-                row: dict[str, float | int | None] = {
-                    "step": done,
-                    "tokens": done * s.batch_tokens,
-                    "loss": loss,
-                    "learning_rate": rate,
-                    "grad_norm": norm,
-                    "val_loss": None,
-                }
-                if done % s.eval_every == 0 or done == self.steps:
-                    with progress.pause():
-                        rows = self.val_set if done == self.steps else self.quick_val_set
-                        row["val_loss"] = val = self.engine.evaluate(rows)
-                if done % every == 0 or row["val_loss"] is not None:
-                    self.history.append(row)
-                    self._track(row)
-                trouble = self.watch.update(done, loss)
-                shown_as = heartbeat.current()
-                if shown_as:
-                    shown_as.trouble = trouble
-                    if row["val_loss"] is not None:
-                        shown_as.validated(done * s.batch_tokens, row["val_loss"])
-                if figures := self.engine.meter.due():
-                    self.tracker.log_metrics(figures, step=done * s.batch_tokens)
-                    if shown_as:
-                        shown_as.tell(**figures)
-                shown = {"loss": f"{loss:.3f}", "lr": f"{rate:.2g}"} | (
-                    {"val": f"{val:.3f}"} if val else {}
-                )
-                progress.update(s.batch_tokens, **shown)
-                if done == self.steps:
-                    break
-                if self.stopping if several else self.stop.signal is not None:
+                    loss, grad_norm, rate = self.step(step, batches)
+                done, last = step + 1, step + 1 == self.steps
+                log.step(done, loss, grad_norm, rate)
+                if last or done % self.settings.eval_every == 0:
+                    with log.validating():
+                        val_loss = self.engine.evaluate(
+                            self.val_set if last else self.quick_val_set
+                        )
+                    log.validated(done, val_loss)
+                if last:
                     self._save(done, wait=True)
-                    self._end(
+                stop, save = self._agree()
+                if (stop or save) and not last:
+                    self._save(done, wait=stop)
+                if stop:
+                    self._exit(
                         SystemExit(
                             f"{self.state.stage}: stopped after step {done}; `dvc repro` continues from there"
                         )
                     )
-                if self.saving if several else self._due():
-                    self._save(done)
-                    self.saved = time.monotonic()
-            self._save(self.steps, wait=True)
-            # Asked for in the last step or its validation: the state is whole, what comes next is
-            # left to the rerun.
-            if processes.sums([float(self.stop.signal is not None)], self.engine.device)[0]:
-                self._end(
-                    SystemExit(
-                        f"{self.state.stage}: stopped after step {done}; `dvc repro` continues from there"
-                    )
-                )
 
-    def _step(self, step: int) -> tuple[float, float, float]:
-        """One update on the global batch; returns loss (nats per label), gradient norm before
-        clipping, and rate.
+    def step(self, step: int, batches: Iterator[MicroBatch]) -> tuple[float, float, float]:
+        """Update the model on the global batch of `step`, from 0.
+
+        Args:
+            batches: this process's micro-batches, in order; those of this step are taken.
+
+        Returns:
+            Loss (nats per label), gradient norm before clipping, and learning rate.
         """
-        s = self.settings
-        loss, batch, unread = self.engine.backward(step, self.coming)
-        wants_stop = self.stop.signal is not None
-        due = self.engine.rank == 0 and self._due()
-        flags = [float(wants_stop), float(due), float(unread is not None)]
-        summed, stopping, saving, lacking = processes.sums([loss, *flags], self.engine.device)
-        self.stopping, self.saving = stopping > 0, saving > 0
-        if lacking:
-            if step > 0:
-                self._save(step, wait=True)
-            self._end(UserError(next(text for text in processes.everyone(unread) if text)))
-        mean = summed / batch.labels
+        s, stage = self.settings, self.state.stage
+        loss, batch, unread = self.engine.backward(step, batches)
+        total, failed = processes.all_reduce_sum(
+            [loss, float(unread is not None)], self.engine.device
+        )
+        if failed:
+            self._save_before(step)
+            self._exit(UserError(next(text for text in processes.all_gather(unread) if text)))
+        mean = total / batch.labels
         norm = self.engine.clip(s.grad_clip)
         if not (math.isfinite(mean) and math.isfinite(norm)):
-            if step > 0:
-                self._save(step, wait=True)
+            self._save_before(step)
             rows = ", ".join(map(str, batch.ids[:16])) + (" …" if len(batch.ids) > 16 else "")
-            self._end(
+            self._exit(
                 UserError(
-                    f"{self.state.stage}: the {'loss' if not math.isfinite(mean) else 'gradient'} is not finite at "
-                    f"step {step + 1} (rows {rows}). Nothing was updated. Lower {self.state.stage}.learning_rate, or "
-                    f"set {self.state.stage}.precision=fp32 to see whether rounding is the cause."
+                    f"{stage}: the {'loss' if not math.isfinite(mean) else 'gradient'} is not finite at "
+                    f"step {step + 1} (rows {rows}). Nothing was updated. Lower {stage}.learning_rate, or "
+                    f"set {stage}.precision=fp32 to see whether rounding is the cause."
                 )
             )
         rate = learning_rate(
@@ -246,22 +182,30 @@ class Trainer:
         self.engine.optimizers.step(rate)
         return mean, norm, rate
 
-    def _end(self, error: UserError | SystemExit) -> NoReturn:
-        """Raise what every process found at the same step; of several, the first one says it."""
+    def _agree(self) -> tuple[bool, bool]:
+        """Return whether to stop and whether to save, as all processes then know."""
+        due = self.engine.rank == 0 and time.monotonic() - self.saved >= self.save_every
+        flags = [float(self.stop.signal is not None), float(due)]
+        stop, save = processes.all_reduce_sum(flags, self.engine.device)
+        return stop > 0, save > 0
+
+    def _exit(self, error: UserError | SystemExit) -> NoReturn:
+        """Raise an error that every process found at the same step; only the main one prints it."""
         if self.engine.world_size == 1:
             raise error
-        processes.end_together(f"\nerror: {error}" if isinstance(error, UserError) else str(error))
+        processes.exit_all(f"\nerror: {error}" if isinstance(error, UserError) else str(error))
 
     # -- state
 
-    def _due(self) -> bool:
-        return time.monotonic() - self.saved >= self.save_every
+    def _save_before(self, step: int) -> None:
+        """Save the state before `step`, which fails; a run without a step has nothing to save."""
+        if step > 0:
+            self._save(step, wait=True)
 
     def _save(self, step: int, wait: bool = False) -> None:
-        """Write a state: the first process, since it is the same in each, or every process its
-        shards.
+        """Write a state after `step` steps; with `wait`, return once it is on disk.
 
-        With `wait`, all wait for it.
+        The main process writes a replicated model's state, every process its shards of a sharded one.
         """
         if self.engine.rank == 0 or self.engine.sharded:
             with self.engine.meter.waiting("checkpoint"):
@@ -269,21 +213,21 @@ class Trainer:
                 tensors |= {
                     f"optimizer.{k}": v for k, v in self.engine.optimizers.tensors().items()
                 }
-                # A copy of the history: it is written while training goes on, and must not hold
-                # what comes then.
+                # The history is copied, since it grows while a thread writes the state.
                 meta = {
                     "step": step,
                     "micro_batch": self.engine.micro,
-                    "history": list(self.history),
-                    "places": self.places,
+                    "history": [dict(row) for row in self.log.history],
+                    "places": self.environments,
                 }
                 self.state.save(step, tensors, meta, wait)
             self.engine.meter.checkpoints += 1
         if wait:
-            processes.wait()
+            processes.barrier()
+        self.saved = time.monotonic()
 
     def _resume(self) -> int:
-        """Load the newest state; return the step to go on with.
+        """Load the newest state and return the number of steps that it has taken.
 
         Raises:
             UserError: the processes found states of different steps.
@@ -300,17 +244,16 @@ class Trainer:
         self.engine.optimizers.load(
             {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
         )
-        self.history = meta["history"]
-        here, before = self.places[0], meta["places"]
-        if here == before[-1]:  # another device may lack the memory for it
+        self.log.history = meta["history"]
+        current, before = self.environments[0], meta["places"]
+        if current == before[-1]:  # another device may lack the memory for it
             self.engine.micro = meta["micro_batch"]
-        self.places = before if before[-1] == here or step == self.steps else [*before, here]
+        finished = step == self.steps
+        self.environments = before if before[-1] == current or finished else [*before, current]
         return step
 
     def _empty(self, name: str, shape: torch.Size) -> Tensor:
-        """Where a tensor of a state is read to: shards like those of the parameter that it belongs
-        to.
-        """
+        """Return the tensor that a state's tensor is read into, sharded like its parameter."""
         kind, _, rest = name.partition(".")
         parameter = self.engine.trainable()[rest if kind == "model" else rest.rpartition(".")[0]]
         return torch.zeros_like(parameter) if shape == parameter.shape else torch.zeros(shape)
@@ -328,16 +271,15 @@ class Trainer:
             yield f"{stage}: {line}"
         if start:
             yield f"{stage}: continues after step {start:,} of {self.steps:,}"
-        if len(self.places) > 1:
-            changed = difference(self.places[-2], self.places[-1])
-            yield f"{stage}: continues at another place ({changed}): its bytes may differ from those of one run"
-
-    def _track(self, row: dict[str, float | int | None]) -> None:
-        metrics = {k: float(v) for k, v in row.items() if k != "tokens" and v is not None}
-        self.tracker.log_metrics(metrics, step=int(row["tokens"] or 0))
+        if len(self.environments) > 1:
+            changed = difference(self.environments[-2], self.environments[-1])
+            yield (
+                f"{stage}: resumed on different hardware ({changed}): "
+                "results may not be bit-identical to an uninterrupted run"
+            )
 
     def _timing(self) -> dict[str, Any]:
-        identical, why = verdict(self.places)
+        identical, why = verdict(self.environments)
         meter = self.engine.meter.summary()
         return {
             **self.engine.conditions(),

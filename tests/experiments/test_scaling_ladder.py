@@ -17,7 +17,7 @@ from llm.errors import UserError
 from llm.evaluate.scaling_law import Law
 from llm.experiments import scaling_ladder
 from llm.runtime.io import read_json
-from llm.train import trainer as loop
+from llm.train.trainer import Result, Trainer
 from stages import scaling, tokenize
 from tests.pipeline.workspace import TINY
 from tests.stages.test_tokenize import documents, workspace
@@ -56,9 +56,9 @@ def test_a_killed_ladder_keeps_its_finished_runs_and_ends_with_the_same_bytes(
     prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     trained: list[str] = []
-    run = loop.Trainer.run
+    run = Trainer.run
 
-    def counted(trainer: loop.Trainer) -> loop.Result:
+    def counted(trainer: Trainer) -> Result:
         if len(trained) == 3 and not kept:
             raise KeyboardInterrupt  # killed in the fourth run
         trained.append(
@@ -67,7 +67,7 @@ def test_a_killed_ladder_keeps_its_finished_runs_and_ends_with_the_same_bytes(
         return run(trainer)
 
     kept: list[str] = []
-    monkeypatch.setattr(loop.Trainer, "run", counted)
+    monkeypatch.setattr(Trainer, "run", counted)
     with pytest.raises(KeyboardInterrupt):
         scaling.main()
     kept = trained.copy()

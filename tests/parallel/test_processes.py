@@ -128,7 +128,7 @@ def test_a_run_continued_elsewhere_does_not_promise_its_bytes(wholes: dict) -> N
         expected = (
             "yes"
             if before == after
-            else f"no: the run was continued at another place (processes {before}, then"
+            else f"no: the run was resumed on different hardware (processes {before}, then"
         )
         assert timing["identical_bytes"].startswith(expected)
 
@@ -199,7 +199,7 @@ def test_a_process_that_hangs_is_named_by_the_others(workers: Workers, tmp_path:
     errors = [
         answer["error"]
         for answer in answers
-        if "process 1 of 3 did not come" in answer.get("error", "")
+        if "process 1 of 3 did not join a collective" in answer.get("error", "")
     ]
     assert errors, answers
     assert "within 6 s" in errors[0]
@@ -219,7 +219,7 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         }
         for key, value in settings.items():
             monkeypatch.setenv(key, value)
-        with pytest.raises(UserError, match=f"port {port} is in use"), processes.processes():
+        with pytest.raises(UserError, match=f"port {port} is in use"), processes.process_group():
             pass
 
 
@@ -228,9 +228,9 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_row_is_dealt_once_and_all_processes_get_equally_many_micro_batches(
     batch: int, micro: int, world: int
 ) -> None:
-    size = processes.balanced(micro, batch, world)
+    size = processes.balanced_micro_batch(micro, batch, world)
     assert size <= micro
-    hands = [processes.dealt(batch, size, rank, world) for rank in range(world)]
+    hands = [processes.micro_batches_of_rank(batch, size, rank, world) for rank in range(world)]
     assert len({len(hand) for hand in hands}) == 1
     assert len(hands[0]) == -(
         -batch // (micro * world)

@@ -13,7 +13,7 @@ import yaml
 
 from llm import params, plan
 from llm.errors import UserError
-from llm.parallel import device
+from llm.parallel import hardware
 from llm.params import presets
 from llm.plan.gpus import GPUS, gpus
 from llm.plan.show import show_plan
@@ -33,7 +33,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "presets", tmp_path / "presets")
     shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(device, "matmul_flops_per_second", lambda *_: 4e11)
+    monkeypatch.setattr(hardware, "matmul_flops_per_second", lambda *_: 4e11)
     return tmp_path
 
 

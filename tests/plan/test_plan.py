@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llm import params, plan
 from llm.errors import UserError
 from llm.model.config import Config
 from llm.model.transformer import Transformer
-from llm.parallel import device
+from llm.parallel import hardware
 from llm.plan.show import show_plan
 from llm.runtime import units
 from llm.runtime.io import write_json
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 def p(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> params.Params:
     shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(device, "matmul_flops_per_second", lambda *_: 4e11)
+    monkeypatch.setattr(hardware, "matmul_flops_per_second", lambda *_: 4e11)
     return params.load()
 
 
@@ -75,7 +76,7 @@ def test_a_run_that_cannot_fit_the_memory_is_refused(
     p: params.Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan.before_training(plan.pretrain_plan(p), tmp_path)
-    monkeypatch.setattr(device, "total_memory", lambda *_: 10**8)
+    monkeypatch.setattr(hardware, "total_memory", lambda *_: 10**8)
     with pytest.raises(
         UserError, match=r"would need about .* of memory .* has 100 MB.*model\.hidden_size"
     ):
@@ -141,11 +142,11 @@ def test_the_command_prints_both_stages_aligned_and_as_json(
 
 def test_the_memory_of_a_container_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(device, "CONTAINER_LIMITS", (limit, tmp_path / "none"))
-    machine = device.total_memory(device.torch.device("cpu"))
+    monkeypatch.setattr(hardware, "CONTAINER_LIMITS", (limit, tmp_path / "none"))
+    machine = hardware.total_memory(torch.device("cpu"))
     for text, expected in (("max\n", machine), ("1000000\n", 1_000_000)):
         limit.write_text(text)
-        assert device.total_memory(device.torch.device("cpu")) == expected
+        assert hardware.total_memory(torch.device("cpu")) == expected
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def test_an_impossible_number_of_processes_is_refused(
 ) -> None:
     monkeypatch.setenv("LLM_PROCESSES", given)
     with pytest.raises(UserError, match="LLM_PROCESSES"):
-        launch.processes()
+        launch.process_count()
 
 
 def test_one_device_for_two_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,9 +228,9 @@ def test_one_device_for_two_processes_is_refused(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(
         UserError, match="LLM_PROCESSES=2 needs as many devices, and LLM_DEVICE=cuda:0 names one"
     ):
-        launch.processes()
+        launch.process_count()
     monkeypatch.setenv("LLM_DEVICE", "cpu")
-    assert launch.processes() == 2
+    assert launch.process_count() == 2
 
 
 def test_there_is_a_process_for_each_card_unless_a_device_is_named(
@@ -239,6 +239,6 @@ def test_there_is_a_process_for_each_card_unless_a_device_is_named(
     for name in ("LLM_PROCESSES", "LLM_DEVICE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    assert launch.processes() == 8
+    assert launch.process_count() == 8
     monkeypatch.setenv("LLM_DEVICE", "cuda:3")
-    assert launch.processes() == 1
+    assert launch.process_count() == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_a_model_has_the_same_bytes_though_its_tokens_are_afar_and_the_server_is
     monkeypatch.setenv("LLM_TOKENS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LLM_TOKENS_CACHE_GB", str(LIMIT / 1e9))
     monkeypatch.setattr(remote_fs, "MOST", 0.5)
-    step, sizes, write = Trainer._step, [], block_cache.BlockCache.write
+    step, sizes, write = Trainer.step, [], block_cache.BlockCache.write
     away, tell, back = {9}, remote_fs.Address._tell, threading.Timer(0.5, s3.start)
 
     def noted(self: block_cache.BlockCache, name: str, data: bytes) -> None:
@@ -72,11 +73,11 @@ def test_a_model_has_the_same_bytes_though_its_tokens_are_afar_and_the_server_is
                 total += path.stat().st_size
         sizes.append(total)
 
-    def interrupted(self: Trainer, number: int) -> tuple[float, float, float]:
+    def interrupted(self: Trainer, number: int, batches: Iterator) -> tuple[float, float, float]:
         if number in away:
             away.remove(number)
             s3.stop()
-        return step(self, number)
+        return step(self, number, batches)
 
     def back_once_it_is_missed(self: remote_fs.Address, error: Exception) -> None:
         with suppress(RuntimeError):  # several threads miss it, and a timer starts once
@@ -84,7 +85,7 @@ def test_a_model_has_the_same_bytes_though_its_tokens_are_afar_and_the_server_is
         tell(self, error)
 
     monkeypatch.setattr(block_cache.BlockCache, "write", noted)
-    monkeypatch.setattr(Trainer, "_step", interrupted)
+    monkeypatch.setattr(Trainer, "step", interrupted)
     monkeypatch.setattr(remote_fs, "PATIENCE", 1.0)
     with pytest.raises(
         UserError, match="start the same command again: it goes on from the last state"

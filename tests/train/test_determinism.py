@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -95,7 +96,7 @@ def test_training_and_validation_run_inside(monkeypatch: pytest.MonkeyPatch) -> 
         (
             [CPU, {**CPU, "threads": 4}],
             False,
-            "no: the run was continued at another place (threads 2, then 4)",
+            "no: the run was resumed on different hardware (threads 2, then 4)",
         ),
         ([CPU, {**CPU, "threads": 4}, CPU], False, "(threads 4, then 2)"),
     ],
@@ -113,16 +114,16 @@ def test_a_run_resumed_with_another_number_of_threads_says_so(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     state = State("pretrain", {"run": "threads"})
-    step = Trainer._step
+    step = Trainer.step
 
-    def interrupted(self: Trainer, number: int) -> tuple[float, float, float]:
+    def interrupted(self: Trainer, number: int, batches: Iterator) -> tuple[float, float, float]:
         if number == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, number)
+        return step(self, number, batches)
 
     threads = torch.get_num_threads()
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", interrupted)
+        patch.setattr(Trainer, "step", interrupted)
         with pytest.raises(SystemExit):
             train(state=state)
     try:
@@ -132,7 +133,7 @@ def test_a_run_resumed_with_another_number_of_threads_says_so(
     finally:
         torch.set_num_threads(threads)
     changed = f"threads {threads}, then {threads + 1}"
-    assert f"continues at another place ({changed})" in capfd.readouterr().out
+    assert f"resumed on different hardware ({changed})" in capfd.readouterr().out
     assert result.timing["deterministic"] is False
     assert changed in result.timing["identical_bytes"]
     assert other.timing["deterministic"] is True

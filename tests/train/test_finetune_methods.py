@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from llm.runtime.io import other_files
 from llm.tokenizer.bpe import Tokenizer
 from llm.train import finetune_methods
 from llm.train.checkpoint.local import State
-from llm.train.trainer import Trainer, Untracked
+from llm.train.trainer import Trainer
+from llm.train.training_log import Untracked
 from tests.model.conftest import random_model
 
 METHODS = ["lora", "qlora", "full", "prompt_tuning"]
@@ -106,17 +108,17 @@ def test_a_stopped_run_continues_to_the_same_bytes_and_learns(
         fresh, data, data, data, s, 12, 1, State("finetune", {"run": "none"}), Untracked()
     ).engine.evaluate(data)
     assert loss < before - 0.1
-    step = Trainer._step
+    step = Trainer.step
 
-    def interrupted(self: Trainer, number: int) -> tuple[float, float, float]:
+    def interrupted(self: Trainer, number: int, batches: Iterator) -> tuple[float, float, float]:
         if number == 4:  # of 12, in the middle of the first epoch
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, number)
+        return step(self, number, batches)
 
-    monkeypatch.setattr(Trainer, "_step", interrupted)
+    monkeypatch.setattr(Trainer, "step", interrupted)
     with pytest.raises(SystemExit, match="step 5"):
         train(s, examples, "stopped")
-    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     resumed, _, again = train(s, examples, "stopped")
     assert again == loss
     expected = trained(whole)

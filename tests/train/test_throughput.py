@@ -8,9 +8,8 @@ import os
 
 import pytest
 
-from llm.parallel import device
-from llm.train import throughput
-from llm.train import trainer as loop
+from llm.parallel import hardware
+from llm.train import throughput, trainer
 from llm.train.checkpoint.local import State
 from llm.train.history import COLUMNS
 from llm.train.trainer import Trainer
@@ -30,7 +29,7 @@ def test_rates_and_memory_go_to_the_tracker_and_not_to_the_history(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(throughput, "INTERVAL", 0.0)
-    monkeypatch.setattr(device, "matmul_flops_per_second", lambda *_: 1e12)
+    monkeypatch.setattr(hardware, "matmul_flops_per_second", lambda *_: 1e12)
     monkeypatch.setenv("LLM_STATE_SECONDS", "0")
     state, curves, data = State("pretrain", {"run": os.urandom(8).hex()}), Curves(), Sequences()
     with state.locked():
@@ -59,7 +58,7 @@ def test_rates_and_memory_go_to_the_tracker_and_not_to_the_history(
 
 
 def test_nothing_is_told_more_often_than_the_progress_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert loop.STATE_SECONDS > throughput.INTERVAL > 1
+    assert trainer.STATE_SECONDS > throughput.INTERVAL > 1
     state, curves, data = State("pretrain", {"run": os.urandom(8).hex()}), Curves(), Sequences()
     with state.locked():
         Trainer(

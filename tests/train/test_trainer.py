@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from llm.data.windows import Rows
 from llm.errors import UserError
 from llm.model.lora import add_lora
 from llm.model.transformer import Transformer
-from llm.parallel import device as hardware
+from llm.parallel import hardware
 from llm.params import Training
 from llm.train import micro_batch
 from llm.train.checkpoint.local import State
@@ -118,7 +119,7 @@ def test_the_split_into_micro_batches_changes_rounding_only(
     micro: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, whole = train()
-    monkeypatch.setattr(micro_batch, "micro_batch", lambda *_: micro)
+    monkeypatch.setattr(micro_batch, "default_micro_batch", lambda *_: micro)
     _, split = train()
     for a, b in zip(whole.history, split.history, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=2e-3)
@@ -144,20 +145,20 @@ def test_a_stopped_run_continues_to_the_same_bytes(
 
     whole, expected = train(model())
     state = State("finetune", {"run": f"stopped {dropout}"})
-    step = Trainer._step
+    step = Trainer.step
     for stop_at in (5, 6, 17):
 
         def interrupted(
-            self: Trainer, number: int, stop_at: int = stop_at
+            self: Trainer, number: int, batches: Iterator, stop_at: int = stop_at
         ) -> tuple[float, float, float]:
             if number == stop_at:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return step(self, number)
+            return step(self, number, batches)
 
-        monkeypatch.setattr(Trainer, "_step", interrupted)
+        monkeypatch.setattr(Trainer, "step", interrupted)
         with pytest.raises(SystemExit, match=f"step {stop_at + 1}"):
             train(model(), state)
-    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     resumed, result = train(model(), state)
     assert "continues after step 18" in capfd.readouterr().out
     assert same(weights(whole), weights(resumed))
@@ -170,21 +171,21 @@ def test_a_run_continued_on_another_device_takes_the_micro_batches_that_fit_ther
     device: str, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = State("pretrain", {"run": f"moved to {device}"})
-    step = Trainer._step
+    step = Trainer.step
 
-    def interrupted(self: Trainer, number: int) -> tuple[float, float, float]:
+    def interrupted(self: Trainer, number: int, batches: Iterator) -> tuple[float, float, float]:
         if number == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, number)
+        return step(self, number, batches)
 
     monkeypatch.setattr(hardware, "name", lambda _: "large")
-    monkeypatch.setattr(micro_batch, "micro_batch", lambda *_: 8)
-    monkeypatch.setattr(Trainer, "_step", interrupted)
+    monkeypatch.setattr(micro_batch, "default_micro_batch", lambda *_: 8)
+    monkeypatch.setattr(Trainer, "step", interrupted)
     with pytest.raises(SystemExit):
         train(state=state)
-    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setattr(hardware, "name", lambda _: device)
-    monkeypatch.setattr(micro_batch, "micro_batch", lambda *_: 2)
+    monkeypatch.setattr(micro_batch, "default_micro_batch", lambda *_: 2)
     _, result = train(state=state)
     assert result.timing["micro_batch"] == expected
 

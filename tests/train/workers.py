@@ -140,12 +140,12 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
             return super().rows(ids)
 
     class Stoppable(Trainer):
-        def _step(self, step: int) -> tuple[float, float, float]:
+        def step(self, step: int, batches: Any) -> tuple[float, float, float]:
             if step + 1 == job.get("stop") and rank == job["world"] - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             if step == 2 and rank == job.get("hang"):
                 time.sleep(job["timeout"] + 8)
-            return super()._step(step)
+            return super().step(step, batches)
 
     micro_batch.default_micro_batch = lambda *_: MICRO
     calls: list[list[int]] = []
@@ -176,7 +176,7 @@ def work(rank: int, job: dict[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {}
     try:
         with (
-            processes.processes(),
+            processes.process_group(),
             state.locked(),
             card(*job["cards"][rank]) if "cards" in job else nullcontext(),
         ):
@@ -218,7 +218,7 @@ def card(kind: str, most: int) -> Iterator[None]:
     import torch
 
     from llm.model.transformer import Transformer
-    from llm.parallel import device
+    from llm.parallel import hardware
     from llm.train import micro_batch
 
     loss = Transformer.loss
@@ -236,7 +236,7 @@ def card(kind: str, most: int) -> Iterator[None]:
     with (
         mock.patch.object(Transformer, "loss", short_of_memory),
         mock.patch.object(micro_batch, "sharded_micro_batch", tried),
-        mock.patch.object(device, "name", return_value=kind),
+        mock.patch.object(hardware, "name", return_value=kind),
     ):
         yield
 
@@ -280,7 +280,7 @@ def filled(job: dict[str, Any]) -> dict[str, Any]:
     from llm.parallel import processes
     from llm.train import fsdp
 
-    with processes.processes():
+    with processes.process_group():
         model = started(job, sharded=job["world"] > 1)
         if job["world"] > 1:
             fsdp.shard(model, torch.device("cpu"), torch.bfloat16, compiled=False)
@@ -319,7 +319,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     if sys.argv[2:] == ["anew"]:
-        import llm.train.trainer  # noqa: F401  # the next job may have little patience
+        import llm.train.trainer  # noqa: F401  (the next job may allow little time)
 
         print("begun anew", file=answers, flush=True)
     for line in sys.stdin:

@@ -40,35 +40,28 @@ def measure(p: params.Params, name: str, steps: int) -> dict[str, Any]:
     Raises:
         UserError: as the stage finetune would.
     """
-    from llm.data.examples import packed_examples
     from llm.parallel import processes
-    from llm.tokenizer.bpe import Tokenizer
-    from llm.train import finetune_methods
-    from llm.train.checkpoint.local import State
-    from llm.train.trainer import Trainer, Untracked
+    from llm.train.finetuning import Finetuning
+    from llm.train.training_log import Untracked
 
     technique = next(t for t in TECHNIQUES if t.name == name)
-    s, seed = settings_of(technique, p.finetune), p.seed_of("finetune")
-    tokenizer = Tokenizer.load(s.base)
-    model = finetune_methods.prepare(s, tokenizer, seed)
-    data = packed_examples(MIX / "train.parquet", tokenizer, s.sequence_length, seed)[""]
-    val = packed_examples(MIX / "val.parquet", tokenizer, s.sequence_length, seed)[""].head(
-        VAL_BATCHES * s.batch_tokens
-    )
-    trainer = Trainer(
-        model, data, val, val, s, steps, seed, State("techniques", {"name": name}), Untracked()
-    )
+    s = settings_of(technique, p.finetune)
+    run = Finetuning(p.model_copy(update={"finetune": s}), MIX, "techniques", steps)
+    model, data, val = run.model, run.train_set, run.val_set.head(VAL_BATCHES * s.batch_tokens)
+    trainer = run.trainer(Untracked(), val)
     engine = trainer.engine
-    engine.micro = processes.balanced(technique.rows or engine.batch_size, engine.batch_size, 1)
-    trainer.coming = engine.batches(0)
+    engine.micro = processes.balanced_micro_batch(
+        technique.rows or engine.batch_size, engine.batch_size, 1
+    )
+    batches = engine.batches(0)
     before = engine.evaluate(val)
     seconds = []
     for step in range(steps):
         began = time.perf_counter()
-        trainer._step(step)
+        trainer.step(step, batches)
         seconds.append(time.perf_counter() - began)
     process = peak_memory_bytes()
-    trainer.coming.close()  # type: ignore[attr-defined]  # a generator
+    batches.close()
     loss = engine.evaluate(val)
     row = engine.to_device(engine.host_tensors(data, data_rows(engine.micro, data.num_rows)))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

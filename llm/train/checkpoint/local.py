@@ -37,7 +37,6 @@ from llm.runtime.io import save_tensors, sha256, write_bytes
 from llm.runtime.locks import held
 from llm.runtime.provenance import code_digest
 from llm.train.checkpoint import sharded
-from llm.train.checkpoint.remote import remote
 
 # The packages that decide what is computed.
 CODE = ("data", "model", "parallel", "tokenizer", "train")
@@ -63,7 +62,6 @@ class State:
         text = json.dumps(inputs, sort_keys=True, ensure_ascii=False)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.directory = root() / ".state" / stage / self.fingerprint
-        self.remote = remote(stage, self.fingerprint)
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._awaited = False  # the checkpoint in flight
@@ -77,8 +75,8 @@ class State:
         Raises:
             UserError: these processes do not agree on what the run depends on.
         """
-        with self._lock() if processes.first() else nullcontext():
-            processes.wait()
+        with self._lock() if processes.is_main() else nullcontext():
+            processes.barrier()
             processes.refuse_disagreement(_flat(self.inputs), self.stage)
             yield
 
@@ -91,9 +89,11 @@ class State:
                 self.directory / "inputs.json",
                 json.dumps(self.inputs, indent=2, sort_keys=True).encode(),
             )
-            if self.remote is not None and (name := self.remote.pull(self.directory)):
-                print(f"{self.stage}: {name} fetched from {self.remote.url}", flush=True)
+            self._locked()
             yield
+
+    def _locked(self) -> None:
+        """Extend me: called once the lock is held, before a checkpoint is loaded."""
 
     def save(
         self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], wait: bool = False
@@ -127,12 +127,12 @@ class State:
         checkpoint of them.
         """
         made: OSError | None = None
-        if processes.first():
+        if processes.is_main():
             try:
                 self._temporary(step)
             except OSError as error:
                 made = error
-        if processes.everyone(str(made) if made else None)[0] is not None:
+        if processes.all_gather(str(made) if made else None)[0] is not None:
             self._tell(step, made or OSError())
             return
         temporary = self._final(step).with_suffix(".tmp")
@@ -141,10 +141,10 @@ class State:
         def commit() -> None:
             try:
                 files = sharded.files(future, temporary)
-                if processes.first():
+                if processes.is_main():
                     self._commit(step, temporary, {**meta, "files": files})
             except (OSError, RuntimeError) as error:  # RuntimeError: a process ended
-                if processes.first():
+                if processes.is_main():
                     shutil.rmtree(temporary, ignore_errors=True)
                 self._tell(step, error)
 
@@ -173,7 +173,7 @@ class State:
         # A checkpoint newer than the pointer is complete as well: the kill fell between the rename
         # and the pointer.
         if latest is not None and latest not in [path.name for path in paths]:
-            _warn(
+            warn(
                 f"{self.stage}: checkpoint {latest!r}, the newest according to {pointer}, is not there."
             )
         for path in paths:
@@ -187,11 +187,9 @@ class State:
                     raise ValueError("its bytes are not those that were written")
                 return load(data), meta
             except (OSError, ValueError, KeyError, TypeError) as error:
-                _warn(
-                    f"{self.stage}: checkpoint {path} is unusable ({error}); trying an older one."
-                )
+                warn(f"{self.stage}: checkpoint {path} is unusable ({error}); trying an older one.")
         if paths or latest is not None:
-            _warn(
+            warn(
                 f"{self.stage}: no checkpoint in {self.directory} is usable; training starts afresh."
             )
         return None
@@ -222,7 +220,7 @@ class State:
 
     def _tell(self, step: int, error: Exception) -> None:
         if self._failure is None:
-            _warn(
+            warn(
                 f"{self.stage}: no checkpoint of step {step}: {error}. Training goes on from the last good one."
             )
         self._failure = error
@@ -261,8 +259,7 @@ class State:
         os.rename(temporary, final)
         _sync(self.directory)
         write_bytes(self.directory / "latest", final.name.encode())
-        if self.remote is not None:
-            self._copy(final)
+        self._committed(final)
         steps = self._candidates()
         passed_over = [
             path for path in steps if path.name > final.name
@@ -270,16 +267,8 @@ class State:
         for path in passed_over + steps[len(passed_over) + KEEP :]:
             shutil.rmtree(path)
 
-    def _copy(self, checkpoint: Path) -> None:
-        assert self.remote is not None
-        try:
-            self.remote.push(checkpoint, last=self._awaited)
-        except (
-            Exception
-        ) as error:  # whatever the remote's package raises; the checkpoint is safe here
-            _warn(
-                f"{self.stage}: {checkpoint.name} was not copied to {self.remote.failed(error)}. Training goes on."
-            )
+    def _committed(self, checkpoint: Path) -> None:
+        """Extend me: called in the writing thread once a checkpoint is complete."""
 
     def _say_what_changed(self) -> None:
         """Where an unfinished older state of this stage exists, say why it is not continued."""
@@ -291,7 +280,7 @@ class State:
         try:
             old = json.loads(newest[1].read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            _warn(f"{newest[1]} cannot be read ({error}).")
+            warn(f"{newest[1]} cannot be read ({error}).")
             return
         before, after = _flat(old), _flat(self.inputs)
         changed = [
@@ -341,6 +330,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _warn(message: str) -> None:
-    if processes.first():
+def warn(message: str) -> None:
+    if processes.is_main():
         print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 from llm.errors import UserError
 from llm.runtime.remote_fs import Address
+from llm.train.checkpoint.local import State, warn
 
 # seconds for which a copy that nobody waits for is tried again: the next checkpoint waits for its
 # end
@@ -113,7 +114,21 @@ class Remote(Address):
         return [name for name in names if name.startswith("step-")]
 
 
-def remote(stage: str, fingerprint: str) -> Remote | None:
-    """What `LLM_STATE_URL` asks for."""
-    url: Any = os.environ.get("LLM_STATE_URL")
-    return Remote(url, stage, fingerprint) if url else None
+class MirroredState(State):
+    """A state whose checkpoints are copied to `LLM_STATE_URL`."""
+
+    def __init__(self, stage: str, inputs: dict[str, Any]) -> None:
+        """Raises UserError where no installed package knows the address."""
+        super().__init__(stage, inputs)
+        self.remote = Remote(os.environ["LLM_STATE_URL"], stage, self.fingerprint)
+
+    def _locked(self) -> None:
+        if name := self.remote.pull(self.directory):
+            print(f"{self.stage}: {name} fetched from {self.remote.url}", flush=True)
+
+    def _committed(self, checkpoint: Path) -> None:
+        try:
+            self.remote.push(checkpoint, last=self._awaited)
+        except Exception as error:  # the remote package's own; the checkpoint is safe on this disk
+            failed = self.remote.failed(error)
+            warn(f"{self.stage}: {checkpoint.name} was not copied to {failed}. Training goes on.")

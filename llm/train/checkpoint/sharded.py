@@ -29,7 +29,7 @@ def start(tensors: dict[str, Tensor], directory: Path) -> Future[Any]:
     from torch.distributed.checkpoint import HuggingFaceStorageWriter, async_save
 
     writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
-    return async_save(tensors, storage_writer=writer, process_group=processes.saving())  # type: ignore[return-value]
+    return async_save(tensors, storage_writer=writer, process_group=processes.checkpoint_group())  # type: ignore[return-value]
 
 
 def files(future: Future[Any], directory: Path) -> dict[str, str]:
@@ -46,7 +46,7 @@ def files(future: Future[Any], directory: Path) -> dict[str, str]:
         mine = {path.name: sha256(path) for path in directory.glob(f"{prefix}*")}
     except Exception as error:  # DCP's own, which wraps those of all processes; or OSError
         problem = str(error).strip().splitlines()[-1]
-    answers = processes.everyone((mine, problem), processes.saving())
+    answers = processes.all_gather((mine, problem), processes.checkpoint_group())
     for number, (_, reason) in enumerate(answers):
         if reason is not None:
             raise OSError(f"process {number}: {reason}")
@@ -79,7 +79,7 @@ def read(path: Path, empty: Callable[[str, torch.Size], Tensor]) -> dict[str, Te
     reader = HuggingFaceStorageReader(str(path))
     shapes = {name: item.size for name, item in reader.read_metadata().state_dict_metadata.items()}  # type: ignore[union-attr]
     tensors = {name: empty(name, shape) for name, shape in shapes.items()}
-    group = processes.saving()
+    group = processes.checkpoint_group()
     load(
         tensors,
         storage_reader=HuggingFaceStorageReader(str(path)),
@@ -91,4 +91,4 @@ def read(path: Path, empty: Callable[[str, torch.Size], Tensor]) -> dict[str, Te
 
 def agreed(found: str | None) -> str | None:
     """The first process's problem that has one, in every process."""
-    return next((answer for answer in processes.everyone(found) if answer is not None), None)
+    return next((answer for answer in processes.all_gather(found) if answer is not None), None)

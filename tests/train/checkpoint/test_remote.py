@@ -16,8 +16,8 @@ import torch
 
 from llm.errors import UserError
 from llm.runtime import remote_fs
-from llm.train.checkpoint import remote as state_remote
-from llm.train.checkpoint.local import State
+from llm.train.checkpoint import open_state, remote
+from llm.train.checkpoint.remote import MirroredState
 from tests.servers import S3
 
 
@@ -50,12 +50,14 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{root}/{tmp_path.name}"
 
 
-def state_of(machine: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> State:
+def state_of(machine: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> MirroredState:
     """The same run on some machine."""
     machine.mkdir(exist_ok=True)
     monkeypatch.setenv("DVC_ROOT", str(machine))
     monkeypatch.setenv("LLM_STATE_URL", url)
-    return State("pretrain", {"run": "one"})
+    state = open_state("pretrain", {"run": "one"})
+    assert isinstance(state, MirroredState)
+    return state
 
 
 def tensors(step: int) -> dict[str, torch.Tensor]:
@@ -76,7 +78,6 @@ def test_a_machine_without_a_state_begins_with_the_remote_one(
     assert loaded[1]["step"] == 30
     assert torch.equal(loaded[0]["model.w"], tensors(30)["model.w"])
     assert "step-00000030 fetched from" in capsys.readouterr().out
-    assert second.remote is not None
     assert second.remote._names() == ["step-00000030"]
 
 
@@ -118,7 +119,6 @@ def test_what_a_cut_off_copy_left_does_not_spoil_the_next_one_of_that_name(
 ) -> None:
     """Of more processes, which had a shard each."""
     first = state_of(tmp_path / "first", monkeypatch, url)
-    assert first.remote is not None
     folder = f"{first.remote.root}/step-00000020"
     first.remote.fs.makedirs(folder, exist_ok=True)
     first.remote.fs.pipe_file(f"{folder}/shard-00002-model-00001-of-00001.safetensors", b"half")
@@ -182,7 +182,6 @@ def test_a_remote_that_fails_is_asked_again_and_one_that_goes_on_failing_does_no
     monkeypatch.setattr(remote_fs, "PAUSE", 0.01)
     monkeypatch.setattr(remote_fs, "MOST", 0.02)
     state = state_of(tmp_path / "first", monkeypatch, f"memory://{tmp_path.name}")
-    assert state.remote is not None
     write, failures = state.remote.fs.pipe_file, [ConnectionError("reset by peer")] * 3
 
     def flaky(*args, **more):
@@ -210,9 +209,8 @@ def test_training_does_not_wait_for_a_remote_that_stays_away(
     monkeypatch.setattr(remote_fs, "PATIENCE", 20.0)
     monkeypatch.setattr(remote_fs, "PAUSE", 0.01)
     monkeypatch.setattr(remote_fs, "MOST", 0.02)
-    monkeypatch.setattr(state_remote, "BETWEEN", 0.1)
+    monkeypatch.setattr(remote, "BETWEEN", 0.1)
     state = state_of(tmp_path / "first", monkeypatch, f"memory://{tmp_path.name}")
-    assert state.remote is not None
 
     def away(*args, **more):
         raise ConnectionError("no route to host")
@@ -232,7 +230,6 @@ def test_a_remote_that_stays_away_is_told_before_anything_starts_anew(
     monkeypatch.setattr(remote_fs, "PATIENCE", 0.5)
     monkeypatch.setattr(remote_fs, "PAUSE", 0.1)
     state = state_of(tmp_path / "first", monkeypatch, "memory://away")
-    assert state.remote is not None
 
     def away(path: str) -> bool:
         raise ConnectionError("no route to host")
