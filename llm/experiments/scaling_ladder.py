@@ -27,6 +27,7 @@ from llm.parallel import processes
 from llm.params import Params
 from llm.params import depth as scaling
 from llm.runtime.io import read_json, sha256, write_json
+from llm.runtime.state_dirs import state_root
 from llm.train.trainer import Tracker
 
 TOKENS = Path("data/tokens")
@@ -109,7 +110,7 @@ def run(rung: Rung, tracker: Tracker) -> float:
     from llm.data.shards import TokenStream
     from llm.data.windows import TokenWindows
     from llm.tokenizer.bpe import Tokenizer
-    from llm.train.checkpoint.local import State, code_version, root
+    from llm.train.checkpoint.local import State, code_version
     from llm.train.initial_model import initial_model
     from llm.train.trainer import Trainer
 
@@ -124,7 +125,7 @@ def run(rung: Rung, tracker: Tracker) -> float:
         **code_version(),
     }
     state = State(f"scaling-{rung.name}", inputs)
-    result = root() / ".state" / "scaling-results" / f"{state.fingerprint}.json"
+    result = state_root() / "scaling-results" / f"{state.fingerprint}.json"
     with state.locked():
         known = processes.everyone(result.exists())[0]
         if known:

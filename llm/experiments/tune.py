@@ -23,8 +23,8 @@ from llm.errors import UserError
 from llm.experiments.revisions import Revision
 from llm.experiments.tuning_file import Range, Tuning, current, load
 from llm.report import tuning as report
+from llm.runtime.state_dirs import state_root
 from llm.tracking import status
-from llm.tracking.executions import root
 
 POLL = 0.5  # seconds between two looks at a running trial
 BUSY = "Unable to acquire lock"  # what DVC says where another DVC is at work for a moment
@@ -104,7 +104,7 @@ def open_study(tuning: Tuning) -> Any:
             "tune: Optuna is not installed: pip install -c constraints.txt -e '.[tune]'"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    database = root() / ".state" / "tuning.db"
+    database = state_root() / "tuning.db"
     database.parent.mkdir(parents=True, exist_ok=True)
     pruner: Any = optuna.pruners.NopPruner()
     if tuning.prune:
@@ -201,7 +201,7 @@ def run_trial(
             "--set-param",
             f"{key}={'true' if value is True else 'false' if value is False else value}",
         ]
-    log = root() / ".state" / "tuning" / f"{name}.log"
+    log = state_root() / "tuning" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     # DVC and the stages of the environment that this runs in, whether or not a shell has activated
     # it.

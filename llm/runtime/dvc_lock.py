@@ -10,7 +10,6 @@ experiments do not ask for it."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -19,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from llm.runtime import env
+from llm.runtime.locks import locked
 
 REFERENCES = "refs/exps/exec"  # dvc.repo.experiments.refs.EXEC_NAMESPACE
 WHY = "`dvc` that runs stages in this workspace; wait for its end, or use `dvc exp run --temp` or `--queue`"
@@ -59,11 +61,10 @@ def _alive(pid: int) -> bool:
 
 def _folder() -> Path | None:
     """DVC's folder for locks of experiments; None outside the main workspace."""
-    root = os.environ.get("DVC_ROOT")
-    here = Path.cwd()
-    if root is None or Path(root).resolve() != here.resolve() or not (here / ".dvc").is_dir():
+    root, folder = env.dvc_root(), Path.cwd()
+    if root is None or root.resolve() != folder.resolve() or not (folder / ".dvc").is_dir():
         return None
-    folder = here / ".dvc" / "tmp" / "exps"
+    folder = folder / ".dvc" / "tmp" / "exps"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -71,8 +72,7 @@ def _folder() -> Path | None:
 @contextmanager
 def _locks(folder: Path) -> Iterator[dict[str, Any]]:
     """DVC's file of locks, to be changed within the block, guarded as DVC does it (dvc/rwlock.py)."""
-    with open(folder / "rwlock.lock", "a+") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    with locked(folder / "rwlock.lock"):
         path = folder / "rwlock"
         locks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         yield locks

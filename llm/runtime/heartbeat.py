@@ -19,6 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llm.runtime import env
+from llm.runtime.state_dirs import state_root
+
 SECONDS = 3.0  # between two writes
 STALL = 120.0  # seconds without progress that are no stall yet, whatever the pace so far
 STALL_FIRST = (
@@ -30,7 +33,7 @@ OK = "ok"
 
 def folder() -> Path:
     """Where the files lie: the main repository, from DVC's temporary workspaces too."""
-    return Path(os.environ.get("DVC_ROOT", ".")) / ".state" / "running"
+    return state_root() / "running"
 
 
 class Beacon:
@@ -42,7 +45,7 @@ class Beacon:
         self.path = folder() / f"{stage}-{os.getpid()}.json"
         self.facts: dict[str, Any] = {
             "stage": stage,
-            "experiment": os.environ.get("DVC_EXP_NAME"),
+            "experiment": env.dvc_experiment(),
             "directory": os.getcwd(),
             "pid": os.getpid(),
             "host": socket.gethostname(),

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import atexit
 import gc
-import os
 import sys
 import time
 from collections.abc import Callable
 from typing import NoReturn
 
 from llm.errors import NO_SPACE, WRONG_PLACE, UserError, no_space
-from llm.runtime import dvc_lock, terminal
+from llm.runtime import dvc_lock, env, terminal
 from llm.runtime.parent_watch import end_with_dvc, running_dvc
 
 # seconds in which the first of several processes, if it has the same to say, says it and all are
@@ -60,6 +59,6 @@ def run_stage(main: Callable[[], None], heedless: bool = True) -> None:
 
 
 def _end(error: UserError) -> NoReturn:
-    if os.environ.get("RANK", "0") != "0":
+    if env.rank() != 0:
         time.sleep(SILENCE)
     sys.exit(f"\nerror: {error}")

@@ -7,64 +7,46 @@ the server did not take."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import sys
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from llm.addresses import public
 from llm.errors import UserError
 from llm.params import Params
-from llm.runtime import provenance
+from llm.runtime import env, provenance
 from llm.runtime.io import read_json, write_json
+from llm.runtime.locks import locked
+from llm.runtime.state_dirs import repository, state_root
 from llm.tracking import metrics_files
 
-STUDY = (
-    ("optuna.study", "LLM_STUDY"),
-    ("optuna.trial", "LLM_TRIAL"),
-)  # what llm.experiments.tune tells its trials
 State = dict[str, Any]
 Operation = dict[str, Any]
 
 
-def root() -> Path:
-    """The main repository, from DVC's temporary workspaces too: $DVC_ROOT, else the nearest parent
-    with a `.dvc`.
-    """
-    given = os.environ.get("DVC_ROOT")
-    here = Path.cwd()
-    return (
-        Path(given).absolute()
-        if given
-        else next((p for p in (here, *here.parents) if (p / ".dvc").is_dir()), here)
-    )
-
-
 def own_store() -> str:
     """The repository's own store, a SQLite file in it."""
-    return f"sqlite:///{root()}/mlflow.db"
+    return f"sqlite:///{repository()}/mlflow.db"
 
 
 def store_uri() -> str:
     """$MLFLOW_TRACKING_URI, else the repository's own store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or own_store()
+    return env.mlflow_uri() or own_store()
 
 
 def directory() -> Path:
     """Where executions and the spool are kept."""
-    return root() / ".state" / "mlflow"
+    return state_root() / "mlflow"
 
 
 def state_path() -> Path:
     """The file of this DVC experiment's open execution."""
-    key = os.environ.get("DVC_EXP_NAME") or "workspace"
+    key = env.dvc_experiment() or "workspace"
     return directory() / (re.sub(r"[^\w.-]", "_", key) + ".json")
 
 
@@ -81,11 +63,11 @@ def current(params: Params, stage: str) -> State:
         },
         # Empty for the repository's own, so that an execution and its spool outlive a move of the
         # repository.
-        "store": public(os.environ.get("MLFLOW_TRACKING_URI", "")),
+        "store": public(env.mlflow_uri() or ""),
         "experiment": params.tracking.experiment,
     }
     path = state_path()
-    with lock(path.with_suffix(".lock")):
+    with locked(path.with_suffix(".lock")):
         old = _read_state(path)
         code = provenance.code_digest()
         if old and old["open"] and all(old[key] == value for key, value in same.items()):
@@ -95,7 +77,7 @@ def current(params: Params, stage: str) -> State:
             if old["stages"][stage] == code:
                 return old
         commit = provenance.git().get("commit", "")[:7]
-        name = os.environ.get("DVC_EXP_NAME") or (f"workspace-{commit}" if commit else "workspace")
+        name = env.dvc_experiment() or (f"workspace-{commit}" if commit else "workspace")
         new = {
             "execution": uuid.uuid4().hex,
             "name": name,
@@ -130,13 +112,8 @@ def tags() -> dict[str, str]:
         "mlflow.source.type": "PROJECT",
         "llm.code": provenance.code_digest(),
     }
-    for key, variable in (
-        ("dvc.exp_name", "DVC_EXP_NAME"),
-        ("dvc.baseline", "DVC_EXP_BASELINE_REV"),
-        *STUDY,
-    ):
-        if os.environ.get(variable):
-            found[key] = os.environ[variable]
+    dvc = {"dvc.exp_name": env.dvc_experiment(), "dvc.baseline": env.dvc_baseline()}
+    found |= {key: value for key, value in dvc.items() if value} | env.study()
     return found | {f"input/{name}": digest for name, digest in provenance.input_hashes().items()}
 
 
@@ -145,19 +122,10 @@ def now() -> int:
     return int(time.time() * 1000)
 
 
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold a file lock, which ends with the process at the latest."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def spool(state: State, operations: list[Operation]) -> None:
     """Append operations to the execution's spool file, whose first line is the execution itself."""
     path = directory() / "spool" / f"{state['execution']}.jsonl"
-    with lock(path.parent / ".lock"):
+    with locked(path.parent / ".lock"):
         size = path.stat().st_size if path.exists() else 0
         records = operations if size else [state, *operations]
         try:

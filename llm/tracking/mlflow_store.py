@@ -25,6 +25,8 @@ from urllib.request import url2pathname
 from llm.addresses import public, without_credentials
 from llm.runtime import provenance
 from llm.runtime.io import sha256
+from llm.runtime.locks import locked
+from llm.runtime.state_dirs import repository
 from llm.tracking import executions
 from llm.tracking.executions import Operation, State
 
@@ -74,12 +76,12 @@ class Store:
         self._ids: dict[str, str] = {}
         self._curves: dict[tuple[str, str], dict[int, float]] = {}
         # The first use of a database makes its tables; two processes that do so at once crash.
-        with executions.lock(executions.directory() / "store.lock"):
+        with locked(executions.directory() / "store.lock"):
             self._make_database()
             self.client = mlflow.MlflowClient(uri)
             self.client.search_experiments(max_results=1)
             if uri == executions.own_store():
-                follow(executions.root())
+                follow(repository())
 
     def _make_database(self) -> None:
         """Make a missing SQLite database under another name first: MLflow could not use one made by
@@ -104,7 +106,7 @@ class Store:
         """
         from mlflow.entities import Param
 
-        with executions.lock(executions.directory() / "store.lock"):
+        with locked(executions.directory() / "store.lock"):
             experiment = self._open_experiment(state["experiment"])
             query = f"tags.`{EXECUTION}` = '{state['execution']}'"
             found = self.client.search_runs([experiment], query, max_results=1)
@@ -135,9 +137,7 @@ class Store:
             # A server decides itself where artifacts go; with a database it would be the current
             # directory.
             local = not self.uri.startswith(("http:", "https:", "databricks"))
-            return self.client.create_experiment(
-                name, artifacts(executions.root()) if local else None
-            )
+            return self.client.create_experiment(name, artifacts(repository()) if local else None)
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         return found.experiment_id
@@ -148,7 +148,7 @@ class Store:
         """
         directory = executions.directory() / "spool"
         for path in sorted(directory.glob("*.jsonl")):
-            with executions.lock(directory / ".lock"):
+            with locked(directory / ".lock"):
                 records = (
                     executions.read_spool(path) if path.exists() else []
                 )  # another process may have been faster
@@ -196,7 +196,7 @@ class Store:
                 self._log_inputs(run_id)
             case "artifacts":
                 for name, folder, digest in operation["files"]:
-                    path = executions.root() / name
+                    path = repository() / name
                     if path.is_file() and sha256(path) == digest:
                         self.client.log_artifact(run_id, str(path), folder or None)
             case "model":
@@ -268,7 +268,7 @@ class Store:
         """Register a model directory as `name`, once for the same bytes, and alias the best as
         champion.
         """
-        directory = executions.root() / operation["directory"]
+        directory = repository() / operation["directory"]
         if (
             not (directory / "model.safetensors").is_file()
             or directory_digest(directory) != operation["digest"]

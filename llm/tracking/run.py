@@ -32,6 +32,8 @@ from llm.addresses import without_credentials
 from llm.params import Params
 from llm.runtime import heartbeat
 from llm.runtime.io import sha256, write_json
+from llm.runtime.locks import locked
+from llm.runtime.state_dirs import repository
 from llm.tracking import executions, metrics_files
 from llm.tracking.executions import Operation, State
 from llm.tracking.mlflow_store import Score, Store, directory_digest
@@ -110,7 +112,7 @@ def finish(
             )
         run.put({"op": "end", "status": "FINISHED"})
         path = executions.state_path()
-        with executions.lock(path.with_suffix(".lock")):
+        with locked(path.with_suffix(".lock")):
             write_json(path, {**run.state, "open": False})
     return run.run_id
 
@@ -130,7 +132,7 @@ def _with_digests(files: Sequence[str]) -> list[tuple[str, str, str]]:
 
 def _from_root(path: Path) -> str:
     """The path from the main repository, which may be elsewhere when a spool is replayed."""
-    return os.path.relpath(path, executions.root())
+    return os.path.relpath(path, repository())
 
 
 # -- a stage's hold on the run

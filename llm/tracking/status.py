@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
+from llm.runtime.state_dirs import repository, state_root
 from llm.runtime.units import duration, size
-from llm.tracking import executions
 
 SILENT = 60.0  # seconds without a sign of life after which a living process is said to be frozen
 KEEP = 86400.0  # seconds that a stage which ended badly is shown
@@ -49,7 +49,7 @@ class Running:
 def read() -> list[Running]:
     """All that has left a file, oldest first. Files of processes that are long gone are removed."""
     found = []
-    for path in sorted((executions.root() / ".state" / "running").glob("*.json")):
+    for path in sorted((state_root() / "running").glob("*.json")):
         facts = _facts(path)
         if facts is None:
             continue
@@ -139,13 +139,13 @@ def _running(facts: dict[str, Any], process: psutil.Process | None, here: bool) 
 
 
 def _place(directory: str) -> str:
-    return "workspace" if Path(directory) == executions.root().absolute() else Path(directory).name
+    return "workspace" if Path(directory) == repository() else Path(directory).name
 
 
 def forget(experiment: str) -> None:
     """Show an experiment no more, since it was stopped for good; waits until its stages have ended."""
     end = time.monotonic() + SILENT
-    for path in (executions.root() / ".state" / "running").glob("*.json"):
+    for path in (state_root() / "running").glob("*.json"):
         while (facts := _facts(path)) and facts["experiment"] == experiment:
             if _process(facts) is None or time.monotonic() > end:
                 path.unlink(missing_ok=True)
@@ -157,7 +157,7 @@ def validation(experiment: str, stage: str) -> list[tuple[int, float]]:
     """(tokens, validation loss) of a running stage of an experiment, as far as it has come since it
     was started.
     """
-    paths = (executions.root() / ".state" / "running").glob(f"{stage}-*.json")
+    paths = (state_root() / "running").glob(f"{stage}-*.json")
     # One that was stopped leaves its file, and another may have had its name since.
     own = [facts for path in paths if (facts := _facts(path)) and facts["experiment"] == experiment]
     last = max(own, key=lambda facts: facts["started"], default={})
@@ -166,11 +166,11 @@ def validation(experiment: str, stage: str) -> list[tuple[int, float]]:
 
 def waiting() -> list[str]:
     """Names of the experiments that wait in DVC's queue; none outside a DVC repository."""
-    if not (executions.root() / ".dvc" / "tmp" / "exps" / "celery").is_dir():
+    if not (repository() / ".dvc" / "tmp" / "exps" / "celery").is_dir():
         return []  # no queue was ever used: DVC need not be loaded
     from dvc.repo import Repo
 
-    with Repo(str(executions.root())) as repo:
+    with Repo(str(repository())) as repo:
         return [
             entry.name or entry.stash_rev[:7]
             for entry in repo.experiments.celery_queue.iter_queued()

@@ -20,8 +20,7 @@ from llm.errors import UserError
 from llm.model.transformer import Transformer
 from llm.parallel import processes
 from llm.params import Training
-from llm.runtime import heartbeat
-from llm.runtime.env import environment_number
+from llm.runtime import env, heartbeat
 from llm.runtime.progress import Progress
 from llm.train.checkpoint.local import State
 from llm.train.determinism import deterministic, difference, verdict
@@ -96,9 +95,7 @@ class Trainer:
         self.settings, self.steps, self.state, self.tracker = settings, steps, state, tracker
         self.stop = StopRequest()
         self.stopping = self.saving = False  # at the end of this step, as all processes know
-        self.save_every = environment_number(
-            "LLM_STATE_SECONDS", STATE_SECONDS, "seconds between checkpoints"
-        )
+        self.save_every = env.state_seconds(STATE_SECONDS)
         self.saved = time.monotonic()
         self.coming: Iterator[MicroBatch] = iter(())
         self.history: list[dict[str, float | int | None]] = []

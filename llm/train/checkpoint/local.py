@@ -34,19 +34,14 @@ from torch import Tensor
 from llm.model.sharded_tensor import is_sharded
 from llm.parallel import processes
 from llm.runtime.io import save_tensors, sha256, write_bytes
-from llm.runtime.locks import held
 from llm.runtime.provenance import code_digest
+from llm.runtime.state_dirs import fingerprint, locked_state, state_root
 from llm.train.checkpoint import sharded
 from llm.train.checkpoint.remote import remote
 
 # The packages that decide what is computed.
 CODE = ("data", "model", "parallel", "tokenizer", "train")
 KEEP = 2  # checkpoints: the newest, and one to fall back to
-
-
-def root() -> Path:
-    """The repository that owns the state: DVC's main one also in temporary and queued runs."""
-    return Path(os.environ.get("DVC_ROOT", "."))
 
 
 def code_version() -> dict[str, str]:
@@ -60,9 +55,8 @@ class State:
     def __init__(self, stage: str, inputs: dict[str, Any]) -> None:
         """`inputs`: JSON values by name, e.g. params sections and file digests."""
         self.stage, self.inputs = stage, inputs
-        text = json.dumps(inputs, sort_keys=True, ensure_ascii=False)
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.directory = root() / ".state" / stage / self.fingerprint
+        self.fingerprint = fingerprint(inputs)
+        self.directory = state_root() / stage / self.fingerprint
         self.remote = remote(stage, self.fingerprint)
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -86,11 +80,8 @@ class State:
     def _lock(self) -> Iterator[None]:
         if not self.directory.exists():
             self._say_what_changed()
-        with held(self.directory / "lock", self.stage, "trains the same run"):
-            write_bytes(
-                self.directory / "inputs.json",
-                json.dumps(self.inputs, indent=2, sort_keys=True).encode(),
-            )
+        waiting = f"{self.stage}: process {{pid}} trains the same run; waiting for it"
+        with locked_state(self.directory, self.inputs, waiting):
             if self.remote is not None and (name := self.remote.pull(self.directory)):
                 print(f"{self.stage}: {name} fetched from {self.remote.url}", flush=True)
             yield

@@ -14,9 +14,9 @@ import posixpath
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 from llm.errors import UserError
+from llm.runtime import env
 from llm.runtime.remote_fs import Address
 
 # seconds for which a copy that nobody waits for is tried again: the next checkpoint waits for its
@@ -115,5 +115,5 @@ class Remote(Address):
 
 def remote(stage: str, fingerprint: str) -> Remote | None:
     """What `LLM_STATE_URL` asks for."""
-    url: Any = os.environ.get("LLM_STATE_URL")
+    url = env.state_url()
     return Remote(url, stage, fingerprint) if url else None
