@@ -12,6 +12,7 @@ from llm.errors import UserError
 
 if TYPE_CHECKING:
     from llm.generation.loaded_models import Shelf
+    from llm.params import Decoding
 
 SHOWN = {int: "a whole number", float: "a number"}
 
@@ -84,3 +85,25 @@ def shelf(arguments: argparse.Namespace) -> Shelf:
         )
     device = hardware.device()
     return Shelf(directories, device, hardware.precision(arguments.precision, device))
+
+
+def decoding(arguments: argparse.Namespace) -> Decoding:
+    """Return how tokens are chosen, as the options say.
+
+    Raises:
+        UserError: the options do not go together.
+    """
+    from pydantic import ValidationError
+
+    from llm.params import Decoding
+
+    try:
+        return Decoding(
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+            num_beams=getattr(arguments, "num_beams", 1),
+        )
+    except ValidationError as error:
+        raise UserError(
+            "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
+        ) from None

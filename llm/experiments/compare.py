@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 
 from llm.errors import UserError
-from llm.evaluate import metrics
+from llm.evaluate import metric_names, metrics
 from llm.evaluate.metrics import Measure
 from llm.evaluate.paired import Difference, differences, holm
-from llm.evaluate.table import MAIN
 from llm.evaluate.test_sets import POSITIVE
 from llm.experiments.revisions import Revision
 from llm.runtime.io import write_where_told
@@ -35,7 +34,7 @@ OTHER_COLUMNS = {
     "references",
     "log_likelihoods",
     "mean_length",
-    *metrics.COUNTS,
+    *metric_names.COUNTS,
 }
 LEVEL = 0.05
 PLOT = "compare.svg"  # where the figure of two goes, unless it is said
@@ -59,7 +58,7 @@ class Row:
         return (
             "B"
             if (self.difference.difference < 0)
-            == (self.difference.metric in metrics.LOWER_IS_BETTER)
+            == (self.difference.metric in metric_names.LOWER_IS_BETTER)
             else "A"
         )
 
@@ -181,7 +180,7 @@ def measures(a: Columns, b: Columns) -> tuple[list[Measure], list[Measure]]:
 
 
 def _place(difference: Difference) -> tuple[int, str]:
-    order = MAIN.index(difference.metric) if difference.metric in MAIN else len(MAIN)
+    order = metric_names.rank(difference.metric)
     return order, difference.metric
 
 
@@ -277,7 +276,7 @@ def text(found: Comparison, names: tuple[str, str]) -> str:
             task = row.task
             lines.append(
                 [
-                    f"{task} · {d.n} {'windows' if d.metric in metrics.LOWER_IS_BETTER else 'examples'}"
+                    f"{task} · {d.n} {'windows' if d.metric in metric_names.LOWER_IS_BETTER else 'examples'}"
                 ]
             )
         digits = 3 if max(abs(d.a), abs(d.b)) < 10 else 1

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm.errors import UserError
-from llm.evaluate.metrics import COUNTS
-from llm.evaluate.table import MAIN
+from llm.evaluate import metric_names
+from llm.evaluate.metric_names import COUNTS
 from llm.experiments.revisions import WORKSPACE, Revision, experiments
-from llm.tracking.metrics_files import flatten
+from llm.runtime.flatten import flatten
 
 SEEDS = ("seed", "pretrain.seed", "finetune.seed")
 SCORES, PARAMS = "metrics/evaluate.json", "params.yaml"
@@ -121,7 +121,7 @@ def spreads(runs: list[Run]) -> list[Spread]:
         return (
             MODELS.index(model),
             task,
-            MAIN.index(metric) if metric in MAIN else len(MAIN),
+            metric_names.rank(metric),
             metric,
         )
 

@@ -20,10 +20,10 @@ from llm.addresses import public
 from llm.errors import UserError
 from llm.params import Params
 from llm.runtime import env, provenance
+from llm.runtime.flatten import flatten
 from llm.runtime.io import read_json, write_json
 from llm.runtime.locks import locked
 from llm.runtime.state_dirs import repository, state_root
-from llm.tracking import metrics_files
 
 State = dict[str, Any]
 Operation = dict[str, Any]
@@ -55,7 +55,7 @@ def current(params: Params, stage: str) -> State:
 
     A new one too where `stage` was begun in it with other code: its curve would be of two programs.
     """
-    flat = metrics_files.flatten(params.model_dump(mode="json"))
+    flat = flatten(params.model_dump(mode="json"))
     same = {
         "params": {
             key: value if isinstance(value, str) else json.dumps(value)

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llm.errors import UserError
 from llm.evaluate.table import headlines
 from llm.runtime.io import read_json
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested mappings under keys joined by dots; a list is a leaf."""
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def read_history(path: str | Path) -> list[dict[str, float]]:

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from llm.model.sharded_tensor import is_sharded
 from llm.parallel import processes
+from llm.runtime.flatten import flatten
 from llm.runtime.io import save_tensors, sha256, write_bytes
 from llm.runtime.provenance import code_digest
 from llm.runtime.state_dirs import fingerprint, locked_state, state_root
@@ -73,7 +74,7 @@ class State:
         """
         with self._lock() if processes.first() else nullcontext():
             processes.wait()
-            processes.refuse_disagreement(_flat(self.inputs), self.stage)
+            processes.refuse_disagreement(flatten(self.inputs), self.stage)
             yield
 
     @contextmanager
@@ -284,7 +285,7 @@ class State:
         except (OSError, ValueError) as error:
             _warn(f"{newest[1]} cannot be read ({error}).")
             return
-        before, after = _flat(old), _flat(self.inputs)
+        before, after = flatten(old), flatten(self.inputs)
         changed = [
             key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)
         ]
@@ -297,16 +298,6 @@ class State:
         print(
             f"{self.stage}: starts afresh, since {shown} changed; the old state stays in {newest[1].parent}"
         )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {
-        k: v
-        for key, item in value.items()
-        for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()
-    }
 
 
 def _meta(path: Path) -> dict[str, Any]:
