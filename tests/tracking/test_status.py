@@ -127,7 +127,7 @@ def test_no_progress_is_a_stall_only_when_it_lasts_longer_than_this_stage_ever_w
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now[0])
-    shown = heartbeat.Beacon("pretrain")
+    shown = heartbeat.Heartbeat("pretrain")
     told: list[str] = []
     shown.listener = told.append
     now[0] += heartbeat.STALL_FIRST - 1  # compiling
