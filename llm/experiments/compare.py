@@ -1,9 +1,9 @@
-"""`python -m llm compare A B …`: which scores of experiments differ by more than chance; `--html`:
-all of it in a page.
+"""`python -m llm compare A B …`: tests which scores of experiments differ by more than chance.
 
-Each is an experiment of DVC, a git revision or `workspace`; their predictions, which the evaluate
-stage keeps, are paired by example and tested with `llm.evaluate.paired`. Of more than two, each is
-compared with the first."""
+Each is a DVC experiment, a git revision or `workspace`. Their predictions, which the evaluate stage
+keeps, are paired by example and tested with `llm.evaluate.paired`. The first is compared with each
+of the others. `--html` writes a page.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OTHER_COLUMNS = {
     *metric_names.COUNTS,
 }
 LEVEL = 0.05
-PLOT = "compare.svg"  # where the figure of two goes, unless it is said
+PLOT = "compare.svg"  # default file of the figure
 
 Columns = dict[str, list[Any]]
 
@@ -48,11 +48,11 @@ class Row:
 
     task: str
     difference: Difference
-    significant: bool  # among all rows together, see `paired.holm`
+    significant: bool  # among all rows together: `paired.holm`
 
     @property
     def better(self) -> str:
-        """`A`, `B`, or nothing where no difference is shown."""
+        """`A`, `B`, or empty if no difference is significant."""
         if not self.significant:
             return ""
         return (
@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows, and what could not be compared."""
+    """All rows, and notes on what could not be compared."""
 
     rows: list[Row]
     notes: list[str]
@@ -79,7 +79,7 @@ def compare(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
-    """Every score that both revisions have, model `models[0]` of A against `models[1]` of B.
+    """Compare every score that both revisions have: `models[0]` of A with `models[1]` of B.
 
     Raises:
         UserError: a revision has no predictions of the model, or no task is common to both.
@@ -104,7 +104,7 @@ def compare(
 
 
 def _predictions(revision: Revision, model: str) -> dict[str, Columns]:
-    """Task → columns of a model's predictions file."""
+    """Return task → columns of a model's predictions file."""
     import pyarrow.parquet as pq
 
     prefix = f"{PREDICTIONS}/{model.replace(':', '_')}-"
@@ -129,15 +129,16 @@ def _predictions(revision: Revision, model: str) -> dict[str, Columns]:
 
 
 def pair(a: Columns, b: Columns) -> tuple[Columns, Columns, str]:
-    """The rows of the examples that both have with equal references, in one order; and what was
-    left out.
+    """Return the rows of the examples that both have with equal references, and a note.
+
+    The rows have the same order. The note says how many were left out; empty for none.
     """
     same = [name for name in ("references", "tokens", "bytes") if name in a and name in b]
-    place = {id: i for i, id in enumerate(b["id"])}
+    position = {id: i for i, id in enumerate(b["id"])}
     kept = [
-        (i, place[id])
+        (i, position[id])
         for i, id in enumerate(a["id"])
-        if id in place and all(a[name][i] == b[name][place[id]] for name in same)
+        if id in position and all(a[name][i] == b[name][position[id]] for name in same)
     ]
     rows = [
         {name: [column[pair[side]] for pair in kept] for name, column in (a, b)[side].items()}
@@ -194,8 +195,7 @@ def show(
     as_json: bool = False,
     html: str | None = None,
 ) -> None:
-    """Compare revisions with the first of them: print tables or JSON, or write a page; draw two of
-    them to `plot`.
+    """Compare revisions with the first of them, as tables, JSON, a page or a figure.
 
     Raises:
         UserError: fewer than two are named, more than two for a plot, or one cannot be compared.
@@ -218,11 +218,11 @@ def show(
         found = [compare(first, other, models) for other in others]
     titles = [(f"{names[0]}, {models[0]}", f"{name}, {models[1]}") for name in names[1:]]
     if as_json:
-        told = [
+        comparisons = [
             _to_json(names[0], name, models, each)
             for name, each in zip(names[1:], found, strict=True)
         ]
-        print(json.dumps(told[0] if len(told) == 1 else told, indent=2))
+        print(json.dumps(comparisons[0] if len(comparisons) == 1 else comparisons, indent=2))
     else:
         print("\n\n".join(text(each, pair) for each, pair in zip(found, titles, strict=True)))
     if plot:
@@ -247,7 +247,7 @@ def _drawn(found: Comparison) -> list[tuple[str, Difference, str]]:
 
 
 def _page(first: Revision, others: Sequence[Revision], models: tuple[str, str], path: Path) -> None:
-    """Write the page; what is missing for a paired comparison becomes a note on it."""
+    """Write the page; a comparison that cannot be made becomes a note on it."""
     from llm.experiments import comparison_page
 
     experiments = [comparison_page.read(revision) for revision in (first, *others)]
@@ -267,7 +267,7 @@ def _page(first: Revision, others: Sequence[Revision], models: tuple[str, str], 
 
 
 def text(found: Comparison, names: tuple[str, str]) -> str:
-    """The comparison as a table."""
+    """Return the comparison as a table."""
     lines = [["", "A", "B", "B − A", "95 % interval", "p", ""]]
     task = ""
     for row in found.rows:
@@ -291,9 +291,9 @@ def text(found: Comparison, names: tuple[str, str]) -> str:
         else line[0]
         for line in lines
     ]
-    told = sum(bool(row.better) for row in found.rows)
+    significant = sum(bool(row.better) for row in found.rows)
     foot = (
-        f"{told} of {len(found.rows)} differences are significant: approximate randomisation, two-sided, at "
+        f"{significant} of {len(found.rows)} differences are significant: approximate randomisation, two-sided, at "
         f"{100 * LEVEL:.0f} % for all of them together (Holm)."
     )
     head = [f"A: {names[0]}", f"B: {names[1]}", ""]

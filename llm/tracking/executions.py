@@ -1,9 +1,9 @@
-"""Which stages belong to one execution of the pipeline, decided without MLflow, and what waits for
-it in the spool.
+"""Executions of the pipeline, to which stages belong, and the spool of what MLflow did not take.
 
-`$DVC_ROOT/.state/mlflow/<experiment>.json` holds the open execution of each DVC experiment, so the
-answer is the same when the tracking server is down; `spool/<execution>.jsonl` beside it holds what
-the server did not take."""
+`.state/mlflow/<experiment>.json` holds the open execution of each DVC experiment, so the
+answer is the same when the tracking server is down; `spool/<execution>.jsonl` beside it has what
+the server did not take.
+"""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ Operation = dict[str, Any]
 
 
 def own_store() -> str:
-    """The repository's own store, a SQLite file in it."""
+    """Return the address of the repository's own store, a SQLite file."""
     return f"sqlite:///{repository()}/mlflow.db"
 
 
 def store_uri() -> str:
-    """$MLFLOW_TRACKING_URI, else the repository's own store."""
+    """Return $MLFLOW_TRACKING_URI, else the repository's own store."""
     return env.mlflow_uri() or own_store()
 
 
 def directory() -> Path:
-    """Where executions and the spool are kept."""
+    """Return the folder of executions and the spool."""
     return state_root() / "mlflow"
 
 
 def state_path() -> Path:
-    """The file of this DVC experiment's open execution."""
+    """Return the file of this DVC experiment's open execution."""
     key = env.dvc_experiment() or "workspace"
     return directory() / (re.sub(r"[^\w.-]", "_", key) + ".json")
 
 
 def current(params: Params, stage: str) -> State:
-    """The open execution of this experiment if it has these params, else a new one in its place.
+    """Return the open execution of this experiment if it has these params, else a new one.
 
-    A new one too where `stage` was begun in it with other code: its curve would be of two programs.
+    It is also a new one if `stage` began with other code: one curve would show two programs.
     """
     flat = flatten(params.model_dump(mode="json"))
     same = {
@@ -61,8 +61,7 @@ def current(params: Params, stage: str) -> State:
             key: value if isinstance(value, str) else json.dumps(value)
             for key, value in flat.items()
         },
-        # Empty for the repository's own, so that an execution and its spool outlive a move of the
-        # repository.
+        # Empty for the repository's own store, so that the repository can be moved.
         "store": public(env.mlflow_uri() or ""),
         "experiment": params.tracking.experiment,
     }
@@ -93,7 +92,7 @@ def current(params: Params, stage: str) -> State:
 
 
 def _read_state(path: Path) -> State | None:
-    """A state that is missing, or that an older version wrote, is none."""
+    """Return the state; None if it is missing or an older version wrote it."""
     try:
         state = read_json(path) if path.is_file() else None
     except UserError:
@@ -103,7 +102,7 @@ def _read_state(path: Path) -> State | None:
 
 
 def tags() -> dict[str, str]:
-    """Where this execution's code and inputs come from."""
+    """Return the tags that name this execution's code and inputs."""
     found = {f"git.{key}": value for key, value in provenance.git().items()}
     if "git.commit" in found:
         found["mlflow.source.git.commit"] = found["git.commit"]
@@ -118,7 +117,7 @@ def tags() -> dict[str, str]:
 
 
 def now() -> int:
-    """Milliseconds since the epoch, MLflow's unit."""
+    """Return milliseconds since the epoch, MLflow's unit."""
     return int(time.time() * 1000)
 
 
@@ -131,18 +130,18 @@ def spool(state: State, operations: list[Operation]) -> None:
         try:
             with open(path, "a", encoding="utf-8") as file:
                 file.write("".join(f"{json.dumps(record)}\n" for record in records))
-        except OSError:  # of a full disk: half a line would make the next one unreadable too
+        except OSError:  # a full disk: half a line would spoil the next one too
             if path.exists():
                 os.truncate(path, size)
             raise
 
 
 def read_spool(path: Path) -> list[dict[str, Any]]:
-    """Records of a spool file; a line that a kill left half-written is dropped."""
+    """Return the records of a spool file, without a line that a kill left half-written."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
-            print(f"warning: {path}: a broken line is left out", file=sys.stderr)
+            print(f"warning: {path}: a broken line is skipped", file=sys.stderr)
     return records

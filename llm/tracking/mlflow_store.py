@@ -1,8 +1,7 @@
-"""The MLflow store: what a queued operation becomes there. Every write can be repeated without
-effect.
+"""The MLflow store: queued operations as calls to MLflow, each of which can be repeated.
 
-Only this module imports mlflow, but for `llm.tracking.pyfunc_model`, which is a part of a logged
-model."""
+Only this module imports mlflow, apart from `llm.tracking.pyfunc_model`, a part of a logged model.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +30,8 @@ from llm.tracking import executions
 from llm.tracking.executions import Operation, State
 
 EXECUTION = "llm.execution"  # the tag by which the store knows an execution
-MODEL = (
-    "llm.model"  # the tag by which a run names the registered version that has its model's bytes
-)
-# Where MLflow's tables hold addresses of artifacts.
+MODEL = "llm.model"  # the tag of a run with the registered version of its model
+# Columns of MLflow's tables that contain addresses of artifacts.
 ADDRESSES = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -69,13 +66,12 @@ class Store:
 
         for name in ("alembic", "mlflow", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        # It logs what it raises, with a traceback, as where a database has no room; the caller says
-        # it in a line.
+        # MLflow logs what it raises with a traceback, e.g. on a full disk; the caller prints a line.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self.uri, self.mlflow = uri, mlflow
         self._ids: dict[str, str] = {}
         self._curves: dict[tuple[str, str], dict[int, float]] = {}
-        # The first use of a database makes its tables; two processes that do so at once crash.
+        # The first use of a database makes its tables; two processes at once would crash.
         with locked(executions.directory() / "store.lock"):
             self._make_database()
             self.client = mlflow.MlflowClient(uri)
@@ -84,25 +80,28 @@ class Store:
                 follow(repository())
 
     def _make_database(self) -> None:
-        """Make a missing SQLite database under another name first: MLflow could not use one made by
-        halves.
+        """Make a missing SQLite database under another name, then rename it: MLflow cannot use half
+        a database.
         """
         path = Path(self.uri.removeprefix("sqlite:///"))
         if not self.uri.startswith("sqlite:///") or path.exists() or not path.parent.is_dir():
             return
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.unlink(missing_ok=True)  # of a process that was killed: this one holds the lock
+        temporary.unlink(missing_ok=True)  # left by a process that was killed
         self.mlflow.MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
         temporary.rename(path)
 
     def experiment_id(self, name: str) -> str | None:
-        """Id of the experiment called `name`, or None."""
+        """Return the id of the experiment called `name`, or None."""
         found = self.client.get_experiment_by_name(name)
         return found.experiment_id if found else None
 
     def open(self, state: State, resume: bool = False) -> str:
-        """The run's id; makes experiment and run where they do not exist. `resume` marks the run as
-        running.
+        """Return the run's id; make experiment and run if they do not exist.
+
+        Args:
+            state: the execution.
+            resume: mark the run as running.
         """
         from mlflow.entities import Param
 
@@ -120,8 +119,7 @@ class Store:
         run_id = run.info.run_id
         if resume and run.info.status != "RUNNING":
             self.client.update_run(run_id, status="RUNNING")
-        # A param that is null switches something off that most runs do without: a third of all, and
-        # nothing to compare.
+        # A third of all params are null, which switches an option off: nothing to compare.
         wanted = {
             _key(key): value[:6000] for key, value in state["params"].items() if value != "null"
         }
@@ -134,8 +132,7 @@ class Store:
     def _open_experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            # A server decides itself where artifacts go; with a database it would be the current
-            # directory.
+            # A server chooses the folder of artifacts; a database would take the working directory.
             local = not self.uri.startswith(("http:", "https:", "databricks"))
             return self.client.create_experiment(name, artifacts(repository()) if local else None)
         if found.lifecycle_stage == "deleted":
@@ -143,9 +140,7 @@ class Store:
         return found.experiment_id
 
     def replay(self, current: str) -> None:
-        """Write what stages could not, and remove their spool files. The `current` execution is not
-        ended by it.
-        """
+        """Write what stages could not and remove their spool files; do not end the `current` run."""
         directory = executions.directory() / "spool"
         for path in sorted(directory.glob("*.jsonl")):
             with locked(directory / ".lock"):
@@ -162,9 +157,7 @@ class Store:
                 path.unlink()
 
     def apply(self, state: State, operation: Operation) -> None:
-        """Write one operation; to repeat it changes nothing. One that MLflow calls invalid is left
-        out, and said so.
-        """
+        """Write one operation; repeating it has no effect. Warn of one that MLflow finds invalid."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -205,7 +198,7 @@ class Store:
                 self.client.set_terminated(run_id, operation["status"], operation["time"])
 
     def _curve(self, run_id: str, key: str) -> dict[int, float]:
-        """Step → value of a metric in the store, read once."""
+        """Return step → value of a metric in the store, read once."""
         if (run_id, key) not in self._curves:
             points = sorted(
                 self.client.get_metric_history(run_id, key), key=lambda point: point.timestamp
@@ -214,7 +207,7 @@ class Store:
         return self._curves[run_id, key]
 
     def _log_points(self, run_id: str, points: list[Any], again: bool = False) -> None:
-        """Write the points whose step the run does not have; `again`: the others too."""
+        """Write the points whose step the run lacks; with `again`, the others too."""
         from mlflow.entities import Metric
 
         new: dict[tuple[str, int], Metric] = {}
@@ -229,9 +222,7 @@ class Store:
                 self._curve(run_id, metric.key)[metric.step] = metric.value
 
     def _log_scalars(self, run_id: str, values: dict[str, float], timestamp: int) -> None:
-        """Make each value the latest of its key: at its curve's last step, or at step 0 where it
-        has none.
-        """
+        """Make each value the latest of its key: at its curve's last step, or at step 0."""
         points = []
         for name, value in values.items():
             curve = self._curve(run_id, _key(name))
@@ -241,9 +232,7 @@ class Store:
         self._log_points(run_id, points, again=True)
 
     def _log_inputs(self, run_id: str) -> None:
-        """The datasets as MLflow dataset inputs; the digest is that of the manifest, cut to
-        MLflow's 36 characters.
-        """
+        """Log the datasets as MLflow inputs; MLflow takes 36 characters of a manifest's digest."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = []

@@ -111,7 +111,7 @@ def test_a_stage_that_failed_says_why_and_one_that_was_killed_is_told_from_it(
     child.wait()
     item = next(item for item in status.read() if item.experiment == "wiry-pika")
     assert (item.alive, item.health) == (False, "killed: the process is gone")
-    assert "goes on from its last state" in status.lines([item], [])[-1]
+    assert "resume from their last state" in status.lines([item], [])[-1]
     path = workspace / ".state" / "running" / f"pretrain-{child.pid}.json"
     old = json.loads(path.read_text()) | {"updated": time.time() - 2 * status.KEEP}
     path.write_text(json.dumps(old))
