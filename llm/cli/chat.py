@@ -31,8 +31,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Read lines and answer them until /quit or the input's end.
 
     Raises:
-        UserError: the first model or an option cannot be used; later mistakes are said and the
-            conversation goes on.
+        UserError: the first model or an option cannot be used. Later errors are printed and the
+            conversation continues.
     """
     from llm.generation.conversation import Conversation
 

@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _answerers(arguments: argparse.Namespace) -> list[Named]:
-    """The model, or each of the adapters on it."""
+    """Return the model, or each of the adapters on it."""
     from llm.generation.loaded_models import Shelf
     from llm.parallel import device as hardware
 
