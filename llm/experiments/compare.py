@@ -152,7 +152,7 @@ def pair(a: Columns, b: Columns) -> tuple[Columns, Columns, str]:
 
 
 def measures(a: Columns, b: Columns) -> tuple[list[Measure], list[Measure]]:
-    """What the columns of two predictions files of the same examples give to compare."""
+    """Return the measures of two predictions files of the same examples."""
     sides: tuple[list[Measure], list[Measure]] = ([], [])
     names = {*a.get("prediction", ()), *b.get("prediction", ())} if "accuracy" in a else set()
     positive = (a.get(POSITIVE, [None])[0], b.get(POSITIVE, [None])[0])

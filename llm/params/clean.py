@@ -89,7 +89,7 @@ class Clean(Section):
 
     @property
     def compares(self) -> bool:
-        """True if a rule compares documents, which needs a pass over all of them before the first."""
+        """True if a rule compares documents, which needs a first pass over all of them."""
         return bool(
             self.decontaminate
             or self.exact_duplicates

@@ -10,7 +10,7 @@ from llm.params.section import Positive, Section
 
 
 class Decoding(Section):
-    """The choice of tokens, by transformers' names; a temperature of 0 takes the most likely one."""
+    """The choice of tokens, by transformers' names; temperature 0 takes the likeliest."""
 
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_k: Positive | None = None

@@ -73,12 +73,12 @@ def _folder() -> Path | None:
 
 @contextmanager
 def _locks(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the content of DVC's lock file, which the block may change; guarded as in dvc/rwlock.py."""
+    """Yield the content of DVC's lock file, which the block may change (see dvc/rwlock.py)."""
     with locked(folder / "rwlock.lock"):
         path = folder / "rwlock"
         locks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         yield locks
-        # Written by rename: a kill could otherwise leave half a file, which stops every later `dvc`.
+        # Renamed, because half a file, left by a kill, would stop every later `dvc`.
         new = folder / "rwlock.new"
         new.write_text(json.dumps(locks), encoding="utf-8")
         os.replace(new, path)

@@ -16,7 +16,7 @@ SHARDING = ("ddp", "fsdp")
 
 
 def device() -> str | None:
-    """Return LLM_DEVICE: the device to compute on, such as `cpu` or `cuda:1`; None: the best one."""
+    """Return LLM_DEVICE: the device, such as `cpu` or `cuda:1`; None: the best one."""
     return os.environ.get("LLM_DEVICE") or None
 
 

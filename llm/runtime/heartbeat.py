@@ -1,7 +1,7 @@
-"""The status file of a running stage: `.state/running/<stage>-<pid>.json`, written every few seconds.
+"""The status file of a running stage: `.state/running/<stage>-<pid>.json`.
 
-It is not an output and no stage reads it; `python -m llm status` does. A thread writes it. If a
-stage hangs, the file is still updated but its progress is not.
+It is not an output and no stage reads it; `python -m llm status` does. A thread writes it
+every few seconds. If a stage hangs, the file is still updated but its progress is not.
 """
 
 from __future__ import annotations

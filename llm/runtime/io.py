@@ -97,7 +97,7 @@ def save_tensors(
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON with a stable layout; floats keep all their digits; NaN and infinity are refused."""
+    """Write JSON with a stable layout and all digits; refuse NaN and infinity."""
     write_bytes(path, utf8(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"))
 
 

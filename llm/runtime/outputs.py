@@ -46,6 +46,6 @@ WRITTEN = {
 
 
 def refuse_others() -> None:
-    """Raise UserError if an output directory has a file that no stage writes: DVC would delete it."""
+    """Raise UserError for a file in an output directory that no stage writes."""
     for path, files in WRITTEN.items():
         refuse_other_files(Path(path), files)

@@ -1,4 +1,4 @@
-"""A pool of processes that returns results in the order of the items, with few of them in memory."""
+"""A pool of processes; results come in the order of the items, few of them in memory."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Workers:
             ) from None
 
     def _give(self, make: Callable[[], Any] | None) -> None:
-        """Send the function's maker to each process; in a thread, since a dead process takes none."""
+        """Send the function's maker to each process, in a thread: a dead process takes none."""
 
         def put() -> None:
             for _ in range(self.count):

@@ -66,7 +66,7 @@ class Store:
 
         for name in ("alembic", "mlflow", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        # MLflow logs what it raises with a traceback, e.g. on a full disk; the caller prints a line.
+        # MLflow logs a traceback of what it raises; the caller prints one line.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self.uri, self.mlflow = uri, mlflow
         self._ids: dict[str, str] = {}
@@ -140,7 +140,7 @@ class Store:
         return found.experiment_id
 
     def replay(self, current: str) -> None:
-        """Write what stages could not and remove their spool files; do not end the `current` run."""
+        """Write what stages could not, remove their spools; do not end the `current` run."""
         directory = executions.directory() / "spool"
         for path in sorted(directory.glob("*.jsonl")):
             with locked(directory / ".lock"):
@@ -157,7 +157,7 @@ class Store:
                 path.unlink()
 
     def apply(self, state: State, operation: Operation) -> None:
-        """Write one operation; repeating it has no effect. Warn of one that MLflow finds invalid."""
+        """Write one operation (it can be repeated); warn if MLflow finds it invalid."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -318,9 +318,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Score:
-    """What a model was scored: the mean of its tasks' headline scores, on which test examples, and
-    on how many.
-    """
+    """A model's score: the mean of its tasks' headline scores, and the test examples behind it."""
 
     value: float | None
     tests: str = ""  # digest of the examples
@@ -339,11 +337,11 @@ class Score:
         return {"score": repr(self.value), "tests": self.tests, "examples": str(self.examples)}
 
     def beats(self, champion: Score) -> bool:
-        """Whether the champion has to go: on the same examples by its value, else by the number of
-        examples.
+        """Return True if this score replaces the champion's.
 
-        Values on different examples do not compare. The better-founded one stays, the newer where
-        they are equal."""
+        On the same examples the higher value wins. Values on different examples do not compare: the
+        score with more examples wins, the newer one if they have equally many.
+        """
         if self.value is None or champion.value is None:
             return champion.value is None
         if self.tests == champion.tests:
@@ -359,7 +357,7 @@ def directory_digest(directory: Path) -> str:
 
 
 def artifacts(root: Path) -> str:
-    """Where a repository's own store keeps artifacts, as MLflow writes it."""
+    """Return the address of the artifacts of a repository's own store."""
     return (root / "mlartifacts").as_uri()
 
 
@@ -388,7 +386,7 @@ def follow(root: Path) -> None:
 
 
 def _same_place(one: str, other: str) -> bool:
-    """Whether two addresses of files lead to one folder, by links too."""
+    """Return True if two addresses lead to one folder, also through links."""
     first, second = (Path(url2pathname(urlparse(uri).path)).resolve() for uri in (one, other))
     return first == second
 

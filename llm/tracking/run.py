@@ -134,7 +134,7 @@ def _with_digests(files: Sequence[str]) -> list[tuple[str, str, str]]:
 
 
 def _from_root(path: Path) -> str:
-    """Return the path relative to the main repository, which may move before a spool is replayed."""
+    """Return the path from the main repository, which may move before a replay."""
     return os.path.relpath(path, repository())
 
 
