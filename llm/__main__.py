@@ -1,4 +1,4 @@
-"""Everything that is not a pipeline stage. Each command is a module of llm/cli."""
+"""Commands around the pipeline; each is a module of llm/cli."""
 
 from __future__ import annotations
 
@@ -32,38 +32,37 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Parse the arguments and run the command."""
     arguments = parser().parse_args()
     arguments.run(arguments)
 
 
 def run() -> None:
-    """A command of the shell: one whose reader has read enough, as in `… | head`, ends without a
-    word.
+    """Run as a command of the shell.
 
-    Asked to end by a signal, it ends as after Ctrl-C: what it started ends first.
+    If the reader stops reading, as in `… | head`, it ends without a message. After a signal it ends
+    as after Ctrl-C: the processes that it started end first.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # and not ignored, as under nohup
+        if signal.getsignal(number) is signal.SIG_DFL:  # under nohup it is ignored
             signal.signal(number, _end)
     try:
         run_stage(main, heedless=False)
         sys.stdout.flush()
     except BrokenPipeError:
-        _forget(sys.stdout)
-        _forget(sys.stderr)
+        _to_devnull(sys.stdout)
+        _to_devnull(sys.stderr)
         sys.exit(128 + signal.SIGPIPE)
     except SystemExit:  # with a message for stderr, or after the help
         try:
             sys.stdout.flush()
         except BrokenPipeError:
-            _forget(sys.stdout)
+            _to_devnull(sys.stdout)
         raise
 
 
-def _forget(stream: TextIO) -> None:
-    """Send a stream without a reader to /dev/null, or Python complains when it flushes it at its
-    end.
-    """
+def _to_devnull(stream: TextIO) -> None:
+    """Send a stream without a reader to /dev/null; Python would report an error at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

@@ -1,9 +1,9 @@
-"""Addresses (https://…, s3://…, postgresql://…), and the credentials that may stand in them.
+"""Addresses (https://…, s3://…, postgresql://…), and the credentials that they may contain.
 
-A credential is: user and password before the host; a lone user of http, where it is a token; and
-    what a query or a
-fragment holds under a name such as token, sig or X-Amz-Signature. `?download=true` is none, nor is
-a user without a password elsewhere, as in abfs://container@account and ssh://git@host.
+Credentials are: user and password before the host; a user of http without a password, which is a
+token; and values of a query or a fragment with names such as token, sig or X-Amz-Signature. Not
+credentials: `?download=true`, and a user without a password elsewhere, as in
+abfs://container@account and ssh://git@host.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from typing import Any
 from urllib.parse import unquote, unquote_plus
 
-# Names in a query, of their letters and digits alone: how they end, and those that are just this.
+# Names in a query, reduced to letters and digits: their ends, and whole names.
 SECRET_ENDS = (
     "token",
     "secret",
@@ -36,7 +36,7 @@ SECRETS = {
     "awsaccesskeyid",
 }
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.\-]*://"
-# In prose an address ends at white space or a quote. One may follow another: simplecache::https://…
+# In prose an address ends at white space or a quote. Addresses can be chained: simplecache::https://…
 _IN_PROSE = re.compile(rf"""\b{_SCHEME}(?:(?!::{_SCHEME})[^\s"<>])*""")
 _ALONE = re.compile(rf"\s*(?:[\w+.\-]+::)*{_SCHEME}")
 _PAIR_IN_PROSE = re.compile(r"""([?&;#])([^\s?&;#="'<>/]+)=([^\s&;#"'<>)]*)""")
@@ -44,18 +44,14 @@ _PAIR_ALONE = re.compile(r"([?&;#])([^?&;#=/]+)=([^&;#]*)")
 
 
 def without_credentials(text: str) -> str:
-    """A text without the credentials of any address in it: as messages, manifests and trackers may
-    show it.
-    """
+    """Return a text for messages, manifests and trackers: its addresses have no credentials."""
     return _without_pairs(
-        _IN_PROSE.sub(lambda found: _without_user(found[0]), text), _PAIR_IN_PROSE
+        _IN_PROSE.sub(lambda match: _without_user(match[0]), text), _PAIR_IN_PROSE
     )
 
 
 def public(address: str) -> str:
-    """The same of a text that is an address and nothing else, so that blanks and quotes are part of
-    it.
-    """
+    """Return an address without credentials; blanks and quotes are parts of it."""
     if not _ALONE.match(address):
         return address
     parts = re.split(rf"::(?={_SCHEME})", address)
@@ -63,7 +59,7 @@ def public(address: str) -> str:
 
 
 def all_public(value: Any) -> Any:
-    """The same of all texts in lists and dictionaries."""
+    """Return a value with all texts in lists and dictionaries free of credentials."""
     if isinstance(value, str):
         return without_credentials(public(value))
     if isinstance(value, dict):
@@ -72,13 +68,17 @@ def all_public(value: Any) -> Any:
 
 
 def refuse_credentials(value: Any, where: str, key: str = "") -> None:
-    """Raise ValueError for an address with credentials in params, which go to dvc.lock, git and the
-    trackers.
+    """Raise ValueError for credentials in params, which go to dvc.lock, git and MLflow.
+
+    Args:
+        value: a part of params.
+        where: the file, for the message.
+        key: the part's name, with dots.
     """
     if isinstance(value, str) and public(value) != value:
         raise ValueError(
             f"{where}: {key}: {without_credentials(public(value))} was given with a user, a password, a token or a "
-            "signature. Params are written to dvc.lock, git and MLflow, so take it out. Credentials belong into "
+            "signature. Params are written to dvc.lock, git and MLflow, so take it out. Put credentials into "
             "~/.netrc (https), or into the environment or the configuration of the protocol (AWS_…, AZURE_STORAGE_…, "
             "~/.config/fsspec); what only a signed address gives, download by hand and name the file. See docs/DATA.md."
         )
@@ -92,8 +92,9 @@ def refuse_credentials(value: Any, where: str, key: str = "") -> None:
 
 
 def opened(address: str) -> tuple[Any, str]:
-    """The fsspec file system of an address, and the path in it; http takes ~/.netrc and the proxy's
-    variables.
+    """Return the fsspec file system of an address and the path in it.
+
+    http uses ~/.netrc and the proxy's environment variables.
     """
     import fsspec
 
@@ -102,8 +103,8 @@ def opened(address: str) -> tuple[Any, str]:
     for setting in settings:
         client |= setting.get("client_kwargs", {})
     settings[-1]["client_kwargs"] = client  # the last one counts
-    found: tuple[Any, str] = fsspec.core.url_to_fs(address)
-    return found
+    opened_at: tuple[Any, str] = fsspec.core.url_to_fs(address)
+    return opened_at
 
 
 def _without_user(address: str) -> str:
@@ -119,14 +120,16 @@ def _without_user(address: str) -> str:
 
 
 def _without_pairs(text: str, pairs: re.Pattern[str]) -> str:
-    def kept(found: re.Match[str]) -> str:
-        name = re.sub(r"[^a-z0-9]", "", unquote_plus(found[2]).lower())
-        value = unquote_plus(found[3])
+    def without_secret(match: re.Match[str]) -> str:
+        name = re.sub(r"[^a-z0-9]", "", unquote_plus(match[2]).lower())
+        value = unquote_plus(match[3])
         if (
             name in SECRETS or name.endswith(SECRET_ENDS) or public(value) != value
-        ):  # an address may hold another
-            return found[1].strip("&;") + "\0"
-        return found[0]
+        ):  # an address may contain another
+            return match[1].strip("&;") + "\0"
+        return match[0]
 
-    # What was cut out is marked by NUL until the signs around it are put right.
-    return re.sub(r"[?#]\0+|\0", "", re.sub(r"([?#])\0+[&;]", r"\1", pairs.sub(kept, text)))
+    # NUL marks what was cut out until the signs around it are corrected.
+    return re.sub(
+        r"[?#]\0+|\0", "", re.sub(r"([?#])\0+[&;]", r"\1", pairs.sub(without_secret, text))
+    )

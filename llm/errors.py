@@ -10,21 +10,17 @@ from pathlib import Path
 
 from llm.addresses import without_credentials
 
-NO_SPACE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-)  # the disk, the user's quota, the limit of `ulimit -f`
-# The place is wrong or not ours: a file where a folder should be, somebody else's folder, a disk
-# that is only read.
+# A full disk, the user's quota, the limit of `ulimit -f`.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# A path that cannot be written: a file in place of a folder, another user's, a read-only disk.
 WRONG_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 class UserError(Exception):
     """A mistake in the input, the params or the machine's set-up.
 
-    The message names the place, what was expected and what to do; it is shown without a traceback,
-    and without the credentials of addresses, which errors of other packages quote.
+    The message says where, what was expected and what to do. It is shown without a traceback, and
+    without credentials: errors of other packages quote addresses that contain them.
     """
 
     def __init__(self, message: str) -> None:
@@ -32,16 +28,16 @@ class UserError(Exception):
 
 
 def no_space(path: str | Path | None, error: OSError) -> UserError:
-    """What to say where `path` (if it is known) did not fit on the disk."""
+    """Return the error for a file, if it is known, that did not fit on the disk."""
     return UserError(
         f"{path or 'an output'} could not be written ({error.strerror}). Free some space and rerun `dvc repro`: a "
-        "stage that trains goes on from its last checkpoint. `python -m llm state --prune` deletes old checkpoints, "
+        "stage that trains resumes from its last checkpoint. `python -m llm state --prune` deletes old checkpoints, "
         "`dvc gc --all-commits --all-experiments` results that no commit and no experiment names."
     )
 
 
 @functools.cache
 def say_once(message: str) -> None:
-    """Print a message the first time that it comes up, in the first of several processes."""
+    """Print a message once, in the main process only."""
     if os.environ.get("RANK", "0") == "0":
         print(f"note: {message}", file=sys.stderr, flush=True)

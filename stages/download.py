@@ -11,10 +11,10 @@ from llm.errors import NO_SPACE, no_space
 from llm.runtime import outputs
 from llm.runtime.io import link, read_json, refuse_other_files, whole_directory
 from llm.runtime.stage import run_stage
+from llm.runtime.state_dirs import finished_datasets, remove_other_versions
 from llm.runtime.timing import stage_timing
 from llm.sources import changed_files
 from llm.sources.download import datasets_of, fingerprint, write_raw
-from llm.sources.finished import finished_work, forget_others
 
 RAW = Path("data/raw")
 
@@ -23,7 +23,7 @@ def main() -> None:
     p = params.load()
     refuse_other_files(RAW, outputs.RAW)  # before anything is fetched, not after
     manifests: dict[str, dict[str, Any]] = {}
-    with stage_timing("download") as timing, finished_work() as state:
+    with stage_timing("download") as timing, finished_datasets() as state:
         done = {}
         for name, kind, source in datasets_of(p):
             # What is finished stays outside DVC's outputs until all is, so that a killed stage does
@@ -31,7 +31,7 @@ def main() -> None:
             done[name] = state / f"{name}-{fingerprint(name, kind, source)}"
             if not (done[name] / "manifest.json").exists():
                 print(f"download: {name} ({kind}) from {source.source}", flush=True)
-                forget_others(done[name])
+                remove_other_versions(done[name])
                 # Not in a whole_directory: the manifest comes last, and what a kill leaves is gone
                 # on with.
                 try:

@@ -82,13 +82,3 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return TOGETHER.get(file, file)
 
     return Together(config, log)
-
-
-@pytest.fixture(scope="session")
-def workers() -> Iterator[Workers]:
-    """Four processes that train together on request; starting them takes longer than most jobs."""
-    from tests.train.workers import Workers
-
-    pool = Workers()
-    yield pool
-    pool.close()

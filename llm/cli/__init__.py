@@ -1,1 +1,1 @@
-"""The commands of `python -m llm`, one a file. Torch and MLflow are imported when a command runs."""
+"""The commands of `python -m llm`, one a file; torch is imported when a command runs."""

@@ -1,4 +1,4 @@
-"""What the commands' options have in common."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from llm.errors import UserError
 
 if TYPE_CHECKING:
     from llm.generation.loaded_models import Shelf
+    from llm.params import Decoding
 
-SHOWN = {int: "a whole number", float: "a number"}
+KINDS = {int: "a whole number", float: "a number"}
 
 
 def at_least(least: float, kind: type[int] | type[float] = int) -> Callable[[str], float]:
-    """The type of an option that is a finite number, and not below `least`."""
+    """Return the type of an option that is a finite number of at least `least`."""
 
     def read(text: str) -> float:
         try:
@@ -25,13 +26,13 @@ def at_least(least: float, kind: type[int] | type[float] = int) -> Callable[[str
                 return value
         except ValueError:
             pass
-        raise argparse.ArgumentTypeError(f"{text!r}; expected {SHOWN[kind]} of at least {least}")
+        raise argparse.ArgumentTypeError(f"{text!r}; expected {KINDS[kind]} of at least {least}")
 
     return read
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
-    """The options that `shelf` reads."""
+    """Add the options that `shelf` reads."""
     parser.add_argument(
         "--base", help="model directory (default: that of finetune.base in params.yaml)"
     )
@@ -47,7 +48,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
-    """The option that `precision` reads."""
+    """Add the option of the models' precision."""
     parser.add_argument(
         "--precision",
         default="fp32",
@@ -57,7 +58,7 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def shelf(arguments: argparse.Namespace) -> Shelf:
-    """The models that the options name.
+    """Return the models that the options name.
 
     Raises:
         UserError: there are none, or two have one name.
@@ -67,15 +68,15 @@ def shelf(arguments: argparse.Namespace) -> Shelf:
 
     directories = default_directories()
     for name in ("base", "finetuned"):
-        if given := getattr(arguments, name):
-            directories[name] = Path(given)
-    for given in arguments.adapter:
-        name, _, path = given.rpartition("=")
+        if directory := getattr(arguments, name):
+            directories[name] = Path(directory)
+    for option in arguments.adapter:
+        name, _, path = option.rpartition("=")
         path = Path(path)
         name = name or path.name
         if name in directories:
             raise UserError(
-                f"--adapter {given}: there is a model called {name!r} already; say NAME={path}."
+                f"--adapter {option}: there is a model called {name!r} already; say NAME={path}."
             )
         directories[name] = path
     if not directories:
@@ -84,3 +85,25 @@ def shelf(arguments: argparse.Namespace) -> Shelf:
         )
     device = hardware.device()
     return Shelf(directories, device, hardware.precision(arguments.precision, device))
+
+
+def decoding(arguments: argparse.Namespace) -> Decoding:
+    """Return how tokens are chosen, as the options say.
+
+    Raises:
+        UserError: the options do not go together.
+    """
+    from pydantic import ValidationError
+
+    from llm.params import Decoding
+
+    try:
+        return Decoding(
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+            num_beams=getattr(arguments, "num_beams", 1),
+        )
+    except ValidationError as error:
+        raise UserError(
+            "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
+        ) from None

@@ -1,4 +1,4 @@
-"""Compare the scores of experiments: which differ, and how surely; as a page too."""
+"""Compare the scores of experiments and test the differences; also as a page."""
 
 from __future__ import annotations
 

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import socket
-from contextlib import suppress
 
 from llm.cli.arguments import add_models, shelf
 from llm.errors import UserError
 
-HOST = "127.0.0.1"  # there are no accounts, so nobody but this machine may ask
-GRACE = 5  # seconds that answers under way may take when the server is to end
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `run`."""
     add_models(parser)
     parser.add_argument(
         "--port", type=int, default=8000, help="on 127.0.0.1; 0: a free one (default: %(default)s)"
@@ -58,49 +51,14 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.queue < 0:
         raise UserError(f"--queue is {arguments.queue}; expected at least 0.")
     try:
-        import uvicorn
-
-        from llm.server.app import application
+        from llm.server.serve import serve
     except ImportError as error:
         raise UserError(f"{error}: pip install -c constraints.txt -e '.[serve]'") from None
-    from llm.server.engine import Engine
-
-    place = _socket(arguments.port)  # before the models are read, which takes longer
-    models = shelf(arguments)
-    engine = Engine(
-        [models.get(name) for name in models.directories],
+    serve(
+        lambda: shelf(arguments),
+        arguments.port,
         arguments.rows,
-        arguments.max_length,
         arguments.queue,
+        arguments.max_length,
+        arguments.max_tokens,
     )
-    app = application(engine, arguments.max_tokens, arguments.rows + arguments.queue)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
-    )
-    address = f"http://{HOST}:{place.getsockname()[1]}"
-    for name, lane in engine.lanes.items():
-        print(
-            f"serve: {name:12} {models.directories[name]} · {lane.slots} tokens, {lane.rows} answers at a time · "
-            f"cache {lane.cache_bytes / 1e6:,.0f} MB"
-        )
-    # A client that connects as soon as it reads the address waits instead of being refused.
-    place.listen()
-    print(
-        f"serve: {address}/ to talk to them · {address}/v1 for OpenAI's clients · Ctrl-C to end",
-        flush=True,
-    )
-    with suppress(KeyboardInterrupt):  # which uvicorn raises once everything is closed
-        asyncio.run(server.serve([place]))
-
-
-def _socket(port: int) -> socket.socket:
-    """A bound socket. Raises UserError where the port is taken or not allowed."""
-    place = socket.socket()
-    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        place.bind((HOST, port))
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"port {port} of {HOST} cannot be used ({error}); choose another with --port."
-        ) from None
-    return place

@@ -1,6 +1,4 @@
-"""List files of download.*.paths that changed since data/raw was made, and refuse foreign files in
-outputs.
-"""
+"""List files of download.*.paths that changed since data/raw was made; check outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Show the stages that run now, in the workspace, temporary and queued."""
+"""Show the stages that run now, of the workspace and of temporary and queued experiments."""
 
 from __future__ import annotations
 

@@ -1,27 +1,14 @@
-"""Put the token shards on a remote file system, where other machines read them (docs/SCALE.md)."""
+"""Put token shards on a remote file system, where other machines read them (docs/SCALE.md)."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import posixpath
-from functools import partial
 from pathlib import Path
-from typing import Any
-
-from llm.data.remote_shards import BLOCK, INDEX, digest, place
-from llm.errors import UserError
-from llm.runtime.io import read_json
-from llm.runtime.progress import Progress
-from llm.runtime.remote_fs import Address
 
 TOKENS = Path("data/tokens")
-SPLITS = ("train", "val")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `run`."""
     parser.add_argument(
         "action", choices=["push"], help="copy data/tokens to the address; what is there stays"
     )
@@ -31,96 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Do it."""
+    from llm.data.push_shards import push
+
     push(TOKENS, arguments.url)
-
-
-def push(directory: Path, url: str, block: int = BLOCK) -> str:
-    """Copy the shards to a folder of their own at the address, and then the digests of their
-    blocks.
-
-    Cut off, it goes on where it was. The folder counts once the digests are there.
-
-    Returns:
-        The folder, which is named by the digest of meta.json.
-
-    Raises:
-        UserError: there are no tokens, a shard is not what meta.json says, or the address cannot be
-            written.
-    """
-    meta = directory / "meta.json"
-    if not meta.exists():
-        raise UserError(f"{meta}: no such file. `dvc checkout` or `dvc repro tokenize` brings it.")
-    address = Address(url, "URL")
-    fs, root = address.fs, place(address, directory)
-    manifest = read_json(meta)
-    try:
-        listed = [
-            {key: shard[key] for key in ("file", "sha256")}
-            for s in SPLITS
-            for shard in manifest[s]["shards"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{meta} does not describe shards ({type(error).__name__}: {error}). Run `dvc repro -sf tokenize`."
-        ) from None
-    missing = [shard["file"] for shard in listed if not (directory / shard["file"]).exists()]
-    if missing:
-        raise UserError(
-            f"{directory / missing[0]}: no such file. `dvc checkout` or `dvc repro tokenize` brings it."
-        )
-    entries, total = [], sum((directory / shard["file"]).stat().st_size for shard in listed)
-    try:
-        fs.invalidate_cache()
-        address.patiently(lambda: fs.makedirs(root, exist_ok=True))
-        with Progress("tokens", total, "B", scale=True) as progress:
-            for shard in listed:
-                entry = described(directory / shard["file"], shard, block)
-                address.patiently(
-                    partial(
-                        _put, fs, directory, posixpath.join(root, shard["file"]), entry["bytes"]
-                    )
-                )
-                entries.append(entry)
-                progress.update(entry["bytes"])
-        index = json.dumps({"block": block, "shards": entries}).encode()
-        address.patiently(lambda: fs.put_file(str(meta), posixpath.join(root, "meta.json")))
-        address.patiently(lambda: fs.pipe_file(posixpath.join(root, INDEX), index))
-    except UserError:
-        raise
-    except Exception as error:  # whatever the remote's package raises
-        raise UserError(
-            f"tokens push: {url} cannot be written ({type(error).__name__}: {error})."
-        ) from None
-    print(
-        f"tokens: {len(entries)} shards, {total:,} bytes → {address.url}/{posixpath.basename(root)}"
-    )
-    return root
-
-
-def described(path: Path, shard: dict[str, Any], block: int) -> dict[str, Any]:
-    """A shard's entry in blocks.json; UserError where the file is not what meta.json says."""
-    whole, digests = hashlib.sha256(), []
-    with open(path, "rb") as file:
-        while data := file.read(block):
-            whole.update(data)
-            digests.append(digest(data))
-        size = file.tell()
-    if whole.hexdigest() != shard["sha256"]:
-        raise UserError(
-            f"{path} is not what meta.json says. Run `dvc repro -sf tokenize` to write it again."
-        )
-    return {
-        "file": shard["file"],
-        "sha256": shard["sha256"],
-        "bytes": size,
-        "digests": "".join(digests),
-    }
-
-
-def _put(fs: Any, directory: Path, there: str, size: int) -> None:
-    """Copy a shard, unless it is there: a file of its length in this folder is what this command
-    put there.
-    """
-    if not fs.exists(there) or fs.size(there) != size:
-        fs.put_file(str(directory / posixpath.basename(there)), there)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm.errors import UserError
+from llm.runtime.parquet import readable
 
 CHUNK_BYTES = 16 << 20  # of text, about; a single document may be larger
 COLUMNS = ["id", "text", "source"]
@@ -30,14 +31,9 @@ class Chunk(NamedTuple):
 
 @contextmanager
 def _readable(path: Path) -> Iterator[pq.ParquetFile]:
-    try:
-        with pq.ParquetFile(path) as file:
-            yield file
-    except (OSError, pa.ArrowException) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{path} cannot be read ({reason}). Run `dvc repro -f download` to write it again."
-        ) from None
+    remedy = "Run `dvc repro -f download` to write it again."
+    with readable(path, remedy), pq.ParquetFile(path) as file:
+        yield file
 
 
 def find_chunks(directory: Path, size: int = CHUNK_BYTES) -> list[Chunk]:

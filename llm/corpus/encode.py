@@ -29,8 +29,7 @@ from llm.corpus.shard_writer import ShardWriter
 from llm.corpus.statistics import SPLITS, Counts
 from llm.errors import UserError
 from llm.params import Params
-from llm.runtime import pool
-from llm.runtime.env import environment_number
+from llm.runtime import env, pool
 from llm.runtime.io import read_json, sha256, write_json
 from llm.runtime.progress import Progress
 from llm.runtime.provenance import code_digest
@@ -192,7 +191,7 @@ def encode_corpus(
     left = [chunk.bytes for chunk in found[done:]]
     make = partial(ChunkEncoder, tokenizer, val_fraction, encoder, plan, mixture or {})
     ordered = ordered or pool.Workers(1).ordered
-    every = environment_number("LLM_STATE_SECONDS", SYNC_SECONDS, "seconds between checkpoints")
+    every = env.state_seconds(SYNC_SECONDS)
     saved = time.monotonic()
     whole = sum(chunk.bytes for chunk in found)
     with Progress("tokenize", whole, "B", start=whole - sum(left), scale=True) as progress:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from llm.data.packing import PackedExamples
 from llm.errors import UserError
+from llm.runtime.parquet import readable
 from llm.tokenizer.bpe import Tokenizer
 
 
@@ -23,12 +24,8 @@ def packed_examples(
     Raises:
         UserError: the file is missing or broken, or an example is longer than a row.
     """
-    try:
+    with readable(path, "Run `dvc repro -sf mix` to write it again."):
         table = pq.read_table(path, columns=["id", "task", "prompt", "response"])
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise UserError(
-            f"{path} cannot be read ({error}). Run `dvc repro -sf mix` to write it again."
-        ) from None
     groups: dict[str, list[tuple[list[int], int]]] = defaultdict(list)
     for batch in table.to_batches(max_chunksize=1024):
         columns = batch.to_pydict()

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import posixpath
 import queue
 import threading
@@ -36,7 +35,7 @@ import numpy as np
 
 from llm.data.block_cache import BlockCache
 from llm.errors import UserError
-from llm.runtime.env import environment_number
+from llm.runtime import env
 from llm.runtime.io import read_json, sha256
 from llm.runtime.remote_fs import CONNECTIONS, Address
 
@@ -74,13 +73,11 @@ def from_environment(directory: Path) -> RemoteTokens | None:
         UserError: a variable is unusable, or the tokens there are not those that
             `directory`/meta.json describes.
     """
-    url = os.environ.get("LLM_TOKENS_URL")
+    url = env.tokens_url()
     if not url:
         return None
-    limit = environment_number(
-        "LLM_TOKENS_CACHE_GB", GIGABYTES, "gigabytes of disk for tokens", least=1e-6
-    )
-    folder = Path(os.environ.get("LLM_TOKENS_CACHE") or FOLDER).expanduser()
+    limit = env.tokens_cache_gb(GIGABYTES)
+    folder = env.tokens_cache(FOLDER)
     return _connected(url, directory, sha256(directory / "meta.json"), folder, int(limit * 1e9))
 
 
@@ -97,14 +94,14 @@ class RemoteTokens:
         self.address = Address(url, "LLM_TOKENS_URL")
         self.root = place(self.address, directory)
         self.block, self.shards = self._index(directory)
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        processes = env.local_world_size()
         try:
             self.cache = BlockCache(folder, limit, processes)
         except OSError as error:
             raise UserError(
                 f"LLM_TOKENS_CACHE={folder}: {error.strerror}; name a folder on this disk."
             ) from None
-        if os.environ.get("RANK", "0") == "0":
+        if env.rank() == 0:
             size = sum(shard.bytes for shard in self.shards.values())
             print(
                 f"tokens: {size / 1e9:.2f} GB at {self.address.url}, up to {limit / 1e9:g} GB of them in {folder}",

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm.errors import UserError
+from llm.runtime import env
 from llm.runtime.io import read_json, sha256
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class TokenStream:
 
 def _remote_tokens(directory: Path) -> RemoteTokens | None:
     """Return the shards at `LLM_TOKENS_URL`; None where it is not set."""
-    if not os.environ.get("LLM_TOKENS_URL"):
+    if not env.tokens_url():
         return None
     from llm.data import remote_shards
 

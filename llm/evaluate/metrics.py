@@ -30,15 +30,6 @@ from llm.text.sentences import RougeTokenizer, sentences, words, writing
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 BLEU_ORDER = 4
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte"})
-COUNTS = (
-    "truncated",
-    "shots",
-    "unfinished",
-    "empty",
-    "no_reference",
-    "unseen_label",
-)  # told of the examples, no scores
 UNANSWERABLE = (
     "unanswerable"  # what `llm.tasks.question_answering` answers where the text has no answer
 )

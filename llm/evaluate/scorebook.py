@@ -10,7 +10,7 @@ from typing import Any
 
 from llm.errors import UserError
 from llm.evaluate import answers as run
-from llm.evaluate import metrics, test_sets
+from llm.evaluate import metric_names, test_sets
 from llm.evaluate.language import Windows
 from llm.evaluate.metrics import Measure
 from llm.evaluate.paired import differences
@@ -76,7 +76,7 @@ class ScoreBook:
             task: {
                 found.metric: found.to_json()
                 for found in differences(
-                    [m for m in measures if m.name not in metrics.COUNTS],
+                    [m for m in measures if m.name not in metric_names.COUNTS],
                     self.measures[b, task], self.resamples, self.confidence, self.seed,
                 )
             }

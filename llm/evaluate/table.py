@@ -6,18 +6,9 @@ import csv
 import io
 from typing import Any
 
-from llm.evaluate.metrics import COUNTS, LOWER_IS_BETTER
+from llm.evaluate.metric_names import COUNTS, LOWER_IS_BETTER, MAIN, METRICS, UNIT, headline
 
 Results = dict[str, dict[str, dict[str, dict[str, Any]]]]  # model -> task -> metric -> score
-
-# The metric that stands for a task, the first one present: ROUGE-Lsum as it is reported, the rest
-# as the tasks' papers.
-HEADLINE = ("accuracy", "f1", "rougeLsum", "rougeL", "bits_per_byte", "perplexity")
-# Scores of one scale, from 0 to 1 (Matthews correlation: from -1): one bar chart.
-UNIT = ("exact_match", "f1", "accuracy", "mcc", "f1_macro", "rouge1", "rouge2", "rougeLsum")
-# The scores that are shown; those of a task's own come behind them.
-MAIN = (*UNIT, "bleu", "bits_per_byte", "perplexity")
-OTHER = ("rougeL", "accuracy_normalised", "mean_length", "loss")
 
 
 def order(model: str) -> tuple[int, str]:
@@ -61,7 +52,7 @@ def render(
 
 def _shown(results: Results, task: str, models: list[str]) -> list[str]:
     found = dict.fromkeys(metric for model in models for metric in results[model][task])
-    rest = [m for m in found if m not in (*MAIN, *OTHER, *COUNTS) and "/" not in m]
+    rest = [m for m in found if m not in METRICS and m not in COUNTS and "/" not in m]
     return [m for m in MAIN if m in found] + rest
 
 
@@ -99,7 +90,7 @@ def headlines(results: Results) -> dict[tuple[str, str, str], float]:
     found = {}
     for model in ("finetuned", "base"):
         for task, scores in results.get(model, {}).items():
-            metric = next((metric for metric in HEADLINE if metric in scores), None)
+            metric = headline(scores)
             if metric and (model == "finetuned" or metric in LOWER_IS_BETTER):
                 found[model, task, metric] = float(scores[metric]["value"])
     return found

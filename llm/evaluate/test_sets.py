@@ -9,6 +9,7 @@ from typing import Any
 
 from llm import tasks
 from llm.errors import UserError
+from llm.runtime.parquet import readable
 
 COMMON = ("id", "prompt", "references", "kind", "truncated")
 POSITIVE = "positive"  # a column that test sets of two classes may have: the class that F1 is of
@@ -137,22 +138,16 @@ def _batches(path: Path, columns: list[str] | None) -> Iterator[list[dict[str, A
     """Rows of a parquet file, some at a time; what pyarrow says of a broken file becomes a
     UserError.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            missing = set(columns or ()) - set(file.schema_arrow.names)
-            if missing:
-                raise UserError(
-                    f"{path}: no column {', '.join(sorted(missing))}. Run `dvc repro mix`."
-                )
-            for batch in file.iter_batches(batch_size=1024, columns=columns):
-                yield batch.to_pylist()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Run `dvc repro mix`.") from None
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} cannot be read ({reason}). Run `dvc repro -sf mix` to write it again."
-        ) from None
+    if not path.exists():
+        raise UserError(f"{path}: no such file. Run `dvc repro mix`.")
+    with (
+        readable(path, "Run `dvc repro -sf mix` to write it again."),
+        pq.ParquetFile(path) as file,
+    ):
+        missing = set(columns or ()) - set(file.schema_arrow.names)
+        if missing:
+            raise UserError(f"{path}: no column {', '.join(sorted(missing))}. Run `dvc repro mix`.")
+        for batch in file.iter_batches(batch_size=1024, columns=columns):
+            yield batch.to_pylist()

@@ -1,9 +1,9 @@
-"""`python -m llm compare A B …`: which scores of experiments differ by more than chance; `--html`:
-all of it in a page.
+"""`python -m llm compare A B …`: tests which scores of experiments differ by more than chance.
 
-Each is an experiment of DVC, a git revision or `workspace`; their predictions, which the evaluate
-stage keeps, are paired by example and tested with `llm.evaluate.paired`. Of more than two, each is
-compared with the first."""
+Each is a DVC experiment, a git revision or `workspace`. Their predictions, which the evaluate stage
+keeps, are paired by example and tested with `llm.evaluate.paired`. The first is compared with each
+of the others. `--html` writes a page.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 
 from llm.errors import UserError
-from llm.evaluate import metrics
+from llm.evaluate import metric_names, metrics
 from llm.evaluate.metrics import Measure
 from llm.evaluate.paired import Difference, differences, holm
-from llm.evaluate.table import MAIN
 from llm.evaluate.test_sets import POSITIVE
 from llm.experiments.revisions import Revision
 from llm.runtime.io import write_where_told
@@ -35,10 +34,10 @@ OTHER_COLUMNS = {
     "references",
     "log_likelihoods",
     "mean_length",
-    *metrics.COUNTS,
+    *metric_names.COUNTS,
 }
 LEVEL = 0.05
-PLOT = "compare.svg"  # where the figure of two goes, unless it is said
+PLOT = "compare.svg"  # default file of the figure
 
 Columns = dict[str, list[Any]]
 
@@ -49,24 +48,24 @@ class Row:
 
     task: str
     difference: Difference
-    significant: bool  # among all rows together, see `paired.holm`
+    significant: bool  # among all rows together: `paired.holm`
 
     @property
     def better(self) -> str:
-        """`A`, `B`, or nothing where no difference is shown."""
+        """`A`, `B`, or empty if no difference is significant."""
         if not self.significant:
             return ""
         return (
             "B"
             if (self.difference.difference < 0)
-            == (self.difference.metric in metrics.LOWER_IS_BETTER)
+            == (self.difference.metric in metric_names.LOWER_IS_BETTER)
             else "A"
         )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows, and what could not be compared."""
+    """All rows, and notes on what could not be compared."""
 
     rows: list[Row]
     notes: list[str]
@@ -80,7 +79,7 @@ def compare(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
-    """Every score that both revisions have, model `models[0]` of A against `models[1]` of B.
+    """Compare every score that both revisions have: `models[0]` of A with `models[1]` of B.
 
     Raises:
         UserError: a revision has no predictions of the model, or no task is common to both.
@@ -105,7 +104,7 @@ def compare(
 
 
 def _predictions(revision: Revision, model: str) -> dict[str, Columns]:
-    """Task → columns of a model's predictions file."""
+    """Return task → columns of a model's predictions file."""
     import pyarrow.parquet as pq
 
     prefix = f"{PREDICTIONS}/{model.replace(':', '_')}-"
@@ -130,15 +129,16 @@ def _predictions(revision: Revision, model: str) -> dict[str, Columns]:
 
 
 def pair(a: Columns, b: Columns) -> tuple[Columns, Columns, str]:
-    """The rows of the examples that both have with equal references, in one order; and what was
-    left out.
+    """Return the rows of the examples that both have with equal references, and a note.
+
+    The rows have the same order. The note says how many were left out; empty for none.
     """
     same = [name for name in ("references", "tokens", "bytes") if name in a and name in b]
-    place = {id: i for i, id in enumerate(b["id"])}
+    position = {id: i for i, id in enumerate(b["id"])}
     kept = [
-        (i, place[id])
+        (i, position[id])
         for i, id in enumerate(a["id"])
-        if id in place and all(a[name][i] == b[name][place[id]] for name in same)
+        if id in position and all(a[name][i] == b[name][position[id]] for name in same)
     ]
     rows = [
         {name: [column[pair[side]] for pair in kept] for name, column in (a, b)[side].items()}
@@ -152,7 +152,7 @@ def pair(a: Columns, b: Columns) -> tuple[Columns, Columns, str]:
 
 
 def measures(a: Columns, b: Columns) -> tuple[list[Measure], list[Measure]]:
-    """What the columns of two predictions files of the same examples give to compare."""
+    """Return the measures of two predictions files of the same examples."""
     sides: tuple[list[Measure], list[Measure]] = ([], [])
     names = {*a.get("prediction", ()), *b.get("prediction", ())} if "accuracy" in a else set()
     positive = (a.get(POSITIVE, [None])[0], b.get(POSITIVE, [None])[0])
@@ -181,7 +181,7 @@ def measures(a: Columns, b: Columns) -> tuple[list[Measure], list[Measure]]:
 
 
 def _place(difference: Difference) -> tuple[int, str]:
-    order = MAIN.index(difference.metric) if difference.metric in MAIN else len(MAIN)
+    order = metric_names.rank(difference.metric)
     return order, difference.metric
 
 
@@ -195,8 +195,7 @@ def show(
     as_json: bool = False,
     html: str | None = None,
 ) -> None:
-    """Compare revisions with the first of them: print tables or JSON, or write a page; draw two of
-    them to `plot`.
+    """Compare revisions with the first of them, as tables, JSON, a page or a figure.
 
     Raises:
         UserError: fewer than two are named, more than two for a plot, or one cannot be compared.
@@ -219,11 +218,11 @@ def show(
         found = [compare(first, other, models) for other in others]
     titles = [(f"{names[0]}, {models[0]}", f"{name}, {models[1]}") for name in names[1:]]
     if as_json:
-        told = [
+        comparisons = [
             _to_json(names[0], name, models, each)
             for name, each in zip(names[1:], found, strict=True)
         ]
-        print(json.dumps(told[0] if len(told) == 1 else told, indent=2))
+        print(json.dumps(comparisons[0] if len(comparisons) == 1 else comparisons, indent=2))
     else:
         print("\n\n".join(text(each, pair) for each, pair in zip(found, titles, strict=True)))
     if plot:
@@ -248,7 +247,7 @@ def _drawn(found: Comparison) -> list[tuple[str, Difference, str]]:
 
 
 def _page(first: Revision, others: Sequence[Revision], models: tuple[str, str], path: Path) -> None:
-    """Write the page; what is missing for a paired comparison becomes a note on it."""
+    """Write the page; a comparison that cannot be made becomes a note on it."""
     from llm.experiments import comparison_page
 
     experiments = [comparison_page.read(revision) for revision in (first, *others)]
@@ -268,7 +267,7 @@ def _page(first: Revision, others: Sequence[Revision], models: tuple[str, str], 
 
 
 def text(found: Comparison, names: tuple[str, str]) -> str:
-    """The comparison as a table."""
+    """Return the comparison as a table."""
     lines = [["", "A", "B", "B − A", "95 % interval", "p", ""]]
     task = ""
     for row in found.rows:
@@ -277,7 +276,7 @@ def text(found: Comparison, names: tuple[str, str]) -> str:
             task = row.task
             lines.append(
                 [
-                    f"{task} · {d.n} {'windows' if d.metric in metrics.LOWER_IS_BETTER else 'examples'}"
+                    f"{task} · {d.n} {'windows' if d.metric in metric_names.LOWER_IS_BETTER else 'examples'}"
                 ]
             )
         digits = 3 if max(abs(d.a), abs(d.b)) < 10 else 1
@@ -292,9 +291,9 @@ def text(found: Comparison, names: tuple[str, str]) -> str:
         else line[0]
         for line in lines
     ]
-    told = sum(bool(row.better) for row in found.rows)
+    significant = sum(bool(row.better) for row in found.rows)
     foot = (
-        f"{told} of {len(found.rows)} differences are significant: approximate randomisation, two-sided, at "
+        f"{significant} of {len(found.rows)} differences are significant: approximate randomisation, two-sided, at "
         f"{100 * LEVEL:.0f} % for all of them together (Holm)."
     )
     head = [f"A: {names[0]}", f"B: {names[1]}", ""]

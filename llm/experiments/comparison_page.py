@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import UserError
+from llm.evaluate import metric_names
 from llm.evaluate.paired import Difference
 from llm.experiments.revisions import Revision
 from llm.report import scores
@@ -20,6 +21,7 @@ from llm.report.collect import clip, clip_middle
 from llm.report.figures import curves as figures
 from llm.report.figures import differences
 from llm.report.page import fill
+from llm.runtime.flatten import flatten
 from llm.runtime.io import write_where_told
 from llm.tracking import metrics_files
 
@@ -60,7 +62,7 @@ def read(revision: Revision) -> Experiment:
     found = Experiment(
         name=revision.name,
         commit=revision.commit,
-        params=metrics_files.flatten(revision.yaml("params.yaml")),
+        params=flatten(revision.yaml("params.yaml")),
         evaluate=revision.json("metrics/evaluate.json"),
         losses={},
         curves={},
@@ -89,7 +91,7 @@ def write(experiments: Sequence[Experiment], path: Path, models: tuple[str, str]
         "all_scores": score_rows(experiments, models),
         "samples": samples(experiments),
         "stages": STAGES,
-        "lower": scores.LOWER_IS_BETTER,
+        "lower": metric_names.LOWER_IS_BETTER,
     }
     write_where_told(path, fill("comparison.html.j2", data, draw(experiments)).encode())
 
@@ -126,7 +128,7 @@ def score_rows(
         for metric in (name for name in wanted if name):
             found = [scored.get(task, {}).get(metric) for scored in own]
             values = [score["value"] for score in found if score]
-            best = (min if metric in scores.LOWER_IS_BETTER else max)(values)
+            best = (min if metric in metric_names.LOWER_IS_BETTER else max)(values)
             cells = [
                 {**score, **_against_first(e, task, metric)} if score else None
                 for score, e in zip(found, experiments, strict=True)
@@ -139,7 +141,7 @@ def score_rows(
                     else cell["better"] is True
                 )
                 cell["best"] = (
-                    metric not in scores.NOT_A_SCORE
+                    metric not in metric_names.NOT_A_SCORE
                     and cell["value"] == best
                     and bool(rivals)
                     and shown

@@ -1,7 +1,6 @@
-"""DVC's plots without a network: `dvc plots show` and `dvc plots diff` load their scripts from a
-CDN by default.
+"""A page for `dvc plots` that contains its scripts, which DVC by default loads from a CDN.
 
-The page that they fill is written here with the scripts inside, and named in `.dvc/config.local`.
+`.dvc/config.local` names the page.
 """
 
 from __future__ import annotations
@@ -35,9 +34,7 @@ body > div { overflow-x: auto; }
 
 
 def page() -> str:
-    """The page, with DVC's placeholders for the plots and with Vega, Vega-Lite and Vega-Embed
-    inside.
-    """
+    """Return the page with Vega, Vega-Lite, Vega-Embed and DVC's placeholders for the plots."""
     import vl_convert
 
     scripts = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
@@ -45,7 +42,7 @@ def page() -> str:
 
 
 def use_offline_page() -> None:
-    """Write the page into `.dvc/tmp` and make DVC use it here.
+    """Write the page into `.dvc/tmp` and make DVC use it in this repository.
 
     Raises:
         UserError: the current directory is not the top of a DVC repository.

@@ -1,4 +1,4 @@
-"""Files of a DVC experiment, a git revision or the workspace, whether git or DVC keeps them."""
+"""Files of a DVC experiment, a git revision or the workspace, kept by git or by DVC."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ WORKSPACE = "workspace"
 
 
 class Revision:
-    """The repository as an experiment, a branch, a tag or a commit has it; `workspace` is what lies
-    here now.
-    """
+    """The files of an experiment, a branch, a tag, a commit, or the `workspace`."""
 
     def __init__(self, name: str, root: Path | None = None) -> None:
-        """
-        root: of the repository; the current directory where none is given.
+        """Open a revision.
+
+        Args:
+            name: a git revision, an experiment, or `workspace`.
+            root: of the repository; by default the working directory.
 
         Raises:
             UserError: there is no such revision, or no repository.
@@ -48,11 +49,11 @@ class Revision:
 
     @property
     def commit(self) -> str | None:
-        """The revision's commit, 40 digits; None of what lies in the workspace."""
+        """The revision's commit, 40 digits; None for the workspace."""
         return None if self._files is None else str(self._files.repo.get_rev())
 
     def list(self, directory: str) -> list[str]:
-        """Paths of the files in a directory; none where it is not there."""
+        """Return the paths of the files in a directory; none if it does not exist."""
         if self._files is None:
             return sorted(
                 path.relative_to(self.root).as_posix() for path in (self.root / directory).glob("*")
@@ -60,7 +61,7 @@ class Revision:
         return sorted(self._files.find(directory)) if self._files.isdir(directory) else []
 
     def read(self, path: str) -> bytes:
-        """Content of a file.
+        """Return the content of a file.
 
         Raises:
             UserError: the revision has no such file, or DVC knows it but its content is not on this
@@ -73,7 +74,7 @@ class Revision:
                 return bytes(file.read())
         except (OSError, FileNotFoundError) as error:
             message = f"{self.name} has no {path} here ({error})."
-            if self._files is not None:  # DVC counts no experiment among all commits
+            if self._files is not None:  # for DVC, experiments are not among all commits
                 message += (
                     f" From a remote `dvc fetch --all-commits {path}` brings it where {self.name} is a commit, "
                     f"`dvc exp pull origin {self.name}` where it is an experiment."
@@ -81,27 +82,27 @@ class Revision:
             raise UserError(message) from None
 
     def json(self, path: str) -> Any:
-        """Content of a JSON file. Raises UserError as `read`, and where it is not JSON."""
+        """Return the content of a JSON file; raise UserError as `read`, or if it is not JSON."""
         try:
             return json.loads(self.read(path))
         except ValueError as error:
             raise UserError(f"{self.name}: {path} is not valid JSON ({error}).") from None
 
     def yaml(self, path: str) -> Any:
-        """Content of a YAML file. Raises UserError as `read`, and where it is not YAML."""
+        """Return the content of a YAML file; raise UserError as `read`, or if it is not YAML."""
         return parse_yaml(self.read(path), f"{self.name}: {path}")
 
 
 def experiments(root: Path | None = None) -> list[str]:
-    """Names of all experiments of the repository, oldest commit first."""
+    """Return the names of all experiments of the repository, sorted."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
         with Repo(str(root or ".")) as repo:
-            found = repo.experiments.ls(all_commits=True)
+            by_commit = repo.experiments.ls(all_commits=True)
     except DvcException as error:
         raise UserError(
             f"no experiments can be read here ({error}). Run at the top of the repository."
         ) from None
-    return sorted({name for names in found.values() for name, _ in names})
+    return sorted({name for names in by_commit.values() for name, _ in names})

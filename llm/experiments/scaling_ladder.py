@@ -27,6 +27,7 @@ from llm.parallel import processes
 from llm.params import Params
 from llm.params import depth as scaling
 from llm.runtime.io import read_json, write_json
+from llm.runtime.state_dirs import state_root
 from llm.train.training_log import Tracker
 
 TOKENS = Path("data/tokens")
@@ -106,12 +107,11 @@ def run(rung: Rung, tracker: Tracker) -> float:
     """Train a rung, or take over what was trained; returns its loss on all validation tokens
     (nats).
     """
-    from llm.train.checkpoint.local import root
     from llm.train.pretraining import Pretraining
 
     pretraining = Pretraining(rung.params, TOKENS, f"scaling-{rung.name}")
     state = pretraining.state
-    result = root() / ".state" / "scaling-results" / f"{state.fingerprint}.json"
+    result = state_root() / "scaling-results" / f"{state.fingerprint}.json"
     with state.locked():
         known = processes.all_gather(result.exists())[0]
         if known:

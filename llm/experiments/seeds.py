@@ -1,10 +1,9 @@
-"""`python -m llm seeds`: the same experiment with several seeds, as mean and spread of each score.
+"""`python -m llm seeds`: mean and spread of each score over experiments with different seeds.
 
-A seed is an experiment of DVC: `dvc exp run --queue -S finetune.seed=1,2,3` makes three, each with
-    a pedigree, a cache
-and checkpoints of its own. The intervals of one run tell what another draw of test examples would
-change, the spread over seeds what another draw of the training's chance would; neither includes the
-other."""
+Each seed is a DVC experiment: `dvc exp run --queue -S finetune.seed=1,2,3` makes three, each with
+its own history, cache and checkpoints. The intervals of one run show the effect of the choice of
+test examples, the spread over seeds that of chance in training. Neither includes the other.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm.errors import UserError
-from llm.evaluate.metrics import COUNTS
-from llm.evaluate.table import MAIN
+from llm.evaluate import metric_names
+from llm.evaluate.metric_names import COUNTS
 from llm.experiments.revisions import WORKSPACE, Revision, experiments
-from llm.tracking.metrics_files import flatten
+from llm.runtime.flatten import flatten
 
 SEEDS = ("seed", "pretrain.seed", "finetune.seed")
 SCORES, PARAMS = "metrics/evaluate.json", "params.yaml"
@@ -45,17 +44,17 @@ class Spread:
 
     @property
     def mean(self) -> float:
-        """Over seeds."""
+        """The mean over seeds."""
         return statistics.fmean(self.values)
 
     @property
     def deviation(self) -> float:
-        """Over seeds."""
+        """The sample standard deviation over seeds."""
         return statistics.stdev(self.values)
 
 
 def read(revision: Revision) -> Run:
-    """Params and scores of a revision. Raises UserError where one of the files is missing."""
+    """Return params and scores of a revision; raise UserError if a file is missing."""
     params = flatten(revision.yaml(PARAMS))
     results = revision.json(SCORES)
     values = {
@@ -73,7 +72,7 @@ def _settings(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def collect(names: list[str]) -> list[Run]:
-    """The named runs, or the workspace and every experiment that differs from it in seeds only.
+    """Return the named runs, or the workspace and the experiments that differ in seeds only.
 
     Raises:
         UserError: named runs differ in more than seeds, or there are not two seeds.
@@ -101,41 +100,40 @@ def collect(names: list[str]) -> list[Run]:
                     0
                 ].settings and SCORES in revision.list("metrics"):
                     runs.append(read(revision))
-    found = {
-        run.seeds: run for run in reversed(runs)
-    }  # of equal seeds the first: the results are the same
-    if len(found) < 2:
+    # Runs with equal seeds have the same results: keep the first.
+    by_seeds = {run.seeds: run for run in reversed(runs)}
+    if len(by_seeds) < 2:
         raise UserError(
-            f"{len(found)} seed among {', '.join(run.name for run in runs)}: a spread needs two or more. Run e.g. "
+            f"{len(by_seeds)} seed among {', '.join(run.name for run in runs)}: a spread needs two or more. Run e.g. "
             "`dvc exp run --queue -S finetune.seed=1,2,3` and `dvc queue start`."
         )
-    return list(found.values())[::-1]
+    return list(by_seeds.values())[::-1]
 
 
 def spreads(runs: list[Run]) -> list[Spread]:
-    """Every score that all runs have, by model, task and the order of the tables."""
+    """Return every score that all runs have, in the order of the tables."""
     common = set.intersection(*(set(run.values) for run in runs))
 
-    def place(item: tuple[str, str, str]) -> tuple[Any, ...]:
+    def position(item: tuple[str, str, str]) -> tuple[Any, ...]:
         model, task, metric = item
         return (
             MODELS.index(model),
             task,
-            MAIN.index(metric) if metric in MAIN else len(MAIN),
+            metric_names.rank(metric),
             metric,
         )
 
-    return [Spread(*key, [run.values[key] for run in runs]) for key in sorted(common, key=place)]
+    return [Spread(*key, [run.values[key] for run in runs]) for key in sorted(common, key=position)]
 
 
 def show_seeds(names: list[str], as_json: bool) -> None:
     """Print mean and spread of every score."""
     runs = collect(names)
-    found = spreads(runs)
+    scores = spreads(runs)
     if as_json:
-        rows = [vars(s) | {"mean": s.mean, "standard_deviation": s.deviation} for s in found]
-        told = [{"name": run.name, **dict(zip(SEEDS, run.seeds, strict=True))} for run in runs]
-        print(json.dumps({"runs": told, "scores": rows}, indent=2))
+        rows = [vars(s) | {"mean": s.mean, "standard_deviation": s.deviation} for s in scores]
+        described = [{"name": run.name, **dict(zip(SEEDS, run.seeds, strict=True))} for run in runs]
+        print(json.dumps({"runs": described, "scores": rows}, indent=2))
         return
     for run in runs:
         own = ", ".join(
@@ -143,10 +141,10 @@ def show_seeds(names: list[str], as_json: bool) -> None:
         )
         print(f"{run.name}: {own}")
     title = None
-    for s in found:
+    for s in scores:
         if (s.model, s.task) != title:
             title = s.model, s.task
             print(f"\n{s.model} · {s.task} · {len(s.values)} seeds, mean ± standard deviation")
         digits = 3 if abs(s.mean) < 10 else 1
-        each = "  ".join(f"{value:.{digits}f}" for value in s.values)
-        print(f"  {s.metric:<20} {s.mean:.{digits}f} ± {s.deviation:.{digits}f}   ({each})")
+        values = "  ".join(f"{value:.{digits}f}" for value in s.values)
+        print(f"  {s.metric:<20} {s.mean:.{digits}f} ± {s.deviation:.{digits}f}   ({values})")

@@ -1,11 +1,11 @@
-"""`python -m llm tune tuning.yaml`: Optuna chooses params, DVC runs them, a file remembers.
+"""`python -m llm tune tuning.yaml`: Optuna chooses params, DVC runs them, a file keeps the study.
 
-A trial is an experiment of DVC, `<study>-<number>`, run in a temporary directory: it has a
-pedigree, a cache, and a run in MLflow like any other. While it trains, its validation losses are
-read from what the stage tells of itself (`llm.runtime.heartbeat`); a trial that is worse than the
-median of the others after as many tokens is stopped. The study lies in `.state/tuning.db`; the same
-command goes on with it, and a trial that was running when the tuner was killed is run again, from
-its training state."""
+A trial is the DVC experiment `<study>-<number>`, run in a temporary directory, with a history, a
+cache and an MLflow run like any other. While it trains, its validation losses are read from the
+stage's status file (`llm.runtime.heartbeat`). A trial that is worse than the median of the others
+after as many tokens is stopped. The study is in `.state/tuning.db`. The same command resumes it; a
+trial that was running when the tuner was killed resumes from its training state.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from llm.errors import UserError
 from llm.experiments.revisions import Revision
 from llm.experiments.tuning_file import Range, Tuning, current, load
 from llm.report import tuning as report
+from llm.runtime.state_dirs import state_root
 from llm.tracking import status
-from llm.tracking.executions import root
 
-POLL = 0.5  # seconds between two looks at a running trial
-BUSY = "Unable to acquire lock"  # what DVC says where another DVC is at work for a moment
-TAKEN = "conflicts with existing experiment"  # what it says where one has the name
+POLL = 0.5  # seconds between two checks of a running trial
+BUSY = "Unable to acquire lock"  # DVC's message while another DVC has the lock
+TAKEN = "conflicts with existing experiment"  # DVC's message if the name is taken
 TRIES = 20  # for that lock, a second apart
-FAILURES = 3  # trials in a row that fail, after which something else is wrong
+FAILURES = 3  # failed trials in a row after which the search stops
 
 
 def tune(path: Path) -> None:
-    """Run trials until the study has as many as the file says, and write what was found.
+    """Run trials until the study has as many as the file says, and write a page of them.
 
     Raises:
         UserError: the file is wrong, Optuna is missing, `FAILURES` trials in a row failed, or an
@@ -92,7 +92,7 @@ def tune(path: Path) -> None:
 
 
 def open_study(tuning: Tuning) -> Any:
-    """The study of this name, new or as it was left.
+    """Return the study of this name, new or resumed.
 
     Raises:
         UserError: Optuna is not installed, or the study's trials are of another search.
@@ -104,7 +104,7 @@ def open_study(tuning: Tuning) -> Any:
             "tune: Optuna is not installed: pip install -c constraints.txt -e '.[tune]'"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    database = root() / ".state" / "tuning.db"
+    database = state_root() / "tuning.db"
     database.parent.mkdir(parents=True, exist_ok=True)
     pruner: Any = optuna.pruners.NopPruner()
     if tuning.prune:
@@ -120,14 +120,14 @@ def open_study(tuning: Tuning) -> Any:
     )
     asked = tuning.model_dump(mode="json", include={"metric", "direction", "targets"})
     for key, value in asked.items():
-        begun = study.user_attrs.get(key, value)
-        if begun != value:
+        original = study.user_attrs.get(key, value)
+        if original != value:
             raise UserError(
-                f"tune: the study {tuning.study!r} was begun with {key} {json.dumps(begun)}, and now it is "
+                f"tune: the study {tuning.study!r} was begun with {key} {json.dumps(original)}, and now it is "
                 f"{json.dumps(value)}: its trials cannot be compared with new ones. Give the study another name."
             )
         study.set_user_attr(key, value)
-    # A study that goes on must not draw again what it drew at its beginning.
+    # A resumed study must not draw its first trials again.
     study.sampler = optuna.samplers.TPESampler(
         seed=tuning.seed + len(study.get_trials(deepcopy=False))
     )
@@ -135,7 +135,7 @@ def open_study(tuning: Tuning) -> Any:
 
 
 def _run_again(study: Any) -> None:
-    """Trials that were running when their tuner was killed are put first in the queue."""
+    """Queue the trials that were running when their tuner was killed."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -144,9 +144,7 @@ def _run_again(study: Any) -> None:
 
 
 def _begin_with_the_present(study: Any, tuning: Tuning) -> None:
-    """A study's first trial has the values of params.yaml, as far as the space has them: what is to
-    be beaten.
-    """
+    """Queue the values of params.yaml as the first trial of a new study, for comparison."""
     if study.get_trials(deepcopy=False):
         return
     values = current(tuning)
@@ -155,9 +153,7 @@ def _begin_with_the_present(study: Any, tuning: Tuning) -> None:
 
 
 def _ask(study: Any, tuning: Tuning) -> Any:
-    """The next trial. Raises UserError where the space is not one that the study's trials are
-    points of.
-    """
+    """Return the next trial; raise UserError if the study's trials are of another space."""
     try:
         return study.ask(_distributions(tuning))
     except ValueError as error:  # other choices than before, or another scale
@@ -187,24 +183,17 @@ def _distributions(tuning: Tuning) -> dict[str, Any]:
 def run_trial(
     tuning: Tuning, trial: Any, name: str, values: dict[str, Any]
 ) -> tuple[float | None, str]:
-    """Run a trial as a DVC experiment; returns its metric, and `done`, `pruned` or `failed`."""
-    command = [
-        "dvc",
-        "exp",
-        "run",
-        "--temp",
-        "--name",
-        name,
-    ]  # not --force: it runs every stage anew
+    """Run a trial as a DVC experiment; return its metric, and `done`, `pruned` or `failed`."""
+    # Without --force, which would run every stage again.
+    command = ["dvc", "exp", "run", "--temp", "--name", name]
     for key, value in values.items():
         command += [
             "--set-param",
             f"{key}={'true' if value is True else 'false' if value is False else value}",
         ]
-    log = root() / ".state" / "tuning" / f"{name}.log"
+    log = state_root() / "tuning" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    # DVC and the stages of the environment that this runs in, whether or not a shell has activated
-    # it.
+    # DVC and its stages must come from this environment, even if no shell activated it.
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     environment = {
         **os.environ,
@@ -244,9 +233,7 @@ def run_trial(
 
 
 def _watch(process: subprocess.Popen, tuning: Tuning, trial: Any, name: str) -> bool:
-    """Wait for the end of a trial, handing its validation losses to Optuna; stop it where that says
-    so.
-    """
+    """Pass a trial's validation losses to Optuna until it ends; return True if Optuna stops it."""
     seen = -1
     while process.poll() is None:
         time.sleep(POLL)
@@ -255,8 +242,7 @@ def _watch(process: subprocess.Popen, tuning: Tuning, trial: Any, name: str) -> 
         for tokens, loss in status.validation(name, tuning.prune.stage):
             if tokens > seen:
                 seen = tokens
-                # Optuna takes intermediate values in the study's direction; a loss is always to be
-                # small.
+                # Optuna compares them in the study's direction; a loss is better low.
                 trial.report(loss if tuning.direction == "minimize" else -loss, tokens)
                 if trial.should_prune():
                     _stop(process)
@@ -265,7 +251,7 @@ def _watch(process: subprocess.Popen, tuning: Tuning, trial: Any, name: str) -> 
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """End DVC; its stages notice, save their state and end too."""
+    """End DVC; its stages then save their state and end too."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:
@@ -276,7 +262,7 @@ def _stop(process: subprocess.Popen) -> None:
 
 
 def _metric(metric: str, experiment: str) -> float:
-    """The value at `file.json:dotted.path` of an experiment.
+    """Return the value at `file.json:dotted.path` of an experiment.
 
     Raises:
         UserError: the experiment has no such file or path, or no number there.

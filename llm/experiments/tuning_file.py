@@ -1,4 +1,4 @@
-"""tuning.yaml: what `python -m llm tune` searches, checked before anything runs."""
+"""tuning.yaml: the search of `python -m llm tune`, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME = "^[A-Za-z0-9][A-Za-z0-9_-]*$"
 
 
 class Range(Section):
-    """From `low` to `high`, both included; whole numbers where both are."""
+    """Values from `low` to `high` inclusive; whole numbers if both are whole."""
 
     low: float | int
     high: float | int
@@ -37,7 +37,7 @@ class Range(Section):
         return self
 
     def holds(self, value: Any) -> bool:
-        """Whether the value is one that may be drawn."""
+        """Return True if the value may be drawn."""
         if (
             isinstance(value, bool)
             or not isinstance(value, int | float)
@@ -52,22 +52,18 @@ class Range(Section):
 
 
 class Prune(Section):
-    """Stop a trial whose validation loss in `stage` is above the median of the others after as many
-    tokens.
-    """
+    """Stop a trial whose validation loss is above the others' median after as many tokens."""
 
     stage: Literal["pretrain", "finetune"]
-    startup_trials: Annotated[int, Field(ge=1)] = (
-        4  # that are never stopped, so that there is a median
-    )
-    warmup_tokens: Annotated[int, Field(ge=0)] = 0  # before which none is stopped
+    startup_trials: Annotated[int, Field(ge=1)] = 4  # never stopped: the median needs some
+    warmup_tokens: Annotated[int, Field(ge=0)] = 0  # no trial is stopped before
 
 
 Choices = Annotated[list[str | bool | int | float], Field(min_length=1)]
 
 
 class Tuning(Section):
-    """The file."""
+    """The content of tuning.yaml."""
 
     study: Annotated[str, Field(pattern=NAME)]
     metric: Annotated[str, Field(pattern=r"^[^:]+\.json:[^:]+$")]
@@ -80,10 +76,10 @@ class Tuning(Section):
 
 
 def load(path: Path) -> Tuning:
-    """Read and check the file, and that params take both ends of every range.
+    """Return the checked file; both ends of every range are valid params.
 
     Raises:
-        UserError: it is missing, or something in it is unknown or impossible; named by key.
+        UserError: the file is missing, or one of its keys is unknown or has an invalid value.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; docs/EXPERIMENTS.md has one to begin with.")
@@ -109,20 +105,18 @@ def load(path: Path) -> Tuning:
 
 
 def current(tuning: Tuning) -> dict[str, Any]:
-    """The values in params.yaml, of those keys whose value lies in the space."""
+    """Return the values of params.yaml that are in the search space."""
     data = read_yaml("params.yaml")
-    found = {}
+    values_now = {}
     for key, values in tuning.space.items():
         value = reduce(getitem, key.split("."), data)
         if values.holds(value) if isinstance(values, Range) else value in values:
-            found[key] = value
-    return found
+            values_now[key] = value
+    return values_now
 
 
 def _with(data: dict[str, Any], key: str, value: Any, where: str) -> dict[str, Any]:
-    """A copy of nested params with the value at a dotted path. Raises UserError where there is no
-    such path.
-    """
+    """Return a copy of params with the value at a dotted path; raise UserError if it has none."""
     first, _, rest = key.partition(".")
     if first not in data or (rest and not isinstance(data[first], dict)):
         raise UserError(f"{where}: params.yaml has no {first!r} there; it has {', '.join(data)}.")

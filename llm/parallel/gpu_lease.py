@@ -22,6 +22,7 @@ from typing import IO
 import psutil
 
 from llm.errors import UserError
+from llm.runtime import env
 
 POLL = 1.0  # seconds between two looks for a free GPU
 TAKEN = "LLM_LEASED"  # in the environment of a process whose parent has the lease
@@ -54,17 +55,14 @@ def take(processes: int | None = None) -> int | None:
     if TAKEN in os.environ or "WORLD_SIZE" in os.environ:
         return None
     os.environ[TAKEN] = str(os.getpid())
-    device = os.environ.get("LLM_DEVICE") or "cuda"
+    device = env.device() or "cuda"
     names = gpus() if device.startswith("cuda") else []
     if device.startswith("cuda:") and device[5:].isdecimal() and int(device[5:]) < len(names):
         lease_gpus(
             [names[int(device[5:])]], 1
         )  # and CUDA's numbering stays, by which it was chosen
     elif names and device == "cuda":
-        given = os.environ.get("LLM_PROCESSES", "")
-        wanted = processes or (
-            int(given) if given.isdecimal() and int(given) else 1 if _elsewhere() else None
-        )
+        wanted = processes or env.processes() or (1 if _elsewhere() else None)
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(lease_gpus(names, wanted))
     else:
         share = lease_cores()
@@ -186,8 +184,8 @@ def queue_workers() -> int:
 
 def _elsewhere() -> bool:
     """Whether this is a temporary or queued run, which shares the machine with others of its kind."""
-    root = os.environ.get("DVC_ROOT")
-    return root is not None and Path(root).resolve() != Path.cwd().resolve()
+    root = env.dvc_root()
+    return root is not None and root.resolve() != Path.cwd().resolve()
 
 
 def _plain(name: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from llm.errors import UserError
+from llm.runtime import env
 
 # training FLOPs that repay compiling without a cache on two cores: 0.8 to 2.2e13, docs/LOG.md
 COMPILE_PAYS = 1.5e13
@@ -36,7 +37,7 @@ def device() -> torch.device:
     Raises:
         UserError: the named device is unknown or not here.
     """
-    wanted = os.environ.get("LLM_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = env.device() or ("cuda" if torch.cuda.is_available() else "cpu")
     if wanted == "cuda" and "LOCAL_RANK" in os.environ:
         wanted = f"cuda:{os.environ['LOCAL_RANK']}"
     try:

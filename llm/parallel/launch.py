@@ -15,6 +15,7 @@ import psutil
 
 from llm.errors import UserError
 from llm.parallel import gpu_lease
+from llm.runtime import env
 from llm.runtime.parent_watch import end_with
 
 STOPPING = (
@@ -31,19 +32,15 @@ def process_count() -> int:
         UserError: `LLM_PROCESSES` is not a positive number, or more than 1 beside a `LLM_DEVICE`
             that names one.
     """
-    given = os.environ.get("LLM_PROCESSES")
-    if given is not None:
-        if not given.isdecimal() or int(given) == 0:
+    count, device = env.processes(), env.device()
+    if count is not None:
+        if count > 1 and ":" in (device or ""):
             raise UserError(
-                f"LLM_PROCESSES={given!r}: expected the number of training processes, 1 or more."
-            )
-        if int(given) > 1 and ":" in os.environ.get("LLM_DEVICE", ""):
-            raise UserError(
-                f"LLM_PROCESSES={given} needs as many devices, and LLM_DEVICE={os.environ['LLM_DEVICE']} names one: "
+                f"LLM_PROCESSES={count} needs as many devices, and LLM_DEVICE={device} names one: "
                 "unset one of them, or choose the devices with CUDA_VISIBLE_DEVICES."
             )
-        return int(given)
-    if os.environ.get("LLM_DEVICE"):
+        return count
+    if device:
         return 1
     import torch
 

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from llm.errors import UserError
 from llm.model.transformer import Transformer
 from llm.parallel import hardware
-from llm.runtime.env import environment_number
+from llm.runtime import env
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -65,9 +65,7 @@ def process_group() -> Iterator[None]:
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
-    seconds = environment_number(
-        "LLM_TIMEOUT_SECONDS", STEP_SECONDS, "seconds to wait for another process", least=1
-    )
+    seconds = env.timeout_seconds(STEP_SECONDS)
     try:
         store, number, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
     except dist.DistError as error:
@@ -148,7 +146,7 @@ def _is_of_a_peer(error: RuntimeError) -> bool:
 
 def launched_world_size() -> int:
     """Return the number of processes that were launched together; they may not have met yet."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return env.world_size()
 
 
 def world_size() -> int:

@@ -1,8 +1,8 @@
 """Typed `params.yaml`: `load()` gives a `Params`.
 
-The file is the only source of truth. It is read once, at the boundary, into frozen models, of which
-a module here holds one section or a few; a key that is unknown or a value that is impossible is
-refused by name, with the nearest valid name, before any work starts.
+The file is read once, at the boundary, into frozen models; each module here has one section or a
+few. An unknown key or an invalid value is refused by name, with the nearest valid name, before any
+work starts.
 """
 
 from llm.params.clean import (

@@ -8,13 +8,12 @@ from pydantic import Field
 
 from llm.params.section import Positive, Section, Share
 
-Grams = list[
-    tuple[Positive, Share]
-]  # words of a gram, and the share of the characters from which it counts
+# Words of an n-gram, and the share of the characters from which a document is removed.
+Grams = list[tuple[Positive, Share]]
 
 
 class PersonalData(Section):
-    """What is masked; a document is never removed for it."""
+    """Kinds of personal data that are masked. No document is removed for them."""
 
     email: bool = False
     phone: Annotated[str, Field(pattern="^[A-Z]{2}$")] | None = None
@@ -69,9 +68,7 @@ class NearDuplicates(Section):
 
 
 class Clean(Section):
-    """What is taken out of the pretraining text, and how the rest is normalised; everything is off
-    by default.
-    """
+    """Rules that remove pretraining text, and normalisation of the rest; all off by default."""
 
     unicode: Literal["nfc", "ftfy"] | None = None
     whitespace: bool = False
@@ -92,9 +89,7 @@ class Clean(Section):
 
     @property
     def compares(self) -> bool:
-        """Whether a rule compares documents with others, which takes a pass over all of them before
-        the first.
-        """
+        """True if a rule compares documents, which needs a first pass over all of them."""
         return bool(
             self.decontaminate
             or self.exact_duplicates
@@ -104,5 +99,5 @@ class Clean(Section):
 
     @property
     def active(self) -> bool:
-        """Whether any rule is on."""
+        """True if any rule is on."""
         return self != Clean(min_language_probability=self.min_language_probability)

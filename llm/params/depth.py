@@ -1,7 +1,7 @@
-"""One dial: `model.depth` gives the shape of the model, how long it trains, and how.
+"""The dial `model.depth`, which gives the shape of the model, its training budget and rates.
 
 A key that params.yaml writes as `auto` takes its value from the rules below; a key with a number
-keeps it, and the rules go on from that number. `llm.params` resolves the dial when it reads the
+keeps it, and the other rules use that number. `llm.params` resolves the dial when it reads the
 file, so stages, records and reports see plain numbers.
 
 | key | rule | source |
@@ -24,8 +24,7 @@ C = M · D is the compute, M = 6 · weights of the layers + 12 · layers · hidd
 sequence_length the FLOPs a token without embeddings (DeepSeek LLM, eq. 2), N the parameters,
 embeddings included. DeepSeek fitted C from 1e17 to 2e19 for AdamW; Muon's update is scaled to
 AdamW's so that rate and decay carry over (Liu et al. 2025, arXiv:2502.16982). Models
-for two cores lie below that range: docs/LOG.md compares what the rules say there with what was
-    found by hand.
+for two cores are below that range: docs/LOG.md compares the rules with values tuned by hand there.
 """
 
 from __future__ import annotations
@@ -52,16 +51,19 @@ GPT2_VOCABULARY = 50260  # GPT-2's 50,257 and the chat tokens
 
 
 def resolve(data: dict[str, Any], where: str = "params.yaml") -> dict[str, Any]:
-    """`data` (params.yaml as read, not yet checked) with a number for every `auto`; the input stays
-    as it is.
+    """Return a copy of `data` with a number for every `auto`.
+
+    Args:
+        data: params.yaml as read, not yet checked.
+        where: its origin, for messages.
 
     Raises:
-        UserError: `auto` without a depth, a depth that nothing follows, or a number that leaves
-            another key no value.
+        UserError: `auto` without a depth, a depth that no key follows, or a number that leaves
+            no valid value for another key.
     """
     model, pretrain = data.get("model"), data.get("pretrain")
     if not isinstance(model, dict) or not isinstance(pretrain, dict):
-        return data  # the check that follows says so
+        return data  # the later check reports it
     depth = model.get("depth")
     follows = [f"model.{key}" for key in SHAPE if model.get(key) == AUTO]
     follows += [f"pretrain.{key}" for key in TRAINING if pretrain.get(key) == AUTO]
@@ -90,12 +92,12 @@ def resolve(data: dict[str, Any], where: str = "params.yaml") -> dict[str, Any]:
 
 
 def _kept(section: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    """What the file states itself, right or wrong: the check that follows names what is wrong."""
+    """Return the values that the file states, valid or not: the later check reports them."""
     return {key: section[key] for key in keys if key in section and section[key] != AUTO}
 
 
 def _count(value: Any) -> int | None:
-    """A whole number above 0, or None for anything else that a file may hold."""
+    """Return a whole number above 0; None for anything else."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
@@ -104,7 +106,7 @@ def _up(value: float, multiple: int) -> int:
 
 
 def _shape(depth: int, stated: dict[str, int], where: str) -> dict[str, int]:
-    """Dimensions by Hugging Face's names, around those that are stated."""
+    """Return dimensions by Hugging Face's names, consistent with those that are stated."""
     width = 64 * depth
     size, heads = stated.get("head_dim"), stated.get("num_attention_heads")
     if size is None and heads is not None:
@@ -130,23 +132,24 @@ def _shape(depth: int, stated: dict[str, int], where: str) -> dict[str, int]:
 
 
 def fine_batch_tokens(data: dict[str, Any]) -> int:
-    """`pretrain.batch_tokens` by the rule to the nearest sequence, for resolved data.
+    """Return `pretrain.batch_tokens` by the rule, to the nearest sequence, for resolved data.
 
-    In a ladder of sizes and tokens a power of two would change at some rungs and not at others, and
-    the losses jump."""
+    In a ladder of sizes and tokens a power of two would change at some rungs only, and the losses
+    would jump there.
+    """
     _, _, compute, length = _budget(data, lambda key, rule: data["pretrain"].get(key, rule))
     return length * max(1, round(_sequences(compute, length)))
 
 
 def _sequences(compute: float, length: int) -> float:
-    """Of a batch, by the rule, unrounded."""
+    """Return the sequences of a batch by the rule, unrounded."""
     return 0.2920 * compute**0.3271 / length
 
 
 def _budget(
     data: dict[str, Any], stated: Callable[[str, float], float]
 ) -> tuple[float, float, float, int]:
-    """Parameters, training tokens, FLOPs without embeddings, and sequence length of a shape."""
+    """Return parameters, training tokens, FLOPs without embeddings, and sequence length."""
     model, pretrain, tokenize = data["model"], data["pretrain"], data.get("tokenize")
     tokenize = tokenize if isinstance(tokenize, dict) else {}
     shape = {key: _count(model[key]) or 1 for key in SHAPE}
@@ -162,9 +165,7 @@ def _budget(
 
 
 def _training(data: dict[str, Any]) -> dict[str, int | float]:
-    """Budget, batch, rate and decay for a shape; a stated one of them counts where the next is
-    derived from it.
-    """
+    """Return budget, batch, rate and decay; each is derived from those that are stated."""
 
     def stated(key: str, rule: float) -> float:
         value = data["pretrain"].get(key)
@@ -189,7 +190,7 @@ def _training(data: dict[str, Any]) -> dict[str, int | float]:
 
 
 def layer_weights(shape: dict[str, int]) -> int:
-    """Weights of all layers' matrices."""
+    """Return the number of weights in the matrices of all layers."""
     heads = 2 * shape["num_attention_heads"] + 2 * shape["num_key_value_heads"]
     return (
         shape["num_hidden_layers"]
@@ -199,5 +200,5 @@ def layer_weights(shape: dict[str, int]) -> int:
 
 
 def _short(value: float) -> float:
-    """Three digits: more would be a precision that the fits do not have."""
+    """Round to three digits; the fits are not more precise."""
     return float(f"{value:.3g}")

@@ -1,4 +1,4 @@
-"""`download`: where pretraining text and the records of each task come from."""
+"""`download`: the sources of pretraining text and of each task's records."""
 
 from __future__ import annotations
 
@@ -11,54 +11,48 @@ from llm.params.section import Fraction, Positive, Section, nearest
 
 
 class SourceBase(Section):
-    kind: str | None = (
-        None  # of task, where the entry's name is another, e.g. sst2: {kind: classification}
-    )
-    max_rejected_fraction: Fraction = 0.05  # of the records; beyond it the stage fails
+    # Kind of task, if the entry has another name, e.g. sst2: {kind: classification}.
+    kind: str | None = None
+    max_rejected_fraction: Fraction = 0.05  # of the records; the stage fails above it
     max_documents: Positive | None = None  # stop after so many records
 
 
 class DocsSource(SourceBase):
-    """The documentation inside the installed packages."""
+    """The documentation in the installed packages."""
 
     source: Literal["docs"]
     packages: list[str] | None = None  # None: the allow-list of `llm.sources.docs.source`
 
 
 class FilesSource(SourceBase):
-    """Local or remote files: paths, directories, globs and fsspec addresses; relative to the
-    repository.
-    """
+    """Local or remote files: paths (relative to the repository), globs and fsspec addresses."""
 
     source: Literal["files"]
     paths: Annotated[list[str], Field(min_length=1)]
-    test_paths: list[str] = []  # the source's own held-out files; without them mix splits by hash
-    val_paths: list[str] = []  # those it validates on; the same
+    test_paths: list[str] = []  # the source's own test files; without them mix splits by hash
+    val_paths: list[str] = []  # its own validation files, likewise
     format: Literal["auto", "text", "jsonl", "parquet", "csv", "tsv", "squad", "alpaca"] = "auto"
     columns: dict[str, str] = {}  # our column name -> the file's
-    header: bool = (
-        True  # false: the first line of a CSV or TSV is a record, and columns are named 0, 1, …
-    )
-    labels: list[str] | dict[str, str] | None = (
-        None  # names of integer classes, in order, or value -> name
-    )
-    # auto: UTF-8, or UTF-16 and UTF-32 by their byte order mark; else as Python calls it
+    # False: the first line of a CSV or TSV is a record, and columns are named 0, 1, …
+    header: bool = True
+    # Names of integer classes, in order, or value -> name.
+    labels: list[str] | dict[str, str] | None = None
+    # auto: UTF-8, or UTF-16 and UTF-32 by their byte order mark; else one of Python's names.
     encoding: str = "auto"
-    sha256: dict[
-        str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    ] = {}  # path as found -> digest it must have
-    licence: str | None = None  # of the files: goes into the manifest
-    revision: str | None = None  # as their publisher calls it; the manifest has their digests too
+    # Path -> digest that the file must have.
+    sha256: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = {}
+    licence: str | None = None  # of the files, for the manifest
+    revision: str | None = None  # the publisher's name for it, for the manifest
 
     @property
     def all_paths(self) -> list[str]:
-        """All that is read, in its order."""
+        """All paths, in the order in which they are read."""
         return [*self.paths, *self.val_paths, *self.test_paths]
 
     @field_validator("columns", mode="before")
     @classmethod
     def _positions(cls, value: Any) -> Any:
-        """Positions may be numbers."""
+        """Accept positions of columns as numbers."""
         if not isinstance(value, dict):
             return value
         return {key: str(item) if type(item) is int else item for key, item in value.items()}
@@ -70,7 +64,7 @@ class FilesSource(SourceBase):
             return value if value == "auto" else codecs.lookup(value).name
         except LookupError:
             raise ValueError(
-                f"{value!r} is no encoding that Python knows; such as utf-8, cp1252, utf-16-le"
+                f"{value!r} is not an encoding that Python knows, such as utf-8, cp1252, utf-16-le"
             ) from None
 
 
@@ -79,9 +73,8 @@ class HubSource(SourceBase):
 
     source: Literal["hub"]
     id: str
-    revision: Annotated[
-        str, Field(min_length=7)
-    ]  # a commit hash: a branch would not be reproducible
+    # A commit hash: a branch would not be reproducible.
+    revision: Annotated[str, Field(min_length=7)]
     config: str | None = None
     split: str = "train"
     test_split: str | None = None
@@ -99,12 +92,10 @@ class MixtureSource(SourceBase):
 
     source: Literal["mixture"]
     sources: Annotated[dict[str, SingleSource], Field(min_length=2)]
-    weights: dict[
-        str, Annotated[float, Field(gt=0)]
-    ] = {}  # share of the text, relative to the others; missing: 1
-    max_repeats: Annotated[float, Field(ge=1.0, le=100.0)] = (
-        1.0  # times that scarce text may be taken
-    )
+    # Share of the text, relative to the others; 1 if it is not given.
+    weights: dict[str, Annotated[float, Field(gt=0)]] = {}
+    # How often scarce text may be repeated.
+    max_repeats: Annotated[float, Field(ge=1.0, le=100.0)] = 1.0
 
     @model_validator(mode="after")
     def _named(self) -> MixtureSource:
@@ -116,7 +107,7 @@ class MixtureSource(SourceBase):
         for name in self.weights:
             if name not in self.sources:
                 raise ValueError(
-                    f"weights.{name} is none of the sources{nearest(name, list(self.sources))}"
+                    f"weights.{name} is not one of the sources{nearest(name, list(self.sources))}"
                 )
         if self.max_documents is not None:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""`evaluate`: what is scored, and how answers are decoded."""
+"""`evaluate`: the examples that are scored, and the decoding of answers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from llm.params.section import Positive, Section
 
 
 class Decoding(Section):
-    """How tokens are chosen, under transformers' names; a temperature of 0 takes the most likely
-    one.
-    """
+    """The choice of tokens, by transformers' names; temperature 0 takes the likeliest."""
 
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_k: Positive | None = None
@@ -37,7 +35,7 @@ class Decoding(Section):
         return self
 
     def describe(self) -> str:
-        """In a few words, for signatures; what does not change results is left out."""
+        """Return a short description for signatures, without what does not change results."""
         if self.num_beams > 1:
             how = f"beam search, {self.num_beams} beams, length penalty {self.length_penalty:g}"
         elif self.temperature:
@@ -61,10 +59,8 @@ class Evaluate(Section):
     shots: Annotated[int, Field(ge=0)] = 0
     max_new_tokens: dict[str, Positive]
     decoding: Decoding = Decoding()
-    variants: dict[
-        Annotated[str, Field(pattern=r"^[\w-]+$")], Decoding
-    ] = {}  # by a name that files get
+    variants: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Decoding] = {}
     variant_examples: Positive | None = 60
-    perplexity_tokens: Annotated[int, Field(ge=2)] | None  # the first one is predicted by nothing
+    perplexity_tokens: Annotated[int, Field(ge=2)] | None  # at least 2: nothing predicts the first
     bootstrap: Annotated[int, Field(ge=100)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]

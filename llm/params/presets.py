@@ -1,4 +1,4 @@
-"""Presets: sparse overlays `presets/NAME.yaml`, merged into params.yaml with its comments kept."""
+"""The presets `presets/NAME.yaml`: changes to params.yaml, whose comments are kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm.runtime.io import parse_yaml, read_yaml, write_where_told
 
 FOLDER = Path("presets")
 NULL = "tag:yaml.org,2002:null"
-WHOLE = (
+REPLACED = (
     "download",
     "checkpoints",
     "mix.tasks",
@@ -31,11 +31,11 @@ def list_presets() -> None:
 
 
 def apply_preset(name: str, path: Path = Path("params.yaml")) -> None:
-    """Overlay `presets/<name>.yaml` onto params.yaml.
+    """Merge `presets/<name>.yaml` into params.yaml and print what changed.
 
     Raises:
-        UserError: no such preset; a key that params do not know; a value that is impossible.
-            params.yaml is unchanged.
+        UserError: the preset, or one of its keys, is unknown; or a value is invalid. params.yaml
+            is unchanged then.
     """
     text, changes, _ = _overlaid(name, path)
     write_where_told(path, text.encode())
@@ -45,30 +45,23 @@ def apply_preset(name: str, path: Path = Path("params.yaml")) -> None:
 
 
 def _shown(value: Any) -> str:
-    """As the file has it: null, true."""
-    return (
-        value if isinstance(value, str) else json.dumps(value, default=float)
-    )  # ruamel's own floats among them
+    """Return a value as YAML writes it: null, true."""
+    # default=float: ruamel has a float type of its own.
+    return value if isinstance(value, str) else json.dumps(value, default=float)
 
 
 def params_with(name: str, path: Path = Path("params.yaml")) -> params.Params:
-    """Params as the preset would make them; the file stays as it is. Raises UserError like
-    `apply_preset`.
-    """
+    """Return params as the preset would make them; raise UserError like `apply_preset`."""
     return _overlaid(name, path)[2]
 
 
 def _overlaid(name: str, path: Path) -> tuple[str, list[tuple[str, Any, Any]], params.Params]:
-    """Text of params.yaml with the preset on it, (key, before, after) of what that changes, and the
-    checked params.
-    """
+    """Return the new text of params.yaml, (key, before, after) of each change, and the params."""
     from ruamel.yaml import YAML
 
     known = sorted(p.stem for p in FOLDER.glob("*.yaml"))
     if name not in known:
-        raise UserError(
-            f"no preset {name!r} in {FOLDER}/; there are: {', '.join(known) or 'none'}."
-        )
+        raise UserError(f"no preset {name!r} in {FOLDER}/; known: {', '.join(known) or 'none'}.")
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 200
@@ -86,14 +79,15 @@ def _overlaid(name: str, path: Path) -> tuple[str, list[tuple[str, Any, Any]], p
 
 
 def _merge(data: Any, overlay: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Overlay in place. What the user names (sources, tasks, checkpoints, variants) is replaced
-    whole.
+    """Merge in place; return (key, before, after) of each change.
+
+    Sections whose keys the user chooses (sources, tasks, checkpoints, variants) are replaced.
     """
     changes = []
     for key, value in overlay.items():
         where = f"{prefix}{key}"
-        whole = where in WHOLE
-        if isinstance(value, dict) and isinstance(data.get(key), dict) and not whole:
+        replaced = where in REPLACED
+        if isinstance(value, dict) and isinstance(data.get(key), dict) and not replaced:
             changes += _merge(data[key], value, f"{where}.")
         elif data.get(key) != value:
             changes.append((where, data.get(key), value))

@@ -1,4 +1,4 @@
-"""Reading `params.yaml`, and saying what is wrong in it."""
+"""The reader of `params.yaml`, and its messages about invalid values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TAGS: dict[str, type[BaseModel]] = {
 
 
 def load(path: str | Path = "params.yaml") -> Params:
-    """Read and check params.
+    """Return the checked content of params.yaml.
 
     Raises:
         UserError: the file is missing or not YAML, or a key is unknown, missing or out of range;
@@ -39,8 +39,14 @@ def load(path: str | Path = "params.yaml") -> Params:
 
 
 def parse(data: dict[str, Any], where: str = "params") -> Params:
-    """Check params that are already read, `auto` replaced by what model.depth gives. Raises
-    UserError like `load`.
+    """Return checked params, each `auto` replaced by what model.depth gives.
+
+    Args:
+        data: the content of params.yaml.
+        where: its origin, for messages.
+
+    Raises:
+        UserError: as in `load`.
     """
     try:
         refuse_credentials(data, where)
@@ -66,21 +72,20 @@ def _explain(error: ValidationError, data: dict[str, Any], where: str) -> str:
             prefix = "" if loc == ["params"] else f"{key}: "
             lines.append(f"  {prefix}{item['ctx']['error']}")
         elif kind == "union_tag_invalid":
-            given = item["ctx"]["tag"]
+            tag = item["ctx"]["tag"]
             lines.append(
-                f"  {key}.source: {given!r} is unknown; expected docs, files, hub or mixture"
+                f"  {key}.source: {tag!r} is unknown; expected docs, files, hub or mixture"
             )
         elif kind == "union_tag_not_found":
             lines.append(f"  {key}.source: missing; expected docs, files, hub or mixture")
         else:
             lines.append(f"  {key}: {item['msg']}, found {item['input']!r}")
-    return f"{where} has {len(lines)} impossible value{'s' * (len(lines) > 1)}:\n" + "\n".join(
-        lines
-    )
+    plural = "s" if len(lines) > 1 else ""
+    return f"{where}: {len(lines)} invalid value{plural}:\n" + "\n".join(lines)
 
 
 def _names_at(loc: tuple[Any, ...], data: dict[str, Any]) -> list[str]:
-    """Valid names where an unknown key was found, for the suggestion."""
+    """Return the valid names beside an unknown key, for the suggestion."""
     if loc and loc[0] == "download" and len(loc) > 2:
         tag = data["download"][loc[1]].get("source")
         if tag == "mixture" and len(loc) > 5:  # download, name, mixture, sources, its name, …

@@ -1,4 +1,4 @@
-"""The whole of `params.yaml`, and the sections that are a few lines."""
+"""The root of `params.yaml`, and its short sections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from llm.params.evaluate import Evaluate
 from llm.params.section import Fraction, Positive, Section, nearest
 from llm.params.training import BASE, SCRATCH, Finetune, Model, Pretrain
 
-TEXT = "data/raw/pretrain"  # tokenize.origin, where it is no checkpoint
+# The value of tokenize.origin for "no checkpoint: train a tokenizer on this text".
+TEXT = "data/raw/pretrain"
 
 
 class Checkpoint(Section):
@@ -24,7 +25,7 @@ class Checkpoint(Section):
 
 class Tokenize(Section):
     tokenizer: Literal["bpe", "gpt2", "pretrained"]
-    origin: str = TEXT  # pretrained: a model directory, whose tokenizer is taken
+    origin: str = TEXT  # pretrained: the model directory that has the tokenizer
 
     @model_validator(mode="after")
     def _origin(self) -> Tokenize:
@@ -38,9 +39,9 @@ class Tokenize(Section):
     vocab_size: Annotated[int, Field(ge=300, le=1_000_000)]
     val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
     shard_tokens: Annotated[int, Field(ge=1024)]
-    workers: Positive | None = None  # processes; None: one a core. Changes no byte
-    encoder: Literal["auto", "words", "tiktoken"] = "auto"  # changes no byte either
-    engine: Literal["local", "dask"] = "local"  # nor does this
+    workers: Positive | None = None  # processes; None: one for each core. No effect on the output
+    encoder: Literal["auto", "words", "tiktoken"] = "auto"  # no effect on the output
+    engine: Literal["local", "dask"] = "local"  # no effect on the output
     clean: Clean = Clean()
 
 
@@ -58,7 +59,7 @@ class Mix(Section):
 
 
 class Scaling(Section):
-    """The ladder of llm/experiments/scaling_ladder.py."""
+    """Sizes and tokens of the models that the scaling law is fitted to."""
 
     depths: Annotated[list[Positive], Field(min_length=2)] = [1, 2, 3, 4]
     tokens: Annotated[list[Positive], Field(min_length=2)] = [200_000, 400_000, 800_000, 1_600_000]
@@ -84,7 +85,7 @@ class Tracking(Section):
 
 
 class Params(Section):
-    """The whole of `params.yaml`."""
+    """The content of `params.yaml`."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     checkpoints: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Checkpoint] = {}
@@ -100,7 +101,7 @@ class Params(Section):
     tracking: Tracking
 
     def seed_of(self, stage: Literal["pretrain", "finetune"]) -> int:
-        """The stage's own seed, or the pipeline's."""
+        """Return the stage's own seed, or the pipeline's."""
         own = (self.pretrain if stage == "pretrain" else self.finetune).seed
         return self.seed if own is None else own
 
@@ -132,14 +133,14 @@ class Params(Section):
             clean.exact_duplicates or clean.near_duplicates or clean.duplicate_paragraphs
         ):
             raise ValueError(
-                "tokenize.clean's rules on duplicates would take out what download.pretrain.max_repeats puts in"
+                "tokenize.clean's rules on duplicates would remove what download.pretrain.max_repeats repeats"
             )
         for stage in ("pretrain", "finetune"):
             length = getattr(self, stage).sequence_length
             if self.pretrain.init != SCRATCH or (
                 stage == "finetune" and self.finetune.base != BASE
             ):
-                continue  # the checkpoint's own limit holds, which the stage looks at
+                continue  # the stage checks the checkpoint's own limit
             if length > self.model.max_position_embeddings:
                 raise ValueError(
                     f"{stage}.sequence_length ({length}) must be at most "

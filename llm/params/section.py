@@ -1,4 +1,4 @@
-"""What every group of params is made of."""
+"""The base class of all groups of params, and types that they share."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ class Section(BaseModel):
 
 
 def nearest(name: str, names: Collection[str]) -> str:
-    """What to add to a message about an unknown name: the valid one that is most like it, else all
-    of them.
-    """
+    """Return the end of a message about an unknown name: the most similar valid one, else all."""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return (
         f"; did you mean {close[0]}?"

@@ -1,4 +1,4 @@
-"""`model`, `pretrain` and `finetune`: one engine trains both."""
+"""`model`, and the training stages `pretrain` and `finetune`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from pydantic import Field, model_validator
 
 from llm.params.section import Fraction, Positive, Section
 
-SCRATCH, BASE = (
-    "data/tokenizer",
-    "models/base",
-)  # pretrain.init and finetune.base, where they are no checkpoint
+SCRATCH = "data/tokenizer"  # the value of pretrain.init for "from scratch"
+BASE = "models/base"  # the value of finetune.base for the model that pretrain made
 
 
 class Model(Section):
@@ -32,7 +30,7 @@ class Model(Section):
     sliding_window: Positive | None
 
     def dimensions(self) -> dict[str, Any]:
-        """What `llm.model.config.Config` takes: all but the dial they may have come from."""
+        """Return the arguments of `llm.model.config.Config`: all but the dial `depth`."""
         return self.model_dump(exclude={"depth"})
 
     @model_validator(mode="after")
@@ -59,7 +57,7 @@ class Model(Section):
 
 
 class Training(Section):
-    """What pretrain and finetune share: one engine trains both."""
+    """The params that pretrain and finetune share: one engine trains both."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     batch_tokens: Positive
@@ -99,7 +97,7 @@ class Pretrain(Training):
 
     @property
     def steps(self) -> int:
-        """Optimizer steps, rounded up, at least one."""
+        """The number of optimizer steps, rounded up, at least one."""
         return max(1, -(-self.tokens // self.batch_tokens))
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
 
 from llm.errors import UserError
 from llm.parallel import hardware, processes
+from llm.runtime import env
 
 # Name, dense bfloat16 FLOP/s with float32 accumulation, and memory in GiB, as NVIDIA's data sheets
 # have them (which often print twice the rate, "with sparsity").
@@ -51,7 +51,7 @@ def this_machine(precision: str) -> Machine:
         rate=hardware.matmul_flops_per_second(where, dtype),
         rate_from="measured now",
         devices=processes.world_size() if cuda else 1,
-        processes=1 if cuda else int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        processes=1 if cuda else env.local_world_size(),
         here=True,
     )
 

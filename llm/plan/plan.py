@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from llm.errors import UserError
+from llm.runtime.state_dirs import repository
 from llm.runtime.units import duration, size
-from llm.train.checkpoint.local import root
 from llm.train.memory import Memory
 
 
@@ -65,7 +65,7 @@ class Plan:
             )
         if self.disk_free is not None and self.disk - kept > self.disk_free:
             raise UserError(
-                f"{self.stage}: checkpoints and model need {size(self.disk)} of disk, and {root().absolute()} has "
+                f"{self.stage}: checkpoints and model need {size(self.disk)} of disk, and {repository()} has "
                 f"{size(self.disk_free)} free. Free some (`python -m llm state --prune`, "
                 "`dvc gc --all-commits --all-experiments`), or lower the model's size."
             )

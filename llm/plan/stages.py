@@ -18,8 +18,8 @@ from llm.params import Params, Training, depth, presets
 from llm.plan.gpus import Machine, this_machine
 from llm.plan.plan import Plan
 from llm.runtime.io import read_json
+from llm.runtime.state_dirs import repository
 from llm.train import fsdp
-from llm.train.checkpoint.local import root
 from llm.train.memory import adapter_parameters, training_disk, training_memory
 from llm.train.micro_batch import default_micro_batch
 
@@ -237,7 +237,7 @@ def _plan(
         memory_total=machine.memory,
         processes=machine.processes,
         disk=training_disk(config, s.optimizer, adapter, stored),
-        disk_free=shutil.disk_usage(root()).free if machine.here else None,
+        disk_free=shutil.disk_usage(repository()).free if machine.here else None,
         optimal_parameters=round(optimal),
         optimal_tokens=round(depth.TOKENS_PER_PARAMETER * optimal),
     )

@@ -16,7 +16,9 @@ from llm.params import Params
 from llm.report import predictions, scores, techniques, tuning
 from llm.report.corpus import corpus
 from llm.runtime import provenance
+from llm.runtime.flatten import flatten
 from llm.runtime.io import read_json
+from llm.runtime.parquet import readable
 from llm.tracking import metrics_files
 
 CLIP = 1600  # characters of a shown text
@@ -35,7 +37,7 @@ def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]
     manifests = provenance.manifests()
     timing = metrics_files.timings()
     return {
-        "params": metrics_files.flatten(params.model_dump(mode="json")),
+        "params": flatten(params.model_dump(mode="json")),
         "metrics": metrics,
         "model": _model(metrics, params),
         "manifests": manifests,
@@ -199,18 +201,11 @@ def _examples(count: int, tasks: list[str]) -> dict[str, list[dict[str, str]]]:
 
 
 def _stream(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256, columns=columns):
-                yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} cannot be read ({reason}). Delete it and run `dvc repro`."
-        ) from None
+    with readable(path, "Delete it and run `dvc repro`."), pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=256, columns=columns):
+            yield from batch.to_pylist()
 
 
 def clip(text: str, limit: int = CLIP) -> str:

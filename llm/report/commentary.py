@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm.evaluate.metrics import COUNTS, LOWER_IS_BETTER
+from llm.evaluate import metric_names
+from llm.evaluate.metric_names import COUNTS, LOWER_IS_BETTER
 from llm.report import scores
 
 SAID = {  # of a share that is not zero
@@ -48,7 +49,9 @@ def remarks(
 
 def _shown(metric: str) -> bool:
     return (
-        metric not in scores.NOT_A_SCORE and "/" not in metric and metric not in ("rougeL", "loss")
+        metric not in metric_names.NOT_A_SCORE
+        and "/" not in metric
+        and metric not in ("rougeL", "loss")
     )
 
 
@@ -56,7 +59,7 @@ def _gain(metric: str, gain: dict[str, Any], number: Any) -> str:
     sign = "+" if gain["difference"] > 0 else ""
     chance = "p < 0.001" if gain["p_value"] < 0.001 else f"p = {gain['p_value']:.3f}"
     interval = f"{number(gain['low'])} to {number(gain['high'])}"
-    return f"{scores.label(metric)} {sign}{number(gain['difference'])} ({interval}, {chance})"
+    return f"{metric_names.label(metric)} {sign}{number(gain['difference'])} ({interval}, {chance})"
 
 
 def forgetting(comparison: dict[str, Any], number: Any) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm.evaluate import metric_names
 from llm.params import Params
 from llm.report import commentary, scores, techniques, tuning
 from llm.report.collect import collect
@@ -76,7 +77,7 @@ def render(template: str, data: dict[str, Any], drawn: dict[str, str]) -> str:
         "signatures": signatures(data["evaluate"]),
         "source_of": source_of,
         "licences": licences(data["manifests"]),
-        "lower": scores.LOWER_IS_BETTER,
+        "lower": metric_names.LOWER_IS_BETTER,
         "remarks": commentary.remarks(data["evaluate"], data["comparison"], percent, number),
         "by_source": commentary.by_source(data["evaluate"]),
     }
@@ -122,7 +123,7 @@ def environment(autoescape: bool) -> Environment:
         title=title,
         cell=cell,
         fence=fence,
-        label=scores.label,
+        label=metric_names.label,
         model_label=scores.model_label,
         setting=setting,
         tuned=tuned,
@@ -186,10 +187,10 @@ def _result(evaluate: dict[str, Any], task: str, metric: str) -> str | None:
     interval = (
         f" ({number(own['low'])} to {number(own['high'])})" if own.get("low") is not None else ""
     )
-    line = f"{title(task)}: {scores.label(metric)} {number(own['value'])}{interval} for the {name} model"
+    line = f"{title(task)}: {metric_names.label(metric)} {number(own['value'])}{interval} for the {name} model"
     if name == "finetuned" and (before := scores.score(evaluate, "base", task, metric)):
         line += f", {number(before['value'])} before finetuning"
-    sign = -1 if metric in scores.LOWER_IS_BETTER else 1
+    sign = -1 if metric in metric_names.LOWER_IS_BETTER else 1
     others = [
         (m, s["value"])
         for m in scores.models(evaluate)
@@ -213,8 +214,10 @@ def tiles(data: dict[str, Any]) -> list[tuple[str, str]]:
     for task in scores.tasks(data["evaluate"]):
         metric = scores.headline(data["evaluate"], task)
         own = scores.score(data["evaluate"], "finetuned", task, metric) if metric else None
-        if own and metric and metric not in scores.LOWER_IS_BETTER:
-            found.append((number(own["value"]), f"{scores.label(metric)}, {title(task).lower()}"))
+        if own and metric and metric not in metric_names.LOWER_IS_BETTER:
+            found.append(
+                (number(own["value"]), f"{metric_names.label(metric)}, {title(task).lower()}")
+            )
     return found
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from llm.errors import UserError
+from llm.evaluate import metric_names
 from llm.report import scores
+from llm.runtime.parquet import readable
 from llm.tasks.base import key
 
 PREDICTIONS = Path("metrics/predictions")
@@ -35,7 +36,7 @@ def collect(clip: Callable[[str], str], evaluate: dict[str, Any]) -> dict[str, d
     for path in sorted(PREDICTIONS.glob("finetuned-*.parquet")):
         task = path.stem.removeprefix("finetuned-")
         own = read(path)
-        metric = next((name for name in scores.HEADLINE if name in own), None)
+        metric = metric_names.headline(own)
         if metric is None or not own["id"]:
             continue
         columns = {"finetuned": own}
@@ -83,17 +84,11 @@ def tests(model: str) -> tuple[str, int]:
 
 def read(path: Path) -> Columns:
     """Columns of a predictions file. Raises UserError where it is broken."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        found: Columns = pq.read_table(path).to_pydict()
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} cannot be read ({reason}). Delete it and run `dvc repro`."
-        ) from None
-    return found
+    with readable(path, "Delete it and run `dvc repro`."):
+        columns: Columns = pq.read_table(path).to_pydict()
+    return columns
 
 
 def ranking(columns: Columns, metric: str) -> list[int]:

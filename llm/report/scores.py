@@ -4,29 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm.evaluate.metrics import COUNTS, LOWER_IS_BETTER
-from llm.evaluate.table import HEADLINE
+from llm.evaluate import metric_names
+from llm.evaluate.metric_names import COUNTS, LOWER_IS_BETTER, NOT_A_SCORE
 
-__all__ = ["HEADLINE", "LOWER_IS_BETTER"]
-
-NOT_A_SCORE = frozenset({"mean_length", *COUNTS})  # shown, never "best"
-LABELS = {
-    "bleu": "BLEU",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "rougeLsum": "ROUGE-Lsum",
-    "exact_match": "Exact match",
-    "f1": "F1",
-    "accuracy": "Accuracy",
-    "accuracy_normalised": "Accuracy, per byte",
-    "mcc": "MCC",
-    "f1_macro": "Macro F1",
-    "loss": "Loss",
-    "perplexity": "Perplexity",
-    "bits_per_byte": "Bits per byte",
-    "mean_length": "Mean length",
-}
 MODEL_LABELS = {
     "tfidf": "TF-IDF",
     "tf_idf": "TF-IDF",
@@ -59,8 +39,7 @@ def metrics(evaluate: dict[str, Any], task: str) -> list[str]:
 
 def headline(evaluate: dict[str, Any], task: str) -> str | None:
     """The metric that stands for a task."""
-    present = metrics(evaluate, task)
-    return next((metric for metric in HEADLINE if metric in present), None)
+    return metric_names.headline(metrics(evaluate, task))
 
 
 def score(evaluate: dict[str, Any], model: str, task: str, metric: str) -> dict[str, Any] | None:
@@ -98,11 +77,6 @@ def overall(evaluate: dict[str, Any], model: str = "finetuned") -> float | None:
         if found is not None:
             values.append(float(found["value"]))
     return sum(values) / len(values) if values else None
-
-
-def label(metric: str) -> str:
-    """A metric's name as people write it."""
-    return LABELS.get(metric, metric.replace("_", " "))
 
 
 def model_label(model: str) -> str:

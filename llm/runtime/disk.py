@@ -1,4 +1,4 @@
-"""Whether a disk can hold what is about to be written."""
+"""Free disk space, checked before something large is written."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from pathlib import Path
 from llm.errors import UserError
 
 
-def refuse_what_cannot_fit(what: str, needed: float, place: Path, remedy: str) -> None:
-    """
+def refuse_what_cannot_fit(what: str, needed: float, directory: Path, remedy: str) -> None:
+    """Check that a disk has room for what will be written.
+
     Args:
-        what: will be written, as the message's subject, in the plural.
-        needed: bytes.
-        place: a directory, or one that will be made.
-        remedy: beside freeing some room.
+        what: the things to be written, in the plural, as the message's subject.
+        needed: their size in bytes.
+        directory: where they go; it need not exist yet.
+        remedy: what to do other than to free some space.
 
     Raises:
         UserError: the disk has less room.
     """
-    there = next(path for path in (place, *place.absolute().parents) if path.exists())
-    if needed > (free := shutil.disk_usage(there).free):
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if needed > (free := shutil.disk_usage(existing).free):
         raise UserError(
-            f"{what} will take about {needed / 1e9:.2f} GB, and {there.absolute()} has {free / 1e9:.2f} GB free. Free "
-            f"some (`python -m llm state --prune`, `dvc gc --all-commits --all-experiments`), or {remedy}."
+            f"{what} will take about {needed / 1e9:.2f} GB, and {existing.absolute()} has "
+            f"{free / 1e9:.2f} GB free. Free some (`python -m llm state --prune`, "
+            f"`dvc gc --all-commits --all-experiments`), or {remedy}."
         )

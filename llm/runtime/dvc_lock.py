@@ -1,5 +1,6 @@
-"""No `dvc exp run` in a workspace where another DVC is running stages: it would remove their
-outputs.
+"""A lock that keeps `dvc exp run` out of a workspace in which another DVC runs stages.
+
+Otherwise it would remove the outputs of those stages.
 
 DVC locks the outputs of a stage that runs, but `dvc exp run` checks out its own revision before it
 asks for them. What it does ask for beforehand is a lock on git's references of the running
@@ -10,7 +11,6 @@ experiments do not ask for it."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -20,14 +20,15 @@ from typing import Any
 
 import psutil
 
+from llm.runtime import env
+from llm.runtime.locks import locked
+
 REFERENCES = "refs/exps/exec"  # dvc.repo.experiments.refs.EXEC_NAMESPACE
 WHY = "`dvc` that runs stages in this workspace; wait for its end, or use `dvc exp run --temp` or `--queue`"
 
 
 def hold(dvc: int) -> None:
-    """Take the lock for process `dvc`, where this directory is the main workspace and no living
-    process has it.
-    """
+    """Take the lock for process `dvc` in the main workspace, unless a living process has it."""
     folder = _folder()
     if folder is not None:
         with _locks(folder) as locks:
@@ -37,11 +38,14 @@ def hold(dvc: int) -> None:
 
 
 def release(dvc: int | None = None) -> None:
-    """Give back what `hold` took, for this process or whichever it is.
+    """Release the lock that `hold` took.
 
-    After the last stage, so that DVC need not warn of a process that is gone; and for a DVC that
-    was killed, which may stay a zombie, in DVC's eyes a living process, for as long as nobody
-    collects it."""
+    After the last stage, DVC then has no dead process to warn of. A DVC that was killed may stay a
+    zombie, which DVC takes for a living process until its parent collects it.
+
+    Args:
+        dvc: release it only if this process has it; None: whoever has it.
+    """
     folder = _folder()
     if folder is not None:
         with _locks(folder) as locks:
@@ -58,25 +62,23 @@ def _alive(pid: int) -> bool:
 
 
 def _folder() -> Path | None:
-    """DVC's folder for locks of experiments; None outside the main workspace."""
-    root = os.environ.get("DVC_ROOT")
-    here = Path.cwd()
-    if root is None or Path(root).resolve() != here.resolve() or not (here / ".dvc").is_dir():
+    """Return DVC's folder for locks of experiments; None outside the main workspace."""
+    root, folder = env.dvc_root(), Path.cwd()
+    if root is None or root.resolve() != folder.resolve() or not (folder / ".dvc").is_dir():
         return None
-    folder = here / ".dvc" / "tmp" / "exps"
+    folder = folder / ".dvc" / "tmp" / "exps"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 @contextmanager
 def _locks(folder: Path) -> Iterator[dict[str, Any]]:
-    """DVC's file of locks, to be changed within the block, guarded as DVC does it (dvc/rwlock.py)."""
-    with open(folder / "rwlock.lock", "a+") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    """Yield the content of DVC's lock file, which the block may change (see dvc/rwlock.py)."""
+    with locked(folder / "rwlock.lock"):
         path = folder / "rwlock"
         locks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         yield locks
-        # By rename: half a file, which a kill could leave, would stop every later `dvc`.
+        # Renamed, because half a file, left by a kill, would stop every later `dvc`.
         new = folder / "rwlock.new"
         new.write_text(json.dumps(locks), encoding="utf-8")
         os.replace(new, path)

@@ -1,9 +1,7 @@
-"""What a running stage tells about itself: `$DVC_ROOT/.state/running/<stage>-<pid>.json`, written
-every few seconds.
+"""The status file of a running stage: `.state/running/<stage>-<pid>.json`.
 
-It is no output and no stage reads it; `python -m llm status` does. A thread writes it, so that a
-stage that hangs is
-told from one that works: its file goes on, its progress does not.
+It is not an output and no stage reads it; `python -m llm status` does. A thread writes it
+every few seconds. If a stage hangs, the file is still updated but its progress is not.
 """
 
 from __future__ import annotations
@@ -19,48 +17,48 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llm.runtime import env
+from llm.runtime.state_dirs import state_root
+
 SECONDS = 3.0  # between two writes
-STALL = 120.0  # seconds without progress that are no stall yet, whatever the pace so far
-STALL_FIRST = (
-    1200.0  # before the first progress (loading, compiling) and within a pause (a validation)
-)
-GAPS = 10  # a stall is this many times the longest wait between two signs of progress so far
+STALL = 120.0  # seconds without progress that never count as a stall
+# The same before the first progress (loading, compiling) and during a validation.
+STALL_FIRST = 1200.0
+GAPS = 10  # a stall lasts this many times the longest wait between two signs of progress so far
 OK = "ok"
 
 
 def folder() -> Path:
-    """Where the files lie: the main repository, from DVC's temporary workspaces too."""
-    return Path(os.environ.get("DVC_ROOT", ".")) / ".state" / "running"
+    """Return the folder of the status files of all running stages."""
+    return state_root() / "running"
 
 
-class Beacon:
-    """The state that the file shows. Attributes are set by the working thread and read by the
-    writing one.
-    """
+class Heartbeat:
+    """The state that the file shows. The working thread sets it, the writing thread reads it."""
 
     def __init__(self, stage: str) -> None:
         self.path = folder() / f"{stage}-{os.getpid()}.json"
         self.facts: dict[str, Any] = {
             "stage": stage,
-            "experiment": os.environ.get("DVC_EXP_NAME"),
+            "experiment": env.dvc_experiment(),
             "directory": os.getcwd(),
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "started": time.time(),
         }
         self.figures: dict[str, Any] = {}
-        self.trouble: str | None = None  # said by the stage itself
-        self.listener: Callable[[str], None] | None = None  # is told each change of health
-        self.told = OK
-        self.progressed = self.began = time.monotonic()
+        self.trouble: str | None = None  # set by the stage itself
+        self.listener: Callable[[str], None] | None = None  # called at each change of health
+        self.reported = OK
+        self.progressed = self.started = time.monotonic()
         self.longest = 0.0  # seconds between two signs of progress
         self.moved = self.paused = False
         self._stop = threading.Event()
         self._file = threading.Lock()  # two threads write it
-        self._thread = threading.Thread(target=self._write_on, name="beacon", daemon=True)
+        self._thread = threading.Thread(target=self._write_on, name="heartbeat", daemon=True)
 
     def tell(self, **figures: Any) -> None:
-        """Progress was made; `figures` (JSON values) replace those of the same name."""
+        """Note progress; `figures` (JSON values) replace those of the same name."""
         now = time.monotonic()
         if self.moved and not self.paused:
             self.longest = max(self.longest, now - self.progressed)
@@ -68,20 +66,18 @@ class Beacon:
         self.figures |= figures
 
     def validated(self, tokens: int, loss: float) -> None:
-        """A validation loss, shown at once and beside those before it: a tuner may want to stop the
-        run for it.
-        """
+        """Add a validation loss and write at once: a tuner may want to stop the run."""
         self.tell(validations=[*self.figures.get("validations", []), [tokens, loss]])
         self.write()
 
     def stalled(self) -> float | None:
-        """Seconds since the last progress, where that is too long; else None."""
+        """Return the seconds since the last progress if they are too many; else None."""
         waited = time.monotonic() - self.progressed
         limit = max(STALL, GAPS * self.longest) if self.moved and not self.paused else STALL_FIRST
         return waited if waited > limit else None
 
     def health(self) -> str:
-        """`ok`, or what is wrong."""
+        """Return `ok`, or what is wrong."""
         waited = self.stalled()
         if waited is None:
             return self.trouble or OK
@@ -91,14 +87,14 @@ class Beacon:
         return f"stalled: no progress for {waited / 60:.0f} min{doing}"
 
     def start(self) -> None:
-        """Write the file, and go on doing so."""
-        with contextlib.suppress(OSError):  # to be watched is a courtesy: no stage fails for it
+        """Begin to write the file."""
+        with contextlib.suppress(OSError):  # no stage fails because its status cannot be written
             self.path.parent.mkdir(parents=True, exist_ok=True)
         self.write()
         self._thread.start()
 
     def end(self, outcome: str | None) -> None:
-        """Remove the file, or leave `outcome` in it for a stage that did not come to its end."""
+        """Remove the file, or leave `outcome` in it if the stage failed."""
         self._stop.set()
         self._thread.join()
         if outcome is None:
@@ -108,7 +104,7 @@ class Beacon:
             self.write(ended=outcome)
 
     def write(self, **more: Any) -> None:
-        """Write the file now. It may be read half-written: whoever reads it tries again."""
+        """Write the file now. Readers retry if they find it half-written."""
         now = time.time()
         facts = {
             **self.facts,
@@ -125,38 +121,38 @@ class Beacon:
             self.report()
 
     def report(self) -> None:
-        """Tell the listener where the health is another than last told, minutes of a stall aside."""
+        """Call the listener if the health has changed, apart from the minutes of a stall."""
         health = self.health()
-        if self.listener and health.split(":")[0] != self.told.split(":")[0]:
-            self.told = health
+        if self.listener and health.split(":")[0] != self.reported.split(":")[0]:
+            self.reported = health
             self.listener(health)
 
 
-_current: Beacon | None = None
+_current: Heartbeat | None = None
 
 
-def current() -> Beacon | None:
-    """Of the stage that this process runs; None where it runs none."""
+def current() -> Heartbeat | None:
+    """Return the heartbeat of the stage that this process runs; None if it runs none."""
     return _current
 
 
 @contextmanager
-def running(stage: str) -> Iterator[Beacon]:
-    """Show a stage as running for the length of the block."""
+def running(stage: str) -> Iterator[Heartbeat]:
+    """Show a stage as running while the block runs."""
     global _current
-    _current = beacon = Beacon(stage)
-    beacon.start()
+    _current = heartbeat = Heartbeat(stage)
+    heartbeat.start()
     try:
-        yield beacon
+        yield heartbeat
     except BaseException as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        beacon.end(
+        heartbeat.end(
             f"{type(error).__name__}: {first[:200]}"
             if not isinstance(error, SystemExit)
             else first[:200]
         )
         raise
     else:
-        beacon.end(None)
+        heartbeat.end(None)
     finally:
         _current = None

@@ -1,4 +1,4 @@
-"""Writing outputs whole or not at all, with the same bytes for the same content."""
+"""Atomic writing of outputs, with the same bytes for the same content; reading of JSON and YAML."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ if TYPE_CHECKING:
 
 
 def sha256(path: str | Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write beside the target, fsync, rename: a reader sees the old file or the new one, never a
-    half.
+    """Write beside the target, fsync, rename: a reader sees the old file or the new one.
 
     Raises:
-        OSError: always with the path in it, which Python leaves out where the writing itself fails.
+        OSError: writing failed; the error names the path, which Python's own does not always.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,15 +54,14 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_where_told(path: str | Path, data: bytes) -> None:
-    """Write a file that the user names: a link keeps pointing where it does; a pipe or a device
-    gets the bytes.
+    """Write a file that the user names: links are followed; pipes and devices get the bytes.
 
     Raises:
-        OSError: always with the path in it.
+        OSError: writing failed; the error names the path.
+        UserError: the reader of a pipe ended.
     """
     path = Path(path)
-    # What lies in /dev may be this process's own output, and so any file that the shell has opened
-    # to append to.
+    # A path in /dev may be this process's own output: any file that the shell opened to append to.
     if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
         try:
             with open(path, "ab") as file:
@@ -82,8 +80,7 @@ def save_tensors(
     """Write a safetensors file; at most one key of metadata, since more come in random order.
 
     Raises:
-        OSError: a full disk, and the like, which safetensors itself raises as an Exception of its
-            own.
+        OSError: such as a full disk, for which safetensors has an exception of its own.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -100,19 +97,17 @@ def save_tensors(
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON with a stable layout; floats keep all their digits; NaN and infinity are refused."""
+    """Write JSON with a stable layout and all digits; refuse NaN and infinity."""
     write_bytes(path, utf8(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"))
 
 
 def utf8(text: str) -> bytes:
-    """JSON text as UTF-8, which has no halves of surrogate pairs: they become `\\udXXX`, as JSON
-    writes them.
-    """
+    """Return JSON text as UTF-8; lone surrogates, which UTF-8 lacks, become `\\udXXX`."""
     return text.encode("utf-8", "backslashreplace")
 
 
 def read_json(path: str | Path) -> Any:
-    """Read JSON; a missing or broken file is a UserError that names it."""
+    """Return the content of a JSON file; raise UserError if it is missing or broken."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -124,7 +119,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """Read YAML; a missing or broken file is a UserError that names it."""
+    """Return the content of a YAML file; raise UserError if it is missing or broken."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -138,11 +133,17 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def parse_yaml(text: str | bytes, where: str | Path) -> Any:
-    """The value of YAML 1.2, which is what DVC reads and writes; `where` is for the UserError of
-    broken text.
+    """Return the value of YAML 1.2, which DVC reads and writes.
 
-    In YAML 1.1 `no` is false and `1e-4` a text, so that what DVC has written would be read as
-    something else."""
+    In YAML 1.1 `no` is false and `1e-4` a text, so DVC's files would be misread.
+
+    Args:
+        text: the YAML.
+        where: its origin, for the message.
+
+    Raises:
+        UserError: the text is not valid YAML.
+    """
     from ruamel.yaml import YAML, YAMLError
 
     try:
@@ -152,22 +153,24 @@ def parse_yaml(text: str | bytes, where: str | Path) -> Any:
 
 
 def link(source: str, target: str) -> None:
-    """A second name for the file, or a copy where the file system has none."""
+    """Make a hard link to a file, or a copy if the file system has no links."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
 
 
-LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # what file managers leave wherever they look
+LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # files that file managers leave everywhere
 
 
 def other_files(directory: Path, files: Sequence[str]) -> list[Path]:
-    """The files in `directory`, as paths relative to it, that match none of the patterns `files`;
-    sorted; no LITTER.
+    """Return the files in `directory` that match no pattern, as sorted relative paths; no LITTER.
 
-    A pattern has as many parts as the paths that it matches: `*.npy` matches nothing in a folder of
-    the directory."""
+    Args:
+        directory: searched with all its folders.
+        files: patterns, each with as many parts as the paths that it matches: `*.npy` matches
+            nothing in a folder of the directory.
+    """
 
     def unreadable(error: OSError) -> None:
         if not isinstance(
@@ -191,9 +194,7 @@ def other_files(directory: Path, files: Sequence[str]) -> list[Path]:
 
 
 def refuse_other_files(directory: Path, files: Sequence[str]) -> None:
-    """Raise UserError where `directory` is a file, or holds one that matches none of the patterns
-    `files`.
-    """
+    """Raise UserError if `directory` is a file, or contains one that matches no pattern."""
     if directory.exists() and not directory.is_dir():
         raise UserError(
             f"{directory} is a file; a directory is written there. Move it elsewhere, and run this again."
@@ -209,19 +210,19 @@ def refuse_other_files(directory: Path, files: Sequence[str]) -> None:
 
 @contextmanager
 def whole_directory(path: str | Path, files: Sequence[str]) -> Iterator[Path]:
-    """A new directory that takes the place of `path` when the block ends without an error.
+    """Yield a new directory that replaces `path` when the block ends without an error.
 
-    A kill in the middle leaves `path` as it was; what the dead process left beside it is removed by
-    the next one. Two processes that write the same directory do not disturb each other: the one
-    that ends last has its content there.
+    A kill in the middle leaves `path` as it was; the next process removes what the dead one left
+    beside it. Two processes may write the same directory: the content of the last one stays.
 
     Args:
+        path: the directory.
         files: patterns of the files that are written there. A directory with any other file is
-            somebody else's, and is not replaced.
+            not replaced: the file may be the user's.
 
     Raises:
-        UserError: `path` holds other files, or the new directory does not fit on the disk; `path`
-            is as it was.
+        UserError: `path` has other files, or the new directory does not fit on the disk; `path`
+            is unchanged.
     """
     path = Path(path)
     if (
@@ -249,9 +250,7 @@ def whole_directory(path: str | Path, files: Sequence[str]) -> Iterator[Path]:
 
 
 def _take_place(temporary: Path, path: Path) -> None:
-    """Put a directory where another may be, which a third process may be taking away or putting
-    there.
-    """
+    """Replace a directory, while other processes may remove it or write it too."""
     for attempt in range(50):
         try:
             if path.exists():

@@ -1,8 +1,9 @@
 """The directories that stages write, and the names of the files that they write there.
 
-A directory is replaced only where it holds no other file: `llm.runtime.io.whole_directory` refuses.
-DVC deletes the outputs of a stage before it runs it, without looking; so `make repro` asks
-`refuse_others` first."""
+`llm.runtime.io.whole_directory` does not replace a directory that contains any other file. DVC
+deletes the outputs of a stage before it runs the stage, whatever they contain; so `make repro`
+calls `refuse_others` first.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +46,6 @@ WRITTEN = {
 
 
 def refuse_others() -> None:
-    """Raise UserError where an output directory holds a file that no stage writes: DVC would delete
-    it.
-    """
+    """Raise UserError for a file in an output directory that no stage writes."""
     for path, files in WRITTEN.items():
         refuse_other_files(Path(path), files)

@@ -1,4 +1,4 @@
-"""No stage works on for a DVC that is dead, and no process of several for a launcher that is."""
+"""Stop a stage when the `dvc` or `torchrun` that started it dies."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ import psutil
 from llm.runtime import dvc_lock
 
 VARIABLE = "DVC_STAGE"  # DVC sets it for the commands that it runs
-SECONDS = 0.1  # between two looks
+SECONDS = 0.1  # between two checks
 
 
 def running_dvc() -> psutil.Process | None:
-    """The DVC that runs this stage; None where none does.
+    """Return the DVC that runs this stage; None if there is none.
 
-    The parent alone will not do: between the two may be a shell (dash does not replace itself by
-        its command), or
-    torchrun. DVC is the nearest ancestor that was not itself started for a stage.
+    DVC need not be the parent: a shell (dash stays beside its command) or torchrun may be between
+    the two. It is the nearest ancestor that was not itself started for a stage.
     """
     if VARIABLE not in os.environ:
         return None
@@ -36,18 +35,16 @@ def running_dvc() -> psutil.Process | None:
 
 
 def end_with_dvc(dvc: psutil.Process) -> None:
-    """Send this process SIGTERM as soon as the DVC that runs it ends; its lock on the workspace is
-    given back.
-    """
+    """Send this process SIGTERM when the DVC that runs it ends, and release DVC's lock."""
     end_with(dvc, lambda: dvc_lock.release(dvc.pid))
 
 
 def end_with(other: psutil.Process, first: Callable[[], None] = lambda: None) -> None:
-    """Send this process SIGTERM as soon as another one ends; do `first` before."""
+    """Send this process SIGTERM when another one ends, after a call of `first`."""
 
     def watch() -> None:
-        # Not other.wait(), which goes on waiting until somebody collects the zombie; in a container
-        # nobody may.
+        # other.wait() would wait until the zombie is collected, which may never happen in a
+        # container.
         while _lives(other):
             time.sleep(SECONDS)
         first()

@@ -1,6 +1,4 @@
-"""A function over many items in several processes, with the results in the items' order and few of
-them in memory.
-"""
+"""A pool of processes; results come in the order of the items, few of them in memory."""
 
 from __future__ import annotations
 
@@ -24,12 +22,12 @@ AHEAD = 2  # items handed out beyond one a process, so that none waits; their re
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Workers:
-    """Processes that begin to load their modules at once, and get their function when it is known."""
+    """Processes that load their modules at once and get their function when it is known."""
 
     def __init__(self, count: int) -> None:
         """`count`: processes; 1: this one."""
@@ -85,9 +83,7 @@ class Workers:
             ) from None
 
     def _give(self, make: Callable[[], Any] | None) -> None:
-        """Put the function's maker where each process finds it; in a thread, since one that died
-        takes none.
-        """
+        """Send the function's maker to each process, in a thread: a dead process takes none."""
 
         def put() -> None:
             for _ in range(self.count):

@@ -1,9 +1,8 @@
-"""`Workers.ordered` (llm/runtime/pool.py) on many machines: a Dask cluster, for text that takes one
-machine too long.
+"""The pool of llm/runtime/pool.py on a Dask cluster, for text that takes one machine too long.
 
-The scheduler is the one that DASK_SCHEDULER_ADDRESS names; without it, Dask starts workers on this
-machine. All machines need this project's environment and the same paths (a shared file system). A
-worker that dies is no loss: the scheduler gives its items to others.
+DASK_SCHEDULER_ADDRESS names the scheduler; without it, Dask starts workers on this machine. All
+machines need this project's environment and the same paths (a shared file system). If a worker
+dies, the scheduler gives its items to others.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from llm.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-AHEAD = 2  # items handed out for each thread of the cluster: one in work, one that waits for it
+AHEAD = 2  # items in flight for each thread of the cluster: one in work, one waiting
 TIMEOUT = "30s"  # for the scheduler to answer
 RETRIES = 3  # of an item whose worker died
 
@@ -30,12 +29,17 @@ _made: dict[str, Callable[[Any], Any]] = {}
 def ordered(
     make: Callable[[], Callable[[Item], Result]], items: Iterable[Item]
 ) -> Iterator[Result]:
-    """function(item) for each item, in order, where `make()` gives the function in each process of
-    the cluster.
+    """Yield function(item) for each item, in order.
+
+    An error of the function is raised here when its item's turn comes.
+
+    Args:
+        make: returns the function; called once in each process of the cluster.
+        items: the function's arguments.
 
     Raises:
-        UserError: Dask is not installed, the scheduler does not answer, or an item ended its worker
-            again and again. What a function raises is raised here, in its item's turn.
+        UserError: Dask is not installed, the scheduler does not answer, or an item repeatedly
+            killed its worker.
     """
     try:
         import dask
@@ -76,7 +80,7 @@ def ordered(
 
 
 def _call(key: str, packed: bytes, item: Any) -> Any:
-    """In a worker: make the function once, and use it by one thread at a time."""
+    """Run in a worker: make the function once, and call it in one thread at a time."""
     with _lock:
         if key not in _made:
             _made.clear()

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, one plain line per interval elsewhere."""
+"""Progress of long work: a bar on a terminal, elsewhere one plain line per interval."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ INTERVAL = 10.0  # seconds between plain lines
 
 
 class Progress:
-    """Counts to `total`; `update` takes the units done and figures to show, such as loss="3.21".
+    """A counter up to `total`; `update` takes the units done and figures such as loss="3.21".
 
-    The time left comes from the average since the first update, so that neither a slow start
-    (compilation) nor a pause in the last interval (a validation) bends it. Units per second are
-    those of the last interval, without its pauses."""
+    The time left comes from the average since the first update, so neither a slow start
+    (compilation) nor a pause (a validation) distorts it. Units per second are those of the last
+    interval, without its pauses.
+    """
 
     def __init__(
         self,
@@ -64,8 +65,8 @@ class Progress:
         now = time.monotonic()
         if self.first is None:
             self.first = now, self.done
-        if not self.quiet and (shown := heartbeat.current()):
-            shown.tell(
+        if not self.quiet and (status := heartbeat.current()):
+            status.tell(
                 doing=self.label,
                 done=self.done,
                 total=self.total,
@@ -82,19 +83,19 @@ class Progress:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Time in this block does not count in the units per second; it does in the time left."""
+        """Exclude the block's time from the units per second, but not from the time left."""
         began = time.monotonic()
-        shown = heartbeat.current()
-        if shown:
-            shown.paused = True
+        status = heartbeat.current()
+        if status:
+            status.paused = True
         yield
-        if shown:
-            shown.tell()
-            shown.paused = False
+        if status:
+            status.tell()
+            status.paused = False
         self.paused += time.monotonic() - began
 
     def seconds_left(self) -> float | None:
-        """At the average rate since the first update; None where there is none yet."""
+        """Return the time left at the average rate; None before the second update."""
         if self.first is None or not self.total:
             return None
         began, done = self.first
@@ -108,7 +109,7 @@ class Progress:
         sys.stderr.flush()
 
     def close(self) -> None:
-        """Finish; where there is no terminal, say how it ended."""
+        """Close the bar; without a terminal, print a last line."""
         self.bar.close()
         if not self.terminal and time.monotonic() - self.began >= 1.0:
             self._line(self.done - self.start, time.monotonic() - self.began - self.paused)

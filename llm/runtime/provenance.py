@@ -1,4 +1,4 @@
-"""Where a number comes from: code, versions, and the hashes of what went in."""
+"""The origin of a number: code, versions, and the hashes of its inputs."""
 
 from __future__ import annotations
 
@@ -39,22 +39,18 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Version of Python and of each package that can change a result; packages that are not
-    installed are left out.
-    """
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of each installed package that can change a result."""
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def git() -> dict[str, str]:
-    """`commit` (40 digits) and `dirty` ("true" where tracked files differ); empty outside of a
-    repository.
-    """
+    """Return `commit` (40 digits) and `dirty` ("true" if tracked files differ); {} without git."""
     commit = _git("rev-parse", "--verify", "--quiet", "HEAD")
     if not commit:
         return {}
@@ -65,7 +61,7 @@ def git() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
-    """What git prints; "" where it fails or is not installed."""
+    """Return what git prints; "" if it fails or is not installed."""
     try:
         done = subprocess.run(
             ["git", *arguments], capture_output=True, text=True, timeout=30, check=False
@@ -91,10 +87,9 @@ def code_digest(*packages: str) -> str:
 
 
 def manifests() -> dict[str, dict[str, Any]]:
-    """The manifest of each dataset in data/raw, `pretrain` first, with the manifest's own `sha256`
-    added.
+    """Return the manifest of each dataset in data/raw, `pretrain` first, with its own `sha256`.
 
-    A manifest holds the digest of each of its files, so its digest stands for the dataset.
+    A manifest contains the digest of each of its files, so its digest stands for the dataset.
     """
     paths = sorted(
         Path("data/raw").glob("*/manifest.json"),
@@ -104,11 +99,11 @@ def manifests() -> dict[str, dict[str, Any]]:
 
 
 def lock_entries() -> list[dict[str, Any]]:
-    """Every data file of `dvc.lock` once, sorted by path: `path`, `md5`, `size` (bytes), `stage`
-    that writes it.
+    """Return `path`, `md5`, `size` (bytes) and writing `stage` of each data file of `dvc.lock`.
 
-    Stages that have not finished yet, `report` itself for one, are not in the lock file of this
-    run."""
+    They are sorted by path. Stages that have not finished yet, such as `report` itself, are not in
+    the lock file of this run.
+    """
     path = Path("dvc.lock")
     if not path.is_file():
         return []
@@ -131,8 +126,9 @@ def lock_entries() -> list[dict[str, Any]]:
 
 
 def input_hashes() -> dict[str, str]:
-    """Name → digest of what training read: manifests and token shards (SHA-256), and the rest of
-    `dvc.lock` (md5).
+    """Return the digests of what training read, by name.
+
+    Manifests and token shards have SHA-256, the other files of `dvc.lock` md5.
     """
     hashes = {
         f"data/raw/{name}": f"sha256:{manifest['sha256']}" for name, manifest in manifests().items()

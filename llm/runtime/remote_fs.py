@@ -1,6 +1,4 @@
-"""Files at an address (s3://bucket/folder, gs://…, file://…): opened by fsspec, and asked again
-where they fail.
-"""
+"""Remote files (s3://bucket/folder, gs://…, file://…), by fsspec, with retries."""
 
 from __future__ import annotations
 
@@ -14,10 +12,10 @@ from llm.addresses import opened, public, without_credentials
 from llm.errors import UserError
 
 T = TypeVar("T")
-PATIENCE = 300.0  # seconds for which a remote that does not answer is asked again
-PAUSE = 1.0  # before it is asked the first time, then twice as long, at most MOST
+PATIENCE = 300.0  # seconds for which a failed action is retried
+PAUSE = 1.0  # seconds before the first retry; doubled each time, up to MOST
 MOST = 20.0
-# to one S3 server at a time; botocore's own ten would make the threads of a process wait in line
+# Connections to one S3 server; threads would have to wait for the ten of botocore's default.
 CONNECTIONS = 32
 
 
@@ -25,10 +23,11 @@ class Address:
     """A folder on some file system. Threads may use it together."""
 
     def __init__(self, url: str, variable: str) -> None:
-        """
+        """Open the file system of an address.
+
         Args:
-            variable: the environment variable, or the argument, that the address comes from, for
-                messages.
+            url: the address of a folder.
+            variable: name of the environment variable or argument that gave it, for messages.
 
         Raises:
             UserError: no installed package knows the address.
@@ -51,16 +50,16 @@ class Address:
         self._told, self._lock = False, threading.Lock()
 
     def patiently(self, action: Callable[[], T], patience: float | None = None) -> T:
-        """Do it again where it fails, until PATIENCE is over; an action may be done twice.
+        """Return the result of an action; retry for PATIENCE seconds. It may be done twice.
 
-        That there is no such file, or no permission, is an answer, and raised at once; a UserError
-        as well.
+        A missing file, a missing permission and a UserError are raised at once.
 
         Args:
-            patience: seconds, where PATIENCE is too long.
+            action: the call of the file system.
+            patience: seconds, in place of PATIENCE.
 
         Raises:
-            Exception: the last one of the file system's own package.
+            Exception: the last error of the file system's own package.
         """
         deadline, pause = time.monotonic() + (PATIENCE if patience is None else patience), PAUSE
         while True:
@@ -81,11 +80,11 @@ class Address:
             pause = min(2 * pause, MOST)
 
     def failed(self, error: Exception) -> str:
-        """The address and what is wrong with it, for messages."""
+        """Return the address and its error, for messages."""
         return without_credentials(f"{self.url}: {error}")
 
     def _tell(self, error: Exception) -> None:
-        """Warn once, until something has been read again."""
+        """Warn once until an action succeeds again."""
         with self._lock:
             told, self._told = self._told, True
         if not told:

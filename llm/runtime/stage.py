@@ -1,41 +1,35 @@
-"""What every stage and command runs inside: clear errors, safe streams, an end with the DVC that
-started it.
-"""
+"""The frame of every stage and command: clear errors, safe streams, an end with its DVC."""
 
 from __future__ import annotations
 
 import atexit
 import gc
-import os
 import sys
 import time
 from collections.abc import Callable
 from typing import NoReturn
 
 from llm.errors import NO_SPACE, WRONG_PLACE, UserError, no_space
-from llm.runtime import dvc_lock, terminal
+from llm.runtime import dvc_lock, env, terminal
 from llm.runtime.parent_watch import end_with_dvc, running_dvc
 
-# seconds in which the first of several processes, if it has the same to say, says it and all are
-# ended
+# Seconds that other processes wait: the main process may have the same error, and then ends all.
 SILENCE = 3.0
 
 
 def run_stage(main: Callable[[], None], heedless: bool = True) -> None:
-    """Run a stage's `main`; end with exit code 1 and one clear message where the user can mend the
-    cause.
+    """Run `main`; on an error that the user can fix, print one clear message and exit with code 1.
 
-    It ends as well, by SIGTERM, when the DVC that runs it does, and keeps others from its workspace
-    until then.
+    The process ends by SIGTERM when the DVC that runs it ends. Until then it keeps other DVCs out
+    of its workspace.
 
     Args:
-        heedless: go on where nobody reads what is printed, as a stage does; its result is its
-            files.
+        main: the stage or command.
+        heedless: ignore that nobody reads what is printed: the result of a stage is its files.
     """
     terminal.prepare(heedless)
-    # Else Python looks for garbage among a million objects of torch and MLflow again and again
-    # while they are imported,
-    # and once more when it ends: 2.3 s of a tiny stage's 7 (docs/LOG.md).
+    # The default would search a million objects of torch and MLflow for garbage while they are
+    # imported, and again at exit: 2.3 s of the 7 s of a tiny stage (docs/LOG.md).
     gc.set_threshold(100_000, 10, 10)
     atexit.register(gc.freeze)
     dvc = running_dvc()
@@ -60,6 +54,6 @@ def run_stage(main: Callable[[], None], heedless: bool = True) -> None:
 
 
 def _end(error: UserError) -> NoReturn:
-    if os.environ.get("RANK", "0") != "0":
+    if env.rank() != 0:
         time.sleep(SILENCE)
     sys.exit(f"\nerror: {error}")

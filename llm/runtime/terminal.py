@@ -1,4 +1,4 @@
-"""The streams that a process prints to, so that nothing that it prints can fail what it does."""
+"""Standard streams that a process can always print to."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ if TYPE_CHECKING:
 
 
 class Heedless(io.FileIO):
-    """A file whose writes never fail: what cannot be written (a closed pipe, a full disk) is
-    dropped.
-    """
+    """A file whose writes never fail: after a closed pipe or on a full disk they are dropped."""
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write bytes; returns how many are done with."""
+        """Write bytes and return how many were written or dropped."""
         try:
             return super().write(data)
         except OSError:
@@ -31,8 +29,7 @@ def prepare(heedless: bool) -> None:
     written as `\\uXXXX`.
 
     Args:
-        heedless: go on where a stream cannot be written, for what works for files and not for the
-            reader.
+        heedless: ignore streams that cannot be written, for a process whose result is files.
     """
     for number in range(
         3

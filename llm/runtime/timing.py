@@ -1,6 +1,6 @@
-"""How long a stage took and what it needed: `metrics/timing/<stage>.json`.
+"""Time and memory of a stage: `metrics/timing/<stage>.json`.
 
-These change from run to run, so no stage but `report` reads them and DVC does not track them.
+They change from run to run, so no stage but `report` reads them and DVC does not track them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from llm.runtime.io import write_json
 
 @contextmanager
 def stage_timing(stage: str) -> Iterator[dict[str, Any]]:
-    """Time a stage and show it as running; the caller may add keys such as `mfu` or `device` to the
-    dict.
-    """
+    """Time a stage and show it as running; the caller may add keys such as `mfu` to the dict."""
     started = time.perf_counter()
     timing: dict[str, Any] = {}
     with heartbeat.running(stage):
@@ -36,7 +34,7 @@ def stage_timing(stage: str) -> Iterator[dict[str, Any]]:
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident memory of this process and of its largest finished child, added (bytes)."""
+    """Return the peak memory (bytes) of this process plus that of its largest finished child."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * sum(
         resource.getrusage(who).ru_maxrss
@@ -45,7 +43,7 @@ def peak_memory_bytes() -> int:
 
 
 def device_name() -> str:
-    """The processor's name; stages that use an accelerator overwrite it."""
+    """Return the processor's name; stages that use an accelerator overwrite it."""
     if sys.platform == "linux":
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:

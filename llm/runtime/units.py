@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def size(number: float) -> str:
-    """Bytes for people, decimal: 1.4 GB."""
+    """Return bytes for people, decimal: 1.4 GB."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if number >= scale:
             return (
@@ -16,7 +16,7 @@ def size(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 45 s, 3.2 min, 5.1 h, 12.0 days."""
+    """Return seconds for people: 45 s, 3.2 min, 5.1 h, 12.0 days."""
     for unit, scale in (("days", 172800.0), ("h", 7200.0), ("min", 120.0)):
         if seconds >= scale:
             return f"{seconds / {'days': 86400, 'h': 3600, 'min': 60}[unit]:.1f} {unit}"

@@ -8,19 +8,19 @@ so that a later look costs nothing where nothing was touched.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from llm import params
 from llm.runtime.io import read_json, write_json
+from llm.runtime.state_dirs import state_root
 from llm.sources.readers import paths
 
 
 def place() -> Path:
     """Where it is noted."""
-    return Path(os.environ.get("DVC_ROOT", ".")) / ".state" / "sources.json"
+    return state_root() / "sources.json"
 
 
 def read_files(manifest: dict[str, Any]) -> list[dict[str, Any]]:

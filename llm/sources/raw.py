@@ -5,13 +5,13 @@ read as a stream.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from llm.errors import UserError
 from llm.runtime.io import sha256
+from llm.runtime.parquet import readable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +31,7 @@ SPLITS = ("train", "validation", "test", "")  # "": mix decides by a hash of `gr
 PART_BYTES = 64 << 20  # text of a part, uncompressed
 GROUP_BYTES = 4 << 20  # text of a row group: what writer and reader hold at a time
 GROUP_ROWS = 16384
+AGAIN = "Run `dvc repro -f download` to write it again."
 
 
 def fields(kind: str) -> tuple[str, ...]:
@@ -179,7 +180,7 @@ def read(directory: Path, columns: list[str] | None = None) -> Iterator[dict[str
     import pyarrow.parquet as pq
 
     for path in _parts(directory):
-        with _readable(path), pq.ParquetFile(path) as file:
+        with readable(path, AGAIN), pq.ParquetFile(path) as file:
             missing = [name for name in columns or [] if name not in file.schema_arrow.names]
             if missing:
                 raise UserError(
@@ -201,7 +202,7 @@ def groups(directory: Path) -> list[tuple[Path, int, int]]:
 
     found = []
     for path in _parts(directory):
-        with _readable(path), pq.ParquetFile(path) as file:
+        with readable(path, AGAIN), pq.ParquetFile(path) as file:
             rows = [
                 file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)
             ]
@@ -213,7 +214,7 @@ def read_group(path: Path, group: int, column: str = "text") -> list[Any]:
     """One column of a row group. Raises UserError as `read`."""
     import pyarrow.parquet as pq
 
-    with _readable(path), pq.ParquetFile(path) as file:
+    with readable(path, AGAIN), pq.ParquetFile(path) as file:
         values: list[Any] = file.read_row_group(group, columns=[column])[column].to_pylist()
         return values
 
@@ -225,19 +226,3 @@ def _parts(directory: Path) -> list[Path]:
             f"{directory}: no part-*.parquet here. Run `dvc repro download` to make them."
         )
     return paths
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    import pyarrow as pa
-
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"{path} cannot be read ({_first_line(error)}). Run `dvc repro -f download` to write it again."
-        ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

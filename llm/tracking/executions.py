@@ -1,91 +1,72 @@
-"""Which stages belong to one execution of the pipeline, decided without MLflow, and what waits for
-it in the spool.
+"""Executions of the pipeline, to which stages belong, and the spool of what MLflow did not take.
 
-`$DVC_ROOT/.state/mlflow/<experiment>.json` holds the open execution of each DVC experiment, so the
-answer is the same when the tracking server is down; `spool/<execution>.jsonl` beside it holds what
-the server did not take."""
+`.state/mlflow/<experiment>.json` holds the open execution of each DVC experiment, so the
+answer is the same when the tracking server is down; `spool/<execution>.jsonl` beside it has what
+the server did not take.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import sys
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from llm.addresses import public
 from llm.errors import UserError
 from llm.params import Params
-from llm.runtime import provenance
+from llm.runtime import env, provenance
+from llm.runtime.flatten import flatten
 from llm.runtime.io import read_json, write_json
-from llm.tracking import metrics_files
+from llm.runtime.locks import locked
+from llm.runtime.state_dirs import repository, state_root
 
-STUDY = (
-    ("optuna.study", "LLM_STUDY"),
-    ("optuna.trial", "LLM_TRIAL"),
-)  # what llm.experiments.tune tells its trials
 State = dict[str, Any]
 Operation = dict[str, Any]
 
 
-def root() -> Path:
-    """The main repository, from DVC's temporary workspaces too: $DVC_ROOT, else the nearest parent
-    with a `.dvc`.
-    """
-    given = os.environ.get("DVC_ROOT")
-    here = Path.cwd()
-    return (
-        Path(given).absolute()
-        if given
-        else next((p for p in (here, *here.parents) if (p / ".dvc").is_dir()), here)
-    )
-
-
 def own_store() -> str:
-    """The repository's own store, a SQLite file in it."""
-    return f"sqlite:///{root()}/mlflow.db"
+    """Return the address of the repository's own store, a SQLite file."""
+    return f"sqlite:///{repository()}/mlflow.db"
 
 
 def store_uri() -> str:
-    """$MLFLOW_TRACKING_URI, else the repository's own store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or own_store()
+    """Return $MLFLOW_TRACKING_URI, else the repository's own store."""
+    return env.mlflow_uri() or own_store()
 
 
 def directory() -> Path:
-    """Where executions and the spool are kept."""
-    return root() / ".state" / "mlflow"
+    """Return the folder of executions and the spool."""
+    return state_root() / "mlflow"
 
 
 def state_path() -> Path:
-    """The file of this DVC experiment's open execution."""
-    key = os.environ.get("DVC_EXP_NAME") or "workspace"
+    """Return the file of this DVC experiment's open execution."""
+    key = env.dvc_experiment() or "workspace"
     return directory() / (re.sub(r"[^\w.-]", "_", key) + ".json")
 
 
 def current(params: Params, stage: str) -> State:
-    """The open execution of this experiment if it has these params, else a new one in its place.
+    """Return the open execution of this experiment if it has these params, else a new one.
 
-    A new one too where `stage` was begun in it with other code: its curve would be of two programs.
+    It is also a new one if `stage` began with other code: one curve would show two programs.
     """
-    flat = metrics_files.flatten(params.model_dump(mode="json"))
+    flat = flatten(params.model_dump(mode="json"))
     same = {
         "params": {
             key: value if isinstance(value, str) else json.dumps(value)
             for key, value in flat.items()
         },
-        # Empty for the repository's own, so that an execution and its spool outlive a move of the
-        # repository.
-        "store": public(os.environ.get("MLFLOW_TRACKING_URI", "")),
+        # Empty for the repository's own store, so that the repository can be moved.
+        "store": public(env.mlflow_uri() or ""),
         "experiment": params.tracking.experiment,
     }
     path = state_path()
-    with lock(path.with_suffix(".lock")):
+    with locked(path.with_suffix(".lock")):
         old = _read_state(path)
         code = provenance.code_digest()
         if old and old["open"] and all(old[key] == value for key, value in same.items()):
@@ -95,7 +76,7 @@ def current(params: Params, stage: str) -> State:
             if old["stages"][stage] == code:
                 return old
         commit = provenance.git().get("commit", "")[:7]
-        name = os.environ.get("DVC_EXP_NAME") or (f"workspace-{commit}" if commit else "workspace")
+        name = env.dvc_experiment() or (f"workspace-{commit}" if commit else "workspace")
         new = {
             "execution": uuid.uuid4().hex,
             "name": name,
@@ -111,7 +92,7 @@ def current(params: Params, stage: str) -> State:
 
 
 def _read_state(path: Path) -> State | None:
-    """A state that is missing, or that an older version wrote, is none."""
+    """Return the state; None if it is missing or an older version wrote it."""
     try:
         state = read_json(path) if path.is_file() else None
     except UserError:
@@ -121,7 +102,7 @@ def _read_state(path: Path) -> State | None:
 
 
 def tags() -> dict[str, str]:
-    """Where this execution's code and inputs come from."""
+    """Return the tags that name this execution's code and inputs."""
     found = {f"git.{key}": value for key, value in provenance.git().items()}
     if "git.commit" in found:
         found["mlflow.source.git.commit"] = found["git.commit"]
@@ -130,51 +111,37 @@ def tags() -> dict[str, str]:
         "mlflow.source.type": "PROJECT",
         "llm.code": provenance.code_digest(),
     }
-    for key, variable in (
-        ("dvc.exp_name", "DVC_EXP_NAME"),
-        ("dvc.baseline", "DVC_EXP_BASELINE_REV"),
-        *STUDY,
-    ):
-        if os.environ.get(variable):
-            found[key] = os.environ[variable]
+    dvc = {"dvc.exp_name": env.dvc_experiment(), "dvc.baseline": env.dvc_baseline()}
+    found |= {key: value for key, value in dvc.items() if value} | env.study()
     return found | {f"input/{name}": digest for name, digest in provenance.input_hashes().items()}
 
 
 def now() -> int:
-    """Milliseconds since the epoch, MLflow's unit."""
+    """Return milliseconds since the epoch, MLflow's unit."""
     return int(time.time() * 1000)
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold a file lock, which ends with the process at the latest."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def spool(state: State, operations: list[Operation]) -> None:
     """Append operations to the execution's spool file, whose first line is the execution itself."""
     path = directory() / "spool" / f"{state['execution']}.jsonl"
-    with lock(path.parent / ".lock"):
+    with locked(path.parent / ".lock"):
         size = path.stat().st_size if path.exists() else 0
         records = operations if size else [state, *operations]
         try:
             with open(path, "a", encoding="utf-8") as file:
                 file.write("".join(f"{json.dumps(record)}\n" for record in records))
-        except OSError:  # of a full disk: half a line would make the next one unreadable too
+        except OSError:  # a full disk: half a line would spoil the next one too
             if path.exists():
                 os.truncate(path, size)
             raise
 
 
 def read_spool(path: Path) -> list[dict[str, Any]]:
-    """Records of a spool file; a line that a kill left half-written is dropped."""
+    """Return the records of a spool file, without a line that a kill left half-written."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
-            print(f"warning: {path}: a broken line is left out", file=sys.stderr)
+            print(f"warning: {path}: a broken line is skipped", file=sys.stderr)
     return records

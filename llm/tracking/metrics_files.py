@@ -1,9 +1,8 @@
-"""What the stages left in `metrics/`: curves, and every number under the name that MLflow shows."""
+"""The files that stages wrote to `metrics/`: curves, and numbers under their names in MLflow."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,13 @@ from llm.evaluate.table import headlines
 from llm.runtime.io import read_json
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested mappings under keys joined by dots; a list is a leaf."""
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
 def read_history(path: str | Path) -> list[dict[str, float]]:
-    """Rows of a `*_history.csv`; empty cells are left out. Raises UserError for a cell that is no
-    number.
-    """
+    """Return the rows of a `*_history.csv` without empty cells; raise UserError for other text."""
     return parse_history(Path(path).read_text(encoding="utf-8"), path)
 
 
 def parse_history(text: str, path: str | Path) -> list[dict[str, float]]:
-    """Rows of a history's text, as `read_history`; `path` is where it is from."""
+    """Return the rows of a history's text, as `read_history`; `path` is for messages."""
     try:
         return [
             {key: float(value) for key, value in row.items() if value}
@@ -43,7 +30,7 @@ def parse_history(text: str, path: str | Path) -> list[dict[str, float]]:
 
 
 def curves() -> dict[str, list[dict[str, float]]]:
-    """Stage → rows of its history."""
+    """Return stage → rows of its history."""
     return {
         path.name.removesuffix("_history.csv"): read_history(path)
         for path in _sorted("*_history.csv")
@@ -51,18 +38,20 @@ def curves() -> dict[str, list[dict[str, float]]]:
 
 
 def metrics() -> dict[str, Any]:
-    """Stage → content of metrics/<stage>.json."""
+    """Return stage → content of metrics/<stage>.json."""
     return {path.stem: read_json(path) for path in _sorted("*.json")}
 
 
 def files() -> dict[str, bytes]:
-    """Name → content of every metrics/*.json, to the byte."""
+    """Return name → bytes of every metrics/*.json."""
     return {path.name: path.read_bytes() for path in _sorted("*.json")}
 
 
 def timings(since: float = 0.0) -> dict[str, dict[str, Any]]:
-    """Stage → content of metrics/timing/<stage>.json, of those written after `since` (seconds since
-    the epoch).
+    """Return stage → content of metrics/timing/<stage>.json, if written after `since`.
+
+    Args:
+        since: seconds since the epoch.
     """
     return {
         path.stem: read_json(path)
@@ -72,21 +61,19 @@ def timings(since: float = 0.0) -> dict[str, dict[str, Any]]:
 
 
 def scalars(since: float) -> dict[str, float]:
-    """`stage/metric` → number: what runs are compared by, and the times of stages that ran after
-    `since`.
+    """Return `stage/metric` → number, by which runs are compared.
 
-    These are the numbers on the top level of metrics/<stage>.json, and of scores what stands for
-    each task, with its
-    value: `evaluate/finetuned.classification.accuracy`. The rest would bury them: it stays in the
-        files. A timing file
-    older than `since` is of another execution: DVC does not track these files, and the stage came
-    from the cache."""
-    # MLflow's UI makes a section of all that stands before the last slash: one slash, one section a
-    # stage.
+    These are the numbers on the top level of metrics/<stage>.json, and the headline metric of each
+    task: `evaluate/finetuned.classification.accuracy`. All others stay in the files.
+
+    Args:
+        since: seconds since the epoch. An older timing file is of another execution: DVC does not
+            track these files, and the stage came from the cache.
+    """
+    # MLflow's UI makes a section of the text before the last slash: one slash, one section a stage.
     values: dict[str, Any] = {}
-    stages = {
-        stage: content for stage, content in metrics().items() if stage != "summary"
-    }  # of what is there
+    # `summary` repeats the others.
+    stages = {stage: content for stage, content in metrics().items() if stage != "summary"}
     for stage, content in (*stages.items(), *timings(since).items()):
         values |= {f"{stage}/{key.replace('/', '.')}": value for key, value in content.items()}
     values |= {

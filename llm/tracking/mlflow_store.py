@@ -1,8 +1,7 @@
-"""The MLflow store: what a queued operation becomes there. Every write can be repeated without
-effect.
+"""The MLflow store: queued operations as calls to MLflow, each of which can be repeated.
 
-Only this module imports mlflow, but for `llm.tracking.pyfunc_model`, which is a part of a logged
-model."""
+Only this module imports mlflow, apart from `llm.tracking.pyfunc_model`, a part of a logged model.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +24,14 @@ from urllib.request import url2pathname
 from llm.addresses import public, without_credentials
 from llm.runtime import provenance
 from llm.runtime.io import sha256
+from llm.runtime.locks import locked
+from llm.runtime.state_dirs import repository
 from llm.tracking import executions
 from llm.tracking.executions import Operation, State
 
 EXECUTION = "llm.execution"  # the tag by which the store knows an execution
-MODEL = (
-    "llm.model"  # the tag by which a run names the registered version that has its model's bytes
-)
-# Where MLflow's tables hold addresses of artifacts.
+MODEL = "llm.model"  # the tag of a run with the registered version of its model
+# Columns of MLflow's tables that contain addresses of artifacts.
 ADDRESSES = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -67,44 +66,46 @@ class Store:
 
         for name in ("alembic", "mlflow", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        # It logs what it raises, with a traceback, as where a database has no room; the caller says
-        # it in a line.
+        # MLflow logs a traceback of what it raises; the caller prints one line.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self.uri, self.mlflow = uri, mlflow
         self._ids: dict[str, str] = {}
         self._curves: dict[tuple[str, str], dict[int, float]] = {}
-        # The first use of a database makes its tables; two processes that do so at once crash.
-        with executions.lock(executions.directory() / "store.lock"):
+        # The first use of a database makes its tables; two processes at once would crash.
+        with locked(executions.directory() / "store.lock"):
             self._make_database()
             self.client = mlflow.MlflowClient(uri)
             self.client.search_experiments(max_results=1)
             if uri == executions.own_store():
-                follow(executions.root())
+                follow(repository())
 
     def _make_database(self) -> None:
-        """Make a missing SQLite database under another name first: MLflow could not use one made by
-        halves.
+        """Make a missing SQLite database under another name, then rename it: MLflow cannot use half
+        a database.
         """
         path = Path(self.uri.removeprefix("sqlite:///"))
         if not self.uri.startswith("sqlite:///") or path.exists() or not path.parent.is_dir():
             return
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.unlink(missing_ok=True)  # of a process that was killed: this one holds the lock
+        temporary.unlink(missing_ok=True)  # left by a process that was killed
         self.mlflow.MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
         temporary.rename(path)
 
     def experiment_id(self, name: str) -> str | None:
-        """Id of the experiment called `name`, or None."""
+        """Return the id of the experiment called `name`, or None."""
         found = self.client.get_experiment_by_name(name)
         return found.experiment_id if found else None
 
     def open(self, state: State, resume: bool = False) -> str:
-        """The run's id; makes experiment and run where they do not exist. `resume` marks the run as
-        running.
+        """Return the run's id; make experiment and run if they do not exist.
+
+        Args:
+            state: the execution.
+            resume: mark the run as running.
         """
         from mlflow.entities import Param
 
-        with executions.lock(executions.directory() / "store.lock"):
+        with locked(executions.directory() / "store.lock"):
             experiment = self._open_experiment(state["experiment"])
             query = f"tags.`{EXECUTION}` = '{state['execution']}'"
             found = self.client.search_runs([experiment], query, max_results=1)
@@ -118,8 +119,7 @@ class Store:
         run_id = run.info.run_id
         if resume and run.info.status != "RUNNING":
             self.client.update_run(run_id, status="RUNNING")
-        # A param that is null switches something off that most runs do without: a third of all, and
-        # nothing to compare.
+        # A third of all params are null, which switches an option off: nothing to compare.
         wanted = {
             _key(key): value[:6000] for key, value in state["params"].items() if value != "null"
         }
@@ -132,23 +132,18 @@ class Store:
     def _open_experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            # A server decides itself where artifacts go; with a database it would be the current
-            # directory.
+            # A server chooses the folder of artifacts; a database would take the working directory.
             local = not self.uri.startswith(("http:", "https:", "databricks"))
-            return self.client.create_experiment(
-                name, artifacts(executions.root()) if local else None
-            )
+            return self.client.create_experiment(name, artifacts(repository()) if local else None)
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         return found.experiment_id
 
     def replay(self, current: str) -> None:
-        """Write what stages could not, and remove their spool files. The `current` execution is not
-        ended by it.
-        """
+        """Write what stages could not, remove their spools; do not end the `current` run."""
         directory = executions.directory() / "spool"
         for path in sorted(directory.glob("*.jsonl")):
-            with executions.lock(directory / ".lock"):
+            with locked(directory / ".lock"):
                 records = (
                     executions.read_spool(path) if path.exists() else []
                 )  # another process may have been faster
@@ -162,9 +157,7 @@ class Store:
                 path.unlink()
 
     def apply(self, state: State, operation: Operation) -> None:
-        """Write one operation; to repeat it changes nothing. One that MLflow calls invalid is left
-        out, and said so.
-        """
+        """Write one operation (it can be repeated); warn if MLflow finds it invalid."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -196,7 +189,7 @@ class Store:
                 self._log_inputs(run_id)
             case "artifacts":
                 for name, folder, digest in operation["files"]:
-                    path = executions.root() / name
+                    path = repository() / name
                     if path.is_file() and sha256(path) == digest:
                         self.client.log_artifact(run_id, str(path), folder or None)
             case "model":
@@ -205,7 +198,7 @@ class Store:
                 self.client.set_terminated(run_id, operation["status"], operation["time"])
 
     def _curve(self, run_id: str, key: str) -> dict[int, float]:
-        """Step → value of a metric in the store, read once."""
+        """Return step → value of a metric in the store, read once."""
         if (run_id, key) not in self._curves:
             points = sorted(
                 self.client.get_metric_history(run_id, key), key=lambda point: point.timestamp
@@ -214,7 +207,7 @@ class Store:
         return self._curves[run_id, key]
 
     def _log_points(self, run_id: str, points: list[Any], again: bool = False) -> None:
-        """Write the points whose step the run does not have; `again`: the others too."""
+        """Write the points whose step the run lacks; with `again`, the others too."""
         from mlflow.entities import Metric
 
         new: dict[tuple[str, int], Metric] = {}
@@ -229,9 +222,7 @@ class Store:
                 self._curve(run_id, metric.key)[metric.step] = metric.value
 
     def _log_scalars(self, run_id: str, values: dict[str, float], timestamp: int) -> None:
-        """Make each value the latest of its key: at its curve's last step, or at step 0 where it
-        has none.
-        """
+        """Make each value the latest of its key: at its curve's last step, or at step 0."""
         points = []
         for name, value in values.items():
             curve = self._curve(run_id, _key(name))
@@ -241,9 +232,7 @@ class Store:
         self._log_points(run_id, points, again=True)
 
     def _log_inputs(self, run_id: str) -> None:
-        """The datasets as MLflow dataset inputs; the digest is that of the manifest, cut to
-        MLflow's 36 characters.
-        """
+        """Log the datasets as MLflow inputs; MLflow takes 36 characters of a manifest's digest."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = []
@@ -268,7 +257,7 @@ class Store:
         """Register a model directory as `name`, once for the same bytes, and alias the best as
         champion.
         """
-        directory = executions.root() / operation["directory"]
+        directory = repository() / operation["directory"]
         if (
             not (directory / "model.safetensors").is_file()
             or directory_digest(directory) != operation["digest"]
@@ -329,9 +318,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Score:
-    """What a model was scored: the mean of its tasks' headline scores, on which test examples, and
-    on how many.
-    """
+    """A model's score: the mean of its tasks' headline scores, and the test examples behind it."""
 
     value: float | None
     tests: str = ""  # digest of the examples
@@ -350,11 +337,11 @@ class Score:
         return {"score": repr(self.value), "tests": self.tests, "examples": str(self.examples)}
 
     def beats(self, champion: Score) -> bool:
-        """Whether the champion has to go: on the same examples by its value, else by the number of
-        examples.
+        """Return True if this score replaces the champion's.
 
-        Values on different examples do not compare. The better-founded one stays, the newer where
-        they are equal."""
+        On the same examples the higher value wins. Values on different examples do not compare: the
+        score with more examples wins, the newer one if they have equally many.
+        """
         if self.value is None or champion.value is None:
             return champion.value is None
         if self.tests == champion.tests:
@@ -370,7 +357,7 @@ def directory_digest(directory: Path) -> str:
 
 
 def artifacts(root: Path) -> str:
-    """Where a repository's own store keeps artifacts, as MLflow writes it."""
+    """Return the address of the artifacts of a repository's own store."""
     return (root / "mlartifacts").as_uri()
 
 
@@ -399,7 +386,7 @@ def follow(root: Path) -> None:
 
 
 def _same_place(one: str, other: str) -> bool:
-    """Whether two addresses of files lead to one folder, by links too."""
+    """Return True if two addresses lead to one folder, also through links."""
     first, second = (Path(url2pathname(urlparse(uri).path)).resolve() for uri in (one, other))
     return first == second
 

@@ -1,19 +1,18 @@
-"""MLflow: one flat run per execution of the pipeline, which each stage re-opens.
+"""The MLflow run of an execution of the pipeline, which each stage re-opens.
 
 Tracking never stops or slows training. `Run.log_metrics` appends to a list; a thread writes the
-list to the store every few seconds. What the store does not take goes to a spool, one file an
-execution, which the next success replays. Every write can be repeated without effect (a point of a
-curve is its key and step), so resumed stages and replayed spools join the curves.
+list to the store every few seconds. If the store fails, the rest goes to a spool, one file for each
+execution, and is sent at the next success. Every write can be repeated without effect (a point of a
+curve is its key and step), so resumed stages and replayed spools continue the curves.
 
-MLflow's step of a curve counts tokens: charts compare runs of other batch sizes as they are.
-(MLflow can put another metric on the x-axis, but its charts draw 320 points of a metric, evenly
-chosen, and a validation loss whose `tokens`
-were not among them vanished: of 635 steps three of four.) The optimizer's steps are the metric
-    `<stage>/step`.
+MLflow's step of a curve counts tokens, so charts compare runs of different batch sizes. (MLflow can
+put another metric on the x-axis, but its charts draw 320 evenly chosen points of a metric: a
+validation loss whose `tokens` were not among them vanished, three of four in a run of 635 steps.)
+The optimizer's steps are the metric `<stage>/step`.
 
-Which stages belong to one execution is decided by `llm.tracking.executions`, without the store, so
-that it holds when the server is down; what is written there, and how, is
-`llm.tracking.mlflow_store`."""
+`llm.tracking.executions` decides without the store which stages belong to one execution, so the
+answer is the same when the server is down. `llm.tracking.mlflow_store` writes to the store.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +31,8 @@ from llm.addresses import without_credentials
 from llm.params import Params
 from llm.runtime import heartbeat
 from llm.runtime.io import sha256, write_json
+from llm.runtime.locks import locked
+from llm.runtime.state_dirs import repository
 from llm.tracking import executions, metrics_files
 from llm.tracking.executions import Operation, State
 from llm.tracking.mlflow_store import Score, Store, directory_digest
@@ -44,14 +45,12 @@ LARGEST_FILE = 32_000_000  # bytes of an artifact; larger ones stay in DVC alone
 
 @contextmanager
 def stage(params: Params, name: str) -> Iterator[Run]:
-    """The execution's run, open for stage `name`; an error in the block marks it FAILED until a
-    stage re-opens it.
-    """
+    """Yield the run for stage `name`. An error marks it FAILED until a stage re-opens it."""
     run = Run(executions.current(params, name), name)
-    shown = heartbeat.current()
-    if shown:
-        shown.listener = run.say_health
-    run.say_health(heartbeat.OK)
+    status = heartbeat.current()
+    if status:
+        status.listener = run.tag_health
+    run.tag_health(heartbeat.OK)
     try:
         yield run
     except BaseException as error:
@@ -59,9 +58,9 @@ def stage(params: Params, name: str) -> Iterator[Run]:
         run.put({"op": "end", "status": "KILLED" if killed else "FAILED"})
         raise
     finally:
-        if shown:
-            shown.report()
-            shown.listener = None
+        if status:
+            status.report()
+            status.listener = None
         run.close()
 
 
@@ -74,12 +73,17 @@ def finish(
 ) -> str | None:
     """Complete the run and mark it FINISHED; the next stage that runs begins a new one.
 
-    Adds the curves and scores that cached stages did not log, from `metrics/`, uploads `files`
-    (paths; a directory with all it holds), and has MLflow show those of them that `tables` names as
-    tables to filter. Registers the model directory `model`, which becomes `@champion` of its
-    experiment where `score` beats that of the champion so far.
+    Adds the curves and scores that cached stages did not log, from `metrics/`.
 
-    Returns the run's id, or None where the store could not be reached.
+    Args:
+        params: of the execution.
+        files: paths to upload; a directory with all its files.
+        tables: those of the files that MLflow shows as tables.
+        model: the model directory to register.
+        score: of the model; it becomes `@champion` of its experiment if it beats the champion.
+
+    Returns:
+        The run's id; None if the store could not be reached.
     """
     with stage(params, "report") as run:
         now = executions.now()
@@ -93,8 +97,8 @@ def finish(
             run.put({"op": "metrics", "points": points})
         run.put({"op": "scalars", "values": metrics_files.scalars(run.state["started"])})
         run.put({"op": "artifacts", "files": _with_digests(files)})
-        shown = [{"path": path, "type": "table"} for path in tables]
-        run.put({"op": "tags", "tags": {"mlflow.loggedArtifacts": json.dumps(shown)}})
+        logged = [{"path": path, "type": "table"} for path in tables]
+        run.put({"op": "tags", "tags": {"mlflow.loggedArtifacts": json.dumps(logged)}})
         weights = Path(model, "model.safetensors") if model else None
         if weights and weights.is_file():
             scored = score or Score(None)
@@ -110,46 +114,42 @@ def finish(
             )
         run.put({"op": "end", "status": "FINISHED"})
         path = executions.state_path()
-        with executions.lock(path.with_suffix(".lock")):
+        with locked(path.with_suffix(".lock")):
             write_json(path, {**run.state, "open": False})
     return run.run_id
 
 
 def _with_digests(files: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(path, folder among the artifacts, sha256) of each file; a spooled upload must find the same
-    bytes later.
+    """Return (path, folder among the artifacts, SHA-256) of each file.
+
+    A spooled upload may run later and must find the same bytes.
     """
-    found = []
+    entries = []
     for top in map(Path, files):
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
             if path.is_file() and path.stat().st_size <= LARGEST_FILE:
                 folder = path.parent.relative_to(top.parent).as_posix() if top.is_dir() else ""
-                found.append((_from_root(path), folder, sha256(path)))
-    return found
+                entries.append((_from_root(path), folder, sha256(path)))
+    return entries
 
 
 def _from_root(path: Path) -> str:
-    """The path from the main repository, which may be elsewhere when a spool is replayed."""
-    return os.path.relpath(path, executions.root())
-
-
-# -- a stage's hold on the run
+    """Return the path from the main repository, which may move before a replay."""
+    return os.path.relpath(path, repository())
 
 
 class Run:
-    """Takes what a stage logs and writes it in a thread. Nothing here raises or waits, but `close`
-    and `run_id`.
-    """
+    """A queue of what a stage logs, which a thread writes. Only `close` and `run_id` wait."""
 
     def __init__(self, state: State, stage_name: str) -> None:
-        import mlflow  # noqa: F401  here and not in the thread, where torch's import at the same time could meet it
+        import mlflow  # noqa: F401  not in the thread, where it could collide with torch's import
 
         self.state, self.stage = state, stage_name
         self._operations: list[Operation] = [
             {"op": "tags", "tags": executions.tags()},
             {"op": "inputs"},
         ]
-        self._current: Operation | None = None  # the one that the store is taking
+        self._current: Operation | None = None  # being applied by the store
         self._lock = threading.Lock()
         self._stop, self._tried = threading.Event(), threading.Event()
         self._run_id: str | None = None
@@ -159,18 +159,17 @@ class Run:
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id of the run; waits for the store's first answer, None where it cannot be
-        reached.
-        """
+        """MLflow's id of the run, after the store's first answer; None if it is unreachable."""
         self._tried.wait(PATIENCE)
         return self._run_id
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log numbers as `<stage>/<key>`, a key's own slashes as dots; None and what is no number
-        is left out.
+        """Log numbers as `<stage>/<key>`, with a key's own slashes as dots.
 
-        With a step, a point of a curve, once: a step that the run has is not repeated. Without, the
-            key's final value.
+        Args:
+            metrics: values by key; those that are not numbers are left out.
+            step: of a curve; a point that the run has already is not written again. None: the
+                value is the key's final one.
         """
         values = {
             f"{self.stage}/{key.replace('/', '.')}": float(value)
@@ -188,10 +187,8 @@ class Run:
                 }
             )
 
-    def say_health(self, health: str) -> None:
-        """Tag the run with how the stage goes: `llm.health/<stage>` is `ok`, or what is wrong, e.g.
-        that it stalls.
-        """
+    def tag_health(self, health: str) -> None:
+        """Set the tag `llm.health/<stage>`: `ok`, or what is wrong, e.g. a stall."""
         self.put({"op": "tags", "tags": {f"llm.health/{self.stage}": health}})
 
     def put(self, operation: Operation) -> None:
@@ -204,9 +201,7 @@ class Run:
                 self._operations.append({"time": executions.now(), **operation})
 
     def close(self) -> None:
-        """Write what is left; what the store has not taken after `PATIENCE` seconds goes to the
-        spool.
-        """
+        """Write what is left; after `PATIENCE` seconds the rest goes to the spool."""
         self._stop.set()
         self._thread.join(PATIENCE)
         if self._thread.is_alive():
@@ -226,7 +221,7 @@ class Run:
                         self._tried.set()
                         store.replay(self.state["execution"])
                     self._drain(store)
-                except Exception as error:  # whatever a store may raise, training goes on
+                except Exception as error:  # a store may raise anything; training continues
                     self._warn(
                         f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
                     )
@@ -255,9 +250,8 @@ class Run:
         if operations:
             try:
                 executions.spool(self.state, operations)
-            except (
-                OSError
-            ) as error:  # a full disk; it must not hide what the stage itself has to say about it
+            # On a full disk: the stage's own error must not be hidden by this one.
+            except OSError as error:
                 print(
                     f"warning: metrics are lost to MLflow, not to metrics/: {error}",
                     file=sys.stderr,

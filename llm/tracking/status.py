@@ -1,4 +1,4 @@
-"""`python -m llm status`: the stages that run now, and those that ended badly within the last day."""
+"""`python -m llm status`: the stages that run now, and those that failed within the last day."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
+from llm.runtime.state_dirs import repository, state_root
 from llm.runtime.units import duration, size
-from llm.tracking import executions
 
-SILENT = 60.0  # seconds without a sign of life after which a living process is said to be frozen
-KEEP = 86400.0  # seconds that a stage which ended badly is shown
+SILENT = 60.0  # seconds without an update after which a living process counts as frozen
+KEEP = 86400.0  # seconds for which a failed stage is shown
 
 
 @dataclass(frozen=True)
 class Running:
-    """A stage that runs, or that did not come to its end. Bytes, seconds; None: not known, or does
-    not apply.
-    """
+    """A stage that runs or that failed. Bytes and seconds; None: unknown, or does not apply."""
 
     experiment: str
     stage: str
@@ -47,25 +45,23 @@ class Running:
 
 
 def read() -> list[Running]:
-    """All that has left a file, oldest first. Files of processes that are long gone are removed."""
-    found = []
-    for path in sorted((executions.root() / ".state" / "running").glob("*.json")):
+    """Return all stages with a status file, oldest first; remove files of the long dead."""
+    stages = []
+    for path in sorted((state_root() / "running").glob("*.json")):
         facts = _facts(path)
         if facts is None:
             continue
         process = _process(facts)
-        here = facts["host"] == socket.gethostname()
+        local = facts["host"] == socket.gethostname()
         if process is None and time.time() - facts["updated"] > KEEP:
             path.unlink(missing_ok=True)
             continue
-        found.append(_running(facts, process, here))
-    return sorted(found, key=lambda item: -item.elapsed)
+        stages.append(_running(facts, process, local))
+    return sorted(stages, key=lambda item: -item.elapsed)
 
 
 def _facts(path: Path) -> dict[str, Any] | None:
-    """A file's content; None where it went away. It is written in place, so half of it may have to
-    be read again.
-    """
+    """Return a file's content, None if it went away; retry while it is being written."""
     for _ in range(20):
         try:
             facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -78,7 +74,7 @@ def _facts(path: Path) -> dict[str, Any] | None:
 
 
 def _process(facts: dict[str, Any]) -> psutil.Process | None:
-    """The process, if it lives on this machine and is not another one that has the number now."""
+    """Return the process if it runs on this machine and its id was not reused."""
     try:
         process = psutil.Process(facts["pid"])
         alive = (
@@ -91,7 +87,7 @@ def _process(facts: dict[str, Any]) -> psutil.Process | None:
 
 
 def _memory(process: psutil.Process) -> int | None:
-    """Resident memory of a process and its children."""
+    """Return the resident memory of a process and its children."""
     total = 0
     try:
         for member in (process, *process.children(recursive=True)):
@@ -101,14 +97,14 @@ def _memory(process: psutil.Process) -> int | None:
     return total
 
 
-def _running(facts: dict[str, Any], process: psutil.Process | None, here: bool) -> Running:
+def _running(facts: dict[str, Any], process: psutil.Process | None, local: bool) -> Running:
     silent = time.time() - facts["updated"]
-    alive = process is not None if here else "ended" not in facts and silent < SILENT
+    alive = process is not None if local else "ended" not in facts and silent < SILENT
     if "ended" in facts:
         health = f"ended: {facts['ended']}"
     elif not alive:
         health = (
-            "killed: the process is gone" if here else f"no sign of life for {duration(silent)}"
+            "killed: the process is gone" if local else f"no sign of life for {duration(silent)}"
         )
     elif silent > SILENT:
         health = f"frozen: no sign of life for {duration(silent)}"
@@ -139,13 +135,13 @@ def _running(facts: dict[str, Any], process: psutil.Process | None, here: bool) 
 
 
 def _place(directory: str) -> str:
-    return "workspace" if Path(directory) == executions.root().absolute() else Path(directory).name
+    return "workspace" if Path(directory) == repository() else Path(directory).name
 
 
 def forget(experiment: str) -> None:
-    """Show an experiment no more, since it was stopped for good; waits until its stages have ended."""
+    """Remove an experiment that was stopped for good from the table, once its stages have ended."""
     end = time.monotonic() + SILENT
-    for path in (executions.root() / ".state" / "running").glob("*.json"):
+    for path in (state_root() / "running").glob("*.json"):
         while (facts := _facts(path)) and facts["experiment"] == experiment:
             if _process(facts) is None or time.monotonic() > end:
                 path.unlink(missing_ok=True)
@@ -154,23 +150,21 @@ def forget(experiment: str) -> None:
 
 
 def validation(experiment: str, stage: str) -> list[tuple[int, float]]:
-    """(tokens, validation loss) of a running stage of an experiment, as far as it has come since it
-    was started.
-    """
-    paths = (executions.root() / ".state" / "running").glob(f"{stage}-*.json")
-    # One that was stopped leaves its file, and another may have had its name since.
+    """Return (tokens, validation loss) of a running stage since it was started."""
+    paths = (state_root() / "running").glob(f"{stage}-*.json")
+    # A stopped stage leaves its file, and a later one may have the same name.
     own = [facts for path in paths if (facts := _facts(path)) and facts["experiment"] == experiment]
     last = max(own, key=lambda facts: facts["started"], default={})
     return [(int(tokens), float(loss)) for tokens, loss in last.get("validations", [])]
 
 
 def waiting() -> list[str]:
-    """Names of the experiments that wait in DVC's queue; none outside a DVC repository."""
-    if not (executions.root() / ".dvc" / "tmp" / "exps" / "celery").is_dir():
-        return []  # no queue was ever used: DVC need not be loaded
+    """Return the names of the experiments in DVC's queue; none outside a DVC repository."""
+    if not (repository() / ".dvc" / "tmp" / "exps" / "celery").is_dir():
+        return []  # without a queue, DVC need not be loaded
     from dvc.repo import Repo
 
-    with Repo(str(executions.root())) as repo:
+    with Repo(str(repository())) as repo:
         return [
             entry.name or entry.stash_rev[:7]
             for entry in repo.experiments.celery_queue.iter_queued()
@@ -178,7 +172,7 @@ def waiting() -> list[str]:
 
 
 def show_status(as_json: bool = False, every: float | None = None) -> None:
-    """Print a table, once or every so many seconds until Ctrl-C."""
+    """Print a table once, or every `every` seconds until Ctrl-C."""
     try:
         while True:
             found, queued = read(), waiting()
@@ -197,7 +191,7 @@ def show_status(as_json: bool = False, every: float | None = None) -> None:
 
 
 def lines(found: list[Running], queued: list[str]) -> list[str]:
-    """The table."""
+    """Return the table's lines."""
     rows = [
         (
             "experiment",
@@ -245,7 +239,7 @@ def lines(found: list[Running], queued: list[str]) -> list[str]:
         table = ["no stage runs"]
     if any(not item.alive for item in found):
         table.append(
-            "What ended goes on from its last state with the same command (docs/RESUME.md)."
+            "Stages that ended resume from their last state with the same command (docs/RESUME.md)."
         )
     if queued:
         table.append(f"queued: {', '.join(queued)} (`dvc queue start` runs them)")

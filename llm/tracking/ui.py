@@ -1,4 +1,4 @@
-"""`python -m llm ui`: MLflow's UI, started light, with the link that opens on the runs."""
+"""`python -m llm ui`: MLflow's UI with one worker, and a link that opens on the runs."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ STOP_SECONDS = 10.0  # until a server that was asked to end is killed
 
 
 def start() -> None:
-    """Serve the store of this repository until Ctrl-C or SIGTERM; print the link once the server
-    answers.
+    """Serve the store of this repository until Ctrl-C or SIGTERM; print a link to it.
 
     Raises:
         UserError: there is no store yet, or the server does not start.
@@ -61,7 +60,7 @@ def start() -> None:
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server, and those that it started, which may outlive it."""
+    """End the server and the processes that it started, which may outlive it."""
     try:
         processes = [
             psutil.Process(server.pid),
@@ -88,24 +87,23 @@ def check_store(uri: str) -> None:
 
 
 def link(server: str, experiment: str) -> str:
-    """The page of an experiment's runs; the UI's own start page shows a newcomer none."""
+    """Return the page of an experiment's runs; the UI's own start page shows no runs."""
     page = f"#/experiments/{quote(experiment)}/runs?workflowType=machine_learning&compareRunsMode=CHART"
     return f"{server.rstrip('/')}/{page}"
 
 
 def command(port: int) -> list[str]:
-    """One worker: the default of four and the job runners take 15 processes and 1.8 GB.
+    """Return the server's command, with one worker: four and the job runners take 1.8 GB.
 
-    The store, whose address may hold a password, comes from the environment: everyone may read a
-    command line."""
-    place = ["--host", HOST, "--port", str(port), "--workers", "1"]
-    return [sys.executable, "-m", "mlflow", "ui", *place]
+    The store's address may contain a password, so it comes from the environment: every user of the
+    machine can read a command line.
+    """
+    options = ["--host", HOST, "--port", str(port), "--workers", "1"]
+    return [sys.executable, "-m", "mlflow", "ui", *options]
 
 
 def environment() -> dict[str, str]:
-    """Without the job runners and telemetry; PATH with this Python first, for the server that
-    mlflow starts.
-    """
+    """Return the server's environment: no job runners, no telemetry, this Python first in PATH."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     light = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -116,7 +114,7 @@ def environment() -> dict[str, str]:
 
 
 def free_port(wanted: int) -> int:
-    """`wanted`, else the first free one of the 20 after it, else any."""
+    """Return `wanted`, else the first free port of the 20 after it, else any."""
     for port in (*range(wanted, wanted + 21), 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -129,8 +127,10 @@ def free_port(wanted: int) -> int:
 
 
 def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
-    """Return when the server takes connections. Raises UserError when it ends, or does not in
-    START_SECONDS.
+    """Return when the server accepts connections.
+
+    Raises:
+        UserError: it ended, or accepts none within START_SECONDS.
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:

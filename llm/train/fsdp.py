@@ -8,7 +8,6 @@ hyperparameter: the memory decides, or `LLM_SHARDING`."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -21,13 +20,12 @@ from llm.model.config import Config
 from llm.model.transformer import Transformer
 from llm.parallel import hardware, processes
 from llm.params import Training
+from llm.runtime import env
 from llm.train.memory import training_memory
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
-
-MODES = ("ddp", "fsdp")
 
 
 def wanted(config: Config, s: Training, adapter: int = 0, shardable: bool = True) -> bool:
@@ -43,11 +41,7 @@ def wanted(config: Config, s: Training, adapter: int = 0, shardable: bool = True
     Raises:
         UserError: an unknown mode, or `fsdp` where it cannot be.
     """
-    mode = os.environ.get("LLM_SHARDING") or None
-    if mode not in (None, *MODES):
-        raise UserError(
-            f"LLM_SHARDING={mode!r}: expected ddp (each process has the whole model) or fsdp (a part)."
-        )
+    mode = env.sharding()
     if processes.launched_world_size() == 1:
         return False
     if mode == "fsdp" and not shardable:
@@ -73,7 +67,7 @@ def wanted(config: Config, s: Training, adapter: int = 0, shardable: bool = True
 
 def sharing(where: torch.device) -> int:
     """Processes that share the memory: all of a machine on a CPU, one on a card."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if where.type == "cpu" else 1
+    return env.local_world_size() if where.type == "cpu" else 1
 
 
 def shard(

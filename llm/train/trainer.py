@@ -18,7 +18,7 @@ from llm.errors import UserError
 from llm.model.transformer import Transformer
 from llm.parallel import processes
 from llm.params import Training
-from llm.runtime.env import environment_number
+from llm.runtime import env
 from llm.train.checkpoint.local import State
 from llm.train.determinism import deterministic, difference, verdict
 from llm.train.engine import Engine
@@ -77,9 +77,7 @@ class Trainer:
             state.stage, steps, settings.batch_tokens, tracker, self.engine.meter
         )
         self.stop = StopRequest()
-        self.save_every = environment_number(
-            "LLM_STATE_SECONDS", STATE_SECONDS, "seconds between checkpoints"
-        )
+        self.save_every = env.state_seconds(STATE_SECONDS)
         self.saved = time.monotonic()
         self.environments = [self.engine.environment]  # those that the run's steps were taken in
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from llm.cli import chat
 from llm.errors import UserError
+from llm.generation.conversation import fit
 from llm.generation.generate import complete
 from llm.generation.loaded_models import Named, Shelf
 from llm.generation.request import Request
@@ -129,7 +130,7 @@ def test_the_oldest_exchanges_go_until_the_rest_and_the_answer_fit(
         messages.append({"role": ("user", "assistant")[i % 2], "content": "x" * size})
     above: list[dict[str, Any]] = [{"role": "system", "content": "y" * system}]
     named = shelf.get("base")
-    kept, ids, room = chat.fit(named, above, messages, most)
+    kept, ids, room = fit(named, above, messages, most)
     assert ids == named.tokenizer.conversation_ids([*above, *kept])
     assert room == min(most, 128)
     assert len(ids) + room <= 256

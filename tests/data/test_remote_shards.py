@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm.cli.tokens import push
 from llm.corpus.shard_writer import ShardWriter
 from llm.data import remote_shards
 from llm.data.batches import micro_batches
 from llm.data.block_cache import BlockCache
+from llm.data.push_shards import push
 from llm.data.shards import TokenStream
 from llm.data.windows import TokenWindows
 from llm.errors import UserError

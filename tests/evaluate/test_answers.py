@@ -15,6 +15,7 @@ from llm.errors import UserError
 from llm.evaluate import answers as run
 from llm.evaluate import language, metrics, table
 from llm.evaluate.answers import Asking
+from llm.evaluate.metric_names import COUNTS
 from llm.evaluate.prompts import prompt_ids, room_for
 from llm.evaluate.scorebook import ScoreBook
 from llm.evaluate.test_sets import TestSet
@@ -52,9 +53,7 @@ def test_every_kind_of_task_is_answered_and_scored(kind: str, chat: bool) -> Non
     assert set(found) == expected[kind] | {"truncated", "empty", "no_reference"}
     assert len(answers.texts) == 3
     form = f"prompt:{'chat' if chat else 'plain'}, 0-shot|"
-    assert all(
-        form in measure.signature for name, measure in found.items() if name not in metrics.COUNTS
-    )
+    assert all(form in measure.signature for name, measure in found.items() if name not in COUNTS)
     assert found["truncated"].value() == 0.0
 
 

@@ -166,11 +166,11 @@ def test_without_a_depth_the_file_counts_as_it_is() -> None:
         (dial(8, finetune__learning_rate=AUTO), "finetune.learning_rate: .*'auto'"),
         (
             dial(8, pretrain__learning_rate=-1),
-            r"1 impossible value:\n  pretrain\.learning_rate: .* found -1",
+            r"1 invalid value:\n  pretrain\.learning_rate: .* found -1",
         ),
         (
             dial(8, pretrain__sequence_length="long"),
-            r"1 impossible value:\n  pretrain\.sequence_length",
+            r"1 invalid value:\n  pretrain\.sequence_length",
         ),
         (dial(8, pretrain__batch_tokens=1000), "multiple of sequence_length"),
     ],

@@ -94,7 +94,7 @@ def test_an_impossible_value_is_named_with_what_was_expected(
 def test_all_mistakes_are_listed_at_once() -> None:
     data = changed("pretrain.lerning_rate", 1)
     data["tokenize"]["vocab_size"] = 1
-    with pytest.raises(UserError, match="2 impossible values"):
+    with pytest.raises(UserError, match="2 invalid values"):
         params.parse(data)
 
 

@@ -15,9 +15,9 @@ from llm.runtime.state_dirs import unfinished
 
 
 def folders() -> list[str]:
-    return sorted(
-        path.name for path in (Path(os.environ["DVC_ROOT"]) / ".state" / "stage").glob("*")
-    )
+    """Everything but the lock files, which stay."""
+    stage = Path(os.environ["DVC_ROOT"]) / ".state" / "stage"
+    return sorted(path.name for path in stage.glob("*") if path.suffix != ".lock")
 
 
 def test_what_a_failed_run_left_is_found_by_the_same_run_only() -> None:

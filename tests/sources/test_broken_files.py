@@ -92,7 +92,7 @@ def test_other_encodings_are_read_where_they_are_named_and_guessed_where_not(
         load(tmp_path, greek, encoding="utf-32")
     data = _default()
     data["download"]["pretrain"] = {"source": "files", "paths": ["x"], "encoding": "utf-99"}
-    with pytest.raises(UserError, match=r"encoding: 'utf-99' is no encoding that Python knows"):
+    with pytest.raises(UserError, match=r"encoding: 'utf-99' is not an encoding that Python knows"):
         params.parse(data)
 
 

@@ -111,7 +111,7 @@ def test_without_weights_and_repeats_the_scarcest_source_limits_the_others(tmp_p
     ("changed", "expected"),
     [
         ({"sources": {"a": {"source": "docs"}}}, "at least 2"),
-        ({"weights": {"wbe": 1.0}}, "weights.wbe is none of the sources; did you mean web"),
+        ({"weights": {"wbe": 1.0}}, "weights.wbe is not one of the sources; did you mean web"),
         (
             {"weights": {"web": 0.0}},
             "download.pretrain.weights.web: Input should be greater than 0",
@@ -154,6 +154,6 @@ def test_repeated_text_and_a_rule_against_repetition_contradict_each_other() -> 
     params.parse(data)
     data["tokenize"]["clean"]["exact_duplicates"] = True
     with pytest.raises(
-        UserError, match=r"would take out what download\.pretrain\.max_repeats puts in"
+        UserError, match=r"would remove what download\.pretrain\.max_repeats repeats"
     ):
         params.parse(data)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from llm.cli.tokens import push
 from llm.data import block_cache
+from llm.data.push_shards import push
 from llm.errors import UserError
 from llm.runtime import remote_fs
 from llm.train.trainer import Trainer

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llm.cli.tokens import push
+from llm.data.push_shards import push
 from tests.conftest import ROOT
 from tests.pipeline.workspace import environment
 from tests.stages.test_processes import prepared  # noqa: F401  (a fixture)

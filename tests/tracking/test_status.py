@@ -111,7 +111,7 @@ def test_a_stage_that_failed_says_why_and_one_that_was_killed_is_told_from_it(
     child.wait()
     item = next(item for item in status.read() if item.experiment == "wiry-pika")
     assert (item.alive, item.health) == (False, "killed: the process is gone")
-    assert "goes on from its last state" in status.lines([item], [])[-1]
+    assert "resume from their last state" in status.lines([item], [])[-1]
     path = workspace / ".state" / "running" / f"pretrain-{child.pid}.json"
     old = json.loads(path.read_text()) | {"updated": time.time() - 2 * status.KEEP}
     path.write_text(json.dumps(old))
@@ -127,7 +127,7 @@ def test_no_progress_is_a_stall_only_when_it_lasts_longer_than_this_stage_ever_w
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now[0])
-    shown = heartbeat.Beacon("pretrain")
+    shown = heartbeat.Heartbeat("pretrain")
     told: list[str] = []
     shown.listener = told.append
     now[0] += heartbeat.STALL_FIRST - 1  # compiling

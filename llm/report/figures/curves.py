@@ -8,6 +8,7 @@ import io
 import re
 from typing import Any
 
+from llm.evaluate import metric_names
 from llm.report import scores
 
 # Stand-ins that a figure is drawn with. In the page they become variables of the style sheet, so
@@ -228,7 +229,7 @@ def _bars(evaluate: dict[str, Any], task: str) -> str:
         for m in scores.models(evaluate)
         if (s := scores.score(evaluate, m, task, metric)) is not None
     ]
-    lower = metric in scores.LOWER_IS_BETTER
+    lower = metric in metric_names.LOWER_IS_BETTER
     found.sort(key=lambda item: item[1]["value"], reverse=lower)
     figure, axes = plt.subplots(figsize=(4.5, 0.9 + 0.27 * len(found)))
     for row, (model, score) in enumerate(found):
@@ -252,7 +253,9 @@ def _bars(evaluate: dict[str, Any], task: str) -> str:
     axes.tick_params(axis="y", labelcolor=INK)
     axes.grid(False, axis="y")
     axes.margins(x=0.16)
-    axes.set_title(f"{task.replace('_', ' ').capitalize()} · {scores.label(metric)}{' ↓' * lower}")
+    axes.set_title(
+        f"{task.replace('_', ' ').capitalize()} · {metric_names.label(metric)}{' ↓' * lower}"
+    )
     return _svg(figure)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm.evaluate import metric_names
 from llm.evaluate.paired import Difference
-from llm.report import scores
 from llm.report.figures.curves import BLUE, INK, MUTED, ORANGE, STYLE, _svg
 
-POINTS = 100.0  # scores between 0 and 1 are drawn in points of a hundred, as BLEU is
 LEFT_OUT = ("perplexity",)  # says what bits per byte say, on a scale of its own
 
 
@@ -23,10 +22,13 @@ def draw(rows: list[tuple[str, Difference, str]], title: str, b: str = "B") -> s
 
     shown = [row for row in rows if row[1].metric not in LEFT_OUT]
     panels = [
-        ("points of 100", [row for row in shown if row[1].metric not in scores.LOWER_IS_BETTER]),
+        (
+            "points of 100",
+            [row for row in shown if row[1].metric not in metric_names.LOWER_IS_BETTER],
+        ),
         (
             "lower by, nats per token or bits per byte",
-            [r for r in shown if r[1].metric in scores.LOWER_IS_BETTER],
+            [r for r in shown if r[1].metric in metric_names.LOWER_IS_BETTER],
         ),
     ]
     panels = [(unit, group) for unit, group in panels if group]
@@ -46,15 +48,14 @@ def draw(rows: list[tuple[str, Difference, str]], title: str, b: str = "B") -> s
 
 def _panel(axes: Any, group: list[tuple[str, Difference, str]], unit: str, b: str) -> None:
     for line, (_, d, better) in enumerate(reversed(group)):
-        scale = (
-            -1.0 if d.metric in scores.LOWER_IS_BETTER else 1.0 if d.metric == "bleu" else POINTS
-        )
+        scale = metric_names.points(d.metric)
         colour = {"B": BLUE, "A": ORANGE}.get(better, MUTED)
         axes.plot((scale * d.low, scale * d.high), (line, line), color=colour, linewidth=2)
         axes.plot([scale * d.difference], [line], marker="o", markersize=4.5, color=colour)
     axes.axvline(0, color=INK, linewidth=0.8)
     names = [
-        f"{task.replace('_', ' ')} · {scores.label(d.metric)}" for task, d, _ in reversed(group)
+        f"{task.replace('_', ' ')} · {metric_names.label(d.metric)}"
+        for task, d, _ in reversed(group)
     ]
     axes.set_yticks(range(len(group)), names)
     axes.tick_params(axis="y", labelcolor=INK)

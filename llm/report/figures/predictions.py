@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from llm.report import scores
+from llm.evaluate import metric_names
 from llm.report.figures.curves import BLUE, GREEN, PAPER, STYLE, _svg
 
 COLOUR = {"finetuned": BLUE, "base": GREEN}
@@ -25,7 +25,7 @@ def draw(predictions: dict[str, dict[str, Any]]) -> dict[str, str]:
 def _figure(found: dict[str, Any]) -> str:
     from matplotlib import pyplot as plt
 
-    label = scores.label(found["metric"])
+    label = metric_names.label(found["metric"])
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(7.2, max(2.5, 0.7 + 0.2 * len(found["by_label"])))
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
+
+from llm.runtime import env
 
 if TYPE_CHECKING:
     from llm.train.checkpoint.local import State
@@ -15,7 +16,7 @@ def open_state(stage: str, inputs: dict[str, Any]) -> State:
     Args:
         inputs: JSON values that the run depends on, by name.
     """
-    if os.environ.get("LLM_STATE_URL"):
+    if env.state_url():
         from llm.train.checkpoint.remote import MirroredState
 
         return MirroredState(stage, inputs)

@@ -33,19 +33,15 @@ from torch import Tensor
 
 from llm.model.sharded_tensor import is_sharded
 from llm.parallel import processes
+from llm.runtime.flatten import flatten
 from llm.runtime.io import save_tensors, sha256, write_bytes
-from llm.runtime.locks import held
 from llm.runtime.provenance import code_digest
+from llm.runtime.state_dirs import fingerprint, locked_state, state_root
 from llm.train.checkpoint import sharded
 
 # The packages that decide what is computed.
 CODE = ("data", "model", "parallel", "tokenizer", "train")
 KEEP = 2  # checkpoints: the newest, and one to fall back to
-
-
-def root() -> Path:
-    """The repository that owns the state: DVC's main one also in temporary and queued runs."""
-    return Path(os.environ.get("DVC_ROOT", "."))
 
 
 def code_version() -> dict[str, str]:
@@ -59,9 +55,8 @@ class State:
     def __init__(self, stage: str, inputs: dict[str, Any]) -> None:
         """`inputs`: JSON values by name, e.g. params sections and file digests."""
         self.stage, self.inputs = stage, inputs
-        text = json.dumps(inputs, sort_keys=True, ensure_ascii=False)
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.directory = root() / ".state" / stage / self.fingerprint
+        self.fingerprint = fingerprint(inputs)
+        self.directory = state_root() / stage / self.fingerprint
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._awaited = False  # the checkpoint in flight
@@ -77,18 +72,15 @@ class State:
         """
         with self._lock() if processes.is_main() else nullcontext():
             processes.barrier()
-            processes.refuse_disagreement(_flat(self.inputs), self.stage)
+            processes.refuse_disagreement(flatten(self.inputs), self.stage)
             yield
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
         if not self.directory.exists():
             self._say_what_changed()
-        with held(self.directory / "lock", self.stage, "trains the same run"):
-            write_bytes(
-                self.directory / "inputs.json",
-                json.dumps(self.inputs, indent=2, sort_keys=True).encode(),
-            )
+        waiting = f"{self.stage}: process {{pid}} trains the same run; waiting for it"
+        with locked_state(self.directory, self.inputs, waiting):
             self._locked()
             yield
 
@@ -282,7 +274,7 @@ class State:
         except (OSError, ValueError) as error:
             warn(f"{newest[1]} cannot be read ({error}).")
             return
-        before, after = _flat(old), _flat(self.inputs)
+        before, after = flatten(old), flatten(self.inputs)
         changed = [
             key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)
         ]
@@ -295,16 +287,6 @@ class State:
         print(
             f"{self.stage}: starts afresh, since {shown} changed; the old state stays in {newest[1].parent}"
         )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {
-        k: v
-        for key, item in value.items()
-        for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()
-    }
 
 
 def _meta(path: Path) -> dict[str, Any]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from llm.train.checkpoint.local import root
+from llm.runtime.locks import locked_if_free
+from llm.runtime.state_dirs import lock_of, state_root
 
 
 def _states() -> list[tuple[str, Path, int, float]]:
@@ -19,7 +17,7 @@ def _states() -> list[tuple[str, Path, int, float]]:
     marks = [
         path
         for pattern in ("inputs.json", "step-*")
-        for path in (root() / ".state").glob(f"*/*/{pattern}")
+        for path in state_root().glob(f"*/*/{pattern}")
     ]
     found = []
     for directory in {mark.parent for mark in marks}:
@@ -33,21 +31,6 @@ def _states() -> list[tuple[str, Path, int, float]]:
     return sorted(found, key=lambda item: (item[0], -item[3]))
 
 
-@contextmanager
-def _unused(directory: Path) -> Iterator[bool]:
-    """Whether no process trains with this state; where it is so, none begins to within the block."""
-    with ExitStack() as stack:
-        unused = True
-        try:
-            file = stack.enter_context(open(directory / "lock", "rb"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            pass  # half-deleted
-        except BlockingIOError:
-            unused = False
-        yield unused
-
-
 def list_states() -> None:
     """Print stage, fingerprint, step, size and time of each state."""
     states = _states()
@@ -57,10 +40,10 @@ def list_states() -> None:
             default=0,
         )
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(modified))
-        with _unused(directory) as unused:
+        with locked_if_free(lock_of(directory)) as unused:
             used = "" if unused else "  in use"
         print(f"{stage:10} {directory.name}  step {step:>8,}  {size / 1e6:8.1f} MB  {when}{used}")
-    print(f"{len(states)} states in {root() / '.state'}")
+    print(f"{len(states)} states in {state_root()}")
 
 
 def prune_states() -> None:
@@ -69,7 +52,7 @@ def prune_states() -> None:
     freed = 0
     for stage, directory, size, _ in _states():
         if stage in seen:
-            with _unused(directory) as unused:
+            with locked_if_free(lock_of(directory)) as unused:
                 if unused:
                     shutil.rmtree(directory)
                     freed += size

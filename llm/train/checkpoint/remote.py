@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import UserError
+from llm.runtime import env
 from llm.runtime.remote_fs import Address
 from llm.train.checkpoint.local import State, warn
 
@@ -120,7 +121,9 @@ class MirroredState(State):
     def __init__(self, stage: str, inputs: dict[str, Any]) -> None:
         """Raises UserError where no installed package knows the address."""
         super().__init__(stage, inputs)
-        self.remote = Remote(os.environ["LLM_STATE_URL"], stage, self.fingerprint)
+        url = env.state_url()
+        assert url is not None
+        self.remote = Remote(url, stage, self.fingerprint)
 
     def _locked(self) -> None:
         if name := self.remote.pull(self.directory):

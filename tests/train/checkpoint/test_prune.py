@@ -68,7 +68,7 @@ def test_a_damaged_or_half_deleted_state_is_listed_and_pruned(
     damaged, halved = saved("pretrain", 1, 5, age=100), saved("pretrain", 2, 6, age=200)
     saved("pretrain", 3, 7, age=0)
     (damaged / "step-00000005" / "meta.json").write_text("{")
-    for name in ("inputs.json", "lock", "latest"):
+    for name in ("inputs.json", "latest"):
         (halved / name).unlink()
     os.utime(damaged, (2, 2))
     os.utime(halved, (1, 1))
