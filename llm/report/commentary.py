@@ -1,6 +1,4 @@
-"""What stands below a table of scores: how sure the gain is, what was odd about the examples,
-scores by source.
-"""
+"""The sentences of the report: its summary, and the remarks below each table of scores."""
 
 from __future__ import annotations
 
@@ -8,6 +6,7 @@ from typing import Any
 
 from llm.evaluate.metrics import COUNTS, LOWER_IS_BETTER
 from llm.report import scores
+from llm.report.format import compact, duration, number, percent, size, title
 
 SAID = {  # of a share that is not zero
     "truncated": "of the prompts lost text",
@@ -18,15 +17,98 @@ SAID = {  # of a share that is not zero
 }
 
 
-def remarks(
-    evaluate: dict[str, Any], comparison: dict[str, Any], percent: Any, number: Any
-) -> dict[str, list[str]]:
-    """Task → sentences. percent, number: how the page writes them."""
+def summary(data: dict[str, Any]) -> list[str]:
+    """Return the main results, one sentence each."""
+    lines: list[str] = []
+    pretrain, finetune, evaluate = (
+        data["metrics"].get(name) or {} for name in ("pretrain", "finetune", "evaluate")
+    )
+    model = data["model"]
+    if model and pretrain:
+        source = data["manifests"].get("pretrain", {})
+        text = f", drawn from {size(source['bytes'])} of text" if source.get("bytes") else ""
+        lines.append(
+            f"A decoder-only transformer of {number(model['total'])} parameters was trained "
+            f"on {number(pretrain['tokens'])} tokens{text}; its loss on held-out documents is "
+            f"{number(pretrain['val_loss'])} nats per token, or {number(pretrain['val_bits_per_byte'])} bits per byte."
+        )
+    if finetune:
+        lines.append(
+            f"It was then finetuned on {number(finetune['examples'])} examples, training "
+            f"{number(finetune['trainable_parameters'])} parameters ({percent(finetune['trainable_fraction'])})."
+        )
+    for task in scores.tasks(evaluate):
+        metric = scores.headline(evaluate, task)
+        if metric and (line := _result(evaluate, task, metric)):
+            share = data["contamination"].get(task)
+            lines.append(line if share is None else f"{line[:-1]}; contamination {percent(share)}.")
+    if line := forgetting(data["comparison"]):
+        lines.append(line)
+    if data["contamination"]:
+        task, worst = max(data["contamination"].items(), key=lambda item: item[1])
+        lines.append(
+            f"At most {percent(worst)} of a task's test examples ({title(task).lower()}) share 13 words in a row with "
+            "the training text."
+            if worst
+            else "No test example shares 13 words in a row with the training text."
+        )
+    known = [timing for timing in data["timing"].values() if timing]
+    if known:
+        lines.append(
+            f"The stages that were timed here took {duration(sum(t['seconds'] for t in known))} together and at most "
+            f"{size(max(t['peak_memory_bytes'] for t in known))} of memory, on {known[-1]['device']}."
+        )
+    return lines
+
+
+def _result(evaluate: dict[str, Any], task: str, metric: str) -> str | None:
+    """Finetuned (or base) against what it has to beat."""
+    name = "finetuned" if scores.score(evaluate, "finetuned", task, metric) else "base"
+    own = scores.score(evaluate, name, task, metric)
+    if own is None:
+        return None
+    interval = (
+        f" ({number(own['low'])} to {number(own['high'])})" if own.get("low") is not None else ""
+    )
+    line = f"{title(task)}: {scores.label(metric)} {number(own['value'])}{interval} for the {name} model"
+    if name == "finetuned" and (before := scores.score(evaluate, "base", task, metric)):
+        line += f", {number(before['value'])} before finetuning"
+    sign = -1 if metric in scores.LOWER_IS_BETTER else 1
+    others = [
+        (m, s["value"])
+        for m in scores.models(evaluate)
+        if (s := scores.score(evaluate, m, task, metric))
+    ]
+    baselines = [(m, value) for m, value in others if m.startswith("baseline:")]
+    if baselines:
+        best, value = max(baselines, key=lambda item: sign * item[1])
+        line += f", {number(value)} for the strongest baseline ({best.removeprefix('baseline:').replace('_', ' ')})"
+    return line + "."
+
+
+def tiles(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (figure, label) for the strip below the title."""
+    strip: list[tuple[str, str]] = []
+    if data["model"]:
+        strip.append((compact(data["model"]["total"]), "parameters"))
+    if pretrain := data["metrics"].get("pretrain"):
+        strip.append((compact(pretrain["tokens"]), "training tokens"))
+        strip.append((number(pretrain["val_bits_per_byte"]), "bits per byte, held out"))
+    for task in scores.tasks(data["evaluate"]):
+        metric = scores.headline(data["evaluate"], task)
+        own = scores.score(data["evaluate"], "finetuned", task, metric) if metric else None
+        if own and metric and metric not in scores.LOWER_IS_BETTER:
+            strip.append((number(own["value"]), f"{scores.label(metric)}, {title(task).lower()}"))
+    return strip
+
+
+def remarks(evaluate: dict[str, Any], comparison: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the sentences below each task's table, by task: gains, then oddities of examples."""
     found: dict[str, list[str]] = {}
     for task in scores.tasks(evaluate):
         lines = []
         gains = comparison.get("finetuned - base", {}).get(task, {})
-        told = [_gain(metric, gain, number) for metric, gain in gains.items() if _shown(metric)]
+        told = [_gain(metric, gain) for metric, gain in gains.items() if _shown(metric)]
         if told:
             lines.append(
                 f"Finetuned against base, paired by example (approximate randomisation): {'; '.join(told)}."
@@ -52,14 +134,14 @@ def _shown(metric: str) -> bool:
     )
 
 
-def _gain(metric: str, gain: dict[str, Any], number: Any) -> str:
+def _gain(metric: str, gain: dict[str, Any]) -> str:
     sign = "+" if gain["difference"] > 0 else ""
     chance = "p < 0.001" if gain["p_value"] < 0.001 else f"p = {gain['p_value']:.3f}"
     interval = f"{number(gain['low'])} to {number(gain['high'])}"
     return f"{scores.label(metric)} {sign}{number(gain['difference'])} ({interval}, {chance})"
 
 
-def forgetting(comparison: dict[str, Any], number: Any) -> str | None:
+def forgetting(comparison: dict[str, Any]) -> str | None:
     """What finetuning cost on the text that the base model was trained for."""
     loss = comparison.get("finetuned - base", {}).get("language_modeling", {}).get("loss")
     if not loss:
@@ -95,3 +177,11 @@ def by_source(evaluate: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if rows:
             found[task] = {"models": models, "rows": rows}
     return found
+
+
+def contamination_by_side(task: str, by_text: dict[str, dict[str, float]]) -> str:
+    """Return `(pretraining 1.0 %, finetuning 0.3 %)`, or nothing where sides were not recorded."""
+    sides = [
+        f"{side} {percent(shares[task])}" for side, shares in by_text.items() if task in shares
+    ]
+    return f"({', '.join(sides)})" if sides else ""

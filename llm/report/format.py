@@ -106,3 +106,33 @@ def fence(text: str) -> str:
 def interval(score: dict[str, float]) -> str:
     """A value with its interval, four digits each."""
     return "{value:.4g} [{low:.4g}, {high:.4g}]".format(**score)
+
+
+def source_of(manifest: dict[str, Any]) -> str:
+    """Return where a dataset came from, in a few words."""
+    source = manifest.get("source")
+    if not isinstance(source, dict):
+        return str(source or "unknown")
+    match source.get("source"):
+        case "docs":
+            return "documentation inside the installed packages"
+        case "files":
+            return "files: " + ", ".join(map(str, source.get("paths", [])))
+        case "mixture":
+            return "mixture of " + ", ".join(source.get("sources", {}))
+        case "hub":
+            return f"Hugging Face: {source.get('id')}, {source.get('config') or 'default'}"
+    return str(source.get("source", "unknown"))
+
+
+def licences(manifests: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return each dataset's licence; a long text that repeats refers to its first dataset."""
+    first: dict[str, str] = {}
+    licence_of = {}
+    for name, manifest in manifests.items():
+        text = manifest.get("licence") or "unknown"
+        licence_of[name] = (
+            f"as {title(first[text]).lower()}" if text in first and len(text) > 40 else text
+        )
+        first.setdefault(text, name)
+    return licence_of

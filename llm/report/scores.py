@@ -110,3 +110,69 @@ def model_label(model: str) -> str:
     name = model.removeprefix("baseline:")
     words = name.replace("_", " ")
     return MODEL_LABELS.get(name, words[:1].upper() + words[1:])
+
+
+def tables(
+    evaluate: dict[str, Any], contamination: dict[str, float], by_text: dict[str, dict[str, float]]
+) -> list[dict[str, Any]]:
+    """One table a task: its metrics, and rows of cells {value, low, high, best} or None for each
+    model.
+
+    Beside a model's scores stands the share of the test examples that its own training text
+    contains in part: the base model has seen the pretraining text, the finetuned one both; what a
+        rule without training has seen is none.
+    """
+    pretraining = by_text.get("pretraining", contamination)
+    score_tables = []
+    for task in tasks(evaluate):
+        names = metrics(evaluate, task)
+        winners = {metric: best(evaluate, task, metric) for metric in names}
+        rows, examples = [], set()
+        for model in models(evaluate):
+            cells: list[dict[str, Any] | None] = []
+            for metric in names:
+                found = score(evaluate, model, task, metric)
+                if found is not None and found.get("n") is not None:
+                    examples.add(found["n"])
+                cells.append(
+                    {**found, "best": model in winners[metric]} if found is not None else None
+                )
+            if any(cells):
+                seen = {"base": pretraining, "finetuned": contamination}.get(model, {})
+                rows.append({"model": model, "cells": cells, "contamination": seen.get(task)})
+        score_tables.append({"task": task, "metrics": names, "rows": rows, "n": sorted(examples)})
+    return score_tables
+
+
+def signatures(evaluate: dict[str, Any]) -> list[dict[str, Any]]:
+    """How each score was made, once for all metrics made alike, in the order of the tables.
+
+    Returns:
+        {scores: [[task, metric]], common: what holds for every model, models: what does not, by
+        model}; a note's number is its place.
+    """
+    found: list[dict[str, Any]] = []
+    for task in tasks(evaluate):
+        for metric in metrics(evaluate, task):
+            parts = {
+                model: str(text).split("|")
+                for model in models(evaluate)
+                if (text := (score(evaluate, model, task, metric) or {}).get("signature"))
+            }
+            if not parts:
+                continue
+            first, *others = parts.values()
+            common = [part for part in first if all(part in other for other in others)]
+            own = {
+                model: "|".join(p for p in text if p not in common) for model, text in parts.items()
+            }
+            # A baseline's name says how it was made.
+            own = {model: text for model, text in own.items() if text not in ("", model)}
+            note = {"common": "|".join(common), "models": own}
+            same = next(
+                (other for other in found if {**note, "scores": other["scores"]} == other), None
+            )
+            if same is None:
+                found.append(same := {**note, "scores": []})
+            same["scores"].append([task, metric])
+    return found

@@ -90,7 +90,7 @@ def write(found: dict[str, Any], folder: Path = FOLDER) -> Path:
     """Write what `describe` made as `<folder>/<study>.json`, and as a page; returns the page's
     path.
     """
-    from llm.report.page import fill
+    from llm.report.render import fill
 
     write_json(folder / f"{found['study']}.json", found)
     path = folder / f"{found['study']}.html"

@@ -13,8 +13,8 @@ from llm import params
 from llm.corpus.clean.plan import Plan
 from llm.errors import UserError
 from llm.params import Clean
+from llm.report import commentary, page, scores
 from llm.report import format as words
-from llm.report import page, scores
 from llm.report.collect import collect
 from llm.report.corpus import compared
 from llm.report.page import write_report
@@ -246,7 +246,7 @@ def test_best_is_lowest_for_perplexity_and_highest_for_the_rest_and_lengths_have
     assert scores.best(evaluate, "classification", "accuracy") == {"baseline:tfidf"}
     assert scores.best(evaluate, "question_answering", "mean_length") == set()
     assert "the strongest baseline (zstd)" in " ".join(
-        page.summary({**_empty(), "metrics": {"evaluate": evaluate}})
+        commentary.summary({**_empty(), "metrics": {"evaluate": evaluate}})
     )
 
 
