@@ -8,7 +8,7 @@ from llm.evaluate.metrics import COUNTS, LOWER_IS_BETTER
 from llm.report import scores
 from llm.report.format import compact, duration, number, percent, size, title
 
-SAID = {  # of a share that is not zero
+ODDITIES = {  # metric → how the page describes a share that is not zero
     "truncated": "of the prompts lost text",
     "unfinished": "of the answers were cut at their limit",
     "empty": "of the answers are empty",
@@ -55,14 +55,14 @@ def summary(data: dict[str, Any]) -> list[str]:
     known = [timing for timing in data["timing"].values() if timing]
     if known:
         lines.append(
-            f"The stages that were timed here took {duration(sum(t['seconds'] for t in known))} together and at most "
+            f"The stages timed here took {duration(sum(t['seconds'] for t in known))} together and at most "
             f"{size(max(t['peak_memory_bytes'] for t in known))} of memory, on {known[-1]['device']}."
         )
     return lines
 
 
 def _result(evaluate: dict[str, Any], task: str, metric: str) -> str | None:
-    """Finetuned (or base) against what it has to beat."""
+    """Return the finetuned (or base) score beside the base model and the strongest baseline."""
     name = "finetuned" if scores.score(evaluate, "finetuned", task, metric) else "base"
     own = scores.score(evaluate, name, task, metric)
     if own is None:
@@ -104,28 +104,28 @@ def tiles(data: dict[str, Any]) -> list[tuple[str, str]]:
 
 def remarks(evaluate: dict[str, Any], comparison: dict[str, Any]) -> dict[str, list[str]]:
     """Return the sentences below each task's table, by task: gains, then oddities of examples."""
-    found: dict[str, list[str]] = {}
+    remarks_of: dict[str, list[str]] = {}
     for task in scores.tasks(evaluate):
         lines = []
         gains = comparison.get("finetuned - base", {}).get(task, {})
-        told = [_gain(metric, gain) for metric, gain in gains.items() if _shown(metric)]
-        if told:
+        changes = [_gain(metric, gain) for metric, gain in gains.items() if _shown(metric)]
+        if changes:
             lines.append(
-                f"Finetuned against base, paired by example (approximate randomisation): {'; '.join(told)}."
+                f"Finetuned against base, paired by example (approximate randomisation): {'; '.join(changes)}."
             )
         for model in ("finetuned", "base"):
             odd = [
-                f"{percent(score['value'])} {SAID[metric]}"
+                f"{percent(score['value'])} {ODDITIES[metric]}"
                 for metric in COUNTS
-                if metric in SAID
+                if metric in ODDITIES
                 and (score := scores.score(evaluate, model, task, metric))
                 and score["value"]
             ]
             if odd:
                 lines.append(f"{scores.model_label(model)}: {', '.join(odd)}.")
         if lines:
-            found[task] = lines
-    return found
+            remarks_of[task] = lines
+    return remarks_of
 
 
 def _shown(metric: str) -> bool:
@@ -142,7 +142,7 @@ def _gain(metric: str, gain: dict[str, Any]) -> str:
 
 
 def forgetting(comparison: dict[str, Any]) -> str | None:
-    """What finetuning cost on the text that the base model was trained for."""
+    """Return how finetuning changed the loss on held-out text, or None if it was not compared."""
     loss = comparison.get("finetuned - base", {}).get("language_modeling", {}).get("loss")
     if not loss:
         return None
@@ -155,10 +155,11 @@ def forgetting(comparison: dict[str, Any]) -> str | None:
 
 
 def by_source(evaluate: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Task → {models, rows of (source, documents, value of each model)} where scores were taken by
-    source.
+    """Return task → {models, rows} of tasks with scores by source.
+
+    A row is (source, documents, value of each model).
     """
-    found = {}
+    tables = {}
     for task in scores.tasks(evaluate):
         models = [m for m in ("finetuned", "base") if task in evaluate.get(m, {})]
         names = dict.fromkeys(
@@ -169,14 +170,14 @@ def by_source(evaluate: dict[str, Any]) -> dict[str, dict[str, Any]]:
         )
         rows = []
         for metric in names:
-            each = [scores.score(evaluate, m, task, metric) or {} for m in models]
-            documents = next((score["n"] for score in each if score), None)
+            by_model = [scores.score(evaluate, m, task, metric) or {} for m in models]
+            documents = next((score["n"] for score in by_model if score), None)
             rows.append(
-                (metric.split("/", 1)[1], documents, [score.get("value") for score in each])
+                (metric.split("/", 1)[1], documents, [score.get("value") for score in by_model])
             )
         if rows:
-            found[task] = {"models": models, "rows": rows}
-    return found
+            tables[task] = {"models": models, "rows": rows}
+    return tables
 
 
 def contamination_by_side(task: str, by_text: dict[str, dict[str, float]]) -> str:

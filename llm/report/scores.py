@@ -1,4 +1,4 @@
-"""`metrics/evaluate.json` as tables: which models, tasks and metrics there are, and who is best."""
+"""`metrics/evaluate.json` as tables: models, tasks, metrics, the best model, and notes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llm.evaluate.table import HEADLINE
 
 __all__ = ["HEADLINE", "LOWER_IS_BETTER"]
 
-NOT_A_SCORE = frozenset({"mean_length", *COUNTS})  # shown, never "best"
+NOT_A_SCORE = frozenset({"mean_length", *COUNTS})  # in the tables, but never "best"
 LABELS = {
     "bleu": "BLEU",
     "rouge1": "ROUGE-1",
@@ -37,20 +37,21 @@ MODEL_LABELS = {
 
 
 def models(evaluate: dict[str, Any]) -> list[str]:
-    """Model names: finetuned, base, then baselines in the file's order."""
+    """Return model names: finetuned, base, then baselines in the file's order."""
     first = [name for name in ("finetuned", "base") if name in evaluate]
     return first + [name for name in evaluate if name.startswith("baseline:")]
 
 
 def tasks(evaluate: dict[str, Any]) -> list[str]:
-    """Task names in the file's order, `language_modeling` last."""
+    """Return task names in the file's order, `language_modeling` last."""
     names = dict.fromkeys(task for model in models(evaluate) for task in evaluate[model])
     return sorted(names, key=lambda name: name == "language_modeling")
 
 
 def metrics(evaluate: dict[str, Any], task: str) -> list[str]:
-    """Metric names of a task over all models, lengths last; counts and scores by source are not for
-    the tables.
+    """Return the metric names of a task over all models, lengths last.
+
+    Counts and scores by source are not part of the tables.
     """
     found = (metric for model in models(evaluate) for metric in evaluate[model].get(task, {}))
     names = dict.fromkeys(metric for metric in found if metric not in COUNTS and "/" not in metric)
@@ -58,19 +59,20 @@ def metrics(evaluate: dict[str, Any], task: str) -> list[str]:
 
 
 def headline(evaluate: dict[str, Any], task: str) -> str | None:
-    """The metric that stands for a task."""
+    """Return a task's headline metric."""
     present = metrics(evaluate, task)
     return next((metric for metric in HEADLINE if metric in present), None)
 
 
 def score(evaluate: dict[str, Any], model: str, task: str, metric: str) -> dict[str, Any] | None:
-    """{value, low, high, n, signature} or None where the model was not scored so."""
+    """Return {value, low, high, n, signature}, or None if the model has no such score."""
     return evaluate.get(model, {}).get(task, {}).get(metric)
 
 
 def best(evaluate: dict[str, Any], task: str, metric: str) -> set[str]:
-    """Models with the best value of a metric; several in a tie, none where only one was scored or
-    nothing is best.
+    """Return the models with the best value of a metric.
+
+    Several in a tie; none if only one model was scored or the metric has no best value.
     """
     found = {
         m: s["value"]
@@ -84,8 +86,9 @@ def best(evaluate: dict[str, Any], task: str, metric: str) -> set[str]:
 
 
 def overall(evaluate: dict[str, Any], model: str = "finetuned") -> float | None:
-    """Mean over tasks of the headline metric, of those where more is better; does not depend on the
-    tokenizer.
+    """Return the mean over tasks of headline metrics where more is better.
+
+    It does not depend on the tokenizer.
     """
     values = []
     for task in tasks(evaluate):
@@ -101,12 +104,12 @@ def overall(evaluate: dict[str, Any], model: str = "finetuned") -> float | None:
 
 
 def label(metric: str) -> str:
-    """A metric's name as people write it."""
+    """Return a metric's display name."""
     return LABELS.get(metric, metric.replace("_", " "))
 
 
 def model_label(model: str) -> str:
-    """A model's name as people write it."""
+    """Return a model's display name."""
     name = model.removeprefix("baseline:")
     words = name.replace("_", " ")
     return MODEL_LABELS.get(name, words[:1].upper() + words[1:])
@@ -115,12 +118,11 @@ def model_label(model: str) -> str:
 def tables(
     evaluate: dict[str, Any], contamination: dict[str, float], by_text: dict[str, dict[str, float]]
 ) -> list[dict[str, Any]]:
-    """One table a task: its metrics, and rows of cells {value, low, high, best} or None for each
-    model.
+    """Return one table a task: its metrics, and a row of cells for each model.
 
-    Beside a model's scores stands the share of the test examples that its own training text
-    contains in part: the base model has seen the pretraining text, the finetuned one both; what a
-        rule without training has seen is none.
+    A cell is {value, low, high, best}, or None if the model has no such score. Each row has the
+    share of test examples that overlap with the model's own training text: pretraining text for
+    the base model, pretraining and finetuning text for the finetuned one. Baselines have none.
     """
     pretraining = by_text.get("pretraining", contamination)
     score_tables = []
@@ -145,13 +147,15 @@ def tables(
 
 
 def signatures(evaluate: dict[str, Any]) -> list[dict[str, Any]]:
-    """How each score was made, once for all metrics made alike, in the order of the tables.
+    """Return notes on how scores were made, in the order of the tables.
+
+    Metrics made in the same way share a note.
 
     Returns:
-        {scores: [[task, metric]], common: what holds for every model, models: what does not, by
-        model}; a note's number is its place.
+        Notes {scores: [[task, metric]], common: signature parts of all models, models: other parts
+        by model}. A note's number is its position.
     """
-    found: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
     for task in tasks(evaluate):
         for metric in metrics(evaluate, task):
             parts = {
@@ -170,9 +174,9 @@ def signatures(evaluate: dict[str, Any]) -> list[dict[str, Any]]:
             own = {model: text for model, text in own.items() if text not in ("", model)}
             note = {"common": "|".join(common), "models": own}
             same = next(
-                (other for other in found if {**note, "scores": other["scores"]} == other), None
+                (other for other in notes if {**note, "scores": other["scores"]} == other), None
             )
             if same is None:
-                found.append(same := {**note, "scores": []})
+                notes.append(same := {**note, "scores": []})
             same["scores"].append([task, metric])
-    return found
+    return notes
