@@ -146,10 +146,10 @@ def forgetting(comparison: dict[str, Any]) -> str | None:
     loss = comparison.get("finetuned - base", {}).get("language_modeling", {}).get("loss")
     if not loss:
         return None
-    verb = "rose" if loss["difference"] > 0 else "fell"
+    verb = "raised" if loss["difference"] > 0 else "lowered"
     chance = "more than chance" if loss["p_value"] < 0.05 else "no more than chance"
     return (
-        f"Forgetting: with finetuning the loss on held-out text {verb} from {number(loss['a'])} to {number(loss['b'])} "
+        f"Forgetting: finetuning {verb} the loss on held-out text from {number(loss['a'])} to {number(loss['b'])} "
         f"nats per token ({number(loss['low'])} to {number(loss['high'])} higher, {chance})."
     )
 

@@ -457,6 +457,6 @@ def test_a_scaling_law_is_shown_where_there_is_one(
     )
     with pytest.raises(
         UserError,
-        match=r"metrics/scaling.json is of an earlier version: `dvc repro scaling/dvc.yaml`",
+        match=r"metrics/scaling.json was written by an earlier version. Run `dvc repro scaling/dvc.yaml`",
     ):
         page.write_report(params.load(), tmp_path / "out")
