@@ -16,7 +16,7 @@ from llm.params import Clean
 from llm.report import commentary, page, scores
 from llm.report import format as words
 from llm.report.collect import collect
-from llm.report.corpus import compared
+from llm.report.corpus import compare_tokenizers
 from llm.report.page import write_report
 from llm.tracking import metrics_files
 from tests.report import workspace
@@ -152,7 +152,7 @@ def test_the_tokenizer_is_compared_with_gpt2s_where_that_is_at_hand(
     )
     write_json("data/tokens/meta.json", encode.describe(shards, counts, ours, 0.3))
     ours.save("data/tokenizer")
-    found = compared()
+    found = compare_tokenizers()
     assert found is not None
     assert found["bytes"] == counts.splits["val"]["bytes"]
     assert found["ours"] == found["bytes"] / (counts.splits["val"]["tokens"] - found["documents"])
