@@ -93,7 +93,7 @@ def test_a_full_run_is_shown_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     for text in (html, markdown):
         assert "beam search, 4 beams" in text, "the effect of decoding settings"
-        assert "rose from 2.900 to 3.010" in text, "forgetting"
+        assert "raised the loss on held-out text from 2.900 to 3.010" in text, "forgetting"
         assert "Accuracy +0.460 (0.400 to 0.520, p = 0.034)" in text
         assert (
             "4.7 % of the answers were cut at their limit, 0.30 % of the answers are empty" in text
