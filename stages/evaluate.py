@@ -28,6 +28,13 @@ RAW = Path("data/raw/pretrain")
 
 
 def main() -> None:
+    """Score all models and baselines.
+
+    Params read: evaluate, finetune.base, tokenize.clean, seed.
+
+    Outputs: metrics/{evaluate,comparison,contamination}.json, metrics/scores.csv,
+        metrics/predictions.
+    """
     p = params.load()
     import torch
 
@@ -55,12 +62,12 @@ def main() -> None:
             for test in tests
         }
         book = ScoreBook(predictions, e.bootstrap, e.confidence, p.seed)
-        first, tokenizer = tracked is not None, Tokenizer.load(base)
-        names, places, _ = validation_sources(TOKENS, val)
-        text = ValSample(val, tokenizer, e.perplexity_tokens, names, places)
+        is_main, tokenizer = tracked is not None, Tokenizer.load(base)
+        names, ranges, _ = validation_sources(TOKENS, val)
+        text = ValSample(val, tokenizer, e.perplexity_tokens, names, ranges)
         documents = written(p.tokenize.clean, TOKENS).records(RAW, ["text", "source"])
-        origin = language.sources(text, tokenizer, documents if first else iter(()))
-        origin = language.largest(origin, text.document_bytes)
+        source_names = language.sources(text, tokenizer, documents if is_main else iter(()))
+        source_names = language.largest(source_names, text.document_bytes)
         for name, (directory, chat) in {
             "base": (base, tokenizer.is_chat),
             "finetuned": (FINETUNED, True),
@@ -68,31 +75,35 @@ def main() -> None:
             contestant = Contestant(
                 name, load_model(directory, device, torch.float32), directory, chat
             )
-            answer_tests(p, contestant, tests, examples, book if first else None)
-            read_text(contestant, text, origin, book if first else None)
+            answer_tests(p, contestant, tests, examples, book if is_main else None)
+            read_text(contestant, text, source_names, book if is_main else None)
             context = contestant.model.config.max_position_embeddings
             del contestant
         if tracked is None:
-            return  # the first process scores and writes
+            return  # the main process scores and writes
         for test in tests:
             for name, texts in baselines.answers(
                 test.kind, test.rows, examples[test.name], p.seed
             ).items():
                 book.answers(f"baseline:{name}", test, Answers(texts, {}, [], f"baseline:{name}"))
-        found = text_baselines.text_baselines_and_contamination(
+        text_results = text_baselines.text_baselines_and_contamination(
             tests, test_sets.train_texts(MIX / "train.parquet"), train, text, tokenizer, context
         )
-        for name, measures in found.measures.items():
+        for name, measures in text_results.measures.items():
             book.add(name, LANGUAGE_MODELING, measures)
         comparison = {"finetuned - base": book.comparison("base", "finetuned")}
         tracked.log_metrics(
             {".".join(key): value for key, value in table.headlines(book.results).items()}
         )
         write_bytes("metrics/scores.csv", table.scores_csv(book.results).encode())
-        write_json("metrics/contamination.json", found.contamination_by_text)
+        write_json("metrics/contamination.json", text_results.contamination_by_text)
         write_json("metrics/comparison.json", comparison)
-        write_json("metrics/evaluate.json", {**book.results, "contamination": found.contamination})
-    print(table.render(book.results, found.contamination, found.contamination_by_text))
+        write_json(
+            "metrics/evaluate.json", {**book.results, "contamination": text_results.contamination}
+        )
+    print(
+        table.render(book.results, text_results.contamination, text_results.contamination_by_text)
+    )
     print("\nevaluate: → metrics/evaluate.json, metrics/predictions")
 
 

@@ -1,6 +1,4 @@
-"""Write metrics/report/ and metrics/summary.json from what the other stages left, and complete the
-MLflow run.
-"""
+"""The report and the summary of the other stages' metrics; completes the MLflow run."""
 
 from __future__ import annotations
 
@@ -12,13 +10,14 @@ from llm.runtime import dvc_lock, outputs
 from llm.runtime.io import whole_directory, write_json
 from llm.runtime.stage import run_stage
 from llm.runtime.timing import stage_timing
-from llm.tracking import metrics_files
-from llm.tracking import run as tracking
+from llm.tracking import metrics_files, run
 from llm.tracking.mlflow_store import Score
 
 
 def main() -> None:
-    """Params read: all (they are shown).
+    """Write the report.
+
+    Params read: all; the report shows them.
 
     Outputs: metrics/report/{report.html, report.md, figures, numbers, tables},
         metrics/summary.json.
@@ -26,17 +25,15 @@ def main() -> None:
     p = params.load()
     with stage_timing("report"):
         with (
-            tracking.stage(p, "report") as run,
+            run.stage(p, "report") as tracked,
             whole_directory("metrics/report", outputs.REPORT) as directory,
         ):
             write_json(summary.PATH, summary.summary(metrics_files.metrics()))
-            about = {"name": run.state["name"], "id": run.run_id or ""}
-            found = write_report(p, directory, about)
+            about = {"name": tracked.state["name"], "id": tracked.run_id or ""}
+            data = write_report(p, directory, about)
             tables = [f"metrics/report/tables/{path.name}" for path in write_tables(directory)]
-        score = Score(found["overall"], *predictions.tests("finetuned"))
-        tracking.finish(
-            p, ("metrics", "params.yaml"), tables, model="models/finetuned", score=score
-        )
+        score = Score(data["overall"], *predictions.tests("finetuned"))
+        run.finish(p, ("metrics", "params.yaml"), tables, model="models/finetuned", score=score)
     print("report: metrics/report/report.html")
 
 

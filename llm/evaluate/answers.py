@@ -1,4 +1,4 @@
-"""Puts one model, or a baseline's answers, through the tests. Nothing here opens a file."""
+"""The answers of one model or baseline to the tests, and their measures. Opens no files."""
 
 from __future__ import annotations
 
@@ -33,23 +33,22 @@ UNNORMALISED = "argmax over choices of log-likelihood of the choice and the end 
 class Answers:
     """One model's answers to a test set.
 
-    columns: more columns for the predictions file. extra: measures beside those of the kind.
+    columns: more columns for the predictions file. extra: measures in addition to the kind's.
     """
 
     texts: list[str]
     columns: dict[str, list[Any]]
     extra: list[Measure]
-    form: str  # of the prompt, for signatures
+    form: str  # form of the prompt, for signatures
 
 
 @dataclass(frozen=True)
 class Asking:
-    """How questions are put to a model.
+    """The settings with which a model is asked.
 
-    max_new_tokens: by task or by kind of task; where both are silent, what the kind leaves free for
-        a response.
-    who: of error messages.
-    stop_ids: tokens that end an answer, beside the end token.
+    max_new_tokens: by task or by kind of task; the default is the kind's `RESPONSE_TOKENS`.
+    who: the model's name in error messages.
+    stop_ids: tokens that end an answer, in addition to the end token.
     """
 
     chat: bool
@@ -62,13 +61,11 @@ class Asking:
 
 
 def check_vocabulary(model: Transformer, tokenizer: Tokenizer, who: str) -> None:
-    """Raises UserError where the tokenizer has tokens, such as those around a chat, that the model
-    lacks.
-    """
+    """Raise UserError if the tokenizer has tokens, such as chat tokens, that the model lacks."""
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
-            f"{who}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: it lacks "
-            "those of the task's form. Take the tokenizer that the model was trained with, or train it again."
+            f"{who}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: the "
+            "tokens of the task's form are missing. Use the model's own tokenizer, or train the model again."
         )
 
 
@@ -79,8 +76,10 @@ def rounds(
     variants: Mapping[str, Decoding],
     examples: int | None,
 ) -> Iterator[tuple[str, Decoding, TestSet]]:
-    """What a model is asked, as (whose answers, decoding, test set): every test, and for each other
-    way of decoding (`variant:<name>`) the first `examples` of those whose answers are written.
+    """Yield what a model is asked, as (name of the answers, decoding, test set).
+
+    Every test comes first; then, for each variant of decoding (`variant:<name>`), the first
+    `examples` of every test with generated answers.
     """
     for test in tests:
         yield name, decoding, test
@@ -100,7 +99,7 @@ def answer(
     asking: Asking,
     on_progress: Callable[[int], object] | None = None,
 ) -> Answers:
-    """Generate, or where only given choices can be right, choose among them by likelihood.
+    """Generate answers, or choose among given choices by likelihood.
 
     Raises:
         UserError: the model's logits are not finite, or it lacks tokens.
@@ -118,7 +117,7 @@ def answer(
 
 
 def check_limits(max_new_tokens: Mapping[str, int], tests: Sequence[TestSet]) -> None:
-    """Raises UserError for a limit of what is neither a task nor a kind of task."""
+    """Raise UserError for a limit whose name is neither a task nor a kind of task."""
     known = {*tasks.kinds(), *(test.name for test in tests)}
     for name in sorted(max_new_tokens.keys() - known):
         raise UserError(
@@ -127,7 +126,7 @@ def check_limits(max_new_tokens: Mapping[str, int], tests: Sequence[TestSet]) ->
 
 
 def answer_limit(test: TestSet, max_new_tokens: Mapping[str, int]) -> int:
-    """Tokens of an answer, at most."""
+    """Return the most tokens of an answer."""
     kind = tasks.get(test.kind, test.name)
     return max_new_tokens.get(test.name) or max_new_tokens.get(test.kind) or kind.RESPONSE_TOKENS
 
@@ -145,23 +144,23 @@ def _generate(
     from llm.generation.request import Request
 
     decoding = asking.decoding
-    if (
-        asking.shots.count and not asking.chat
-    ):  # a plain answer ends where the next example would begin
+    if asking.shots.count and not asking.chat:  # a plain answer ends before the next example
         decoding = decoding.model_copy(update={"stop_strings": (*decoding.stop_strings, BETWEEN)})
     seeds = [key("decode", asking.seed, row["id"]) for row in rows]
     requests = [
         Request(ids, new, decoding, seed) for ids, seed in zip(asked.ids, seeds, strict=True)
     ]
     stop_ids = asking.stop_ids | {tokenizer.eos_id}
-    found = complete(model, requests, stop_ids, tokenizer.decode, on_progress=on_progress)
-    check_finite([completion.reason != "not_finite" for completion in found], "prompts", asking.who)
-    unfinished = [float(completion.reason != "stop") for completion in found]
+    completions = complete(model, requests, stop_ids, tokenizer.decode, on_progress=on_progress)
+    check_finite(
+        [completion.reason != "not_finite" for completion in completions], "prompts", asking.who
+    )
+    unfinished = [float(completion.reason != "stop") for completion in completions]
     counts = [
         *asked.counts,
         metrics.mean("unfinished", "share of answers cut at their limit|scale:0-1", unfinished),
     ]
-    texts = [(completion.text or "").strip() for completion in found]
+    texts = [(completion.text or "").strip() for completion in completions]
     return Answers(texts, {}, counts, f"{asked.form}|{decoding.describe()}, at most {new} tokens")
 
 
@@ -192,7 +191,7 @@ def _choose(
 
 
 def check_finite(finite: Sequence[bool], what: str, who: str) -> None:
-    """Raises UserError, with how many of the model's results are no numbers, where any is none."""
+    """Raise UserError, with the number of non-finite results, if there are any."""
     wrong = len(finite) - sum(finite)
     if wrong:
         raise UserError(
@@ -205,33 +204,37 @@ def check_finite(finite: Sequence[bool], what: str, who: str) -> None:
 
 
 def measures(test: TestSet, texts: Sequence[str], form: str) -> list[Measure]:
-    """The metrics of a kind of task, and the counts of what is odd. form: how the answers were
-    made, for signatures.
+    """Return the metrics of a kind of task, and the counts of odd examples.
+
+    Args:
+        test: the test set.
+        texts: one answer for each of its rows.
+        form: how the answers were made, for signatures.
     """
     task = tasks.get(test.kind, test.name)
     references = [row["references"] for row in test.rows]
-    found: list[Measure] = []
+    scored: list[Measure] = []
     if {"exact_match", "f1"} & set(task.METRICS) and not task.CLOSED:
-        found += metrics.question_answering(texts, references)
+        scored += metrics.question_answering(texts, references)
     if set(metrics.ROUGE) & set(task.METRICS):
-        found += metrics.rouge(texts, references)
+        scored += metrics.rouge(texts, references)
     if "bleu" in task.METRICS:
-        found.append(metrics.bleu(texts, references))
+        scored.append(metrics.bleu(texts, references))
     if hasattr(task, "score"):
         own = [task.score(text, row) for text, row in zip(texts, test.rows, strict=True)]
-        found += [
+        scored += [
             metrics.mean(name, f"mean of llm/tasks/{test.kind}.py", [row[name] for row in own])
             for name in own[0]
         ]
     if task.CLOSED:
         names = {choice for row in test.rows for choice in row["choices"]}
         labels, positive = [row["label"] for row in test.rows], test.rows[0].get(POSITIVE)
-        found = [*metrics.classification(texts, labels, form, names, positive), *found]
+        scored = [*metrics.classification(texts, labels, form, names, positive), *scored]
     else:
-        found.append(metrics.mean_length(texts))
-        found = [
+        scored.append(metrics.mean_length(texts))
+        scored = [
             Measure(m.name, f"{m.signature}|{form}", m.statistics, m.reduce, m.column)
-            for m in found
+            for m in scored
         ]
-    wanted = [m for m in found if m.name in (*task.METRICS, "mean_length")]
+    wanted = [m for m in scored if m.name in (*task.METRICS, "mean_length")]
     return [*wanted, *metrics.counted(texts, test.rows)]

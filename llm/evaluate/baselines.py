@@ -1,4 +1,4 @@
-"""Answers that need no language model: what a score must beat to mean anything.
+"""Baseline answers without a language model, which a meaningful score must beat.
 
 All are pure functions of the example, its id and the training answers; `random` draws by a hash of
 the id, so adding or removing examples never changes another's answer.
@@ -20,12 +20,12 @@ from llm.text.sentences import sentences, words
 
 Row = Mapping[str, Any]  # of data/mix/test/<task>.parquet
 TFIDF_FEATURES = 20_000
-TRAIN_EXAMPLES = 50_000  # of a task that baselines look at, at most: memory
-SENTENCES = 10_000  # training summaries that are looked at for their usual number of sentences
+TRAIN_EXAMPLES = 50_000  # most training examples of a task that baselines read, for memory
+SENTENCES = 10_000  # training summaries that give the usual number of sentences
 
 
 def draw(items: Sequence[str], *key: str | int) -> str:
-    """One of `items`, uniformly, by a hash of `key`; empty where there are none."""
+    """Return one of `items`, uniformly by a hash of `key`; empty if there are none."""
     return items[int(uniform(*key) * len(items))] if items else ""
 
 
@@ -33,8 +33,9 @@ def draw(items: Sequence[str], *key: str | int) -> str:
 
 
 def usual_sentences(summaries: Iterable[str]) -> int:
-    """Median number of sentences of (the first 10,000) training summaries: 1 for titles, 3 for
-    CNN/DailyMail.
+    """Return the median number of sentences of the first 10,000 training summaries.
+
+    It is 1 for titles and 3 for CNN/DailyMail.
     """
     counts = [
         len(sentences(text, lines=True))
@@ -44,14 +45,14 @@ def usual_sentences(summaries: Iterable[str]) -> int:
 
 
 def lead(document: str, count: int) -> str:
-    """The first `count` sentences, one a line (Lead-3 with count 3: See et al. 2017,
+    """Return the first `count` sentences, one a line (Lead-3 with count 3: See et al. 2017,
     arXiv:1704.04368).
     """
     return "\n".join(sentences(document)[:count])
 
 
 def random_sentences(document: str, count: int, seed: int, example_id: str) -> str:
-    """`count` different sentences drawn at random, in the document's order, one a line."""
+    """Return `count` random sentences in the document's order, one a line."""
     found = sentences(document)
     order = sorted(range(len(found)), key=lambda i: (uniform("sentence", seed, example_id, i), i))
     return "\n".join(found[i] for i in sorted(order[:count]))
@@ -61,12 +62,12 @@ def random_sentences(document: str, count: int, seed: int, example_id: str) -> s
 
 
 def random_sentence(context: str, seed: int, example_id: str) -> str:
-    """A random sentence of the context."""
+    """Return a random sentence of the context."""
     return draw(sentences(context), "sentence", seed, example_id)
 
 
 def sliding_window(context: str, question: str) -> str:
-    """The context's sentence with the best match to the question; the first of equals.
+    """Return the context's sentence that matches the question best; the first in a tie.
 
     The sliding window of Richardson et al. 2013 (MCTest, algorithm 1), which SQuAD took as its
     baseline (Rajpurkar et al. 2016, section 5.1): a window as long as the question has distinct
@@ -93,7 +94,7 @@ def sliding_window(context: str, question: str) -> str:
 
 
 def majority(labels: Iterable[str]) -> str:
-    """The most frequent training label; the first by name of equals; empty where there is none."""
+    """Return the most frequent training label; the first by name in a tie; empty if there is none."""
     counts = collections.Counter(labels)
     return min(counts, key=lambda label: (-counts[label], label)) if counts else ""
 
@@ -101,11 +102,10 @@ def majority(labels: Iterable[str]) -> str:
 def tfidf(
     train_texts: Sequence[str], train_labels: Sequence[str], texts: Sequence[str]
 ) -> list[str]:
-    """Labels of `texts` by logistic regression on TF-IDF of words and word pairs: strong without a
-    neural network.
+    """Return labels of `texts` by logistic regression on TF-IDF of words and word pairs.
 
-    It reads what a model reads, the prompts with their templates, and is trained on the same
-    examples."""
+    It reads the same prompts as a model, with their templates, and trains on the same examples.
+    """
     if len(set(train_labels)) < 2 or not any(words(text) for text in train_texts):
         return [majority(train_labels)] * len(texts)
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -119,9 +119,7 @@ def tfidf(
         ),
         LogisticRegression(C=10.0, tol=1e-3, max_iter=1000),
     )
-    with threadpool_limits(
-        1
-    ):  # sums in one order on any machine, and no contention over small matrices
+    with threadpool_limits(1):  # fixes the order of sums on any machine
         model.fit(list(train_texts), list(train_labels))
     return [str(label) for label in model.predict(list(texts))]
 
@@ -132,7 +130,7 @@ def tfidf(
 def answers(
     kind: str, rows: Sequence[Row], train: Sequence[tuple[str, str]], seed: int
 ) -> dict[str, list[str]]:
-    """Predictions of every baseline of a kind of task: name → one text a row.
+    """Return the predictions of every baseline of a kind of task: name → one text a row.
 
     train: prompts and responses of the task's training examples.
     """
@@ -160,7 +158,7 @@ def answers(
             "majority": lambda row: usual,
             "random": lambda row: draw(row["choices"], "label", seed, row["id"]),
         }
-    else:  # a kind of the user's own: what any kind can be answered with, and what its module says
+    else:  # a user's own kind: baselines that fit any kind, and those of its module
         usual = majority(train_responses)
         each = {
             "majority": lambda row: usual,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-CELLS = 4_000_000  # of the matrix of draws held at a time: 32 MB
+CELLS = 4_000_000  # of the draws matrix in memory at a time: 32 MB
 
 Reduce = Callable[
     [np.ndarray, int], np.ndarray
@@ -20,8 +20,12 @@ Reduce = Callable[
 
 
 def resampled_sums(statistics: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Sums of `statistics` (n, k) over `resamples` draws of n examples with replacement:
-    (resamples, k), float64.
+    """Return sums over draws of n examples with replacement: (resamples, k), float64.
+
+    Args:
+        statistics: (n, k), one row an example.
+        resamples: number of draws.
+        seed: of the draws.
     """
     n = len(statistics)
     values = np.ascontiguousarray(statistics, dtype=np.float64)
@@ -32,8 +36,8 @@ def resampled_sums(statistics: np.ndarray, resamples: int, seed: int) -> np.ndar
         count = min(rows, resamples - first)
         drawn = generator.integers(0, n, size=(count, n)) + n * np.arange(count)[:, None]
         draws = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
-        # Not a matrix product: einsum sums in one order whatever the number of BLAS threads, so
-        # bytes do not change.
+        # einsum, not a matrix product: its order of sums does not depend on the number of BLAS
+        # threads, so bytes do not change.
         sums[first : first + count] = np.einsum("rn,nk->rk", draws.astype(np.float64), values)
     return sums
 
@@ -41,7 +45,7 @@ def resampled_sums(statistics: np.ndarray, resamples: int, seed: int) -> np.ndar
 def bootstrap(
     statistics: np.ndarray, reduce: Reduce, resamples: int, confidence: float, seed: int
 ) -> tuple[float, float]:
-    """The percentile interval of `reduce` over examples drawn with replacement.
+    """Return the percentile interval of `reduce` over examples drawn with replacement.
 
     Args:
         statistics: (n, k), one row an example.

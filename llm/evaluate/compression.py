@@ -1,8 +1,7 @@
-"""What held-out text costs without a language model: zstd with a trained dictionary, and
-single-token counts.
+"""Held-out text coded without a language model: zstd with a dictionary, and token counts.
 
-Both see the training text only, and code each held-out document (zstd) or token (unigram) with what
-they learnt there."""
+Both learn from the training text only, then code each held-out document (zstd) or token (unigram).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 READ = 1_000_000  # tokens read at a time
 LEVEL = 19
 DICTIONARY_BYTES = 112_640  # 110 KiB, the zstd command's default
-SAMPLE_BYTES = 32 * 2**20  # of training documents that the dictionary is trained on: memory
+SAMPLE_BYTES = 32 * 2**20  # most text that trains the dictionary, for memory
 # of a document that count as one sample: ZDICT weighs samples, and reads the beginning of long ones
 PIECE_BYTES = 4096
 
@@ -34,7 +33,7 @@ class Decoder(Protocol):
 
 
 def documents(stream: TokenStream, tokenizer: Decoder) -> Iterator[tuple[str, int]]:
-    """The documents of a stream, in order, with the number of their tokens.
+    """Yield the documents of a stream in order, with their number of tokens.
 
     Documents end at the end-of-text token, which is counted and not decoded. Memory: the longest
     document."""
@@ -54,7 +53,7 @@ def documents(stream: TokenStream, tokenizer: Decoder) -> Iterator[tuple[str, in
 
 
 def token_counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
-    """How often each token occurs: (vocab_size,), int64."""
+    """Count each token: (vocab_size,), int64."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for start in range(0, len(stream), READ):
         block = stream.read(start, min(READ, len(stream) - start)).astype(np.int64)
@@ -71,8 +70,9 @@ def token_counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
 def unigram_nats(
     stream: TokenStream, counts: np.ndarray, sequence_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Code lengths of the same windows as `llm.generation.likelihood.stream_nll`, by add-one
-    smoothed training counts.
+    """Return code lengths by add-one smoothed training counts.
+
+    The windows are those of `llm.generation.likelihood.stream_nll`.
 
     Returns:
         Per window: nats (float64) and predicted tokens.
@@ -110,10 +110,9 @@ class Sample:
 def train_dictionary(
     pieces: list[bytes], size: int = DICTIONARY_BYTES
 ) -> tuple[zstandard.ZstdCompressionDict, str]:
-    """A zstd dictionary, and how it was made, for the signature.
+    """Return a zstd dictionary, and how it was made, for the signature.
 
-    Where there is too little text for zstd's training, the last bytes of the text themselves are
-    the dictionary."""
+    If there is too little text for zstd's training, the last bytes of the text are the dictionary."""
     import zstandard
 
     try:
@@ -129,9 +128,9 @@ def train_dictionary(
 def compressed_bytes(
     texts: Iterable[str], dictionary: zstandard.ZstdCompressionDict
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes of each text compressed alone at level 19, and its own; empty texts are left out.
+    """Return compressed and original bytes of each non-empty text, each alone at level 19.
 
-    Frames carry no magic number, size, checksum or dictionary id: a favour to zstd, of some 10
+    Frames carry no magic number, size, checksum or dictionary id: this saves zstd about 10
     bytes a document."""
     import zstandard
 

@@ -1,4 +1,4 @@
-"""How much of the test data the training text contains: shared 13-grams of words.
+"""Contamination of the test data by the training text: shared 13-grams of words.
 
 An example is contaminated where its input or a reference shares a run of 13 words with the training
 text (Brown et al. 2020, arXiv:2005.14165, appendix C, whose N is at most 13). Words are
@@ -31,20 +31,20 @@ class Contamination:
         self._pending = 0
 
     def add_example(self, task: str, texts: Iterable[str]) -> None:
-        """A test example: its input texts and references. All come before the first `scan`."""
+        """Add a test example: its input texts and references. All come before the first `scan`."""
         for text in texts:
             self.grams.add(text, len(self._tasks))
         self._tasks.append(task)
 
     def scan(self, text: str, side: str = "pretraining") -> None:
-        """One training text, on one of the sides that are told apart."""
+        """Scan one training text, and record its matches under `side`."""
         self._block.setdefault(side, []).append(text)
         self._pending += len(text)
         if self._pending >= 6 * ngrams.BLOCK:  # characters of about so many words
             self._flush()
 
     def fractions(self, side: str | None = None) -> dict[str, float]:
-        """Contaminated share of each task's examples, by the text of one side or (None) of any."""
+        """Return the contaminated share of each task's examples, by the text of one side or (None) of any."""
         self._flush()
         seen = np.zeros(len(self.grams), dtype=bool)
         for name, marks in self._seen.items():

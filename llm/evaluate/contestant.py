@@ -1,7 +1,7 @@
-"""A model under test: its answers to the tests, and what it makes of held-out text.
+"""A model under test: its answers to the tests, and its likelihood of held-out text.
 
-Every process that takes part calls these alike; the first one, which has the book, keeps the
-scores."""
+All processes call these functions with the same arguments; only the main one has the score book.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm.data.val_sample import ValSample
-from llm.evaluate import answers as run
-from llm.evaluate import language
+from llm.evaluate import answers, language
 from llm.evaluate.prompts import Shots
 from llm.evaluate.scorebook import LANGUAGE_MODELING, ScoreBook
 from llm.evaluate.test_sets import TestSet
@@ -42,39 +41,44 @@ def answer_tests(
     examples: Mapping[str, Sequence[tuple[str, str]]],
     book: ScoreBook | None,
 ) -> None:
-    """Answer every test; the finetuned model also as `evaluate.variants` say.
+    """Answer every test; the finetuned model also answers with each of `evaluate.variants`.
 
     Args:
         examples: training examples of each task, for few-shot prompts.
         book: None in the other processes.
 
     Raises:
-        UserError: a param names no task of these, or the model cannot answer.
+        UserError: a param names an unknown task, or the model cannot answer.
     """
     e = p.evaluate
-    run.check_limits(e.max_new_tokens, tests)
+    answers.check_limits(e.max_new_tokens, tests)
     variants = e.variants if c.name == "finetuned" else {}
-    for label, decoding, test in run.rounds(
+    for label, decoding, test in answers.rounds(
         c.name, tests, e.decoding, variants, e.variant_examples
     ):
         shots = Shots(e.shots, examples[test.name], p.seed)
         who, stops = f"{c.directory}, {test.name}", stop_ids(c.directory, c.tokenizer)
-        asking = run.Asking(c.chat, e.max_new_tokens, decoding, shots, p.seed, who, stops)
+        asking = answers.Asking(c.chat, e.max_new_tokens, decoding, shots, p.seed, who, stops)
         with Progress(
             f"{label} · {test.name}", len(test.rows), "examples", quiet=book is None
         ) as bar:
-            answers = run.answer(c.model, c.tokenizer, test, asking, bar.update)
+            model_answers = answers.answer(c.model, c.tokenizer, test, asking, bar.update)
         if book is not None:
-            book.answers(label, test, answers)
+            book.answers(label, test, model_answers)
 
 
 def read_text(c: Contestant, text: ValSample, names: list[str], book: ScoreBook | None) -> None:
-    """Score the likelihood of held-out text, whole and by source; `names` has the source of each
-    document.
+    """Score the likelihood of held-out text, as a whole and by source.
+
+    Args:
+        names: the source of each document.
+        book: None in the other processes.
     """
-    found = language.language_modeling(
+    windows = language.language_modeling(
         c.model, text, c.tokenizer, f"{c.directory}, {LANGUAGE_MODELING}"
     )
     if book is not None:
-        apart = language.by_source(found, names, text.document_bytes, text.document_tokens)
-        book.windows(c.name, found, apart)
+        source_measures = language.by_source(
+            windows, names, text.document_bytes, text.document_tokens
+        )
+        book.windows(c.name, windows, source_measures)

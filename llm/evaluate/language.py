@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 WINDOW = (
     2048  # tokens of context at most for perplexity: logits of a longer one would need gigabytes
 )
-LOGITS = 2**25  # held at a time for perplexity: 128 MB in float32
+LOGITS = 2**25  # in memory at a time for perplexity: 128 MB in float32
 SOURCES = (
     12  # of the text that have a score of their own, the largest; the others are scored together
 )
@@ -45,7 +45,7 @@ class Windows:
     scope: str  # for signatures
 
     def measures(self) -> list[Measure]:
-        """Loss and perplexity per token, and bits per byte."""
+        """Return loss and perplexity per token, and bits per byte."""
         return [
             metrics.loss(self.nats, self.tokens, f"nats per token|{self.scope}"),
             metrics.perplexity(self.nats, self.tokens, f"per token|{self.scope}"),
@@ -58,7 +58,7 @@ class Windows:
 def language_modeling(
     model: Transformer, stream: ValSample, tokenizer: Tokenizer, who: str = "the model"
 ) -> Windows:
-    """Held-out text in windows that do not overlap.
+    """Score held-out text in windows that do not overlap.
 
     Every token but the first is predicted once, end-of-text tokens too; bytes are the documents',
     so bits per byte compare across tokenizers.
@@ -87,9 +87,9 @@ def windows(
     tokenizer: Tokenizer,
     form: str,
 ) -> Windows:
-    """Code lengths (nats) and predicted tokens of windows, with the bytes of their text."""
-    # A character that a border parts is inexact on both sides; this moves the interval only, the
-    # total is exact.
+    """Join code lengths (nats) and predicted tokens of windows with the bytes of their text."""
+    # A character split by a border is inexact on both sides. This affects only the interval;
+    # the total is exact.
     sizes = window_bytes(stream, tokenizer, counts, window)
     scope = f"{int(counts.sum())} tokens, {stream.bytes} bytes of {stream.describe()}|{form}"
     return Windows(nats, counts, sizes * (stream.bytes / sizes.sum()), documents, scope)
@@ -103,14 +103,14 @@ def likelihood(
     tokenizer: Tokenizer,
     form: str,
 ) -> list[Measure]:
-    """The measures of code lengths (nats) and predicted tokens of windows."""
+    """Return the measures of code lengths (nats) and predicted tokens of windows."""
     return windows(nats, counts, np.zeros(0), window, stream, tokenizer, form).measures()
 
 
 def window_bytes(
     stream: TokenStream, tokenizer: Tokenizer, counts: np.ndarray, window: int
 ) -> np.ndarray:
-    """UTF-8 bytes of the text that each window predicts: (windows,) float64, at least 1."""
+    """Return the UTF-8 bytes that each window predicts: (windows,) float64, at least 1."""
     sizes = np.ones(len(counts))
     for i, count in enumerate(counts):
         ids = stream.read(i * window + 1, int(count))
@@ -149,31 +149,31 @@ def sources(
 
 
 def largest(names: list[str], sizes: np.ndarray) -> list[str]:
-    """The documents' sources, the small ones as `others`. sizes: bytes of the documents."""
+    """Return the documents' sources, small ones as `others`; `sizes` are bytes of the documents."""
     volume: Counter[str] = Counter()
     for name, size in zip(names, sizes.tolist(), strict=True):
         volume[name] += size
-    found = [
+    names_of_largest = [
         name for name, _ in sorted(volume.items(), key=lambda item: (-item[1], item[0]))[:SOURCES]
     ]
-    return [name if name in found else OTHERS for name in names]
+    return [name if name in names_of_largest else OTHERS for name in names]
 
 
 def by_source(
     found: Windows, names: list[str], sizes: np.ndarray, tokens: np.ndarray
 ) -> list[Measure]:
-    """Bits per byte of each source, `bits_per_byte/<source>`; one row a document.
+    """Return bits per byte of each source, `bits_per_byte/<source>`; one row a document.
 
     names, sizes, tokens: source, as `largest` gives it, bytes and tokens of each document.
     """
     label, measures = np.array(names), []
     for name in sorted(set(label.tolist()), key=lambda name: (name in (OTHERS, UNKNOWN), name)):
-        here = (label == name) & (sizes > 0)
-        if here.any():
-            read = f"{int(tokens[here].sum())} tokens, {int(sizes[here].sum())} bytes"
-            signature = f"{int(here.sum())} documents, {read} from {name}"
+        in_source = (label == name) & (sizes > 0)
+        if in_source.any():
+            read = f"{int(tokens[in_source].sum())} tokens, {int(sizes[in_source].sum())} bytes"
+            signature = f"{int(in_source.sum())} documents, {read} from {name}"
             measure = metrics.bits_per_byte(
-                found.documents[here], sizes[here], f"{signature}|{found.scope}"
+                found.documents[in_source], sizes[in_source], f"{signature}|{found.scope}"
             )
             measures.append(
                 Measure(

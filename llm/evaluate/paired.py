@@ -1,11 +1,8 @@
-"""Is B better than A? Paired tests on the same examples: approximate randomisation and the paired
-bootstrap.
+"""Paired tests of two models: approximate randomisation and the paired bootstrap.
 
 Approximate randomisation (Noreen 1989; Riezler and Maxwell 2005) swaps the two models' results on
-each example with a
-chance of one half: under the hypothesis that the models do not differ, the difference that was seen
-    is one of those.
-The interval of the difference comes from the paired bootstrap (Koehn 2004): both models on the same
+each example with probability 1/2. If the models do not differ, the observed difference is one of
+the resulting ones. The interval of the difference comes from the paired bootstrap (Koehn 2004): both models on the same
 resampled examples. Both work on the statistics of `metrics.Measure`, so that corpus scores such as
 BLEU and Matthews correlation, which scipy's tests would need a slow function for, are recomputed in
 each trial from sums. Where scipy.stats.permutation_test and sacrebleu's paired tests apply, they
@@ -22,7 +19,7 @@ import numpy as np
 from llm.evaluate.bootstrap import CELLS, resampled_sums
 from llm.evaluate.metrics import Measure
 
-TRIALS = 10_000  # of approximate randomisation: the smallest p-value is one over that
+TRIALS = 10_000  # of approximate randomisation; the smallest p-value is about 1 / TRIALS
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Difference:
     n: int
 
     def to_json(self) -> dict[str, Any]:
-        """Without the metric's name, with what was done."""
+        """Return the values without the metric's name, with a signature."""
         values = asdict(self)
         del values["metric"]
         return values | {
@@ -50,10 +47,10 @@ class Difference:
 def differences(
     a: Sequence[Measure], b: Sequence[Measure], resamples: int, confidence: float, seed: int
 ) -> list[Difference]:
-    """B against A in every measure that both have, over the same examples in the same order.
+    """Compare B with A in every measure that both have, over the same examples in the same order.
 
     Raises:
-        ValueError: a measure is of different examples.
+        ValueError: a measure's statistics differ in shape.
     """
     other = {measure.name: measure for measure in b}
     pairs = [(measure, other[measure.name]) for measure in a if measure.name in other]
@@ -89,7 +86,7 @@ def differences(
             low, high = np.quantile(spread, [tail, 1.0 - tail])
             p_value = (extreme + 1) / (
                 TRIALS + 1
-            )  # never 0: what was seen is one of the possible outcomes
+            )  # never 0: the observed outcome is a possible one
             found[one.name] = Difference(
                 one.name, before, after, after - before, float(low), float(high), p_value, n
             )
@@ -97,9 +94,7 @@ def differences(
 
 
 def _swapped(change: np.ndarray, trials: int, seed: int) -> np.ndarray:
-    """Sums (trials, k) of the rows of `change` (n, k) that are swapped, each with a chance of one
-    half.
-    """
+    """Return sums (trials, k) of the swapped rows of `change` (n, k), each with probability 1/2."""
     n = len(change)
     values = np.ascontiguousarray(change, dtype=np.float64)
     generator = np.random.default_rng([seed, n])
@@ -110,15 +105,13 @@ def _swapped(change: np.ndarray, trials: int, seed: int) -> np.ndarray:
         bits = np.unpackbits(
             generator.integers(0, 256, size=(count, -(-n // 8)), dtype=np.uint8), axis=1
         )[:, :n]
-        # Not a matrix product: see `intervals.resampled_sums`.
+        # Not a matrix product: see `bootstrap.resampled_sums`.
         sums[first : first + count] = np.einsum("rn,nk->rk", bits.astype(np.float64), values)
     return sums
 
 
 def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which differences are significant where several are looked at (Holm 1979): all errors
-    together under `level`.
-    """
+    """Return which differences are significant, with family-wise error `level` (Holm 1979)."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     significant = [False] * len(p_values)
     for rank, i in enumerate(order):

@@ -1,6 +1,4 @@
-"""From a test example's prompt to token ids: its form, the examples shown before it, and what is
-cut.
-"""
+"""Token ids of test prompts: their form, the examples before them, and truncation."""
 
 from __future__ import annotations
 
@@ -33,12 +31,14 @@ class Shots:
     seed: int = 0
 
     def drawn(self, example_id: str) -> list[tuple[str, str]]:
-        """The shots of one test example: different ones, the same in every run."""
-        wanted, places, attempt = min(self.count, len(self.examples)), dict[int, None](), 0
-        while len(places) < wanted:
-            places[int(uniform("shot", self.seed, example_id, attempt) * len(self.examples))] = None
+        """Return the shots of one test example: distinct, and the same in every run."""
+        wanted, indices, attempt = min(self.count, len(self.examples)), dict[int, None](), 0
+        while len(indices) < wanted:
+            indices[int(uniform("shot", self.seed, example_id, attempt) * len(self.examples))] = (
+                None
+            )
             attempt += 1
-        return [self.examples[place] for place in places]
+        return [self.examples[index] for index in indices]
 
 
 NONE = Shots()
@@ -46,7 +46,7 @@ NONE = Shots()
 
 @dataclass(frozen=True)
 class Prompts:
-    """Token ids of the prompts, what is counted of them, and their form, for signatures."""
+    """Token ids of the prompts, their counts, and their form, for signatures."""
 
     ids: list[list[int]]
     counts: list[Measure]
@@ -56,12 +56,11 @@ class Prompts:
 def prompts(
     tokenizer: Tokenizer, rows: Sequence[Row], chat: bool, room: int, shots: Shots = NONE
 ) -> Prompts:
-    """Ids of every prompt, at most `room` each.
+    """Return the ids of every prompt, at most `room` each.
 
-    Where a prompt and its shots are too long, shots are left out, the first ones first; a prompt
-    that is too long alone
-    loses its beginning. Counted: prompts that lost text (to the mixture's limit or to the context),
-        and shots shown.
+    If a prompt and its shots are too long, the first shots are dropped; a prompt that is too long
+    alone loses its beginning. Counts: prompts that lost text (to the mixture's limit or to the
+    context), and shots shown.
     """
     ids, cut, shown = [], [], []
     before_all, after_all = ((), ()) if chat else tokenizer.around
@@ -100,8 +99,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, chat: bool, room: int) -> tupl
     ids = tokenizer.chat_ids(prompt) if chat else tokenizer.encode(prompt + "\n")
     if len(ids) <= room:
         return ids, False
-    # What stands before the prompt stays: a soft prompt, a system message, the mark of the user's
-    # turn.
+    # Keep the tokens before the prompt: a soft prompt, a system message, the user's mark.
     pairs = zip(ids[:room], tokenizer.chat_ids("") if chat else [], strict=False)
     first = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     kept = [*ids[:first], *ids[len(ids) - room + first :]]
@@ -118,5 +116,5 @@ def _shot_ids(tokenizer: Tokenizer, prompt: str, response: str, chat: bool) -> l
 
 
 def room_for(context: int, new_tokens: int) -> int:
-    """Tokens left to the prompt: the context without the answer, but at least half of it."""
+    """Return the tokens left for the prompt: the context without the answer, but at least half of it."""
     return max(1, context // 2, context - new_tokens)

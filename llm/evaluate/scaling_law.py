@@ -1,9 +1,8 @@
-"""A law of loss over model size and training tokens, L(N, D) = E + A / N^α + B / D^β, fitted with
-its uncertainty.
+"""The scaling law L(N, D) = E + A / N^α + B / D^β, fitted with its uncertainty.
 
 The form and the estimator are approach 3 of Hoffmann et al. 2022 (arXiv:2203.15556): Huber loss on
 residuals of log L, minimised by L-BFGS from the best points of a grid, the best end kept. Besiroglu
-et al. 2024 (arXiv:2404.10102) name what went wrong there, and is done otherwise here: the objective
+et al. 2024 (arXiv:2404.10102) name what went wrong there, and this module does differently: the objective
 is a sum, in units of the Huber threshold, so that L-BFGS does not take a small value for
 convergence; intervals come from a bootstrap; constants keep all their digits."""
 
@@ -18,13 +17,13 @@ from scipy.special import logsumexp
 
 from llm.errors import UserError
 
-# of log L: residuals beyond a tenth of a percent count linearly (Hoffmann et al., appendix D.3)
+# Residuals of log L beyond a tenth of a percent count linearly (Hoffmann et al., appendix D.3)
 HUBER = 1e-3
 EXPONENTS = (0.01, 3.0)  # bounds of α and β; wide around everything published (0.3 to 0.8)
 SHARES = (0.05, 0.15, 0.3, 0.45)  # of the mean loss, that the terms of N and of D may start with
 STARTS = (0.1, 0.3, 0.6, 1.0)  # exponents to start with
-TRIED = 30  # of the grid's starts, those of the lowest objective
-FEW = 6  # constants are five
+TRIED = 30  # starts of the grid with the lowest objective
+FEW = 6  # least runs, for five constants
 NAMES = ("E", "A", "B", "alpha", "beta")
 
 Array = np.ndarray
@@ -61,7 +60,7 @@ class Law:
 
 
 def fit(parameters: Array, tokens: Array, losses: Array) -> Law:
-    """The law of runs with these (runs,) sizes, training tokens and final losses (nats).
+    """Fit the law to (runs,) sizes, training tokens and final losses (nats).
 
     Raises:
         UserError: too few runs, or all of one size or one number of tokens: the constants would be
@@ -74,8 +73,7 @@ def fit(parameters: Array, tokens: Array, losses: Array) -> Law:
 def bootstrap(
     parameters: Array, tokens: Array, losses: Array, resamples: int, seed: int
 ) -> list[Law]:
-    """Laws of the runs drawn anew with replacement; draws in which a law is arbitrary are drawn
-    again.
+    """Fit laws to resamples of the runs; draws that do not determine a law are repeated.
 
     Of `FEW` runs one may be missing in a draw, or all draws would be the same.
     """
@@ -93,7 +91,7 @@ def bootstrap(
 
 
 def interval(values: list[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Percentiles that enclose a share of the values."""
+    """Return percentiles that enclose a share of the values."""
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 

@@ -1,4 +1,4 @@
-"""Collects every model's scores and keeps the answers they came from."""
+"""The scores of all models, and the files of the answers behind them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import UserError
-from llm.evaluate import answers as run
 from llm.evaluate import metric_names, test_sets
+from llm.evaluate.answers import Answers, measures
 from llm.evaluate.language import Windows
 from llm.evaluate.metrics import Measure
 from llm.evaluate.paired import differences
@@ -35,16 +35,16 @@ class ScoreBook:
         default_factory=dict
     )  # (model, task) -> what was scored
 
-    def answers(self, model: str, test: TestSet, answers: run.Answers) -> None:
+    def answers(self, model: str, test: TestSet, answers: Answers) -> None:
         """Score a model's answers to a test set and write them to `<model>-<task>.parquet`."""
-        measures = [*run.measures(test, answers.texts, answers.form), *answers.extra]
-        columns = {m.name: m.column for m in measures if m.column is not None} | answers.columns
+        scored = [*measures(test, answers.texts, answers.form), *answers.extra]
+        columns = {m.name: m.column for m in scored if m.column is not None} | answers.columns
         path = self.directory / f"{model.replace(':', '_')}-{test.name}.parquet"
         test_sets.write_predictions(path, test.rows, answers.texts, columns)
-        self.add(model, test.name, measures)
+        self.add(model, test.name, scored)
 
     def add(self, model: str, task: str, measures: Sequence[Measure]) -> None:
-        """Value and interval of each measure. Raises UserError for one that is not finite."""
+        """Add value and interval of each measure. Raises UserError for one that is not finite."""
         scores: Scores = {}
         for measure in measures:
             score = measure.score(self.resamples, self.confidence, self.seed)
@@ -57,25 +57,25 @@ class ScoreBook:
         self.results.setdefault(model, {})[task] = scores
         self.measures[model, task] = list(measures)
 
-    def windows(self, model: str, found: Windows, more: Sequence[Measure] = ()) -> None:
+    def windows(self, model: str, windows: Windows, more: Sequence[Measure] = ()) -> None:
         """Score a model's loss on held-out text and write its windows to
         `<model>-language_modeling.parquet`.
         """
         columns = {
-            "nats": found.nats.tolist(),
-            "tokens": found.tokens.tolist(),
-            "bytes": found.bytes.tolist(),
+            "nats": windows.nats.tolist(),
+            "tokens": windows.tokens.tolist(),
+            "bytes": windows.bytes.tolist(),
         }
         path = self.directory / f"{model.replace(':', '_')}-{LANGUAGE_MODELING}.parquet"
-        test_sets.write_columns(path, {"id": [str(i) for i in range(len(found.nats))], **columns})
-        self.add(model, LANGUAGE_MODELING, [*found.measures(), *more])
+        test_sets.write_columns(path, {"id": [str(i) for i in range(len(windows.nats))], **columns})
+        self.add(model, LANGUAGE_MODELING, [*windows.measures(), *more])
 
     def comparison(self, a: str, b: str) -> dict[str, dict[str, dict[str, Any]]]:
-        """Task → metric → model `b` against model `a`, of the scores of both."""
+        """Return task → metric → the difference `b` − `a`, for metrics that both models have."""
         return {
             task: {
-                found.metric: found.to_json()
-                for found in differences(
+                difference.metric: difference.to_json()
+                for difference in differences(
                     [m for m in measures if m.name not in metric_names.COUNTS],
                     self.measures[b, task], self.resamples, self.confidence, self.seed,
                 )

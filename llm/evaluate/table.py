@@ -1,4 +1,4 @@
-"""The scores as a table for people, and as rows for DVC's plots."""
+"""The scores as a table to read, and as rows for DVC's plots."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ def render(
     contamination: dict[str, float],
     apart: dict[str, dict[str, float]] | None = None,
 ) -> str:
-    """One block a task: a line a model, a column a main metric, with its interval.
+    """Return one block a task: a line a model, a column a main metric, with its interval.
 
-    apart: the contaminated shares by pretraining and finetuning text.
+    Args:
+        results: model → task → metric → score.
+        contamination: contaminated share of each task.
+        apart: the same by pretraining and finetuning text.
     """
     blocks = []
     for task in sorted({task for tasks in results.values() for task in tasks}):

@@ -1,4 +1,4 @@
-"""What the evaluation reads and writes: test sets, training text, predictions."""
+"""The files of the evaluation: test sets, training text, predictions."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class TestSet:
 
     @property
     def closed(self) -> bool:
-        """Whether answers are chosen and not written."""
+        """Return whether answers are chosen from given ones."""
         return tasks.get(self.kind, self.name).CLOSED
 
     def head(self, count: int | None) -> TestSet:
-        """The first `count` examples; all of them: None."""
+        """Return the first `count` examples; None for all."""
         return TestSet(self.name, self.kind, self.rows[:count])
 
     def texts(self) -> Iterator[list[str]]:
-        """Of each example the input texts and references, without the wording of the prompt."""
+        """Yield each example's input texts and references, without the prompt's wording."""
         columns = tasks.get(self.kind, self.name).TEST_COLUMNS
         for row in self.rows:
             # A label is no text; the choices are in every prompt.
@@ -46,8 +46,9 @@ class TestSet:
 
 
 def read_tests(directory: Path, examples: int | None) -> list[TestSet]:
-    """The test sets by name, of each the first `examples` rows (all: None); the files are in the
-    order of a hash.
+    """Read the test sets by name, the first `examples` rows of each; None for all.
+
+    Rows are in the order of a hash.
 
     Raises:
         UserError: there is none, or one is unreadable, empty, or without a column.
@@ -89,7 +90,7 @@ def _read_test(path: Path, examples: int | None) -> TestSet:
 
 
 def train_examples(path: Path, task: str, limit: int) -> list[tuple[str, str]]:
-    """Prompts and responses of the first `limit` training examples of a task."""
+    """Return prompts and responses of the first `limit` training examples of a task."""
     found: list[tuple[str, str]] = []
     for batch in _batches(path, ["task", "prompt", "response"]):
         found += [(row["prompt"], row["response"]) for row in batch if row["task"] == task]
@@ -99,7 +100,7 @@ def train_examples(path: Path, task: str, limit: int) -> list[tuple[str, str]]:
 
 
 def train_texts(path: Path) -> Iterator[str]:
-    """Prompt and response of every training example, as one text."""
+    """Yield prompt and response of every training example as one text."""
     for batch in _batches(path, ["prompt", "response"]):
         for row in batch:
             yield f"{row['prompt']}\n{row['response']}"
@@ -127,7 +128,7 @@ def write_predictions(
 
 
 def write_columns(path: Path, columns: Mapping[str, Any]) -> None:
-    """A parquet file of these columns."""
+    """Write a parquet file of these columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,6 +1,4 @@
-"""One pass over the training text: the text baselines and the contamination both need to see all of
-it.
-"""
+"""Text baselines and contamination, computed in one pass over the training text."""
 
 from __future__ import annotations
 
@@ -45,8 +43,9 @@ def text_baselines_and_contamination(
     tokenizer: Tokenizer,
     context: int,
 ) -> TextResults:
-    """Bits per byte of zstd and of single-token counts, and the contamination of every task and of
-    the held-out text.
+    """Score zstd and token counts on held-out text, and measure contamination.
+
+    Contamination covers every task and the held-out text.
 
     Args:
         mix_texts: the training examples of finetuning.

@@ -20,7 +20,7 @@ from llm.report import scores
 from llm.report.collect import clip, clip_middle
 from llm.report.figures import curves as figures
 from llm.report.figures import differences
-from llm.report.page import fill
+from llm.report.render import fill
 from llm.runtime.flatten import flatten
 from llm.runtime.io import write_where_told
 from llm.tracking import metrics_files

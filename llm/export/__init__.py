@@ -1,6 +1,4 @@
-"""The model in the forms that other tools take, each in a directory with a model card and the
-tokenizer's files.
-"""
+"""Export of the model for other tools, with a model card and the tokenizer's files."""
 
 from __future__ import annotations
 
@@ -32,10 +30,10 @@ def export(
     if out.resolve() == model.resolve():
         raise UserError(f"--out {out} is the model itself; name another directory.")
     title = out.resolve().name
-    made = {"to": to, "model": model.as_posix()}
-    made |= {"dtype": dtype} if to == "gguf" else {}
-    made |= {"adapter": adapter.as_posix()} if adapter else {}
-    replaced = replaceable(out, made)
+    description = {"to": to, "model": model.as_posix()}
+    description |= {"dtype": dtype} if to == "gguf" else {}
+    description |= {"adapter": adapter.as_posix()} if adapter else {}
+    replaced = replaceable(out, description)
     loaded = load_model(model, keep_stored=True)
     if adapter is not None:
         load_adapter(loaded, adapter, model)
@@ -67,7 +65,7 @@ def export(
         _limit_length(folder / "tokenizer_config.json", loaded.config.max_position_embeddings)
         assert to != "hf" or loaded.soft_prompt is None or (folder / PROMPT).is_dir()
         write_card(folder, title, model, load_config(model), adapter, to)
-        write_marker(folder, made)
+        write_marker(folder, description)
     return out
 
 

@@ -118,8 +118,7 @@ def _manifests() -> dict[str, dict[str, Any]]:
 
 
 def _data(manifests: dict[str, dict[str, Any]]) -> list[str]:
-    from llm.report.format import cell
-    from llm.report.page import source_of
+    from llm.report.format import cell, source_of
 
     rows = [
         "| dataset | source | revision | records | bytes of text | manifest's SHA-256 |",

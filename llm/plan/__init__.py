@@ -1,4 +1,4 @@
-"""What a run will take, before it takes it, and a refusal where that does not fit the machine."""
+"""The time, memory and disk of a run before it starts; a run that does not fit is refused."""
 
 from llm.plan.plan import Plan
 from llm.plan.stages import UTILISATION, before_training, finetune_plan, pretrain_plan

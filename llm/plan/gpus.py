@@ -1,4 +1,4 @@
-"""The machine that a plan is made for: this one, or GPUs that are not here, by their data sheet."""
+"""The machine of a plan: this one, or other GPUs by their data sheets."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from llm.errors import UserError
 from llm.parallel import hardware, processes
 from llm.runtime import env
 
-# Name, dense bfloat16 FLOP/s with float32 accumulation, and memory in GiB, as NVIDIA's data sheets
-# have them (which often print twice the rate, "with sparsity").
+# Name, dense bfloat16 FLOP/s with float32 accumulation, and memory in GiB, from NVIDIA's data
+# sheets (which often print twice the rate, "with sparsity").
 GPUS = {
     "l4": ("NVIDIA L4", 121e12, 24),
     "rtx-4090": ("NVIDIA GeForce RTX 4090", 165e12, 24),
@@ -20,26 +20,26 @@ GPUS = {
     "h100": ("NVIDIA H100 SXM", 989e12, 80),
     "h200": ("NVIDIA H200", 989e12, 141),
 }
-FLOAT32_SHARE = 0.5  # of the bfloat16 rate that TensorFloat-32 has, in the same data sheets
+FLOAT32_SHARE = 0.5  # TensorFloat-32's rate as a share of bfloat16's, in the same data sheets
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan needs to know. Bytes, FLOP/s."""
+    """The hardware that a plan counts with, in bytes and FLOP/s."""
 
     where: torch.device
     name: str
-    memory: int  # of one card, or what all processes of this machine share
+    memory: int  # one GPU's, or the RAM that all processes of this machine share
     dtype: torch.dtype
-    rate: float  # of one device
+    rate: float  # FLOP/s of one device
     rate_from: str
-    devices: int  # that share the work
-    processes: int  # that share `memory`
+    devices: int  # number that share the work
+    processes: int  # number that share `memory`
     here: bool
 
 
 def this_machine(precision: str) -> Machine:
-    """Where this process runs; its rate is measured now."""
+    """Return the machine of this process, and measure its rate now."""
     where = hardware.device()
     dtype = hardware.precision(precision, where)
     cuda = where.type == "cuda"
@@ -57,10 +57,10 @@ def this_machine(precision: str) -> Machine:
 
 
 def gpus(kind: str, count: int, precision: str) -> Machine:
-    """`count` GPUs of a kind that need not be here.
+    """Return a machine of `count` GPUs, which need not be present.
 
     Raises:
-        UserError: the kind is none of those whose data sheet is known here.
+        UserError: the kind is not in `GPUS`.
     """
     if kind not in GPUS:
         raise UserError(f"--gpu {kind}: unknown; there are {', '.join(GPUS)}.")

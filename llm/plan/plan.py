@@ -1,4 +1,4 @@
-"""What one training stage takes, in words, and whether the machine can hold it."""
+"""The cost of one training stage, as text, and the check that the machine can hold it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from llm.train.memory import Memory
 
 @dataclass(frozen=True)
 class Plan:
-    """One training stage on this machine. Bytes, seconds, tokens; `epochs` is None where the data
-    is not there yet.
+    """One training stage on one machine, in bytes, seconds and tokens.
+
+    `epochs` is None before the data exists.
     """
 
     stage: str
@@ -25,12 +26,12 @@ class Plan:
     steps: int
     tokens: int
     epochs: float | None
-    data: str  # where epochs (or steps) come from, in words
+    data: str  # source of epochs or steps, as text
     flops: float
     seconds: float
     utilisation: float
     utilisation_from: str
-    matmul_flops_per_second: float  # of one device
+    matmul_flops_per_second: float  # rate of one device
     rate_from: str
     device: str
     devices: int  # GPUs that share the work; 1 on a CPU
@@ -38,28 +39,30 @@ class Plan:
     compiled: bool
     micro_batch: int
     sequence_length: int
-    memory: Memory  # of one process
-    memory_total: int  # that the processes on this machine share, or one card's
-    processes: int  # that share it
+    memory: Memory  # needed by one process
+    memory_total: int  # RAM that the machine's processes share, or one GPU's memory
+    processes: int  # number that share it
     disk: int
-    disk_free: int | None  # None: of a machine that is not this one
+    disk_free: int | None  # None for another machine
     optimal_parameters: int
     optimal_tokens: int
 
     @property
     def needed(self) -> int:
-        """Memory of all processes that share it."""
+        """Return the memory of all processes that share it."""
         return self.processes * self.memory.peak
 
     def check(self, kept: int = 0) -> None:
-        """Raises UserError where memory or disk cannot hold the run; `kept` bytes of its
-        checkpoints exist already.
+        """Raise UserError if memory or disk cannot hold the run.
+
+        Args:
+            kept: bytes of its checkpoints that exist already.
         """
         if self.needed > self.memory_total:
             parts = sorted(asdict(self.memory).items(), key=lambda item: -item[1])
             shown = ", ".join(f"{name} {size(value)}" for name, value in parts[:3])
             raise UserError(
-                f"{self.stage}: it would need about {size(self.needed)} of memory ({shown}), and this machine has "
+                f"{self.stage}: the run needs about {size(self.needed)} of memory ({shown}), and this machine has "
                 f"{size(self.memory_total)}. Lower the model's size (model.hidden_size, model.num_hidden_layers, "
                 f"model.depth) or {self.stage}.sequence_length; `python -m llm plan` shows all parts."
             )
@@ -71,7 +74,7 @@ class Plan:
             )
 
     def summary(self) -> list[str]:
-        """Two lines for the log of a stage, which prints size and steps itself."""
+        """Return two lines for a stage's log; the stage prints size and steps itself."""
         return [
             f"{self.stage}: about {duration(self.seconds)}, at {100 * self.utilisation:.0f} % of "
             f"{self.matmul_flops_per_second / 1e9:,.0f} GFLOP/s ({self.utilisation_from})",
@@ -84,7 +87,7 @@ class Plan:
         )
 
     def rows(self) -> list[tuple[str, str]]:
-        """Everything, by name."""
+        """Return every number of the plan as (name, text)."""
         m = self.memory
         trained = (
             f", {self.trained_parameters:,} of them trained"
@@ -93,7 +96,7 @@ class Plan:
         )
         ratio = self.tokens / self.parameters
         shared = f", in {self.processes} processes of" if self.processes > 1 else ""
-        each = " on each" if self.devices > 1 else ""
+        per_device = " on each" if self.devices > 1 else ""
         rows = [
             ("architecture", self.architecture),
             (
@@ -124,7 +127,10 @@ class Plan:
                 f"about {duration(self.seconds)}, at {100 * self.utilisation:.0f} % of the "
                 f"{self.matmul_flops_per_second / 1e9:,.0f} GFLOP/s {self.rate_from} ({self.utilisation_from})",
             ),
-            ("memory", f"about {size(self.needed)} of {size(self.memory_total)}{shared}{each}:"),
+            (
+                "memory",
+                f"about {size(self.needed)} of {size(self.memory_total)}{shared}{per_device}:",
+            ),
             (
                 "",
                 f"weights {size(m.weights)}, gradients {size(m.gradients)}, optimizer {size(m.optimizer)},",

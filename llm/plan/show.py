@@ -1,6 +1,4 @@
-"""`python -m llm plan`: the plans of params.yaml, or of a preset, on this machine or on GPUs that
-are not here.
-"""
+"""The output of `python -m llm plan`: plans on this machine or on GPUs by their data sheets."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from llm.plan.plan import Plan
 from llm.plan.stages import finetune_plan, pretrain_config, pretrain_plan
 from llm.runtime.units import duration, size
 
-# of English web text in GPT-2's vocabulary: OpenWebText is 39.8 GB and 9.04e9 tokens (nanoGPT)
+# English web text in GPT-2's vocabulary: OpenWebText is 39.8 GB and 9.04e9 tokens (nanoGPT)
 BYTES_A_TOKEN = 4.4
 
 
@@ -29,12 +27,12 @@ def show_plan(
     """Print the plans of pretraining and finetuning by params.yaml.
 
     Args:
-        name: of a preset that is put over params.yaml for this plan; the file stays as it is.
+        name: a preset to apply over params.yaml for this plan; the file does not change.
         gpu, count: plan for these GPUs instead of this machine.
-        price: of a GPU for an hour, in any currency.
+        price: one GPU hour, in any currency.
 
     Raises:
-        UserError: the run cannot fit; no such preset or GPU.
+        UserError: the run does not fit, or the preset or GPU is unknown.
     """
     p = presets.params_with(name) if name else params.load()
     plans = [
@@ -84,7 +82,7 @@ def _table(title: str, rows: list[tuple[str, str]]) -> None:
 
 
 def _text_bytes(p: Params) -> int | None:
-    """Bytes of text that the hub sources are cut to; None where there is none with a limit."""
+    """Return the bytes that hub sources are limited to; None if no source has a limit."""
     limits = [
         limit for source in p.download.values() if (limit := getattr(source, "max_bytes", None))
     ]

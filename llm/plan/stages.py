@@ -1,6 +1,4 @@
-"""The plans of pretraining and finetuning, from params and, where they are there already, from data
-and models.
-"""
+"""The plans of pretraining and finetuning, from params and from data and models that exist."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from llm.train import fsdp
 from llm.train.memory import adapter_parameters, training_disk, training_memory
 from llm.train.micro_batch import default_micro_batch
 
-# Share of the measured matrix-product rate that training reaches where no earlier run tells. CPU:
+# Share of the measured matrix-product rate that training reaches where no earlier run measured it. CPU:
 # docs/LOG.md, "When compiling pays". CUDA: 38 to 43 % of the peak on H100s (Llama 3,
 # arXiv:2407.21783, table 4).
 UTILISATION = {("cpu", True): 0.5, ("cpu", False): 0.3, ("cuda", True): 0.4, ("cuda", False): 0.3}
@@ -32,17 +30,20 @@ REPEATS = 4
 
 
 def pretrain_plan(p: Params, config: Config | None = None, machine: Machine | None = None) -> Plan:
-    """Of pretraining by params; `config` where the model is at hand, whose vocabulary may be
-    smaller than asked for.
+    """Return the plan of pretraining.
+
+    Args:
+        config: of an existing model, whose vocabulary may be smaller than params ask for.
+        machine: to plan for, instead of this one.
     """
     s, config = p.pretrain, config or pretrain_config(p)
     meta = Path("data/tokens/meta.json")
     epochs, data = None, "not known before tokenize"
     if meta.exists():
-        found = int(read_json(meta)["train"]["tokens"])
-        epochs = s.steps * s.batch_tokens / found
+        available = int(read_json(meta)["train"]["tokens"])
+        epochs = s.steps * s.batch_tokens / available
         repeated = f"; more than {REPEATS} repeat more than they teach" if epochs > REPEATS else ""
-        data = f"over the {found:,} training tokens of data/tokens{repeated}"
+        data = f"over the {available:,} training tokens of data/tokens{repeated}"
     evaluated = s.eval_tokens * ((s.steps - 1) // s.eval_every)
     sharded = machine is None and fsdp.wanted(config, s)
     return _plan(
@@ -56,8 +57,12 @@ def finetune_plan(
     steps: int | None = None,
     machine: Machine | None = None,
 ) -> Plan:
-    """Of finetuning by params; `config` and `steps` where the model and the packed examples are at
-    hand.
+    """Return the plan of finetuning.
+
+    Args:
+        config: of an existing model.
+        steps: where the examples are packed already, else estimated.
+        machine: to plan for, instead of this one.
     """
     s, config = p.finetune, config or _base_config(p)
     if steps is None:
@@ -90,17 +95,13 @@ def finetune_plan(
 
 
 def before_training(plan: Plan, state: Path) -> None:
-    """Say what the run takes, and refuse it (UserError) where it cannot fit; `state` is where its
-    checkpoints lie.
-    """
+    """Print the plan and raise UserError if the run does not fit; `state` holds its checkpoints."""
     print("\n".join(plan.summary()), flush=True)
     plan.check(kept=sum(path.stat().st_size for path in state.glob("step-*/*")))
 
 
 def pretrain_config(p: Params) -> Config:
-    """Of what is pretrained: the checkpoint that it begins with, if that is there, else the model
-    of params.
-    """
+    """Return the config of the checkpoint that pretraining starts from, else of params' model."""
     if (Path(p.pretrain.init) / "config.json").exists():
         return load_config(p.pretrain.init)
     vocabulary = depth.GPT2_VOCABULARY if p.tokenize.tokenizer == "gpt2" else p.tokenize.vocab_size
@@ -108,25 +109,24 @@ def pretrain_config(p: Params) -> Config:
 
 
 def _base_files(p: Params) -> Path:
-    """config.json of what is finetuned, or of a checkpoint that is not fetched yet, the file that
-    presets/ has of it.
+    """Return config.json of the base model, or the copy in presets/ before it is fetched.
 
     Raises:
-        UserError: there is neither.
+        UserError: neither exists.
     """
-    here = Path(p.finetune.base) / "config.json"
-    known = presets.FOLDER / "shapes" / f"{here.parent.name}.json"
-    for path in (here, known):
+    config_file = Path(p.finetune.base) / "config.json"
+    preset = presets.FOLDER / "shapes" / f"{config_file.parent.name}.json"
+    for path in (config_file, preset):
         if path.exists():
             return path
     raise UserError(
-        f"finetune.base: {here} is not there, so size and memory of the run are not known. Where it is one of "
-        f"params.yaml's checkpoints, `dvc repro checkpoint@{here.parent.name}` fetches it."
+        f"finetune.base: {config_file} is not there, so size and memory of the run are not known. Where it is one of "
+        f"params.yaml's checkpoints, `dvc repro checkpoint@{config_file.parent.name}` fetches it."
     )
 
 
 def _base_config(p: Params) -> Config:
-    """Of what is finetuned."""
+    """Return the config of the base model that is finetuned."""
     if p.finetune.base == params.BASE:
         return pretrain_config(p)
     path = _base_files(p)
@@ -134,9 +134,7 @@ def _base_config(p: Params) -> Config:
 
 
 def _stored(p: Params) -> str:
-    """The type in which the base's weights lie in its files, and in memory while an adapter is
-    trained.
-    """
+    """Return the base weights' dtype in its files, and in memory while an adapter trains."""
     if p.finetune.base == params.BASE:
         return "float32"
     values = read_json(_base_files(p))
@@ -144,7 +142,7 @@ def _stored(p: Params) -> str:
 
 
 def _mixture_tokens(p: Params) -> tuple[int, str]:
-    """Training tokens of one epoch of the mixture, and where the number comes from."""
+    """Return the training tokens of one epoch of the mixture, and the source of the number."""
     path = Path("metrics/mix.json")
     if path.exists() and Path("data/mix").exists():
         tasks = read_json(path)["tasks"].values()
@@ -243,14 +241,19 @@ def _plan(
     )
 
 
-def _utilisation(stage: str, kind: str, device: str, compiled: bool) -> tuple[float, str]:
-    """Share of the matrix-product rate, from the last run of this stage on this device, else what
-    is typical.
+def _utilisation(stage: str, kind: str, device_name: str, compiled: bool) -> tuple[float, str]:
+    """Return the share of the matrix-product rate that training reaches, and its source.
+
+    Measured by the last run of this stage on this device, else typical.
     """
     path = Path(f"metrics/timing/{stage}.json")
     if path.exists():
         last = read_json(path)
-        if last.get("device") == device and last.get("compiled") == compiled and last.get("mfu"):
+        if (
+            last.get("device") == device_name
+            and last.get("compiled") == compiled
+            and last.get("mfu")
+        ):
             return float(last["mfu"]), f"measured by the last run, {path}"
     return UTILISATION[
         ("cuda" if kind == "cuda" else "cpu", compiled)

@@ -1,8 +1,8 @@
-"""What processes that train together send one another, by formula, and what that leaves of many
-devices' speed.
+"""Bytes that training processes exchange, by formula, and the efficiency that follows.
 
-bench/scale.py sets the bytes beside counted ones; docs/SCALE.md has what `python bench/scale.py
-paper` prints."""
+bench/scale.py compares these bytes with counted ones; docs/SCALE.md shows the output of
+`python bench/scale.py paper`.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +57,9 @@ JOBS = (
 
 
 def minimum_bytes(parameters: int, processes: int) -> float:
-    """Bytes that each process must send a step so that all have the sum of float32 gradients: 2 (p
-    - 1)/p of them.
+    """Return the least bytes that each process sends a step to all-reduce float32 gradients.
+
+    That is 2 (p − 1)/p of the gradients' bytes.
 
     Patarasuk and Yuan 2009 (doi:10.1016/j.jpdc.2008.09.002), theorem 1; a reduce-scatter and an
     all-gather reach it."""
@@ -68,7 +69,7 @@ def minimum_bytes(parameters: int, processes: int) -> float:
 def sharded_bytes(
     parameters: int, embeddings: int, processes: int, rounds: int, width: int
 ) -> float:
-    """Bytes that each process of a sharded run sends a step, without Muon's and the scalars.
+    """Return the bytes that each process of a sharded run sends a step, without Muon and scalars.
 
     A pass gathers the layers twice, forward and backward, and the rest once, and adds up all
     gradients; a step has `rounds` passes, since no process has room for a whole gradient.
@@ -83,15 +84,14 @@ def sharded_bytes(
 
 
 def muon_bytes(parameters: int, processes: int) -> float:
-    """Bytes that each process of a sharded run sends a step for Muon: matrices of bfloat16 there
-    and back.
-    """
+    """Return the bytes that each sharded process sends a step for Muon: bfloat16, both ways."""
     return 2 * 2 * parameters / processes * (processes - 1) / processes
 
 
 def efficiency(job: Job, count: int, devices: Devices = H100) -> float:
-    """Share of `count` times one device's speed that `count` devices reach, where nothing but the
-    network slows them.
+    """Return the speed of `count` devices as a share of `count` times one device's speed.
+
+    Only the network slows them.
 
     DDP's exchange runs beside the backward pass of the last micro-batch, two thirds of that pass;
     FSDP's beside all of the computing. A message takes log2 p hops (NCCL's trees). What does not

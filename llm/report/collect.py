@@ -1,7 +1,6 @@
-"""Everything the report shows, read from the stages' files into one plain dictionary.
+"""The data of the report, read from the stages' files into one plain dictionary.
 
-Nothing is required but `params.yaml`: what a run does not have is None or empty, and the page says
-    so.
+Only `params.yaml` is required. Missing parts are None or empty, and the page says so.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from llm.runtime.io import read_json
 from llm.runtime.parquet import readable
 from llm.tracking import metrics_files
 
-CLIP = 1600  # characters of a shown text
-SCALING = Path("metrics/scaling.json")  # of a stage that most runs do without
+CLIP = 1600  # characters of a text in the report
+SCALING = Path("metrics/scaling.json")  # written by an optional stage
 STAGES = ("download", "tokenize", "pretrain", "mix", "finetune", "evaluate", "report")
 
 
@@ -30,7 +29,7 @@ def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]
     """Read the files of the current directory.
 
     Args:
-        run: MLflow's `name` and `id` of this execution, where there is one.
+        run: MLflow's `name` and `id` of this execution, if it has one.
     """
     metrics = metrics_files.metrics()
     evaluate = metrics.get("evaluate", {})
@@ -68,20 +67,20 @@ def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]
 
 
 def _scaling() -> dict[str, Any] | None:
-    """What the ladder left. Raises UserError where it lacks what the report says of it now."""
+    """Return the scaling ladder's results. Raises UserError if an older version wrote them."""
     if not SCALING.is_file():
         return None
-    found: dict[str, Any] = read_json(SCALING)
-    if "E_determined" not in found:
+    scaling: dict[str, Any] = read_json(SCALING)
+    if "E_determined" not in scaling:
         raise UserError(
-            f"{SCALING} is of an earlier version: `dvc repro scaling/dvc.yaml` makes it anew; delete it for a report "
-            "without it."
+            f"{SCALING} was written by an earlier version. Run `dvc repro scaling/dvc.yaml` to write it again, "
+            "or delete it for a report without it."
         )
-    return found
+    return scaling
 
 
 def _model(metrics: dict[str, Any], params: Params) -> dict[str, Any] | None:
-    """Dimensions and parameters by part, from models/base/config.json."""
+    """Return dimensions and parameters by part, from models/base/config.json."""
     path = Path("models/base/config.json")
     if not path.is_file():
         return None
@@ -119,19 +118,20 @@ def _model(metrics: dict[str, Any], params: Params) -> dict[str, Any] | None:
 
 
 def _reasons(manifests: dict[str, Any], mix: dict[str, Any]) -> dict[str, Any]:
-    """What was left out: `datasets`, and `rows` of {reason, stage, counts by dataset (None where it
-    did not occur)}.
+    """Return what was dropped: `datasets`, and `rows` of {reason, stage, counts}.
+
+    `counts` has one number for each dataset, None if the reason did not occur there.
     """
     counts: dict[tuple[str, str], dict[str, int]] = {}
     for name, manifest in manifests.items():
-        found = [("download", reason, n) for reason, n in manifest.get("dropped", {}).items()]
+        drops = [("download", reason, n) for reason, n in manifest.get("dropped", {}).items()]
         rejected = manifest.get("rejected", {}).get("by_reason", {})
-        found += [("download", f"rejected: {reason}", n) for reason, n in rejected.items()]
-        found += [
+        drops += [("download", f"rejected: {reason}", n) for reason, n in rejected.items()]
+        drops += [
             ("mix", reason, n)
             for reason, n in mix.get("tasks", {}).get(name, {}).get("dropped", {}).items()
         ]
-        for stage, reason, n in found:
+        for stage, reason, n in drops:
             if type(n) is int and n:
                 counts.setdefault((stage, reason), {})[name] = n
     order = sorted(counts, key=lambda key: (key[0], -sum(counts[key].values()), key[1]))
@@ -143,23 +143,26 @@ def _reasons(manifests: dict[str, Any], mix: dict[str, Any]) -> dict[str, Any]:
 
 
 def _samples(count: int) -> dict[str, list[dict[str, Any]]]:
-    """Task → answers of base and finetuned to the same prompts, evenly spaced over the test
-    examples, not chosen.
+    """Return task → answers of base and finetuned to the same prompts.
+
+    The prompts are evenly spaced over the test examples, not selected.
     """
-    found = {}
+    samples = {}
     for path in sorted(Path("metrics/predictions").glob("finetuned-*.parquet")):
         task = path.stem.removeprefix("finetuned-")
         if task == "language_modeling":  # windows of text, no prompts
             continue
         after = _rows(path)
-        other = path.with_name(f"base-{task}.parquet")
+        base_path = path.with_name(f"base-{task}.parquet")
         before = (
-            {row["id"]: row.get("prediction") for row in _rows(other)} if other.is_file() else {}
+            {row["id"]: row.get("prediction") for row in _rows(base_path)}
+            if base_path.is_file()
+            else {}
         )
         picked = (
             [after[i * len(after) // count] for i in range(count)] if len(after) > count else after
         )
-        found[task] = [
+        samples[task] = [
             {
                 "prompt": clip_middle(row["prompt"]),
                 "references": [clip(text, 400) for text in _list(row["references"])[:3]],
@@ -170,11 +173,11 @@ def _samples(count: int) -> dict[str, list[dict[str, Any]]]:
             }
             for row in picked
         ]
-    return found
+    return samples
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """id, prompt, prediction and references of a predictions file."""
+    """Read id, prompt, prediction and references of a predictions file."""
     return list(_stream(path, ["id", "prompt", "prediction", "references"]))
 
 
@@ -183,21 +186,21 @@ def _list(value: Any) -> list[str]:
 
 
 def _examples(count: int, tasks: list[str]) -> dict[str, list[dict[str, str]]]:
-    """Task → its first `count` training examples in the mixture's order, which is random."""
+    """Return task → its first `count` training examples in the mixture's random order."""
     path = Path("data/mix/train.parquet")
     if not path.is_file():
         return {}
-    found: dict[str, list[dict[str, str]]] = {task: [] for task in tasks}
+    examples_of: dict[str, list[dict[str, str]]] = {task: [] for task in tasks}
     for row in _stream(path, ["task", "prompt", "response"]):
-        shown = found.setdefault(row["task"], [])
-        if len(shown) < count:
-            shown.append({"prompt": clip(row["prompt"]), "response": clip(row["response"])})
+        examples = examples_of.setdefault(row["task"], [])
+        if len(examples) < count:
+            examples.append({"prompt": clip(row["prompt"]), "response": clip(row["response"])})
         if (
-            all(len(examples) >= count for examples in found.values())
-            and "language_modeling" in found
+            all(len(done) >= count for done in examples_of.values())
+            and "language_modeling" in examples_of
         ):
             break
-    return {task: examples for task, examples in found.items() if examples}
+    return {task: examples for task, examples in examples_of.items() if examples}
 
 
 def _stream(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -209,7 +212,7 @@ def _stream(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def clip(text: str, limit: int = CLIP) -> str:
-    """Text of at most `limit` characters, with what was cut marked."""
+    """Return at most `limit` characters of a text, with a mark where it was cut."""
     return (
         text
         if len(text) <= limit
@@ -218,9 +221,7 @@ def clip(text: str, limit: int = CLIP) -> str:
 
 
 def clip_middle(text: str, limit: int = 1000) -> str:
-    """A prompt of at most about `limit` characters: its head, and its end, where a question may
-    stand.
-    """
+    """Return about `limit` characters of a prompt: its start, and its end, where questions are."""
     if len(text) <= limit:
         return text
     return f"{text[: limit // 2].rstrip()}\n[… {len(text) - limit:,} characters …]\n{text[-(limit // 2) :].lstrip()}"

@@ -1,6 +1,4 @@
-"""What stands below a table of scores: how sure the gain is, what was odd about the examples,
-scores by source.
-"""
+"""The sentences of the report: its summary, and the remarks below each table of scores."""
 
 from __future__ import annotations
 
@@ -9,8 +7,9 @@ from typing import Any
 from llm.evaluate import metric_names
 from llm.evaluate.metric_names import COUNTS, LOWER_IS_BETTER
 from llm.report import scores
+from llm.report.format import compact, duration, number, percent, size, title
 
-SAID = {  # of a share that is not zero
+ODDITIES = {  # metric → how the page describes a share that is not zero
     "truncated": "of the prompts lost text",
     "unfinished": "of the answers were cut at their limit",
     "empty": "of the answers are empty",
@@ -19,32 +18,117 @@ SAID = {  # of a share that is not zero
 }
 
 
-def remarks(
-    evaluate: dict[str, Any], comparison: dict[str, Any], percent: Any, number: Any
-) -> dict[str, list[str]]:
-    """Task → sentences. percent, number: how the page writes them."""
-    found: dict[str, list[str]] = {}
+def summary(data: dict[str, Any]) -> list[str]:
+    """Return the main results, one sentence each."""
+    lines: list[str] = []
+    pretrain, finetune, evaluate = (
+        data["metrics"].get(name) or {} for name in ("pretrain", "finetune", "evaluate")
+    )
+    model = data["model"]
+    if model and pretrain:
+        source = data["manifests"].get("pretrain", {})
+        text = f", drawn from {size(source['bytes'])} of text" if source.get("bytes") else ""
+        lines.append(
+            f"A decoder-only transformer of {number(model['total'])} parameters was trained "
+            f"on {number(pretrain['tokens'])} tokens{text}; its loss on held-out documents is "
+            f"{number(pretrain['val_loss'])} nats per token, or {number(pretrain['val_bits_per_byte'])} bits per byte."
+        )
+    if finetune:
+        lines.append(
+            f"It was then finetuned on {number(finetune['examples'])} examples, training "
+            f"{number(finetune['trainable_parameters'])} parameters ({percent(finetune['trainable_fraction'])})."
+        )
+    for task in scores.tasks(evaluate):
+        metric = scores.headline(evaluate, task)
+        if metric and (line := _result(evaluate, task, metric)):
+            share = data["contamination"].get(task)
+            lines.append(line if share is None else f"{line[:-1]}; contamination {percent(share)}.")
+    if line := forgetting(data["comparison"]):
+        lines.append(line)
+    if data["contamination"]:
+        task, worst = max(data["contamination"].items(), key=lambda item: item[1])
+        lines.append(
+            f"At most {percent(worst)} of a task's test examples ({title(task).lower()}) share 13 words in a row with "
+            "the training text."
+            if worst
+            else "No test example shares 13 words in a row with the training text."
+        )
+    known = [timing for timing in data["timing"].values() if timing]
+    if known:
+        lines.append(
+            f"The stages timed here took {duration(sum(t['seconds'] for t in known))} together and at most "
+            f"{size(max(t['peak_memory_bytes'] for t in known))} of memory, on {known[-1]['device']}."
+        )
+    return lines
+
+
+def _result(evaluate: dict[str, Any], task: str, metric: str) -> str | None:
+    """Return the finetuned (or base) score beside the base model and the strongest baseline."""
+    name = "finetuned" if scores.score(evaluate, "finetuned", task, metric) else "base"
+    own = scores.score(evaluate, name, task, metric)
+    if own is None:
+        return None
+    interval = (
+        f" ({number(own['low'])} to {number(own['high'])})" if own.get("low") is not None else ""
+    )
+    line = f"{title(task)}: {metric_names.label(metric)} {number(own['value'])}{interval} for the {name} model"
+    if name == "finetuned" and (before := scores.score(evaluate, "base", task, metric)):
+        line += f", {number(before['value'])} before finetuning"
+    sign = -1 if metric in metric_names.LOWER_IS_BETTER else 1
+    others = [
+        (m, s["value"])
+        for m in scores.models(evaluate)
+        if (s := scores.score(evaluate, m, task, metric))
+    ]
+    baselines = [(m, value) for m, value in others if m.startswith("baseline:")]
+    if baselines:
+        best, value = max(baselines, key=lambda item: sign * item[1])
+        line += f", {number(value)} for the strongest baseline ({best.removeprefix('baseline:').replace('_', ' ')})"
+    return line + "."
+
+
+def tiles(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (figure, label) for the strip below the title."""
+    strip: list[tuple[str, str]] = []
+    if data["model"]:
+        strip.append((compact(data["model"]["total"]), "parameters"))
+    if pretrain := data["metrics"].get("pretrain"):
+        strip.append((compact(pretrain["tokens"]), "training tokens"))
+        strip.append((number(pretrain["val_bits_per_byte"]), "bits per byte, held out"))
+    for task in scores.tasks(data["evaluate"]):
+        metric = scores.headline(data["evaluate"], task)
+        own = scores.score(data["evaluate"], "finetuned", task, metric) if metric else None
+        if own and metric and metric not in metric_names.LOWER_IS_BETTER:
+            strip.append(
+                (number(own["value"]), f"{metric_names.label(metric)}, {title(task).lower()}")
+            )
+    return strip
+
+
+def remarks(evaluate: dict[str, Any], comparison: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the sentences below each task's table, by task: gains, then oddities of examples."""
+    remarks_of: dict[str, list[str]] = {}
     for task in scores.tasks(evaluate):
         lines = []
         gains = comparison.get("finetuned - base", {}).get(task, {})
-        told = [_gain(metric, gain, number) for metric, gain in gains.items() if _shown(metric)]
-        if told:
+        changes = [_gain(metric, gain) for metric, gain in gains.items() if _shown(metric)]
+        if changes:
             lines.append(
-                f"Finetuned against base, paired by example (approximate randomisation): {'; '.join(told)}."
+                f"Finetuned against base, paired by example (approximate randomisation): {'; '.join(changes)}."
             )
         for model in ("finetuned", "base"):
             odd = [
-                f"{percent(score['value'])} {SAID[metric]}"
+                f"{percent(score['value'])} {ODDITIES[metric]}"
                 for metric in COUNTS
-                if metric in SAID
+                if metric in ODDITIES
                 and (score := scores.score(evaluate, model, task, metric))
                 and score["value"]
             ]
             if odd:
                 lines.append(f"{scores.model_label(model)}: {', '.join(odd)}.")
         if lines:
-            found[task] = lines
-    return found
+            remarks_of[task] = lines
+    return remarks_of
 
 
 def _shown(metric: str) -> bool:
@@ -55,31 +139,32 @@ def _shown(metric: str) -> bool:
     )
 
 
-def _gain(metric: str, gain: dict[str, Any], number: Any) -> str:
+def _gain(metric: str, gain: dict[str, Any]) -> str:
     sign = "+" if gain["difference"] > 0 else ""
     chance = "p < 0.001" if gain["p_value"] < 0.001 else f"p = {gain['p_value']:.3f}"
     interval = f"{number(gain['low'])} to {number(gain['high'])}"
     return f"{metric_names.label(metric)} {sign}{number(gain['difference'])} ({interval}, {chance})"
 
 
-def forgetting(comparison: dict[str, Any], number: Any) -> str | None:
-    """What finetuning cost on the text that the base model was trained for."""
+def forgetting(comparison: dict[str, Any]) -> str | None:
+    """Return how finetuning changed the loss on held-out text, or None if it was not compared."""
     loss = comparison.get("finetuned - base", {}).get("language_modeling", {}).get("loss")
     if not loss:
         return None
-    verb = "rose" if loss["difference"] > 0 else "fell"
+    verb = "raised" if loss["difference"] > 0 else "lowered"
     chance = "more than chance" if loss["p_value"] < 0.05 else "no more than chance"
     return (
-        f"Forgetting: with finetuning the loss on held-out text {verb} from {number(loss['a'])} to {number(loss['b'])} "
+        f"Forgetting: finetuning {verb} the loss on held-out text from {number(loss['a'])} to {number(loss['b'])} "
         f"nats per token ({number(loss['low'])} to {number(loss['high'])} higher, {chance})."
     )
 
 
 def by_source(evaluate: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Task → {models, rows of (source, documents, value of each model)} where scores were taken by
-    source.
+    """Return task → {models, rows} of tasks with scores by source.
+
+    A row is (source, documents, value of each model).
     """
-    found = {}
+    tables = {}
     for task in scores.tasks(evaluate):
         models = [m for m in ("finetuned", "base") if task in evaluate.get(m, {})]
         names = dict.fromkeys(
@@ -90,11 +175,19 @@ def by_source(evaluate: dict[str, Any]) -> dict[str, dict[str, Any]]:
         )
         rows = []
         for metric in names:
-            each = [scores.score(evaluate, m, task, metric) or {} for m in models]
-            documents = next((score["n"] for score in each if score), None)
+            by_model = [scores.score(evaluate, m, task, metric) or {} for m in models]
+            documents = next((score["n"] for score in by_model if score), None)
             rows.append(
-                (metric.split("/", 1)[1], documents, [score.get("value") for score in each])
+                (metric.split("/", 1)[1], documents, [score.get("value") for score in by_model])
             )
         if rows:
-            found[task] = {"models": models, "rows": rows}
-    return found
+            tables[task] = {"models": models, "rows": rows}
+    return tables
+
+
+def contamination_by_side(task: str, by_text: dict[str, dict[str, float]]) -> str:
+    """Return `(pretraining 1.0 %, finetuning 0.3 %)`, or nothing where sides were not recorded."""
+    sides = [
+        f"{side} {percent(shares[task])}" for side, shares in by_text.items() if task in shares
+    ]
+    return f"({', '.join(sides)})" if sides else ""

@@ -1,6 +1,4 @@
-"""The pretraining text as the report shows it: how much, how long, from where, and how well the
-tokenizer packs it.
-"""
+"""The pretraining text in the report: size, lengths, sources and bytes per token."""
 
 from __future__ import annotations
 
@@ -12,25 +10,25 @@ from llm.data.val_sample import ValSample
 from llm.data.val_sources import validation_sources
 from llm.evaluate.compression import documents
 from llm.runtime.io import read_json
-from llm.tokenizer import gpt2 as gpt2_files
+from llm.tokenizer import gpt2
 from llm.tokenizer.bpe import Tokenizer
 
 TOKENS, TOKENIZER = Path("data/tokens"), Path("data/tokenizer")
-COMPARED_TOKENS = 500_000  # of held-out text that two tokenizers are compared on, about
-TOKENS_SHOWN = 40  # characters of a frequent token
+COMPARED_TOKENS = 500_000  # about; held-out text that compares two tokenizers
+TOKEN_CHARACTERS = 40  # longest frequent token that is shown whole
 
 
 def corpus(metrics: dict[str, Any]) -> dict[str, Any] | None:
-    """What metrics/tokenize.json says, ready to be shown; None where there is none."""
+    """Return the content of metrics/tokenize.json for the page; None if the stage has not run."""
     if "train_tokens" not in metrics:
         return None
-    whole = {
+    totals = {
         kind: metrics[f"train_{kind}"] + metrics.get(f"val_{kind}", 0)
         for kind in ("documents", "tokens")
     }
-    whole["bytes"] = metrics.get("train_bytes", 0) + metrics.get("val_bytes", 0)
+    totals["bytes"] = metrics.get("train_bytes", 0) + metrics.get("val_bytes", 0)
     return {
-        **whole,
+        **totals,
         "bytes_per_token": metrics["bytes_per_token"],
         "unused_tokens": metrics.get("unused_tokens"),
         "lengths": [
@@ -39,53 +37,52 @@ def corpus(metrics: dict[str, Any]) -> dict[str, Any] | None:
         "sources": [
             {
                 **row,
-                "share": row["tokens"] / max(1, whole["tokens"]),
+                "share": row["tokens"] / max(1, totals["tokens"]),
                 "packing": row["bytes"] / max(1, row["tokens"]),
             }
             for row in metrics.get("largest_sources", [])
         ],
         "frequent": [
             {
-                "token": shown(row["token"]),
+                "token": visible(row["token"]),
                 "count": row["count"],
-                "share": row["count"] / max(1, whole["tokens"]),
+                "share": row["count"] / max(1, totals["tokens"]),
             }
             for row in metrics.get("frequent_tokens", [])
         ],
-        "compared": compared(),
+        "compared": compare_tokenizers(),
     }
 
 
-def shown(token: str) -> str:
-    """A token with its blanks visible."""
+def visible(token: str) -> str:
+    """Return a token with visible signs for its blanks."""
     for blank, sign in ((" ", "␣"), ("\n", "⏎"), ("\t", "⇥"), ("\r", "␍")):
         token = token.replace(blank, sign)
-    return token if len(token) <= TOKENS_SHOWN else f"{token[:TOKENS_SHOWN]}…"
+    return token if len(token) <= TOKEN_CHARACTERS else f"{token[:TOKEN_CHARACTERS]}…"
 
 
-def compared() -> dict[str, Any] | None:
-    """Bytes a token of our tokenizer and of GPT-2's on the same held-out documents, end tokens not
-    counted.
+def compare_tokenizers() -> dict[str, Any] | None:
+    """Return bytes per token of our tokenizer and of GPT-2's on the same held-out documents.
 
-    None where there are no shards. GPT-2's figure is None where its files are not on this machine:
-    they are not fetched for this.
+    End tokens do not count. None if there are no shards. GPT-2's value is None if its files are
+    not on this machine; they are not downloaded for this comparison.
     """
     if not (TOKENS / "meta.json").is_file() or not (TOKENIZER / "tokenizer.json").is_file():
         return None
     tokenizer = Tokenizer.load(TOKENIZER)
-    gpt2 = Tokenizer.gpt2() if gpt2_files.are_here() else None
+    gpt2_tokenizer = Tokenizer.gpt2() if gpt2.are_here() else None
     size = ours = theirs = count = 0
     val = TokenStream(TOKENS, "val")
-    names, places, _ = validation_sources(TOKENS, val)
+    names, ranges, _ = validation_sources(TOKENS, val)
     for text, tokens in documents(
-        ValSample(val, tokenizer, COMPARED_TOKENS, names, places), tokenizer
+        ValSample(val, tokenizer, COMPARED_TOKENS, names, ranges), tokenizer
     ):
         count, ours, size = count + 1, ours + tokens - 1, size + len(text.encode())
-        theirs += len(gpt2.encode(text)) if gpt2 else 0
+        theirs += len(gpt2_tokenizer.encode(text)) if gpt2_tokenizer else 0
     return {
         "documents": count,
         "bytes": size,
         "ours": size / max(1, ours),
-        "gpt2": size / max(1, theirs) if gpt2 else None,
+        "gpt2": size / max(1, theirs) if gpt2_tokenizer else None,
         "vocab_size": read_json(TOKENS / "meta.json")["vocab_size"],
     }

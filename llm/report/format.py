@@ -8,7 +8,7 @@ from typing import Any
 
 
 def number(value: Any) -> str:
-    """An integer with thousands separators, a float with as many digits as mean something."""
+    """Format an integer with thousands separators, a float with its significant digits."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -29,24 +29,24 @@ def number(value: Any) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference of scores, with its sign; +0.000 where it is too small to mean something."""
+    """Format a difference of scores with its sign; a negligible one becomes +0.000."""
     return f"{value:+.{3 if abs(value) < 10 else 1}f}".replace("-", "−")
 
 
 def setting(value: Any) -> str:
-    """A param as params.yaml writes it."""
+    """Format a param as in params.yaml."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def tuned(value: Any) -> str:
-    """A param that a search has chosen: four digits of a fraction, else as params.yaml writes it."""
+    """Format a tuned param: a fraction with four digits, else as in params.yaml."""
     return f"{value:.4g}" if isinstance(value, float) else setting(value)
 
 
 def compact(value: float) -> str:
-    """A count in three digits: 5.5 M, 1.2 k."""
+    """Format a count in three digits: 5.5 M, 1.2 k."""
     for limit, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
         if value >= limit:
             return f"{value / limit:.3g}{unit}"
@@ -54,7 +54,7 @@ def compact(value: float) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes in decimal units up to megabytes, as files are, and in GB above."""
+    """Format bytes in decimal units: B, kB, MB, GB."""
     if value is None:
         return "–"
     for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
@@ -64,7 +64,7 @@ def size(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people say them."""
+    """Format seconds as s, min or h."""
     if seconds is None:
         return "–"
     if seconds < 60:
@@ -75,20 +75,20 @@ def duration(seconds: float | None) -> str:
 
 
 def percent(fraction: float | None) -> str:
-    """A fraction in percent, with a digit more where it is small."""
+    """Format a fraction in percent, with one more digit if it is small."""
     if fraction is None:
         return "–"
     return f"{100 * fraction:.{0 if fraction == 0 else 1 if fraction >= 0.01 else 2}f} %"
 
 
 def title(name: str) -> str:
-    """`question_answering` → Question answering."""
+    """Turn `question_answering` into Question answering."""
     words = str(name).replace("_", " ")
     return words[:1].upper() + words[1:]
 
 
 def cell(text: Any) -> str:
-    """Text for a Markdown table: one line, nothing that Markdown or HTML would take for markup."""
+    """Escape text for a cell of a Markdown table, on one line."""
     flat = " ".join(str(text).split())
     return re.sub(
         r"([\\`*_\[\]|])",
@@ -98,11 +98,41 @@ def cell(text: Any) -> str:
 
 
 def fence(text: str) -> str:
-    """Text as a Markdown code block whose fence is longer than any in the text."""
+    """Wrap text in a Markdown code block whose fence is longer than any in the text."""
     marks = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
     return f"{marks}text\n{text}\n{marks}"
 
 
 def interval(score: dict[str, float]) -> str:
-    """A value with its interval, four digits each."""
+    """Format a value with its interval, four digits each."""
     return "{value:.4g} [{low:.4g}, {high:.4g}]".format(**score)
+
+
+def source_of(manifest: dict[str, Any]) -> str:
+    """Return where a dataset came from, in a few words."""
+    source = manifest.get("source")
+    if not isinstance(source, dict):
+        return str(source or "unknown")
+    match source.get("source"):
+        case "docs":
+            return "documentation inside the installed packages"
+        case "files":
+            return "files: " + ", ".join(map(str, source.get("paths", [])))
+        case "mixture":
+            return "mixture of " + ", ".join(source.get("sources", {}))
+        case "hub":
+            return f"Hugging Face: {source.get('id')}, {source.get('config') or 'default'}"
+    return str(source.get("source", "unknown"))
+
+
+def licences(manifests: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return each dataset's licence; a long text that repeats refers to its first dataset."""
+    first: dict[str, str] = {}
+    licence_of = {}
+    for name, manifest in manifests.items():
+        text = manifest.get("licence") or "unknown"
+        licence_of[name] = (
+            f"as {title(first[text]).lower()}" if text in first and len(text) > 40 else text
+        )
+        first.setdefault(text, name)
+    return licence_of

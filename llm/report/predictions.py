@@ -1,6 +1,4 @@
-"""What the predictions themselves show: how scores are spread, where they fail, and the best and
-worst of them.
-"""
+"""The predictions in the report: score distributions, weak spots, best and worst examples."""
 
 from __future__ import annotations
 
@@ -20,17 +18,20 @@ from llm.runtime.parquet import readable
 from llm.tasks.base import key
 
 PREDICTIONS = Path("metrics/predictions")
-SHOWN = 3  # of the best, of the worst and of a random draw
-LABELS = 16  # at most in a figure
-BINS = 5  # of prompts by length, with equally many prompts
+SHOWN = 3  # examples each of the best, the worst and a random draw
+LABELS = 16  # most labels in a figure
+BINS = 5  # of prompt length, with equally many prompts each
 Columns = dict[str, list[Any]]
 
 
 def collect(clip: Callable[[str], str], evaluate: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Task → what its section shows; tasks whose predictions are not here, or have no score each,
-    are left out.
+    """Return task → the data of its section.
 
-    clip: shortens a prompt.
+    Tasks without predictions, or without a score for each example, are left out.
+
+    Args:
+        clip: shortens a prompt.
+        evaluate: content of metrics/evaluate.json.
     """
     found = {}
     for path in sorted(PREDICTIONS.glob("finetuned-*.parquet")):
@@ -67,9 +68,9 @@ def collect(clip: Callable[[str], str], evaluate: dict[str, Any]) -> dict[str, d
 
 
 def tests(model: str) -> tuple[str, int]:
-    """Digest and number of the test examples that a model has answered, by task, id and references.
+    """Return digest and number of a model's test examples, by task, id and references.
 
-    Scores on other examples than these cannot be compared with its own.
+    Scores are comparable only on the same examples.
     """
     digest, count = hashlib.sha256(), 0
     for path in sorted(PREDICTIONS.glob(f"{model}-*.parquet")):
@@ -83,7 +84,7 @@ def tests(model: str) -> tuple[str, int]:
 
 
 def read(path: Path) -> Columns:
-    """Columns of a predictions file. Raises UserError where it is broken."""
+    """Read the columns of a predictions file. Raises UserError if it is corrupt."""
     import pyarrow.parquet as pq
 
     with readable(path, "Delete it and run `dvc repro`."):
@@ -92,8 +93,9 @@ def read(path: Path) -> Columns:
 
 
 def ranking(columns: Columns, metric: str) -> list[int]:
-    """Places from the best example to the worst; of choices by how sure the model was, right or
-    wrong.
+    """Return positions from the best example to the worst.
+
+    Ties of right or wrong choices are broken by the model's confidence.
     """
 
     def quality(i: int) -> tuple[float, float, int]:
@@ -108,12 +110,12 @@ def ranking(columns: Columns, metric: str) -> list[int]:
 
 
 def example(columns: Columns, i: int, metric: str, clip: Callable[[str], str]) -> dict[str, Any]:
-    """One prediction beside its reference, in pieces (text, whether both have it)."""
+    """Return one prediction and its reference, in pieces (text, whether both have it)."""
     prediction, references = (
         str(columns["prediction"][i]),
         [str(text) for text in columns["references"][i] or [""]],
     )
-    # Of several references the one that has most in common with the prediction.
+    # Show the reference that has most in common with the prediction.
     marked = max(
         (overlap(prediction, text) for text in references), key=lambda pair: shared(pair[0])
     )
@@ -129,12 +131,13 @@ Pieces = list[tuple[str, bool]]
 
 
 def overlap(prediction: str, reference: str) -> tuple[Pieces, Pieces]:
-    """Both texts in pieces, true where the words stand in the other too, in the same order and
-    whatever their case.
+    """Return both texts in pieces; true marks words that the other has too, in the same order.
+
+    Case is ignored.
     """
     texts = [re.findall(r"\w+|\W+", text) for text in (prediction, reference)]
     words = [
-        [(place, token.lower()) for place, token in enumerate(t) if re.match(r"\w", token)]
+        [(position, token.lower()) for position, token in enumerate(t) if re.match(r"\w", token)]
         for t in texts
     ]
     a, b = ([word for _, word in side] for side in words)
@@ -149,9 +152,9 @@ def overlap(prediction: str, reference: str) -> tuple[Pieces, Pieces]:
 
 def _joined(tokens: list[str], common: set[int]) -> Pieces:
     pieces: Pieces = []
-    for place, token in enumerate(tokens):
-        # What stands between two marked words is marked with them.
-        inside = place in common or (place - 1 in common and place + 1 in common)
+    for position, token in enumerate(tokens):
+        # Text between two marked words is marked too, so that phrases stay whole.
+        inside = position in common or (position - 1 in common and position + 1 in common)
         if pieces and pieces[-1][1] == inside:
             pieces[-1] = (pieces[-1][0] + token, inside)
         else:
@@ -160,27 +163,35 @@ def _joined(tokens: list[str], common: set[int]) -> Pieces:
 
 
 def shared(pieces: Pieces) -> int:
-    """Characters that both texts have."""
+    """Return the number of characters that both texts have."""
     return sum(len(text) for text, common in pieces if common)
 
 
 def by_length(lengths: np.ndarray, values: np.ndarray, edges: np.ndarray) -> list[dict[str, float]]:
-    """Mean score and its standard error in bins of prompt length (words): {low, high, n, mean,
-    error}.
+    """Return mean score and standard error by prompt length: bins {low, high, n, mean, error}.
+
+    Args:
+        lengths: words of each prompt, (examples,).
+        values: score of each example, (examples,).
+        edges: bin borders in words, (bins + 1,).
     """
     found = []
     for j in range(max(1, len(edges) - 1)):
         low, high = edges[j], edges[min(j + 1, len(edges) - 1)]
         last = j + 2 >= len(edges)
-        here = values[(lengths >= low) & ((lengths <= high) if last else (lengths < high))]
-        if len(here):
-            error = float(here.std(ddof=1) / np.sqrt(len(here))) if len(here) > 1 else 0.0
+        scores_in_bin = values[(lengths >= low) & ((lengths <= high) if last else (lengths < high))]
+        if len(scores_in_bin):
+            error = (
+                float(scores_in_bin.std(ddof=1) / np.sqrt(len(scores_in_bin)))
+                if len(scores_in_bin) > 1
+                else 0.0
+            )
             found.append(
                 {
                     "low": int(low),
                     "high": int(high),
-                    "n": len(here),
-                    "mean": float(here.mean()),
+                    "n": len(scores_in_bin),
+                    "mean": float(scores_in_bin.mean()),
                     "error": error,
                 }
             )
@@ -188,7 +199,7 @@ def by_length(lengths: np.ndarray, values: np.ndarray, edges: np.ndarray) -> lis
 
 
 def by_label(columns: dict[str, Columns], metric: str) -> dict[str, dict[str, float]]:
-    """Label → model → share of the label's examples that are right, of the commonest labels."""
+    """Return label → model → accuracy on that label, for the most common labels."""
     own = columns["finetuned"]
     labels = [texts[0] if texts else "" for texts in own["references"]]
     common = sorted(set(labels), key=lambda label: (-labels.count(label), label))[:LABELS]
@@ -206,8 +217,9 @@ def by_label(columns: dict[str, Columns], metric: str) -> dict[str, dict[str, fl
 def variants(
     evaluate: dict[str, Any], task: str, metric: str, own: Columns
 ) -> list[dict[str, Any]]:
-    """Other ways of decoding beside the usual one, on the same first examples: {name, how, n,
-    value, usual}.
+    """Return scores with other decoding, each beside the usual one on the same examples.
+
+    Each is {name, how, n, value, low, high, usual}.
     """
     found = []
     for model in evaluate:

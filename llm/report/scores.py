@@ -1,4 +1,4 @@
-"""`metrics/evaluate.json` as tables: which models, tasks and metrics there are, and who is best."""
+"""`metrics/evaluate.json` as tables: models, tasks, metrics, the best model, and notes."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ MODEL_LABELS = {
 
 
 def models(evaluate: dict[str, Any]) -> list[str]:
-    """Model names: finetuned, base, then baselines in the file's order."""
+    """Return model names: finetuned, base, then baselines in the file's order."""
     first = [name for name in ("finetuned", "base") if name in evaluate]
     return first + [name for name in evaluate if name.startswith("baseline:")]
 
 
 def tasks(evaluate: dict[str, Any]) -> list[str]:
-    """Task names in the file's order, `language_modeling` last."""
+    """Return task names in the file's order, `language_modeling` last."""
     names = dict.fromkeys(task for model in models(evaluate) for task in evaluate[model])
     return sorted(names, key=lambda name: name == "language_modeling")
 
 
 def metrics(evaluate: dict[str, Any], task: str) -> list[str]:
-    """Metric names of a task over all models, lengths last; counts and scores by source are not for
-    the tables.
+    """Return the metric names of a task over all models, lengths last.
+
+    Counts and scores by source are not part of the tables.
     """
     found = (metric for model in models(evaluate) for metric in evaluate[model].get(task, {}))
     names = dict.fromkeys(metric for metric in found if metric not in COUNTS and "/" not in metric)
@@ -38,18 +39,19 @@ def metrics(evaluate: dict[str, Any], task: str) -> list[str]:
 
 
 def headline(evaluate: dict[str, Any], task: str) -> str | None:
-    """The metric that stands for a task."""
+    """Return a task's headline metric."""
     return metric_names.headline(metrics(evaluate, task))
 
 
 def score(evaluate: dict[str, Any], model: str, task: str, metric: str) -> dict[str, Any] | None:
-    """{value, low, high, n, signature} or None where the model was not scored so."""
+    """Return {value, low, high, n, signature}, or None if the model has no such score."""
     return evaluate.get(model, {}).get(task, {}).get(metric)
 
 
 def best(evaluate: dict[str, Any], task: str, metric: str) -> set[str]:
-    """Models with the best value of a metric; several in a tie, none where only one was scored or
-    nothing is best.
+    """Return the models with the best value of a metric.
+
+    Several in a tie; none if only one model was scored or the metric has no best value.
     """
     found = {
         m: s["value"]
@@ -63,8 +65,9 @@ def best(evaluate: dict[str, Any], task: str, metric: str) -> set[str]:
 
 
 def overall(evaluate: dict[str, Any], model: str = "finetuned") -> float | None:
-    """Mean over tasks of the headline metric, of those where more is better; does not depend on the
-    tokenizer.
+    """Return the mean over tasks of headline metrics where more is better.
+
+    It does not depend on the tokenizer.
     """
     values = []
     for task in tasks(evaluate):
@@ -80,7 +83,74 @@ def overall(evaluate: dict[str, Any], model: str = "finetuned") -> float | None:
 
 
 def model_label(model: str) -> str:
-    """A model's name as people write it."""
+    """Return a model's display name."""
     name = model.removeprefix("baseline:")
     words = name.replace("_", " ")
     return MODEL_LABELS.get(name, words[:1].upper() + words[1:])
+
+
+def tables(
+    evaluate: dict[str, Any], contamination: dict[str, float], by_text: dict[str, dict[str, float]]
+) -> list[dict[str, Any]]:
+    """Return one table a task: its metrics, and a row of cells for each model.
+
+    A cell is {value, low, high, best}, or None if the model has no such score. Each row has the
+    share of test examples that overlap with the model's own training text: pretraining text for
+    the base model, pretraining and finetuning text for the finetuned one. Baselines have none.
+    """
+    pretraining = by_text.get("pretraining", contamination)
+    score_tables = []
+    for task in tasks(evaluate):
+        names = metrics(evaluate, task)
+        winners = {metric: best(evaluate, task, metric) for metric in names}
+        rows, examples = [], set()
+        for model in models(evaluate):
+            cells: list[dict[str, Any] | None] = []
+            for metric in names:
+                found = score(evaluate, model, task, metric)
+                if found is not None and found.get("n") is not None:
+                    examples.add(found["n"])
+                cells.append(
+                    {**found, "best": model in winners[metric]} if found is not None else None
+                )
+            if any(cells):
+                seen = {"base": pretraining, "finetuned": contamination}.get(model, {})
+                rows.append({"model": model, "cells": cells, "contamination": seen.get(task)})
+        score_tables.append({"task": task, "metrics": names, "rows": rows, "n": sorted(examples)})
+    return score_tables
+
+
+def signatures(evaluate: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return notes on how scores were made, in the order of the tables.
+
+    Metrics made in the same way share a note.
+
+    Returns:
+        Notes {scores: [[task, metric]], common: signature parts of all models, models: other parts
+        by model}. A note's number is its position.
+    """
+    notes: list[dict[str, Any]] = []
+    for task in tasks(evaluate):
+        for metric in metrics(evaluate, task):
+            parts = {
+                model: str(text).split("|")
+                for model in models(evaluate)
+                if (text := (score(evaluate, model, task, metric) or {}).get("signature"))
+            }
+            if not parts:
+                continue
+            first, *others = parts.values()
+            common = [part for part in first if all(part in other for other in others)]
+            own = {
+                model: "|".join(p for p in text if p not in common) for model, text in parts.items()
+            }
+            # A baseline's name says how it was made.
+            own = {model: text for model, text in own.items() if text not in ("", model)}
+            note = {"common": "|".join(common), "models": own}
+            same = next(
+                (other for other in notes if {**note, "scores": other["scores"]} == other), None
+            )
+            if same is None:
+                notes.append(same := {**note, "scores": []})
+            same["scores"].append([task, metric])
+    return notes

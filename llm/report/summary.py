@@ -1,6 +1,4 @@
-"""`metrics/summary.json`: the ten or so numbers by which runs are compared, under flat names; no
-times.
-"""
+"""`metrics/summary.json`: about ten numbers that compare runs, under flat names, without times."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from llm.report import scores
 
 PATH = "metrics/summary.json"
 # Name → stage and key in metrics/<stage>.json.
-TAKEN = {
+SOURCES = {
     "pretrain_val_loss": ("pretrain", "val_loss"),
     "finetune_val_loss": ("finetune", "val_loss"),
     "parameters": ("pretrain", "parameters"),
@@ -20,11 +18,11 @@ TAKEN = {
 
 
 def summary(metrics: dict[str, Any]) -> dict[str, float]:
-    """Name → value, of what the stages have left.
+    """Return name → value, for the stages that have run.
 
     `score` is the mean of the tasks' headline scores, `<task>_<metric>` each of them for the
-    finetuned model, `base_<…>` what the base model has on held-out text, and `contamination` the
-    worst task's share of test examples.
+    finetuned model, `base_<…>` the base model's on held-out text, and `contamination` the highest
+    share of contaminated test examples of any task.
 
     Args:
         metrics: stage → content of metrics/<stage>.json.
@@ -34,6 +32,6 @@ def summary(metrics: dict[str, Any]) -> dict[str, float]:
     for (model, task, metric), value in headlines(evaluate).items():
         found["_".join(([] if model == "finetuned" else [model]) + [task, metric])] = value
     found["contamination"] = max(evaluate.get("contamination", {}).values(), default=None)
-    for name, (stage, key) in TAKEN.items():
+    for name, (stage, key) in SOURCES.items():
         found[name] = metrics.get(stage, {}).get(key)
     return {name: value for name, value in found.items() if value is not None}

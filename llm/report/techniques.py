@@ -1,4 +1,4 @@
-"""The measured techniques for people: a sentence a row, said by the figures alone."""
+"""The measured techniques in the report, with a sentence for each row."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ NAMES = {
     "optimizer": "optimizer state",
     "activations": "activations",
 }
-SAME = 0.03  # a change by less than this is none: two runs of a row differ by as much in time
-SAME_LOSS = 0.01  # of the loss
+SAME = 0.03  # smaller relative changes count as none: reruns differ in time by as much
+SAME_LOSS = 0.01  # smaller relative changes of the loss count as none
 
 
 def collect() -> dict[str, Any] | None:
-    """What the stage `techniques` left, each row with the sentence that explains it; None where it
-    was not run.
-    """
+    """Return the results of the stage `techniques`, each row with a sentence; None if it has not run."""
     if not PATH.is_file():
         return None
     found: dict[str, Any] = read_json(PATH)
@@ -33,11 +31,11 @@ def collect() -> dict[str, Any] | None:
 
 
 def sentence(row: dict[str, Any], other: dict[str, Any] | None) -> str:
-    """What the row's last technique changed, beside the row that lacks it, and by what means."""
+    """Return how the row's last technique changed memory, time and loss, compared with `other`."""
     if other is None:
         most = max(PARTS, key=lambda part: row["memory"][part])
         share = row["memory"][most] / row["peak_bytes"]
-        return f"Of its memory the {NAMES[most]} take most, {_percent(share)}."
+        return f"The {NAMES[most]} take the largest share of memory, {_percent(share)}."
     moved = [
         part
         for part in sorted(
@@ -46,7 +44,7 @@ def sentence(row: dict[str, Any], other: dict[str, Any] | None) -> str:
         if abs(row["memory"][part] - other["memory"][part]) > SAME * other["peak_bytes"]
     ]
     memory = row["peak_bytes"] / other["peak_bytes"]
-    text = f"Beside {other['label']} it takes {_times(memory)} memory"
+    text = f"Compared with {other['label']}, it takes {_times(memory)} memory"
     if moved:
         changes = (
             f"{NAMES[p]} {mega(other['memory'][p])} → {mega(row['memory'][p])}" for p in moved
@@ -56,9 +54,9 @@ def sentence(row: dict[str, Any], other: dict[str, Any] | None) -> str:
     text += f", {_times(time)} time a step"
     gain = (row["loss"] - other["loss"]) / other["loss"]
     if abs(gain) < SAME_LOSS:
-        text += f", and comes to the same loss within {_percent(SAME_LOSS)}."
+        text += f", and reaches the same loss within {_percent(SAME_LOSS)}."
     else:
-        text += f", and comes to a loss {_percent(abs(gain))} {'lower' if gain < 0 else 'higher'}."
+        text += f", and reaches a loss {_percent(abs(gain))} {'lower' if gain < 0 else 'higher'}."
     if memory > 1 - SAME and time > 1 - SAME and gain > -SAME_LOSS:
         text += " Here it does not pay."
     return text
@@ -113,7 +111,7 @@ def draw(found: dict[str, Any] | None) -> dict[str, str]:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from llm.report.figures.curves import BLUE, GREEN, INK, MUTED, ORANGE, STYLE, _svg
+    from llm.report.figures.curves import BLUE, GREEN, INK, MUTED, ORANGE, STYLE, to_svg
 
     rows = found["rows"]
     with matplotlib.rc_context(STYLE):
@@ -132,4 +130,4 @@ def draw(found: dict[str, Any] | None) -> dict[str, str]:
         left.legend(fontsize=7.5)
         right.barh(places, [row["step_seconds"] for row in rows], height=0.6, color=INK)
         right.set(title="Time of a step", xlabel="seconds")
-        return {"techniques": _svg(figure)}
+        return {"techniques": to_svg(figure)}

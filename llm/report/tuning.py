@@ -1,9 +1,7 @@
-"""A study of `llm.experiments.tune` for people: which params mattered, how the best value fell,
-every trial.
+"""Hyperparameter studies in the report: importances, progress and all trials.
 
-The tuner leaves `metrics/tuning/<study>.json` and a page made of it; the report shows the same
-section for every study
-that lies there. It needs no Optuna: the importances are in the file.
+The tuner writes `metrics/tuning/<study>.json` and a page of it; the report shows the same section
+for every such file. Reading needs no Optuna, since the file contains the importances.
 """
 
 from __future__ import annotations
@@ -15,20 +13,22 @@ from llm.report.figures import curves
 from llm.runtime.io import read_json, write_bytes, write_json
 
 FOLDER = Path("metrics/tuning")
-ENOUGH = 4  # finished trials below which importances say nothing
-FEW = 5  # whole numbers of which each is a tick
-DRAWN = 6  # params with a panel of their own, the most important ones
-PRESENT = "params.yaml"  # attribute of the trial with the values of that file
+ENOUGH = 4  # finished trials; importances of fewer mean nothing
+FEW = 5  # whole numbers that get a tick each
+DRAWN = 6  # the most important params, which get a panel each
+PRESENT = "params.yaml"  # attribute of the trial that has that file's values
 STATES = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "running"}
 
 
 def describe(study: Any, name: str, metric: str) -> dict[str, Any]:
-    """The study as plain values, trials from the best to those without a value."""
+    """Return the study as plain values; trials are best first, those without a value last."""
     known = [
         trial for trial in study.get_trials(deepcopy=False) if trial.state.name in STATES
-    ]  # others wait
-    distributions = {key: each for trial in known for key, each in trial.distributions.items()}
-    fixed = {key for key, each in distributions.items() if each.single()}
+    ]  # others are waiting
+    distributions = {
+        key: distribution for trial in known for key, distribution in trial.distributions.items()
+    }
+    fixed = {key for key, distribution in distributions.items() if distribution.single()}
     trials = []
     for trial in known:
         seen = trial.intermediate_values
@@ -39,7 +39,7 @@ def describe(study: Any, name: str, metric: str) -> dict[str, Any]:
                 "state": STATES[trial.state.name],
                 "value": trial.value
                 if trial.state.name == "COMPLETE"
-                else None,  # Optuna's of a stopped one is a loss
+                else None,  # Optuna reports the last loss of a stopped trial
                 "present": trial.user_attrs.get(PRESENT, False),
                 "last_tokens": max(seen) if seen else None,
                 "params": {key: value for key, value in trial.params.items() if key not in fixed},
@@ -61,7 +61,9 @@ def describe(study: Any, name: str, metric: str) -> dict[str, Any]:
             key: value for trial in known[:1] for key, value in trial.params.items() if key in fixed
         },
         "logarithmic": sorted(
-            key for key, each in distributions.items() if getattr(each, "log", False)
+            key
+            for key, distribution in distributions.items()
+            if getattr(distribution, "log", False)
         ),
         "importances": {
             key: share for key, share in importances(study).items() if key not in fixed
@@ -71,8 +73,9 @@ def describe(study: Any, name: str, metric: str) -> dict[str, Any]:
 
 
 def importances(study: Any) -> dict[str, float]:
-    """Param → share of the variance among finished trials; empty where there are too few, or all
-    are equal.
+    """Return param → share of the variance among finished trials.
+
+    Empty if there are too few trials, or all have the same value.
 
     fANOVA: Hutter et al. 2014, proceedings.mlr.press/v32/hutter14.html.
     """
@@ -86,27 +89,23 @@ def importances(study: Any) -> dict[str, float]:
     return {key: float(share) for key, share in shares.items()}
 
 
-def write(found: dict[str, Any], folder: Path = FOLDER) -> Path:
-    """Write what `describe` made as `<folder>/<study>.json`, and as a page; returns the page's
-    path.
-    """
-    from llm.report.page import fill
+def write(study: dict[str, Any], folder: Path = FOLDER) -> Path:
+    """Write a described study as `<folder>/<study>.json` and as a page; return the page's path."""
+    from llm.report.render import fill
 
-    write_json(folder / f"{found['study']}.json", found)
-    path = folder / f"{found['study']}.html"
-    write_bytes(path, fill("tuning_page.html.j2", {"studies": [found]}, draw([found])).encode())
+    write_json(folder / f"{study['study']}.json", study)
+    path = folder / f"{study['study']}.html"
+    write_bytes(path, fill("tuning_page.html.j2", {"studies": [study]}, draw([study])).encode())
     return path
 
 
 def collect() -> list[dict[str, Any]]:
-    """The studies that lie here, by name."""
+    """Read the studies of this run, by name."""
     return [read_json(path) for path in sorted(FOLDER.glob("*.json"))]
 
 
 def draw(studies: list[dict[str, Any]]) -> dict[str, str]:
-    """`tuning_0`, `tuning_0_params`, … → SVG in stand-in colours, of studies with enough finished
-    trials.
-    """
+    """Return figure name → SVG in stand-in colours, for studies with enough finished trials."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -121,7 +120,7 @@ def draw(studies: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _overview(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
-    """Importances; each finished trial's value, and the best until then."""
+    """Draw importances, each finished trial's value, and the best value so far."""
     from matplotlib import pyplot as plt
 
     shares = study["importances"]
@@ -142,11 +141,11 @@ def _overview(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
         title="Trials", xlabel="trial", ylabel=study["metric"].rsplit(".", 1)[-1].rsplit(":", 1)[-1]
     )
     right.legend()
-    return curves._svg(figure)
+    return curves.to_svg(figure)
 
 
 def _slices(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
-    """Values over each of the most important params; the best trial stands out."""
+    """Draw values over each of the most important params, with the best trial highlighted."""
     from matplotlib import pyplot as plt
 
     shares = study["importances"]
@@ -160,9 +159,9 @@ def _slices(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
         panel.set_axis_off()
     for panel, key in zip(grid.flat, keys, strict=False):
         known = [trial for trial in done if key in trial["params"]]
-        places = [trial["params"][key] for trial in known]
-        if any(isinstance(place, str | bool) for place in places):
-            places = [str(place) for place in places]
+        settings = [trial["params"][key] for trial in known]
+        if any(isinstance(setting, str | bool) for setting in settings):
+            settings = [str(setting) for setting in settings]
         elif key in study["logarithmic"]:
             panel.set_xscale("log")
             panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -170,13 +169,13 @@ def _slices(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
                 lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""
             )
             panel.tick_params(axis="x", which="minor", size=0)
-        elif all(isinstance(place, int) for place in places) and len(set(places)) <= FEW:
-            panel.set_xticks(sorted(set(places)))
+        elif all(isinstance(setting, int) for setting in settings) and len(set(settings)) <= FEW:
+            panel.set_xticks(sorted(set(settings)))
         panel.plot(
-            places, [trial["value"] for trial in known], "o", color=curves.BLUE, markersize=4
+            settings, [trial["value"] for trial in known], "o", color=curves.BLUE, markersize=4
         )
         panel.plot(
-            places[:1],
+            settings[:1],
             [trial["value"] for trial in known[:1]],
             "D",
             color=curves.ORANGE,
@@ -185,4 +184,4 @@ def _slices(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
         panel.set(xlabel=key)
     for panel in grid[:, 0]:
         panel.set(ylabel=study["metric"].rsplit(".", 1)[-1].rsplit(":", 1)[-1])
-    return curves._svg(figure)
+    return curves.to_svg(figure)

@@ -21,30 +21,29 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from llm.generation import request as decoding
+from llm.generation.request import Completion
+from llm.generation.request import Request as DecodingRequest
 from llm.generation.text_stream import TextStream
 from llm.server import schema, work
 from llm.server.engine import BusyError, ClosedError, Engine, Ticket
 from llm.server.errors import ApiError
 
-BODY_BYTES = 1_000_000  # of a request; far more text than a context holds
+BODY_BYTES = 1_000_000  # most bytes of a request; far more text than a context holds
 HOSTS = [
     "127.0.0.1",
     "localhost",
-]  # another one is that of a page whose name was made to point here
+]  # any other host is DNS rebinding by a foreign page
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
-Event = tuple[
-    int, list[int] | decoding.Completion | Exception
-]  # a choice and its tokens so far, or its end
+Event = tuple[int, list[int] | Completion | Exception]  # a choice and its tokens so far, or its end
 
 
 def application(engine: Engine, max_tokens: int, choices: int) -> Starlette:
-    """The server's routes on an engine, which it closes when it ends.
+    """Return the server's routes on an engine, which they close at shutdown.
 
     Args:
-        max_tokens: of an answer, at most.
-        choices: answers of one request, at most.
+        max_tokens: most tokens of an answer.
+        choices: most answers of one request.
     """
     api = Api(engine, max_tokens, choices)
 
@@ -61,7 +60,7 @@ def application(engine: Engine, max_tokens: int, choices: int) -> Starlette:
                 error.status_code, f"{error.detail}: {request.method} {request.url.path}"
             )
         if not isinstance(error, ApiError):
-            error = ApiError(500, "an error of the server, which its terminal shows")
+            error = ApiError(500, "internal server error; see the server's terminal")
         return error.response()
 
     return Starlette(
@@ -82,7 +81,7 @@ def application(engine: Engine, max_tokens: int, choices: int) -> Starlette:
 
 
 async def page(request: Request) -> Response:
-    """The page, one file; the policy lets it talk to this server and to nothing else."""
+    """Return the page, one file; its policy allows connections to this server only."""
     text = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     return HTMLResponse(text, headers={"Content-Security-Policy": POLICY})
 
@@ -95,7 +94,7 @@ class Api:
         self.started = int(time.time())
 
     async def health(self, request: Request) -> Response:
-        """Answers under way and waiting, by model."""
+        """Return the running and waiting answers, by model."""
         return JSONResponse({"status": "ok", "models": self.engine.load()})
 
     async def models(self, request: Request) -> Response:
@@ -127,51 +126,51 @@ class Api:
     async def create(self, request: Request, kind: type[schema.Sampling]) -> Response:
         """Answer a prompt or a conversation, whole or as a stream of events."""
         _refuse_other_sites(request)
-        asked = schema.read(kind, await _body(request))
-        lane = self.engine.lanes[self._known(asked.model)]
+        body = schema.read(kind, await _body(request))
+        lane = self.engine.lanes[self._known(body.model)]
         limits = work.Limits(lane.slots, min(self.max_tokens, lane.slots), self.choices)
-        requests = await asyncio.to_thread(work.requests, asked, lane.named, limits)
+        requests = await asyncio.to_thread(work.requests, body, lane.named, limits)
         events: asyncio.Queue[Event] = asyncio.Queue()
-        tickets = self._submit(asked, requests, events)
+        tickets = self._submit(body, requests, events)
         shape = work.Shape(
-            chat=isinstance(asked, schema.Chat),
-            id=f"{'chatcmpl' if isinstance(asked, schema.Chat) else 'cmpl'}-{uuid.uuid4().hex}",
+            chat=isinstance(body, schema.Chat),
+            id=f"{'chatcmpl' if isinstance(body, schema.Chat) else 'cmpl'}-{uuid.uuid4().hex}",
             created=int(time.time()),
-            model=asked.model,
+            model=body.model,
         )
         close = partial(self.engine.cancel, tickets)
-        if asked.stream:
+        if body.stream:
             decode = lane.named.tokenizer.decode
             streams = [TextStream(r.decode or decode, r.decoding.stop_strings) for r in requests]
-            return EventStream(_pieces(asked, requests, events, shape, streams), close)
+            return EventStream(_pieces(body, requests, events, shape, streams), close)
         try:
             answers = await _while_connected(request, _all(events, len(tickets)))
         finally:
             close()
-        return JSONResponse(shape.whole(answers, work.usage(requests, asked.n or 1, answers)))
+        return JSONResponse(shape.whole(answers, work.usage(requests, body.n or 1, answers)))
 
     def _submit(
         self,
-        asked: schema.Sampling,
-        requests: Sequence[decoding.Request],
+        body: schema.Sampling,
+        requests: Sequence[DecodingRequest],
         events: asyncio.Queue[Event],
     ) -> list[Ticket]:
         """Hand requests to the engine, whose thread reports to `events`."""
         loop = asyncio.get_running_loop()
 
-        def report(index: int, what: list[int] | decoding.Completion | Exception) -> None:
+        def report(index: int, what: list[int] | Completion | Exception) -> None:
             loop.call_soon_threadsafe(events.put_nowait, (index, what))
 
         tickets = [
-            Ticket(request, partial(report, i), partial(report, i) if asked.stream else None)
+            Ticket(request, partial(report, i), partial(report, i) if body.stream else None)
             for i, request in enumerate(requests)
         ]
         try:
-            self.engine.submit(asked.model, tickets)
+            self.engine.submit(body.model, tickets)
         except BusyError:
             message = (
-                f"{asked.model} answers {self.engine.rows} requests at a time and lets {self.engine.queue} wait; all "
-                "places are taken. Try again"
+                f"{body.model} answers {self.engine.rows} requests at a time and lets {self.engine.queue} wait; the "
+                "queue is full. Try again"
             )
             raise ApiError(429, message, code="queue_full", headers={"Retry-After": "1"}) from None
         except ClosedError:
@@ -195,38 +194,38 @@ class EventStream(StreamingResponse):
             self.close()
 
 
-async def _all(events: asyncio.Queue[Event], count: int) -> list[decoding.Completion]:
+async def _all(events: asyncio.Queue[Event], count: int) -> list[Completion]:
     """The completions of all choices, in their order."""
-    done: dict[int, decoding.Completion] = {}
+    done: dict[int, Completion] = {}
     while len(done) < count:
         index, what = await events.get()
         done[index] = _completion(what)
     return [done[i] for i in range(count)]
 
 
-def _completion(what: list[int] | decoding.Completion | Exception) -> decoding.Completion:
+def _completion(what: list[int] | Completion | Exception) -> Completion:
     if isinstance(what, ClosedError):
         raise ApiError(503, "the server is shutting down", code="shutting_down")
     if isinstance(what, Exception):
         raise ApiError(
             500, f"decoding failed ({type(what).__name__}); the server's terminal shows where"
         )
-    assert isinstance(what, decoding.Completion)
+    assert isinstance(what, Completion)
     work.finish_reason(what)  # raises where it has none
     return what
 
 
 async def _pieces(
-    asked: schema.Sampling,
-    requests: list[decoding.Request],
+    body: schema.Sampling,
+    requests: list[DecodingRequest],
     events: asyncio.Queue[Event],
     shape: work.Shape,
     streams: Sequence[TextStream],
 ) -> AsyncIterator[str]:
     """The events of a stream; an error in its middle is an event, for its status is sent already."""
-    counts = asked.stream_options is not None and asked.stream_options.include_usage
+    counts = body.stream_options is not None and body.stream_options.include_usage
     nothing = {"usage": None} if counts else {}  # in all events but the last, as OpenAI has it
-    done: list[decoding.Completion] = []
+    done: list[Completion] = []
     for piece in shape.opening(len(requests)):
         yield _event(piece | nothing)
     while len(done) < len(requests):
@@ -245,7 +244,7 @@ async def _pieces(
             for piece in shape.text(index, text, reason):
                 yield _event(piece | nothing)
     if counts:
-        yield _event(shape.counted(work.usage(requests, asked.n or 1, done)))
+        yield _event(shape.counted(work.usage(requests, body.n or 1, done)))
     yield "data: [DONE]\n\n"
 
 
@@ -266,9 +265,7 @@ async def _body(request: Request) -> bytes:
 
 
 def _refuse_other_sites(request: Request) -> None:
-    """ApiError where a page of another site sends the request: browsers let every site post to this
-    machine.
-    """
+    """Raise ApiError if another site's page sent the request; browsers let any site post here."""
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
         raise ApiError(
@@ -276,10 +273,8 @@ def _refuse_other_sites(request: Request) -> None:
         )
 
 
-async def _while_connected(
-    request: Request, work: Awaitable[list[decoding.Completion]]
-) -> list[decoding.Completion]:
-    """What `work` gives. Raises ClientDisconnect where the client goes away before."""
+async def _while_connected(request: Request, work: Awaitable[list[Completion]]) -> list[Completion]:
+    """Return the result of `work`. Raises ClientDisconnect if the client disconnects first."""
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(
         request.receive()

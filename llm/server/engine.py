@@ -1,4 +1,4 @@
-"""The decoder behind the server: one thread, which requests join and leave while it runs."""
+"""The decoder thread behind the server; requests join and leave while it runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llm.generation.request import Completion, Request
 
 
 class BusyError(Exception):
-    """As many answers are under way and waiting as there may be."""
+    """The queue is full."""
 
 
 class ClosedError(Exception):
@@ -64,8 +64,8 @@ class Lane:
 class Engine:
     """Decodes for several models in one thread, a step of each in turn.
 
-    Between two steps of a model at most one waiting prompt is read, so that answers under way go on
-    flowing. A request has a seed and a row of its own, in a batch whose shape never changes: its
+    Between two steps of a model at most one waiting prompt is read, so that running answers continue to
+    stream. A request has a seed and a row of its own, in a batch whose shape never changes: its
     answer does not depend on others'.
 
     Args:
@@ -86,11 +86,11 @@ class Engine:
         self._thread.start()
 
     def submit(self, model: str, tickets: Sequence[Ticket]) -> None:
-        """Let requests wait for rows, all or none of them.
+        """Queue requests, all or none of them.
 
         Raises:
-            BusyError: there is no place for them now.
-            ClosedError: there will be none.
+            BusyError: the queue is full.
+            ClosedError: the decoder is shutting down.
         """
         with self._changed:
             lane = self.lanes[model]
@@ -102,7 +102,7 @@ class Engine:
             self._changed.notify()
 
     def cancel(self, tickets: Sequence[Ticket]) -> None:
-        """Take requests out where they have not ended; their rows are free at the next step."""
+        """Remove requests that have not ended; their rows are free at the next step."""
         with self._changed:
             for ticket in tickets:
                 ticket.cancelled = True
@@ -111,7 +111,7 @@ class Engine:
             self._changed.notify()
 
     def load(self) -> dict[str, dict[str, int]]:
-        """Answers under way and waiting, by model."""
+        """Return the numbers of running and waiting answers, by model."""
         with self._changed:
             return {
                 name: {"running": len(lane.running), "waiting": len(lane.waiting)}
@@ -119,9 +119,7 @@ class Engine:
             }
 
     def close(self) -> None:
-        """End the thread after its present step; what is under way and waiting ends with
-        ClosedError.
-        """
+        """Stop the thread after its current step; open requests end with ClosedError."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -132,16 +130,14 @@ class Engine:
             for lane in self.lanes.values():
                 try:
                     self._turn(lane)
-                except (
-                    Exception
-                ) as error:  # a model's error ends its own requests, never the server
+                except Exception as error:  # a model's error ends its own requests, not the server
                     traceback.print_exc()
                     self._fail(lane, error)
         for lane in self.lanes.values():
             self._fail(lane, ClosedError())
 
     def _work_or_end(self) -> bool:
-        """Wait until there is something to decode; False: close."""
+        """Wait for work; return False at shutdown."""
         with self._changed:
             self._changed.wait_for(
                 lambda: (
@@ -152,7 +148,7 @@ class Engine:
             return not self._closing
 
     def _turn(self, lane: Lane) -> None:
-        """Drop what was cancelled, read one prompt where a row is free, and do one step."""
+        """Drop cancelled answers, read one prompt if a row is free, and do one step."""
         ended: list[tuple[Ticket, Completion]] = []
         with self._changed:
             for ticket in [ticket for ticket in lane.running if ticket.cancelled]:

@@ -18,10 +18,9 @@ KINDS = {
 
 
 class ApiError(Exception):
-    """What a client did wrong, or what the server cannot do for it now.
+    """An invalid request, or a state of the server that prevents an answer.
 
-    status: of HTTP. param: the field of the request that it is about. code: a name that programs
-        can look at.
+    status: HTTP status. param: the request's field in question. code: a name for programs.
     """
 
     def __init__(
@@ -47,5 +46,5 @@ class ApiError(Exception):
         }
 
     def response(self) -> JSONResponse:
-        """The answer that says it."""
+        """Return the HTTP response."""
         return JSONResponse(self.body(), self.status, self.headers)

@@ -1,4 +1,4 @@
-"""From a request's fields to prompts of ids, from the decoder's answers to OpenAI's JSON."""
+"""Conversion of requests to prompts of ids, and of completions to OpenAI's JSON."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ def _prompts(asked: schema.Sampling, named: Named) -> list[list[int]]:
         ) as error:  # the template's own rules, such as that user and assistant take turns
             raise ApiError(400, str(error), "messages", "invalid_value") from None
     assert isinstance(asked, schema.Completion)
-    given: Any = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-    if given and isinstance(given[0], int):
-        given = [given]
-    prompts = [tokenizer.plain_ids(each) if isinstance(each, str) else each for each in given]
+    items: Any = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
+    if items and isinstance(items[0], int):
+        items = [items]
+    prompts = [tokenizer.plain_ids(item) if isinstance(item, str) else item for item in items]
     if not all(prompts) or not prompts:
         raise ApiError(400, "prompt is empty", "prompt", "invalid_value")
     vocab = named.model.config.vocab_size

@@ -78,7 +78,7 @@ def test_a_run_that_cannot_fit_the_memory_is_refused(
     plan.before_training(plan.pretrain_plan(p), tmp_path)
     monkeypatch.setattr(hardware, "total_memory", lambda *_: 10**8)
     with pytest.raises(
-        UserError, match=r"would need about .* of memory .* has 100 MB.*model\.hidden_size"
+        UserError, match=r"run needs about .* of memory .* has 100 MB.*model\.hidden_size"
     ):
         plan.before_training(plan.pretrain_plan(p), tmp_path)
 

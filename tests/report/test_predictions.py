@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.report import commentary, predictions
-from llm.report.format import number, percent
 from tests.report import workspace
 
 WORDS = st.lists(
@@ -94,15 +93,15 @@ def test_other_decoding_stands_beside_the_same_examples() -> None:
 
 
 def test_remarks_say_how_sure_a_gain_is_and_what_was_odd() -> None:
-    found = commentary.remarks(workspace.evaluation(), workspace.comparison(), percent, number)
+    found = commentary.remarks(workspace.evaluation(), workspace.comparison())
     assert found["classification"] == [
         "Finetuned against base, paired by example (approximate randomisation): "
         "Accuracy +0.460 (0.400 to 0.520, p = 0.034)."
     ]
     assert found["question_answering"][0].startswith("Finetuned: 4.7 % of the answers were cut")
     assert "summarization" not in found
-    assert commentary.forgetting({}, number) is None
-    assert "more than chance" in (commentary.forgetting(workspace.comparison(), number) or "")
+    assert commentary.forgetting({}) is None
+    assert "more than chance" in (commentary.forgetting(workspace.comparison()) or "")
     sources = commentary.by_source(workspace.evaluation())["language_modeling"]
     assert sources["rows"] == [("numpy", 40, [1.111, None]), ("others", 20, [1.777, None])]
 

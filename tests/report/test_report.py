@@ -13,10 +13,10 @@ from llm import params
 from llm.corpus.clean.plan import Plan
 from llm.errors import UserError
 from llm.params import Clean
+from llm.report import commentary, page, scores
 from llm.report import format as words
-from llm.report import page, scores
 from llm.report.collect import collect
-from llm.report.corpus import compared
+from llm.report.corpus import compare_tokenizers
 from llm.report.page import write_report
 from llm.tracking import metrics_files
 from tests.report import workspace
@@ -93,7 +93,7 @@ def test_a_full_run_is_shown_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     for text in (html, markdown):
         assert "beam search, 4 beams" in text, "the effect of decoding settings"
-        assert "rose from 2.900 to 3.010" in text, "forgetting"
+        assert "raised the loss on held-out text from 2.900 to 3.010" in text, "forgetting"
         assert "Accuracy +0.460 (0.400 to 0.520, p = 0.034)" in text
         assert (
             "4.7 % of the answers were cut at their limit, 0.30 % of the answers are empty" in text
@@ -152,7 +152,7 @@ def test_the_tokenizer_is_compared_with_gpt2s_where_that_is_at_hand(
     )
     write_json("data/tokens/meta.json", encode.describe(shards, counts, ours, 0.3))
     ours.save("data/tokenizer")
-    found = compared()
+    found = compare_tokenizers()
     assert found is not None
     assert found["bytes"] == counts.splits["val"]["bytes"]
     assert found["ours"] == found["bytes"] / (counts.splits["val"]["tokens"] - found["documents"])
@@ -246,7 +246,7 @@ def test_best_is_lowest_for_perplexity_and_highest_for_the_rest_and_lengths_have
     assert scores.best(evaluate, "classification", "accuracy") == {"baseline:tfidf"}
     assert scores.best(evaluate, "question_answering", "mean_length") == set()
     assert "the strongest baseline (zstd)" in " ".join(
-        page.summary({**_empty(), "metrics": {"evaluate": evaluate}})
+        commentary.summary({**_empty(), "metrics": {"evaluate": evaluate}})
     )
 
 
@@ -457,6 +457,6 @@ def test_a_scaling_law_is_shown_where_there_is_one(
     )
     with pytest.raises(
         UserError,
-        match=r"metrics/scaling.json is of an earlier version: `dvc repro scaling/dvc.yaml`",
+        match=r"metrics/scaling.json was written by an earlier version. Run `dvc repro scaling/dvc.yaml`",
     ):
         page.write_report(params.load(), tmp_path / "out")

@@ -1,6 +1,4 @@
-"""Curves and score bars as SVG: the same bytes for the same numbers, readable on a phone, in light
-and in dark.
-"""
+"""Curves and score bars as SVG, for light and dark pages; same numbers give the same bytes."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ LINES = (
     PINK,
     SKY,
     GOLD,
-)  # of several runs in one figure; the seventh is dashed in the first's
+)  # one a run; the seventh run is dashed in the first colour
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "llm",  # ids would be random
     "svg.fonttype": "none",  # text stays text: it takes the page's font, and can be searched
@@ -69,7 +67,7 @@ Rows = list[dict[str, float]]
 def draw(
     curves: dict[str, Rows], evaluate: dict[str, Any], corpus: dict[str, Any] | None = None
 ) -> dict[str, str]:
-    """Name → SVG drawn in stand-in colours; those without data are left out."""
+    """Return name → SVG in stand-in colours, for figures that have data."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -87,7 +85,7 @@ def draw(
 
 
 def for_page(name: str, svg: str) -> str:
-    """An SVG to stand inside HTML: colours from the style sheet, ids that no other figure has."""
+    """Adapt an SVG for HTML: colours from the style sheet, and ids unique to the page."""
     for stand_in, (variable, _) in COLOURS.items():
         svg = svg.replace(stand_in, variable)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
@@ -101,7 +99,7 @@ def for_page(name: str, svg: str) -> str:
 
 
 def for_file(svg: str) -> str:
-    """An SVG that stands alone, on white."""
+    """Adapt an SVG for a file of its own, on white."""
     for stand_in, (_, colour) in COLOURS.items():
         svg = svg.replace(stand_in, colour)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + svg.replace(
@@ -110,7 +108,7 @@ def for_file(svg: str) -> str:
 
 
 def _lengths(lengths: list[tuple[int, int]]) -> str:
-    """Documents by powers of two of their tokens."""
+    """Draw the number of documents by length, in powers of two tokens."""
     from matplotlib import pyplot as plt
 
     counts = dict(lengths)
@@ -121,7 +119,7 @@ def _lengths(lengths: list[tuple[int, int]]) -> str:
     axes.grid(False, axis="x")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set(title="Documents by length", xlabel="tokens, at most")
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _power(size: int) -> str:
@@ -131,9 +129,7 @@ def _power(size: int) -> str:
 
 
 def overlaid(curves: dict[str, Rows], title: str) -> str:
-    """Losses of several runs over the tokens that each has seen: lines smoothed, validation losses
-    as dots.
-    """
+    """Draw the losses of several runs over tokens: smoothed lines, validation losses as dots."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -166,11 +162,11 @@ def overlaid(curves: dict[str, Rows], title: str) -> str:
         )
         axes.set(title=title, xlabel="tokens", ylabel="nats per token")
         axes.legend()
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def _start(smooth: list[float]) -> float:
-    """The highest loss that a figure shows: the first steps would flatten the rest."""
+    """Return the highest loss to show; the first steps would flatten the rest of the curve."""
     return smooth[min(len(smooth) - 1, len(smooth) // 40)]
 
 
@@ -192,7 +188,7 @@ def _loss(rows: Rows) -> str:
     axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low)) if high > low else None
     axes.set(title="Loss", xlabel="step", ylabel="nats per token")
     axes.legend()
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _learning_rate(rows: Rows) -> str:
@@ -216,11 +212,11 @@ def _learning_rate(rows: Rows) -> str:
         other.set_ylim(0, 1.15 * sorted(y)[int(0.98 * (len(y) - 1))] or 1)
         other.set_ylabel("gradient norm before clipping", color=ORANGE)
         other.grid(False)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _bars(evaluate: dict[str, Any], task: str) -> str:
-    """Each model's headline metric with its interval, best first."""
+    """Draw each model's headline metric with its interval, best first."""
     from matplotlib import pyplot as plt
 
     metric = scores.headline(evaluate, task) or scores.metrics(evaluate, task)[0]
@@ -256,7 +252,7 @@ def _bars(evaluate: dict[str, Any], task: str) -> str:
     axes.set_title(
         f"{task.replace('_', ' ').capitalize()} · {metric_names.label(metric)}{' ↓' * lower}"
     )
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _short(value: float) -> str:
@@ -264,9 +260,7 @@ def _short(value: float) -> str:
 
 
 def _smooth(values: list[float]) -> list[float]:
-    """Exponential moving average over about a hundredth of the curve, without the bias of its
-    start.
-    """
+    """Return an exponential moving average over about 1 % of the curve, without start-up bias."""
     keep = 1 - 1 / max(1, len(values) / 100)
     average, weight, out = 0.0, 0.0, []
     for value in values:
@@ -275,7 +269,7 @@ def _smooth(values: list[float]) -> list[float]:
     return out
 
 
-def _svg(figure: Any) -> str:
+def to_svg(figure: Any) -> str:
     from matplotlib import pyplot as plt
 
     file = io.StringIO()
@@ -284,5 +278,5 @@ def _svg(figure: Any) -> str:
     )
     plt.close(figure)
     text = file.getvalue()
-    text = text[text.index("<svg") :]  # without the prolog and its DOCTYPE's address
+    text = text[text.index("<svg") :]  # drop the prolog and its DOCTYPE
     return re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

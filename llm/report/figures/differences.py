@@ -6,7 +6,7 @@ from typing import Any
 
 from llm.evaluate import metric_names
 from llm.evaluate.paired import Difference
-from llm.report.figures.curves import BLUE, INK, MUTED, ORANGE, STYLE, _svg
+from llm.report.figures.curves import BLUE, INK, MUTED, ORANGE, STYLE, to_svg
 
 LEFT_OUT = ("perplexity",)  # says what bits per byte say, on a scale of its own
 
@@ -43,7 +43,7 @@ def draw(rows: list[tuple[str, Difference, str]], title: str, b: str = "B") -> s
         for axes, (unit, group) in zip(all_axes[:, 0], panels, strict=True):
             _panel(axes, group, unit, b)
         all_axes[0, 0].set_title(title)
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def _panel(axes: Any, group: list[tuple[str, Difference, str]], unit: str, b: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llm.evaluate import metric_names
-from llm.report.figures.curves import BLUE, GREEN, PAPER, STYLE, _svg
+from llm.report.figures.curves import BLUE, GREEN, PAPER, STYLE, to_svg
 
 COLOUR = {"finetuned": BLUE, "base": GREEN}
 BARS = 10  # of a histogram, between 0 and 1
@@ -46,7 +46,7 @@ def _figure(found: dict[str, Any]) -> str:
     )
     right.set_ylim(bottom=0)
     right.legend()
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _spread(axes: Any, values_of: dict[str, list[float]], label: str) -> None:

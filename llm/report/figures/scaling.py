@@ -80,4 +80,4 @@ def draw(found: dict[str, Any]) -> str:
             ylabel="nats per token, held out",
         )
         axes.legend()
-        return curves._svg(figure)
+        return curves.to_svg(figure)

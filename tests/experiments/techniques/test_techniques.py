@@ -189,25 +189,25 @@ def changed(memory: dict[str, float], **changes: Any) -> dict[str, Any]:
 def test_a_sentence_says_what_moved_and_by_what_means() -> None:
     again = changed({"activations": 0.25e9}, checkpointing=True, step_seconds=2.6)
     assert told.sentence(again, BASE) == (
-        "Beside bf16 it takes 0.71 times the memory (activations 1.00 GB → 250.0 MB: the layers' are computed again "
-        "instead of being kept), 1.30 times the time a step, and comes to the same loss within 1 %."
+        "Compared with bf16, it takes 0.71 times the memory "
+        "(activations 1.00 GB → 250.0 MB: the layers' are computed again instead of being kept), 1.30 times the time a step, and reaches the same loss within 1 %."
     )
     lora = {"weights": 404e6, "gradients": 4e6, "optimizer": 8e6}
     adapter = changed(
         lora, method="lora", trainable_parameters=1_000_000, loss=2.2, step_seconds=1.5
     )
     assert told.sentence(adapter, BASE) == (
-        "Beside bf16 it takes 0.54 times the memory (optimizer state 800.0 MB → 8.0 MB, gradients 400.0 MB → 4.0 MB: "
-        "1.0 % of the parameters are trained), 0.75 times the time a step, and comes to a loss 10 % higher."
+        "Compared with bf16, it takes 0.54 times the memory "
+        "(optimizer state 800.0 MB → 8.0 MB, gradients 400.0 MB → 4.0 MB: 1.0 % of the parameters are trained), 0.75 times the time a step, and reaches a loss 10 % higher."
     )
-    assert told.sentence(BASE, None) == "Of its memory the activations take most, 38 %."
+    assert told.sentence(BASE, None) == "The activations take the largest share of memory, 38 %."
 
 
 def test_a_technique_that_bought_nothing_is_said_not_to_pay() -> None:
     useless = changed({"activations": 1.01e9}, checkpointing=True, step_seconds=2.4)
     assert told.sentence(useless, BASE) == (
-        "Beside bf16 it takes the same memory, 1.20 times the time a step, and comes to the same loss within 1 %. "
-        "Here it does not pay."
+        "Compared with bf16, it takes the same memory, 1.20 times the time a step, and reaches the same loss "
+        "within 1 %. Here it does not pay."
     )
 
 
@@ -231,7 +231,7 @@ def test_the_report_has_the_table_and_the_figure_only_where_it_was_measured(
         assert (tmp_path / "out" / "figures" / "techniques.svg").is_file() == measured
         for name in ("report.html", "report.md"):
             text = (tmp_path / "out" / name).read_text(encoding="utf-8")
-            assert ("What each technique of training buys" in text) == measured
+            assert ("Effect of each training technique" in text) == measured
             assert ("Beside full precision it takes" in text) == measured
     assert "X: &lt;absent&gt;" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
