@@ -9,7 +9,7 @@ from pathlib import Path
 from llm import params
 from llm.corpus import sample
 from llm.corpus.chunks import digest, find_chunks
-from llm.corpus.clean import plan as clean
+from llm.corpus.clean.plan import FOLDER, Plan, prepare
 from llm.corpus.encode import decided_by, describe, encode_corpus, worker_count
 from llm.data.val_sources import mixture, save_validation
 from llm.runtime import outputs, pool, pool_dask
@@ -24,12 +24,12 @@ from llm.tokenizer.encoders import choose
 RAW, TOKENIZER, TOKENS = Path("data/raw/pretrain"), Path("data/tokenizer"), Path("data/tokens")
 
 
-def make_plan(p: params.Params, tests: list[Dataset], kept: Path) -> clean.Plan:
+def make_plan(p: params.Params, tests: list[Dataset], kept: Path) -> Plan:
     """What is to become of each document; what was decided before is in `kept`."""
     if kept.is_dir():
-        return clean.Plan(p.tokenize.clean, kept)
+        return Plan(p.tokenize.clean, kept)
     examples = datasets.test_texts(tests)  # read only where tokenize.clean.decontaminate is on
-    return clean.prepare(p.tokenize.clean, RAW, kept, examples, p.tokenize.workers or pool.cores())
+    return prepare(p.tokenize.clean, RAW, kept, examples, p.tokenize.workers or pool.cores())
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
         pool.Workers(count) as workers,
     ):
         began = time.perf_counter()
-        plan = make_plan(p, tests, (work / clean.FOLDER).absolute())
+        plan = make_plan(p, tests, (work / FOLDER).absolute())
         tokenizer = sample.make_tokenizer(t, groups, plan, work / "tokenizer")
         sample.check_disk(sample.shard_bytes(groups, tokenizer), work, TOKENS)
         ordered = workers.ordered if t.engine == "local" else pool_dask.ordered
@@ -74,7 +74,7 @@ def main() -> None:
         with whole_directory(TOKENS, outputs.TOKENS) as out:
             shutil.copytree(work / "tokens", out, copy_function=link, dirs_exist_ok=True)
             if plan.directory:
-                shutil.copytree(plan.directory, out / clean.FOLDER)
+                shutil.copytree(plan.directory, out / FOLDER)
             write_json(out / "meta.json", meta | save_validation(out, counts))
         with whole_directory(TOKENIZER, outputs.TOKENIZER) as out:
             tokenizer.save(out)

@@ -162,12 +162,12 @@ def _mixture(
 
 
 def _write_docs(kind: str, source: params.DocsSource, gate: Gate) -> dict[str, Any]:
-    from llm.sources.docs import source as docs
+    from llm.sources.docs.source import records
 
-    records, about = docs.records(kind, source.packages)
+    rows, about = records(kind, source.packages)
     beyond = 0
     with Progress(gate.name, None, "records") as progress:
-        for number, record in enumerate(records, 1):
+        for number, record in enumerate(rows, 1):
             if source.max_documents is not None and number > source.max_documents:
                 beyond += 1
                 continue

@@ -15,8 +15,8 @@ from llm.params import FilesSource
 from llm.runtime.disk import refuse_what_cannot_fit
 from llm.runtime.progress import Progress
 from llm.sources.manifest import NOT_STATED, joined
-from llm.sources.readers import open as readers
-from llm.sources.readers import paths as inputs
+from llm.sources.readers.open import open_table
+from llm.sources.readers.paths import Input, find, reading
 from llm.sources.record_filter import Gate
 from llm.sources.remote_files import fetch
 from llm.sources.resume import Restart
@@ -43,7 +43,7 @@ def write_files(
         UserError: what is wrong with the source, with the file's name.
     """
     where = f"download.{name}"
-    found = inputs.find(source.all_paths, f"{where}.paths")
+    found = find(source.all_paths, f"{where}.paths")
     splits = _own_splits(source, where)
     named = not splits and bool(splits := _named_splits(found))
     if source.max_documents is None:
@@ -75,7 +75,7 @@ def write_files(
                 notes.append(f"{item.shown} was not read: max_documents was reached")
                 stored.append(_stored(item, stamp, wanted))
                 continue
-            with readers.open_table(
+            with open_table(
                 item,
                 source.format,
                 gate.shaper.kind,
@@ -117,7 +117,7 @@ def _fetched(progress: Progress, came: Counter[str], count: int) -> None:
     progress.update(0, fetched=f"{came['bytes'] / 1e6:.1f} MB")
 
 
-def _pinned(source: FilesSource, found: list[inputs.Input], where: str) -> dict[str, str]:
+def _pinned(source: FilesSource, found: list[Input], where: str) -> dict[str, str]:
     """The digests that files must have. Raises UserError for one of a file that is not there."""
     strange = sorted(set(source.sha256) - {item.shown for item in found})
     if strange:
@@ -128,14 +128,14 @@ def _pinned(source: FilesSource, found: list[inputs.Input], where: str) -> dict[
     return source.sha256
 
 
-def _stored(item: inputs.Input, stamp: str, wanted: dict[str, str]) -> dict[str, Any]:
+def _stored(item: Input, stamp: str, wanted: dict[str, str]) -> dict[str, Any]:
     """Path, size and digest of a file that was read.
 
     Raises:
         UserError: it is another file than before it was read, or than the params say.
     """
     digest = item.sha256()
-    with inputs.reading(item):
+    with reading(item):
         if item.stamp() != stamp:
             raise UserError(
                 f"{item.shown}: changed while it was read. Rerun when whatever writes it has finished."
@@ -157,7 +157,7 @@ def _own_splits(source: FilesSource, where: str) -> dict[str, str]:
     keys: dict[str, str] = {}  # the file itself, not a link to it -> the param that names it
     for key, split in (("paths", "train"), ("val_paths", "validation"), ("test_paths", "test")):
         paths = getattr(source, key)
-        for item in inputs.find(paths, f"{where}.{key}") if paths else []:
+        for item in find(paths, f"{where}.{key}") if paths else []:
             before = keys.setdefault(item.shown if item.fs else os.path.realpath(item.path), key)
             if before != key:
                 raise UserError(
@@ -167,7 +167,7 @@ def _own_splits(source: FilesSource, where: str) -> dict[str, str]:
     return splits if source.val_paths or source.test_paths else {}
 
 
-def _named_splits(found: list[inputs.Input]) -> dict[str, str]:
+def _named_splits(found: list[Input]) -> dict[str, str]:
     """Splits of files that are all named as the Hugging Face hub does:
     train-00000-of-00001.parquet.
     """

@@ -1,38 +1,46 @@
-"""Finetuning tasks: one module a kind, found by its name in this folder. docs/EVALUATION.md shows
-how to add one.
-"""
+"""Kinds of finetuning task: a class in a module of this folder. docs/EVALUATION.md adds one."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import pkgutil
-from typing import cast
+import types
 
 from llm.errors import UserError
 from llm.tasks.base import Task
 
+REQUIRED = ("COLUMNS", "METRICS", "CUT", "RESPONSE_TOKENS", "TEST_COLUMNS", "TEMPLATES", "target")
+
+
+def _task_class(module: types.ModuleType) -> type[Task] | None:
+    """Return the subclass of `Task` that a module defines, if any."""
+    for value in vars(module).values():
+        if (
+            isinstance(value, type)
+            and issubclass(value, Task)
+            and value.__module__ == module.__name__
+            and value is not Task
+        ):
+            return value
+    return None
+
 
 def kinds() -> tuple[str, ...]:
-    """The kinds of task, by name: the modules of this folder that say which columns their records
-    have.
-    """
-    modules = {
-        found.name: importlib.import_module(f"llm.tasks.{found.name}")
-        for found in pkgutil.iter_modules(__path__)
-    }
-    return tuple(sorted(name for name, module in modules.items() if hasattr(module, "COLUMNS")))
+    """Return the names of the modules in this folder that define a kind of task."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(n for n in names if _task_class(importlib.import_module(f"llm.tasks.{n}")))
 
 
 def get(kind: str, name: str | None = None) -> Task:
-    """The module of a kind of task.
+    """Return the task of a kind.
 
     Args:
         kind: one of `kinds()`.
         name: the task's own name in `mix.tasks`, for the message.
 
     Raises:
-        UserError: there is no such kind, or its module lacks something that every kind has.
+        UserError: the kind is unknown, or its class lacks a required attribute.
     """
     if kind not in kinds():
         close = difflib.get_close_matches(kind, kinds(), n=1, cutoff=0.5)
@@ -42,10 +50,13 @@ def get(kind: str, name: str | None = None) -> Task:
             f"Give a dataset with a name of its own its kind, e.g. `sst2: {{kind: classification, ...}}`."
         )
     module = importlib.import_module(f"llm.tasks.{kind}")
-    wanted = [*Task.__annotations__, *(key for key in vars(Task) if not key.startswith("_"))]
-    missing = [key for key in dict.fromkeys(wanted) if not hasattr(module, key)]
+    task_class = _task_class(module)
+    assert task_class is not None
+    missing = [
+        key for key in REQUIRED if getattr(task_class, key, None) is getattr(Task, key, None)
+    ]
     if missing:
         raise UserError(
-            f"{module.__file__}: a kind of task needs {', '.join(missing)}. llm/tasks/base.py says what each is."
+            f"{module.__file__}: a kind of task needs {', '.join(missing)}. llm/tasks/base.py describes them."
         )
-    return cast(Task, module)
+    return task_class()

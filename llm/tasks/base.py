@@ -1,4 +1,4 @@
-"""What every task module offers, and how a record becomes a prompt and a response that fit.
+"""The base class of tasks, and the rendering of a record as a prompt and a response that fit.
 
 The phrasing of an instruction is chosen by a hash of the example's id: it depends on nothing else,
 so adding or removing examples never rewords another. Where an example is too long, one field (a
@@ -33,51 +33,59 @@ class Encoder(Protocol):
         """A prompt as a conversation's first turn, ready for the answer."""
 
 
-class Task(Protocol):
-    """A module in this folder.
+class Task:
+    """A kind of task: subclass it in a module of this folder, which is named as the kind.
 
-    `labels` are the names that `label` returned over the training examples, sorted. A module may
-    also have `score(prediction, row) -> {name: value}`, metrics of its own, of which the mean over
-    examples is the score, and `baselines(row) -> {name: prediction}`; rows are those of the test
-    file."""
+    `COLUMNS`, `METRICS`, `CUT`, `RESPONSE_TOKENS`, `TEST_COLUMNS`, `TEMPLATES` and `target` are
+    required; the rest has defaults. `labels` are the sorted names that `label` returned over the
+    training examples. A subclass may also have `score(prediction, row) -> {name: value}`, metrics of
+    its own whose mean over the examples is the score, and `baselines(row) -> {name: prediction}`;
+    `row` is one of the test file.
+    """
 
-    COLUMNS: tuple[str, ...]  # of the raw records, beside id, group and split
+    COLUMNS: tuple[str, ...]  # columns of the raw records, beside id, group and split
     METRICS: tuple[
         str, ...
-    ]  # that it is scored with: those of `llm.evaluate.metrics`, or names that `score` gives
+    ]  # scores shown: of `llm.evaluate.metrics`, or names that `score` returns
     CUT: str  # the field that is cut when an example is too long
-    # whether only labels that training has can be right: then the answer is the likeliest of
-    # `choices`
-    CLOSED: bool
-    # left free for the response after a test prompt, where the reference must not be looked at
+    # True: only labels seen in training can be right, so the likeliest of `choices` is the answer
+    CLOSED: bool = False
+    # tokens left free for the response to a test prompt, whatever the length of the reference
     RESPONSE_TOKENS: int
-    TEST_COLUMNS: dict[
-        str, Any
-    ]  # name -> pyarrow type, what the test file holds beside the common columns
+    TEST_COLUMNS: dict[str, Any]  # name -> pyarrow type of the test file's own columns
+    TEMPLATES: tuple[str, ...]  # phrasings, for `str.format`
 
     def input_text(self, record: Record) -> str:
-        """The text that must not be on two sides of a split."""
+        """Return the text that must not be on two sides of a split."""
+        return str(record[self.CUT])
 
     def label(self, record: Record) -> str | None:
-        """A class whose set of names matters to the prompts; None where there is none."""
+        """Return the record's class, if the prompts depend on the set of classes."""
+        return None
 
     def fields(self, record: Record, labels: Sequence[str]) -> dict[str, str]:
-        """What the templates may name."""
+        """Return the fields that the templates may name."""
+        return {name: (record[name] or "").strip() for name in self.TEST_COLUMNS}
 
     def templates(self, fields: dict[str, str], labels: Sequence[str]) -> tuple[str, ...]:
-        """The phrasings that suit this record, for `str.format`."""
+        """Return the phrasings that suit this record."""
+        return self.TEMPLATES
 
     def target(self, record: Record) -> str:
-        """The response to learn."""
+        """Return the response to learn."""
+        raise NotImplementedError
 
     def lost(self, record: Record, visible: str) -> bool:
-        """Whether the cut left a `CUT` field from which the target can no longer be found."""
+        """Return whether the target can no longer be found in the cut field `visible`."""
+        return False
 
     def references(self, record: Record) -> list[str]:
-        """The responses that count as right."""
+        """Return the responses that count as right."""
+        return [self.target(record).strip()]
 
     def test_columns(self, record: Record, labels: Sequence[str]) -> dict[str, Any]:
-        """Values of `TEST_COLUMNS`; texts are whole, not cut, for the baselines."""
+        """Return the values of `TEST_COLUMNS`; texts are not cut, for the baselines."""
+        return self.fields(record, labels)
 
 
 @dataclass(frozen=True, order=True)

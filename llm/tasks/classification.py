@@ -10,88 +10,78 @@ from typing import Any
 
 import pyarrow as pa
 
-from llm.tasks.base import Record
+from llm.tasks.base import Record, Task
 
-COLUMNS = ("text", "text_pair", "label")
-METRICS = ("accuracy", "mcc", "f1", "f1_macro")  # f1: where two classes have an order
-CUT = "text"
-CLOSED = True
-RESPONSE_TOKENS = 16
-TEST_COLUMNS = {"text": pa.string(), "choices": pa.list_(pa.string()), "label": pa.string()}
-# characters of choices that a prompt lists at most; longer lists would crowd out a small model's
-# text
+# Longest list of choices, in characters, that a prompt shows: a longer one crowds out the text.
 LISTED = 160
 
-TEMPLATES = (
-    "{text}\n\nWhich of these fits the text: {choices}?",
-    "Classify the text as one of: {choices}.\n\n{text}",
-    "{text}\n\nOptions: {choices}\n\nCategory:",
-    "Which category does the text belong to: {choices}?\n\n{text}",
-)
-TEMPLATES_UNLISTED = (
-    "{text}\n\nWhich category fits the text?",
-    "Classify the text.\n\n{text}",
-    "{text}\n\nCategory:",
-    "Which category does the text belong to?\n\n{text}",
-)
-TEMPLATES_PAIR = (
-    "Text 1: {text}\n\nText 2: {text_pair}\n\nHow do they relate: {choices}?",
-    "{text}\n\n{text_pair}\n\nWhich of these describes the two texts: {choices}?",
-    "Classify the pair as one of: {choices}.\n\nText 1: {text}\n\nText 2: {text_pair}",
-)
-TEMPLATES_PAIR_UNLISTED = (
-    "Text 1: {text}\n\nText 2: {text_pair}\n\nHow do they relate?",
-    "{text}\n\n{text_pair}\n\nWhich category describes the two texts?",
-    "Classify the pair.\n\nText 1: {text}\n\nText 2: {text_pair}",
-)
 
+class Classification(Task):
+    """One text or a pair, and the name of its class."""
 
-def input_text(record: Record) -> str:
-    """The text, or the pair."""
-    return f"{record['text']}\n{record.get('text_pair') or ''}"
+    COLUMNS = ("text", "text_pair", "label")
+    METRICS = ("accuracy", "mcc", "f1", "f1_macro")  # f1: where two classes have an order
+    CUT = "text"
+    CLOSED = True
+    RESPONSE_TOKENS = 16
+    TEST_COLUMNS = {"text": pa.string(), "choices": pa.list_(pa.string()), "label": pa.string()}
 
+    TEMPLATES = (
+        "{text}\n\nWhich of these fits the text: {choices}?",
+        "Classify the text as one of: {choices}.\n\n{text}",
+        "{text}\n\nOptions: {choices}\n\nCategory:",
+        "Which category does the text belong to: {choices}?\n\n{text}",
+    )
+    TEMPLATES_UNLISTED = (
+        "{text}\n\nWhich category fits the text?",
+        "Classify the text.\n\n{text}",
+        "{text}\n\nCategory:",
+        "Which category does the text belong to?\n\n{text}",
+    )
+    TEMPLATES_PAIR = (
+        "Text 1: {text}\n\nText 2: {text_pair}\n\nHow do they relate: {choices}?",
+        "{text}\n\n{text_pair}\n\nWhich of these describes the two texts: {choices}?",
+        "Classify the pair as one of: {choices}.\n\nText 1: {text}\n\nText 2: {text_pair}",
+    )
+    TEMPLATES_PAIR_UNLISTED = (
+        "Text 1: {text}\n\nText 2: {text_pair}\n\nHow do they relate?",
+        "{text}\n\n{text_pair}\n\nWhich category describes the two texts?",
+        "Classify the pair.\n\nText 1: {text}\n\nText 2: {text_pair}",
+    )
 
-def label(record: Record) -> str:
-    """The class's name."""
-    return str(record["label"]).strip()
+    def input_text(self, record: Record) -> str:
+        """Return the text or the pair."""
+        return f"{record['text']}\n{record.get('text_pair') or ''}"
 
+    def label(self, record: Record) -> str:
+        """Return the name of the class."""
+        return str(record["label"]).strip()
 
-def fields(record: Record, labels: Sequence[str]) -> dict[str, str]:
-    """`text`, `text_pair` (empty where there is none) and `choices`, the names as a list in prose."""
-    names = list(labels)
-    choices = ", ".join(names[:-1]) + f" or {names[-1]}" if len(names) > 1 else "".join(names)
-    return {
-        "text": record["text"].strip(),
-        "text_pair": (record.get("text_pair") or "").strip(),
-        "choices": choices,
-    }
+    def fields(self, record: Record, labels: Sequence[str]) -> dict[str, str]:
+        """Return `text`, `text_pair` (may be empty) and `choices`, the names as a list in prose."""
+        names = list(labels)
+        choices = ", ".join(names[:-1]) + f" or {names[-1]}" if len(names) > 1 else "".join(names)
+        return {
+            "text": record["text"].strip(),
+            "text_pair": (record.get("text_pair") or "").strip(),
+            "choices": choices,
+        }
 
+    def templates(self, fields: dict[str, str], labels: Sequence[str]) -> tuple[str, ...]:
+        """Return the phrasings for one text or a pair; a short list of choices is shown."""
+        listed = len(fields["choices"]) <= LISTED
+        if fields["text_pair"]:
+            return self.TEMPLATES_PAIR if listed else self.TEMPLATES_PAIR_UNLISTED
+        return self.TEMPLATES if listed else self.TEMPLATES_UNLISTED
 
-def templates(fields: dict[str, str], labels: Sequence[str]) -> tuple[str, ...]:
-    """For one text or for a pair; with the choices where they are few."""
-    listed = len(fields["choices"]) <= LISTED
-    if fields["text_pair"]:
-        return TEMPLATES_PAIR if listed else TEMPLATES_PAIR_UNLISTED
-    return TEMPLATES if listed else TEMPLATES_UNLISTED
+    def target(self, record: Record) -> str:
+        """Return the name of the class."""
+        return self.label(record)
 
-
-def target(record: Record) -> str:
-    """The class's name."""
-    return label(record)
-
-
-def lost(record: Record, visible: str) -> bool:
-    """Never: a class is not a span."""
-    return False
-
-
-def references(record: Record) -> list[str]:
-    """The class's name."""
-    return [label(record)]
-
-
-def test_columns(record: Record, labels: Sequence[str]) -> dict[str, Any]:
-    """`text` (a pair with an empty line between), `choices` and `label`."""
-    values = fields(record, labels)
-    text = f"{values['text']}\n\n{values['text_pair']}" if values["text_pair"] else values["text"]
-    return {"text": text, "choices": list(labels), "label": label(record)}
+    def test_columns(self, record: Record, labels: Sequence[str]) -> dict[str, Any]:
+        """Return `text` (a pair is joined by an empty line), `choices` and `label`."""
+        values = self.fields(record, labels)
+        text = (
+            f"{values['text']}\n\n{values['text_pair']}" if values["text_pair"] else values["text"]
+        )
+        return {"text": text, "choices": list(labels), "label": self.label(record)}

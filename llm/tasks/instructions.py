@@ -8,66 +8,41 @@ around a prompt say the same in two tokens instead of forty.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 
-from llm.tasks.base import Record
-
-COLUMNS = ("instruction", "input", "output")
-METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu")
-CUT = "input"
-CLOSED = False
-RESPONSE_TOKENS = 128
-TEST_COLUMNS = {"instruction": pa.string(), "input": pa.string()}
-
-TEMPLATES = (
-    "{instruction}\n\n{input}",
-    "{instruction}\n\nInput: {input}",
-    "{input}\n\n{instruction}",
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:",
-)
-TEMPLATES_ALONE = (
-    "{instruction}",
-    "Instruction: {instruction}",
-    "### Instruction:\n{instruction}\n\n### Response:",
-)
+from llm.tasks.base import Record, Task
 
 
-def input_text(record: Record) -> str:
-    """The instruction and its input."""
-    return f"{record['instruction']}\n{record['input'] or ''}"
+class Instructions(Task):
+    """An instruction, an optional input, and an output."""
 
+    COLUMNS = ("instruction", "input", "output")
+    METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu")
+    CUT = "input"
+    RESPONSE_TOKENS = 128
+    TEST_COLUMNS = {"instruction": pa.string(), "input": pa.string()}
 
-def label(record: Record) -> None:
-    """There are no classes."""
+    TEMPLATES = (
+        "{instruction}\n\n{input}",
+        "{instruction}\n\nInput: {input}",
+        "{input}\n\n{instruction}",
+        "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:",
+    )
+    TEMPLATES_ALONE = (
+        "{instruction}",
+        "Instruction: {instruction}",
+        "### Instruction:\n{instruction}\n\n### Response:",
+    )
 
+    def input_text(self, record: Record) -> str:
+        """Return the instruction and its input."""
+        return f"{record['instruction']}\n{record['input'] or ''}"
 
-def fields(record: Record, labels: Sequence[str]) -> dict[str, str]:
-    """`instruction`, and `input`, which may be empty."""
-    return {"instruction": record["instruction"].strip(), "input": (record["input"] or "").strip()}
+    def templates(self, fields: dict[str, str], labels: Sequence[str]) -> tuple[str, ...]:
+        """Return the phrasings with or without an input."""
+        return self.TEMPLATES if fields["input"] else self.TEMPLATES_ALONE
 
-
-def templates(fields: dict[str, str], labels: Sequence[str]) -> tuple[str, ...]:
-    """With an input or without."""
-    return TEMPLATES if fields["input"] else TEMPLATES_ALONE
-
-
-def target(record: Record) -> str:
-    """The output."""
-    return str(record["output"])
-
-
-def lost(record: Record, visible: str) -> bool:
-    """Never: an output is not a span."""
-    return False
-
-
-def references(record: Record) -> list[str]:
-    """The one output."""
-    return [record["output"].strip()]
-
-
-def test_columns(record: Record, labels: Sequence[str]) -> dict[str, Any]:
-    """`instruction` and `input`, whole."""
-    return fields(record, labels)
+    def target(self, record: Record) -> str:
+        """Return the output."""
+        return str(record["output"])

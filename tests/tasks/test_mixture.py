@@ -11,15 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm import tasks
 from llm.errors import UserError
-from llm.tasks import (
-    classification,
-    instructions,
-    mixture,
-    question_answering,
-    splits,
-    summarization,
-)
+from llm.tasks import mixture, splits
 from llm.tasks.base import Example, UnusableError, key
 from llm.tasks.mixture import (
     Dataset,
@@ -35,6 +29,10 @@ from llm.tasks.splits import DROPPED, TEST, TRAIN, VALIDATION, carve, normalise,
 from llm.text.hashing import is_validation
 from llm.tokenizer.bpe import Tokenizer
 
+classification = tasks.get("classification")
+instructions = tasks.get("instructions")
+question_answering = tasks.get("question_answering")
+summarization = tasks.get("summarization")
 TEXTS = ["alpha", "Alpha!", "beta  gamma", "Beta gamma", "delta", "epsilon zeta", "?!"]
 
 

@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 
 from llm import tasks
 from llm.errors import UserError
-from llm.tasks import base, classification, instructions, question_answering, summarization
 from llm.tasks.base import UnusableError, choose, render, render_test, token_prefix
 from llm.tokenizer.bpe import Tokenizer
 
 SENTENCE = "return the array of a given shape and type filled with zeros where each value is read from disk"
 WORDS = SENTENCE.split(" ")
 LABELS = ("numpy", "pandas")
+classification = tasks.get("classification")
+instructions = tasks.get("instructions")
+question_answering = tasks.get("question_answering")
+summarization = tasks.get("summarization")
 
 
 @cache
@@ -41,11 +44,11 @@ def record(kind: str, n: int = 12, **changed) -> dict:
 
 
 ALL_TEMPLATES = [
-    (module.__name__.split(".")[-1], template)
-    for module in (summarization, question_answering, classification, instructions)
-    for name in sorted(vars(module))
+    (kind, template)
+    for kind in tasks.kinds()
+    for name in dir(tasks.get(kind))
     if name.startswith("TEMPLATES")
-    for template in getattr(module, name)
+    for template in getattr(tasks.get(kind), name)
 ]
 
 
@@ -76,12 +79,8 @@ def test_all_phrasings_of_a_kind_are_used_and_an_id_keeps_its_own(kind):
 
 
 @pytest.mark.parametrize("kind", tasks.kinds())
-def test_every_kind_offers_what_the_protocol_asks(kind):
+def test_every_kind_has_its_test_columns_and_references(kind):
     task = tasks.get(kind)
-    wanted = [name for name in vars(base.Task) if not name.startswith("_")] + list(
-        base.Task.__annotations__
-    )
-    assert [name for name in wanted if not hasattr(task, name)] == []
     row = task.test_columns(record(kind), LABELS)
     assert set(row) == set(task.TEST_COLUMNS)
     assert task.references(record(kind)) == [task.target(record(kind))]

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
-from llm.corpus.clean import personal_data
-from llm.corpus.clean import unicode as normalise
+from llm.corpus.clean import personal_data, unicode
 from llm.errors import UserError
 from llm.params import Clean
 
@@ -66,11 +65,9 @@ class Cleaner:
         p = self.params
         steps: list[Step] = []
         if p.unicode:
-            steps.append(
-                _edit("unicode", normalise.nfc if p.unicode == "nfc" else normalise.mended)
-            )
+            steps.append(_edit("unicode", unicode.nfc if p.unicode == "nfc" else unicode.mended))
         if p.whitespace:
-            steps.append(_edit("whitespace", normalise.white_space))
+            steps.append(_edit("whitespace", unicode.white_space))
         if any(p.personal_data.model_dump().values()):
             steps.append(self._masked)
         if p.min_characters or p.max_characters:

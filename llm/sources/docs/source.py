@@ -20,7 +20,6 @@ from typing import Any
 from llm.errors import UserError
 from llm.runtime.pool import Workers, cores
 from llm.sources.docs import questions, split
-from llm.sources.docs import records as docs_tasks
 from llm.sources.docs.dedup import (
     JACCARD,
     PERMUTATIONS,
@@ -28,6 +27,7 @@ from llm.sources.docs.dedup import (
     drop_near_duplicates,
     drop_repeated_paragraphs,
 )
+from llm.sources.docs.records import classification, summarization
 from llm.sources.docs.scan import (
     DISTRIBUTIONS,
     PACKAGES,
@@ -83,9 +83,9 @@ def _records(
     dropped = Counter(found.dropped)
     build: Callable[[Corpus, Counter[str], dict[str, Any]], list[dict[str, Any]]] = {
         "pretrain": pretrain,
-        "summarization": docs_tasks.summarization,
+        "summarization": summarization,
         "question_answering": questions.question_answering,
-        "classification": docs_tasks.classification,
+        "classification": classification,
     }[kind]
     info["kept"] |= {"modules": found.modules, "docstrings": len(found.entries)}
     rows = build(found, dropped, info["kept"])

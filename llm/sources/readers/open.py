@@ -20,12 +20,12 @@ from typing import NamedTuple
 
 from llm.errors import UserError
 from llm.sources.readers import tables
-from llm.sources.readers import text as text_files
 from llm.sources.readers.compression import Counting, again, decompress, in_utf8
 from llm.sources.readers.file_types import HEAD, refuse_foreign
 from llm.sources.readers.json import json_list, jsonl, squad
 from llm.sources.readers.paths import MAX_RECORD, Input, Row, reading
 from llm.sources.readers.tables import Keep
+from llm.sources.readers.text import text
 
 CHUNK = 1 << 20  # bytes, stored, that are read at a time
 TABULAR = {".csv": "csv", ".tsv": "tsv"}
@@ -106,7 +106,7 @@ def open_table(
             judged = "" if name == "tsv" and format == "auto" else name
             columns, rows = tables.table(content, source.shown, judged, head, kind, header, notes)
         elif name == "text":
-            rows = text_files.text(content, source.shown, notes)
+            rows = text(content, source.shown, notes)
         elif name == "jsonl":
             rows = jsonl(content)
         else:
@@ -154,10 +154,10 @@ def _check_width(head: bytes, shown: str) -> None:
         else ()
     ):
         try:
-            text = head.decode(guess)
+            decoded = head.decode(guess)
         except UnicodeDecodeError:
             continue
-        if "\0" not in text and sum(map(str.isascii, text)) * 2 > len(text):
+        if "\0" not in decoded and sum(map(str.isascii, decoded)) * 2 > len(decoded):
             raise UserError(
                 f"{shown}: looks like {guess} without a byte order mark; expected UTF-8. "
                 f"Say so: download.<name>.encoding: {guess}."
