@@ -234,7 +234,7 @@ def test_the_report_has_the_table_and_the_figure_only_where_it_was_measured(
         for name in ("report.html", "report.md"):
             text = (tmp_path / "out" / name).read_text(encoding="utf-8")
             assert ("Effect of each training technique" in text) == measured
-            assert ("Beside full precision it takes" in text) == measured
+            assert ("Compared with full precision, it takes" in text) == measured
     assert "X: &lt;absent&gt;" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
