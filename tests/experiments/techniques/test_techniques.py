@@ -190,8 +190,8 @@ def test_a_sentence_says_what_moved_and_by_what_means() -> None:
     again = changed({"activations": 0.25e9}, checkpointing=True, step_seconds=2.6)
     assert told.sentence(again, BASE) == (
         "Compared with bf16, it takes 0.71 times the memory "
-        "(activations 1.00 GB → 250.0 MB: the layers' are computed again "
-        "instead of being kept), 1.30 times the time a step, and reaches the same loss within 1 %."
+        "(activations 1.00 GB → 250.0 MB: the layers' are "
+        "computed again instead of being kept), 1.30 times the time a step, and reaches the same loss within 1 %."
     )
     lora = {"weights": 404e6, "gradients": 4e6, "optimizer": 8e6}
     adapter = changed(
