@@ -262,7 +262,7 @@ def test_a_killed_stage_leaves_no_worker_and_no_half_output_and_continues(
     capfd.readouterr()
     tokenize.main()
     assert "continues after" in capfd.readouterr().out
-    assert not list((here / "killed").glob(".state/tokenize/*")), "finished work is removed"
+    assert not list((here / "killed").glob(".state/tokenize/*/")), "finished work is removed"
     monkeypatch.chdir(here / "whole")
     monkeypatch.setattr(tokenize.find_chunks, "__defaults__", (10**9,))
     tokenize.main()
@@ -286,7 +286,7 @@ def test_a_second_run_waits_for_the_first_and_gives_the_same_bytes(
     assert [run.returncode for run in runs] == [0, 0]
     assert sum("does the same work; waiting for it" in text for text in printed) <= 1
     assert outputs(here / "one") == outputs(here / "two")
-    assert not list(here.glob(".state/tokenize/*"))
+    assert not list(here.glob(".state/tokenize/*/"))
 
 
 def summaries(count: int, split: str = "", group: str | None = None) -> list[dict]:
