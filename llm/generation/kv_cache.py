@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import cast
@@ -10,22 +10,22 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from llm.model.attention import attend
-from llm.model.transformer import Layer, Transformer
+from llm.model.attention import attend, attend_grouped, attend_in_blocks
+from llm.model.transformer import Transformer
 
-COMPILED = "compiled_step"  # where a model keeps it
-QUERIES = 128  # of a block that looks at the keys before its end
-BLOCK = 64  # slots: a cache has a multiple of them, so that few shapes occur
+COMPILED = "compiled_step"  # the model's attribute that holds its compiled step
+QUERIES = 128  # queries in a block of a prompt
+BLOCK = 64  # a cache has a multiple of these slots, so that few shapes occur
 
 StepFunction = Callable[[Tensor, Tensor, list[Tensor], list[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of each layer, (rows, kv_heads, slots, head_dim): a row is a sequence, a slot
-    one of its tokens.
+    """Keys and values of each layer, (rows, kv_heads, slots, head_dim).
 
-    A row's tokens stand at its first slots, so that no row depends on the length of another.
+    A row is a sequence, a slot one of its tokens. A row's tokens stand at its first slots, so that
+    no row depends on the length of another.
     """
 
     keys: list[Tensor]
@@ -33,11 +33,10 @@ class Cache:
 
     @classmethod
     def empty(cls, model: Transformer, rows: int, slots: int) -> Cache:
-        """Room for at least `slots` tokens in each of `rows` sequences."""
+        """Return a cache with room for at least `slots` tokens in each of `rows` sequences."""
         c = model.config
         shape = (rows, c.num_key_value_heads, -(-slots // BLOCK) * BLOCK, c.head_dim)
-        # One tensor a layer: of a slice of a common one, a compiled step would copy the whole at
-        # each write.
+        # One tensor a layer: a compiled step would copy a common tensor whole at each write.
         device, dtype = model.lm_head.weight.device, model.compute_dtype
         parts = [
             torch.zeros(shape, device=device, dtype=dtype) for _ in range(2 * c.num_hidden_layers)
@@ -45,49 +44,64 @@ class Cache:
         return cls(parts[::2], parts[1::2])
 
 
+class PromptCache:
+    """One layer's part of a row that a prompt is read into; a `LayerCache`."""
+
+    def __init__(self, keys: Tensor, values: Tensor, last_only: bool) -> None:
+        """Take the row's keys and values (1, kv_heads, slots, head_dim).
+
+        `last_only`: return outputs of the last position only; nothing reads the others of the last
+        layer.
+        """
+        self.keys, self.values, self.last_only = keys, values, last_only
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Store keys and values at the first slots; the prompt attends to itself."""
+        length = k.shape[2]
+        self.keys[:, :, :length], self.values[:, :, :length] = k, v
+        if self.last_only:
+            if mask is None:
+                mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=q.device)
+            return attend(q[:, :, -1:], k, v, mask[:, :, -1:])
+        if mask is None and q.device.type == "cpu" and q.dtype == torch.bfloat16:
+            # Twice as fast as PyTorch's own kernel on a CPU.
+            mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+            return attend_in_blocks(attend_grouped, q, k, v, mask, QUERIES)
+        return attend(q, k, v, mask)
+
+
+class StepCache:
+    """One layer's part of all rows in a decoding step; a `LayerCache`."""
+
+    def __init__(self, keys: Tensor, values: Tensor, rows: Tensor, slots: Tensor) -> None:
+        """Take keys and values (rows, kv_heads, slots, head_dim), and where the step writes.
+
+        rows: (rows, 1); slots: (rows, width).
+        """
+        self.keys, self.values, self.rows, self.slots = keys, values, rows, slots
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Store keys and values at the step's slots; queries attend to the whole cache."""
+        assert mask is not None
+        self.keys[self.rows, :, self.slots] = k.transpose(1, 2)
+        self.values[self.rows, :, self.slots] = v.transpose(1, 2)
+        return attend_grouped(q, self.keys, self.values, mask)
+
+
 @torch.inference_mode()
 def prefill(model: Transformer, prompt: list[int], cache: Cache, row: int) -> Tensor:
-    """Read a prompt, not empty, into a row of the cache; logits (vocab,) of what follows it,
-    float32.
+    """Read a prompt into a row of the cache; return the logits (vocab,) of what follows, float32.
 
     Prompts are read one by one: a few hundred tokens fill a processor, and none is padded to
-        another's length.
+    another's length. A prompt must not be empty.
     """
-    length = len(prompt)
+    last = len(cache.keys) - 1
+    layers = [
+        PromptCache(keys[row : row + 1], values[row : row + 1], number == last)
+        for number, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True))
+    ]
     ids = torch.tensor([prompt], device=cache.keys[0].device)
-    rotary = model.rotary(torch.arange(length, device=ids.device)[None])
-    mask = model.causal_mask(length, None, ids.device)
-    seen = (
-        torch.ones(1, 1, 1, length, dtype=torch.bool, device=ids.device)
-        if mask is None
-        else mask[:, :, -1:]
-    )
-    by_blocks = ids.device.type == "cpu" and model.compute_dtype == torch.bfloat16
-    x = model.embed(ids)
-    for i, layer in enumerate(_layers(model)):
-        q, k, v = layer.self_attn.project(layer.input_layernorm(x), rotary)
-        cache.keys[i][row, :, :length], cache.values[i][row, :, :length] = k[0], v[0]
-        if i == len(cache.keys) - 1:  # of the last layer's outputs only the last position's is read
-            x, q, mask = x[:, -1:], q[:, :, -1:], seen
-        if mask is not None:
-            heads = attend(q, k, v, mask)
-        else:
-            heads = _causal_in_blocks(q, k, v) if by_blocks else attend(q, k, v, None)
-        x = x + layer.self_attn.join(heads)
-        x = x + layer.mlp(layer.post_attention_layernorm(x))
-    return model.lm_head(model.model.norm(x))[0, 0].float()
-
-
-def _causal_in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention by plain matrix products: on a CPU in bfloat16 twice as fast as PyTorch's
-    own kernel.
-    """
-    parts = []
-    for start in range(0, q.shape[2], QUERIES):
-        end = min(start + QUERIES, q.shape[2])
-        mask = torch.ones(1, end - start, end, dtype=torch.bool).tril(start)
-        parts.append(attend_cache(q[:, :, start:end], k[:, :, :end], v[:, :, :end], mask))
-    return torch.cat(parts, dim=2)
+    return model(ids, cache=layers)[0, 0].float()
 
 
 class Step(nn.Module):
@@ -100,74 +114,38 @@ class Step(nn.Module):
     def forward(
         self, ids: Tensor, lengths: Tensor, keys: list[Tensor], values: list[Tensor]
     ) -> Tensor:
-        """Logits (rows, width, vocab), float32, of what follows each of `ids` (rows, width).
+        """Return logits (rows, width, vocab), float32, of what follows each of `ids` (rows, width).
 
-        lengths: (rows,) tokens that each row's cache holds; keys and values of `ids` are written
-            behind them. The rows
-        share one shape, so a row's logits do not depend on what the others hold.
+        All rows share one shape, so a row's logits do not depend on what the others hold.
+
+        Args:
+            lengths: (rows,) tokens that each row's cache holds; keys and values of `ids` are
+                written behind them.
+            keys: one tensor a layer, as in `Cache`; `values` likewise.
         """
-        model, (rows, width), slots = self.model, ids.shape, keys[0].shape[2]
-        at = lengths[:, None] + torch.arange(
-            width, device=ids.device
-        )  # (rows, width): slots, and positions
-        distance = at[:, :, None] - torch.arange(slots, device=ids.device)
-        mask = (distance >= 0) & (distance < (model.config.sliding_window or slots))
-        rotary = model.rotary(at)
+        (rows, width), size = ids.shape, keys[0].shape[2]
+        slots = lengths[:, None] + torch.arange(width, device=ids.device)  # they are positions too
+        distance = slots[:, :, None] - torch.arange(size, device=ids.device)
+        mask = (distance >= 0) & (distance < (self.model.config.sliding_window or size))
         row = torch.arange(rows, device=ids.device)[:, None]
-        x = model.embed(ids)
-        for i, layer in enumerate(_layers(model)):
-            q, k, v = layer.self_attn.project(layer.input_layernorm(x), rotary)
-            keys[i][row, :, at], values[i][row, :, at] = k.transpose(1, 2), v.transpose(1, 2)
-            x = x + layer.self_attn.join(attend_cache(q, keys[i], values[i], mask))
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
-        return model.lm_head(model.model.norm(x)).float()
-
-
-def _layers(model: Transformer) -> Iterable[Layer]:
-    return cast("Iterable[Layer]", model.model.layers)
-
-
-def attend_cache(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Attention (rows, heads, width, head_dim) of q, of that shape, over a cache (rows, kv_heads,
-    slots, head_dim).
-
-    mask: (rows, width, slots). The query heads of a key head are read as further queries: keys and
-        values are neither
-    copied nor widened, for they are most of what a step reads from memory.
-    """
-    rows, heads, width, size = q.shape
-    kv_heads, slots = keys.shape[1], keys.shape[2]
-    queries = q.reshape(rows, kv_heads, -1, size)
-    # Of products with a single query the compiler makes loops, which take four times as long as the
-    # library's kernel.
-    alone = queries.shape[2] == 1 and q.device.type == "cpu" and torch.compiler.is_compiling()
-    if alone:
-        queries = queries.expand(-1, -1, 2, -1)
-    scores = (queries @ keys.transpose(-1, -2)).float() * size**-0.5
-    scores = scores.view(rows, kv_heads, -1, width, slots).masked_fill(
-        ~mask[:, None, None], -torch.inf
-    )
-    weights = scores.softmax(-1).to(values.dtype).view(rows, kv_heads, -1, slots)
-    found = weights @ values
-    return (found[:, :, :1] if alone else found).reshape(rows, heads, width, size)
+        cache = [StepCache(k, v, row, slots) for k, v in zip(keys, values, strict=True)]
+        return self.model(ids, positions=slots, mask=mask[:, None], cache=cache).float()
 
 
 def compiled(model: Transformer) -> StepFunction:
-    """A step whose kernels torch.compile writes for each shape of cache, with the weights frozen
-    into them.
+    """Return a step that torch.compile writes for each shape of cache, with frozen weights.
 
     Freezing lets the compiler lay the weights out as its matrix products read them; later changes
-    of the weights are not seen. The step stays with its model, so that a second call compiles
+    of the weights have no effect. The step stays with its model, so that a second call compiles
     nothing."""
-    found: StepFunction | None = model.__dict__.get(COMPILED)
-    if found is None:
+    run: StepFunction | None = model.__dict__.get(COMPILED)
+    if run is None:
         step = torch.compile(Step(model), dynamic=False)
         shapes = set()
-        on_cpu = (
-            model.lm_head.weight.device.type == "cpu"
-        )  # there, calls from Python cost as much as small kernels
+        # On a CPU, calls from Python cost as much as small kernels.
+        on_cpu = model.lm_head.weight.device.type == "cpu"
 
-        def found(ids: Tensor, lengths: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+        def run(ids: Tensor, lengths: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
             shape = (ids.shape, keys[0].shape)
             known = shape in shapes
             shapes.add(shape)
@@ -178,5 +156,5 @@ def compiled(model: Transformer) -> StepFunction:
             ):
                 return cast(Tensor, step(ids, lengths, keys, values))
 
-        model.__dict__[COMPILED] = found
-    return found
+        model.__dict__[COMPILED] = run
+    return run

@@ -4,14 +4,15 @@ Llama/Qwen3 checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from llm.model.attention import Attention, Linear, Pair, RMSNorm, rotary_table
+from llm.model.attention import Attention, LayerCache, Linear, Pair, RMSNorm, rotary_table
 from llm.model.config import Config
 from llm.model.loss import ChunkLoss, chunk_loss, cross_entropy
 from llm.model.sharded_tensor import fill
@@ -40,8 +41,17 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotary: Pair, mask: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, mask)
+    def forward(
+        self, x: Tensor, rotary: Pair, mask: Tensor | None, cache: LayerCache | None = None
+    ) -> Tensor:
+        """Return the residual stream (batch, seq, hidden) after this layer; see `Attention.forward`.
+
+        Where the cache returns outputs of the last position only, seq becomes 1.
+        """
+        attended = self.self_attn(self.input_layernorm(x), rotary, mask, cache)
+        if attended.shape[1] < x.shape[1]:
+            x = x[:, -attended.shape[1] :]
+        x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -115,12 +125,19 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         segments: Tensor | None = None,
         mask: Tensor | None = None,
+        cache: Sequence[LayerCache] | None = None,
     ) -> Tensor:
-        """Final hidden states (batch, seq, hidden) of `input_ids` (batch, seq).
+        """Return the final hidden states (batch, seq, hidden).
 
-        positions: (batch, seq), default 0 … seq-1.
-        segments: (batch, seq); attention stays within equal numbers (packed documents or examples).
-        mask: (batch, 1, seq, seq), true where a query may look; replaces the causal mask.
+        Training, evaluation, prefill and decoding steps all run this forward pass.
+
+        Args:
+            input_ids: (batch, seq).
+            positions: (batch, seq), default 0 … seq-1.
+            segments: (batch, seq); attention stays within equal numbers (packed documents or
+                examples).
+            mask: (batch, 1, seq, keys), true where a query may look; replaces the causal mask.
+            cache: one for each layer, where keys and values are kept for later steps.
         """
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
@@ -128,11 +145,13 @@ class Transformer(nn.Module):
         if mask is None:
             mask = self.causal_mask(input_ids.shape[1], segments, input_ids.device)
         x = self.embed(input_ids)
-        for layer in self.model.layers:
+        for number, layer in enumerate(self.model.layers):
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, rotary, mask, use_reentrant=False)
-            else:
+            elif cache is None:
                 x = layer(x, rotary, mask)
+            else:
+                x = layer(x, rotary, mask, cache[number])
         return self.model.norm(x)
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -153,9 +172,9 @@ class Transformer(nn.Module):
         cos, sin = rotary_table(self.config, positions)
         return cos[:, None].to(self.compute_dtype), sin[:, None].to(self.compute_dtype)
 
-    def forward(self, input_ids: Tensor, **kwargs: Tensor) -> Tensor:
-        """Logits (batch, seq, vocab); arguments of `hidden_states`."""
-        return self.lm_head(self.hidden_states(input_ids, **kwargs))  # type: ignore[arg-type]
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
+        """Return logits (batch, seq, vocab); the arguments are those of `hidden_states`."""
+        return self.lm_head(self.hidden_states(input_ids, **kwargs))
 
     def loss(
         self,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llm.generation.kv_cache import Cache, _causal_in_blocks, attend_cache, prefill
-from llm.model.attention import attend
+from llm.generation.kv_cache import QUERIES, Cache, prefill
+from llm.model.attention import attend, attend_grouped, attend_in_blocks
 from tests.model.conftest import KINDS, random_model
 
 
@@ -15,9 +15,9 @@ from tests.model.conftest import KINDS, random_model
 def test_attention_in_blocks_of_queries_is_causal_attention(heads: int, length: int) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, n, length, 16, generator=generator) for n in (heads, 2, 2))
-    torch.testing.assert_close(
-        _causal_in_blocks(q, k, v), attend(q, k, v, None), rtol=1e-4, atol=1e-5
-    )
+    mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+    found = attend_in_blocks(attend_grouped, q, k, v, mask, QUERIES)
+    torch.testing.assert_close(found, attend(q, k, v, None), rtol=1e-4, atol=1e-5)
 
 
 def test_attention_over_a_cache_sees_what_the_mask_allows_and_nothing_else() -> None:
@@ -30,7 +30,9 @@ def test_attention_over_a_cache_sees_what_the_mask_allows_and_nothing_else() -> 
     keys, values = (
         torch.where(mask.any(1)[:, None, :, None], part, 1e4) for part in (keys, values)
     )
-    torch.testing.assert_close(attend_cache(q, keys, values, mask), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        attend_grouped(q, keys, values, mask[:, None]), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
