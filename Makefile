@@ -52,7 +52,7 @@ lint: $(VENV)/.dev
 	@lint-imports --no-cache
 
 runs: $(VENV)/.run
-	@dvc exp show --only-changed --drop 'Created|Executor' --rev HEAD $$($(BEGUN))
+	@dvc exp show --only-changed --drop 'Created|Executor|(constraints|data|llm|metrics|models|stages)[./].*' --rev HEAD $$($(BEGUN))
 
 ui: $(VENV)/.run
 	@python -m llm ui

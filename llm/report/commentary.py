@@ -7,7 +7,7 @@ from typing import Any
 from llm.evaluate import metric_names
 from llm.evaluate.metric_names import COUNTS, LOWER_IS_BETTER
 from llm.report import scores
-from llm.report.format import compact, duration, number, percent, size, title
+from llm.report.format import compact, duration, number, percent, signed, size, title
 
 ODDITIES = {  # metric → how the page describes a share that is not zero
     "truncated": "of the prompts lost text",
@@ -74,7 +74,7 @@ def _result(evaluate: dict[str, Any], task: str, metric: str) -> str | None:
     line = f"{title(task)}: {metric_names.label(metric)} {number(own['value'])}{interval} for the {name} model"
     if name == "finetuned" and (before := scores.score(evaluate, "base", task, metric)):
         line += f", {number(before['value'])} before finetuning"
-    sign = -1 if metric in metric_names.LOWER_IS_BETTER else 1
+    sign = -1 if metric in LOWER_IS_BETTER else 1
     others = [
         (m, s["value"])
         for m in scores.models(evaluate)
@@ -98,7 +98,7 @@ def tiles(data: dict[str, Any]) -> list[tuple[str, str]]:
     for task in scores.tasks(data["evaluate"]):
         metric = scores.headline(data["evaluate"], task)
         own = scores.score(data["evaluate"], "finetuned", task, metric) if metric else None
-        if own and metric and metric not in metric_names.LOWER_IS_BETTER:
+        if own and metric and metric not in LOWER_IS_BETTER:
             strip.append(
                 (number(own["value"]), f"{metric_names.label(metric)}, {title(task).lower()}")
             )
@@ -155,7 +155,7 @@ def forgetting(comparison: dict[str, Any]) -> str | None:
     chance = "more than chance" if loss["p_value"] < 0.05 else "no more than chance"
     return (
         f"Forgetting: finetuning {verb} the loss on held-out text from {number(loss['a'])} to {number(loss['b'])} "
-        f"nats per token ({number(loss['low'])} to {number(loss['high'])} higher, {chance})."
+        f"nats per token (difference {signed(loss['low'])} to {signed(loss['high'])}, {chance})."
     )
 
 

@@ -101,7 +101,8 @@ def test_remarks_say_how_sure_a_gain_is_and_what_was_odd() -> None:
     assert found["question_answering"][0].startswith("Finetuned: 4.7 % of the answers were cut")
     assert "summarization" not in found
     assert commentary.forgetting({}) is None
-    assert "more than chance" in (commentary.forgetting(workspace.comparison()) or "")
+    sentence = commentary.forgetting(workspace.comparison()) or ""
+    assert re.search(r"\(difference [+−][\d.]+ to [+−][\d.]+, (no )?more than chance\)", sentence)
     sources = commentary.by_source(workspace.evaluation())["language_modeling"]
     assert sources["rows"] == [("numpy", 40, [1.111, None]), ("others", 20, [1.777, None])]
 
