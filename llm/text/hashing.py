@@ -12,9 +12,12 @@ def text_hash(text: str | bytes | memoryview) -> int:
 
 
 def is_validation(text: str | memoryview, val_fraction: float) -> bool:
-    """Whether a document is held out: a hash of its text alone, so adding documents never moves old
-    ones across.
+    """Tell whether a document belongs to the validation split.
 
-    `text`: a string or its UTF-8.
+    The hash of its text alone decides, so adding documents never moves others between the splits.
+
+    Args:
+        text: a string or its UTF-8.
+        val_fraction: share of documents in the validation split.
     """
     return text_hash(text) < val_fraction * 2**64

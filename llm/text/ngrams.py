@@ -1,9 +1,9 @@
-"""Which runs of n words a stream of texts shares with a fixed set of texts: exactly, in memory that
-the set decides.
+"""Exact search for runs of n words that a stream of texts shares with a fixed set of texts.
 
-The words of the set are numbered; a word outside of it ends every run. Runs of numbers are compared
-by a 64-bit polynomial hash first, and where that agrees, number by number: a hit is a hit, a miss
-is a miss."""
+The words of the set are numbered; a word outside the set ends every run. Runs of numbers are first
+compared by a 64-bit polynomial hash. Where the hashes agree, they are compared number by number, so
+the result is exact. Memory depends on the set alone.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ import numpy as np
 # words, as in GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C, whose N is at most 13)
 N = 13
 BLOCK = 1_000_000  # words compared at a time
-UNKNOWN = -1  # number of a word that no text of the set has, and of the border between two texts
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying loses nothing modulo 2^64
-TABLE_BITS = 26  # of the first look: 64 MiB of yes or no
+UNKNOWN = -1  # number of a word outside the set, and of the border between two texts
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication modulo 2^64 is invertible
+TABLE_BITS = 26  # leading hash bits that index the table of the first test, 64 MiB
+PIECE = 1 << 20  # characters of a text that are lower-cased and numbered at a time
 _WORD = re.compile(r"\w+")
 
 
-PIECE = 1 << 20  # characters of a text that are lower-cased and numbered at a time
-
-
 def iter_words(text: str) -> Iterator[str]:
-    """`words`, one after the other; what is held of a long text is a copy of a piece."""
+    """Yield the words of a text as `words` defines them; only one piece of it is copied at a time."""
     for piece in pieces(text):
         for match in _WORD.finditer(piece.lower()):
             yield match[0]
 
 
 def pieces(text: str) -> Iterator[str]:
-    """A text in parts of about a million characters, cut behind white space: no word is parted, nor
-    is what decides how a letter is lower-cased (the Greek sigma). A million characters without a
-    blank are cut where they are."""
+    """Yield a text in pieces of about a million characters that end after white space.
+
+    So no word is split, and no letter loses the context that decides how it is lower-cased (the
+    Greek sigma). If a million more characters hold no white space, the cut falls within them.
+    """
     start = 0
     while len(text) - start > PIECE:
         end = start + PIECE
@@ -46,15 +46,14 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def words(text: str) -> list[str]:
-    r"""Lower-cased runs of letters, digits and underscores (`\w+`): punctuation separates and is
-    dropped.
-    """
+    r"""Return the lower-cased runs of letters, digits and underscores (`\w+`), without punctuation."""
     return _WORD.findall(text.lower())
 
 
 def runs(numbers: np.ndarray, n: int) -> np.ndarray:
-    """Hashes (len - n + 1,) uint64 of all runs of n numbers (len,), by doubling: n = 13 takes five
-    passes.
+    """Return the hashes (len - n + 1,), uint64, of all runs of n numbers (len,).
+
+    Lengths are doubled in each pass, so n = 13 takes five passes.
     """
     size = len(numbers) - n + 1
     if size < 1:
@@ -62,7 +61,7 @@ def runs(numbers: np.ndarray, n: int) -> np.ndarray:
     power = numbers.astype(np.uint64)
     power += np.uint64(1)
     power *= MULTIPLIER
-    power ^= power >> np.uint64(29)  # neighbouring numbers lie far apart
+    power ^= power >> np.uint64(29)  # so that neighbouring numbers are far apart
     factor, length = MULTIPLIER, 1
     total, done = np.zeros(size, dtype=np.uint64), 0
     with np.errstate(over="ignore"):
@@ -78,132 +77,131 @@ def runs(numbers: np.ndarray, n: int) -> np.ndarray:
 
 
 class Grams:
-    """The runs of n words of some texts, each text with an owner; then found in others."""
+    """The runs of n words of a set of texts, each with an owner; `find` searches other texts for them."""
 
     def __init__(self, n: int = N) -> None:
         self.n = n
         self._vocabulary: dict[str, int] = {}
         self._texts: list[np.ndarray] = []  # numbers of each text's words, and UNKNOWN behind them
         self._length = 0
-        self._owners: list[tuple[int, int]] = []  # where each text begins, and whose it is
+        self._owners: list[tuple[int, int]] = []  # start and owner of each text
         self.numbers = np.zeros(0, dtype=np.int32)
-        self.hashes: np.ndarray | None = None  # sorted, one of each run; None while texts are added
-        self.places = np.zeros(0, dtype=np.int64)  # of those runs in `numbers`
-        self._at = self._run = np.zeros(
-            0, dtype=np.int64
-        )  # of every run as it stands: its place, which one it is
+        # One hash of each distinct run, sorted; None while texts are added.
+        self.hashes: np.ndarray | None = None
+        self.positions = np.zeros(0, dtype=np.int64)  # a position in `numbers` of each distinct run
+        # Every occurrence of a run: its position in `numbers`, and the index of the distinct run.
+        self._at = self._run = np.zeros(0, dtype=np.int64)
         self._table = np.zeros(0, dtype=bool)
 
     def add(self, text: str, owner: int = 0) -> None:
-        """A text of the set; all come before the first `find`."""
+        """Add a text to the set, before the first `find`."""
         if self.hashes is not None:
             raise ValueError("texts are added before others are compared with them")
-        known = self._vocabulary
-        found = [known.setdefault(word, len(known)) for word in words(text)]
-        if len(found) >= self.n:
+        vocabulary = self._vocabulary
+        numbers = [vocabulary.setdefault(word, len(vocabulary)) for word in words(text)]
+        if len(numbers) >= self.n:
             self._owners.append((self._length, owner))
-            self._texts.append(np.array([*found, UNKNOWN], dtype=np.int32))
-            self._length += len(found) + 1
+            self._texts.append(np.array([*numbers, UNKNOWN], dtype=np.int32))
+            self._length += len(numbers) + 1
 
     def freeze(self) -> None:
-        """Sort the runs; `find` does it where it has not been done."""
+        """Sort the runs and close the set; `find` calls this if needed."""
         if self.hashes is not None:
             return
         self.numbers = np.concatenate([*self._texts, np.zeros(0, dtype=np.int32)])
         self._texts = []
-        at = _whole(self.numbers, self.n)
+        at = _run_starts(self.numbers, self.n)
         hashes = runs(self.numbers, self.n)[at]
         order = np.argsort(hashes, kind="stable")
-        if not self._equal_where(
-            hashes[order], at[order]
-        ).all():  # once in 2^64, two runs have one hash
+        if not self._distinguished(hashes[order], at[order]).all():  # two runs have the same hash
             order = np.lexsort([*(self.numbers[at + i] for i in range(self.n)), hashes])
         hashes, sorted_at = hashes[order], at[order]
         new = np.ones(len(at), dtype=bool)
-        new[1:] = (hashes[1:] != hashes[:-1]) | ~self._equal_where(hashes, sorted_at)
+        new[1:] = (hashes[1:] != hashes[:-1]) | ~self._distinguished(hashes, sorted_at)
         self._at, self._run = at, np.empty(len(at), dtype=np.int64)
         self._run[order] = np.cumsum(new) - 1
-        self.hashes, self.places = hashes[new], sorted_at[new]
+        self.hashes, self.positions = hashes[new], sorted_at[new]
         self._table = np.zeros(1 << TABLE_BITS, dtype=bool)
         self._table[self.hashes >> np.uint64(64 - TABLE_BITS)] = True
 
     def __len__(self) -> int:
-        """Different runs."""
+        """Return the number of distinct runs."""
         self.freeze()
         assert self.hashes is not None
         return len(self.hashes)
 
     def find(self, numbers: np.ndarray) -> np.ndarray:
-        """Indices of the runs, in no order and perhaps repeated, that stand in a text given as
-        `number` gives it.
+        """Return the indices of the set's runs that occur in a text.
+
+        Args:
+            numbers: the text's words as `number` returns them.
+
+        Returns:
+            Indices in no order, perhaps repeated, int64.
         """
         self.freeze()
         assert self.hashes is not None
         if not len(self.hashes) or len(numbers) < self.n:
             return np.zeros(0, dtype=np.int64)
-        found = [
+        matches = [
             self._find(numbers[start : start + BLOCK + self.n - 1], self.hashes)
             for start in range(0, len(numbers) - self.n + 1, BLOCK)
         ]
-        return np.concatenate(found)
+        return np.concatenate(matches)
 
     def _find(self, numbers: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         hashes = runs(numbers, self.n)
         at = np.flatnonzero(self._table[hashes >> np.uint64(64 - TABLE_BITS)])
         low = np.searchsorted(wanted, hashes[at])
-        found = []
-        while len(at):  # usually once; again where several runs of the set have one hash
+        matches = []
+        while len(at):  # usually one pass; more if several runs of the set have the same hash
             inside = low < len(wanted)
             at, low = at[inside], low[inside]
             equal = wanted[low] == hashes[at]
             at, low = at[equal], low[equal]
             same = np.ones(len(at), dtype=bool)
             for i in range(self.n):
-                same &= self.numbers[self.places[low] + i] == numbers[at + i]
-            found.append(low[same])
+                same &= self.numbers[self.positions[low] + i] == numbers[at + i]
+            matches.append(low[same])
             at, low = at[~same], low[~same] + 1
-        return np.concatenate([*found, np.zeros(0, dtype=np.int64)])
+        return np.concatenate([*matches, np.zeros(0, dtype=np.int64)])
 
     def number(self, texts: Iterable[str]) -> np.ndarray:
-        """The texts' words as numbers, int32, with a border behind each text."""
+        """Return the texts' words as numbers (n,), int32, with a border after each text."""
         get = self._vocabulary.get
-        parts: list[np.ndarray] = []
-        found: list[int] = []
+        blocks: list[np.ndarray] = []
+        numbers: list[int] = []
         for text in texts:
             for piece in pieces(text):
-                found += [get(word, UNKNOWN) for word in words(piece)]
-                if len(found) > BLOCK:
-                    parts.append(np.array(found, dtype=np.int32))
-                    found = []
-            found.append(UNKNOWN)
-        return np.concatenate([*parts, np.array(found, dtype=np.int32)])
+                numbers += [get(word, UNKNOWN) for word in words(piece)]
+                if len(numbers) > BLOCK:
+                    blocks.append(np.array(numbers, dtype=np.int32))
+                    numbers = []
+            numbers.append(UNKNOWN)
+        return np.concatenate([*blocks, np.array(numbers, dtype=np.int32)])
 
     def contains_any(self, text: str) -> bool:
-        """Whether a text shares a run with the set."""
+        """Tell whether a text shares a run with the set."""
         return len(self.find(self.number([text]))) > 0
 
     def owners(self, seen: np.ndarray) -> set[int]:
-        """Owners of a text with one of the runs marked in `seen` (bool, one for each run), wherever
-        the run stands.
-        """
+        """Return the owners of all texts that hold one of the runs marked in `seen` (runs,), bool."""
         self.freeze()
         hit = self._at[seen[self._run]] if len(self._at) else self._at
         starts = np.array([start for start, _ in self._owners], dtype=np.int64)
         texts = np.unique(np.searchsorted(starts, hit, side="right") - 1)
         return {self._owners[int(i)][1] for i in texts}
 
-    def _equal_where(self, hashes: np.ndarray, at: np.ndarray) -> np.ndarray:
-        """For each neighbouring pair (len - 1,): False where the hashes are equal and the runs are
-        not.
-        """
+    def _distinguished(self, hashes: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """Return False for neighbours (len - 1,) with equal hashes but different runs."""
         same = np.ones(max(0, len(at) - 1), dtype=bool)
         for i in range(self.n):
             same &= self.numbers[at[1:] + i] == self.numbers[at[:-1] + i]
         return same | (hashes[1:] != hashes[:-1])
 
 
-def _whole(numbers: np.ndarray, n: int) -> np.ndarray:
-    """Where runs of n numbers begin that cross no border."""
+def _run_starts(numbers: np.ndarray, n: int) -> np.ndarray:
+    """Return the positions at which runs of n numbers begin that cross no border."""
     if len(numbers) < n:
         return np.zeros(0, dtype=np.int64)
     unknown = np.concatenate(([0], np.cumsum(numbers == UNKNOWN)))

@@ -1,6 +1,4 @@
-"""The rules by which evaluation cuts text: into sentences, into words (`llm.text.ngrams`), and into
-ROUGE's tokens.
-"""
+"""Rules that split text into sentences, words (`llm.text.ngrams`) and ROUGE's tokens."""
 
 from __future__ import annotations
 
@@ -32,10 +30,12 @@ _PARAGRAPHS = regex.compile(r"\n[ \t]*\n\s*")
 
 
 def sentences(text: str, lines: bool = False) -> list[str]:
-    """Sentences of a text, stripped, none empty.
+    """Return the sentences of a text, stripped, without empty ones.
 
-    lines: every line break ends a sentence (a summary written a sentence a line); otherwise only an
-        empty line does, because documents are often wrapped.
+    Args:
+        text: the text.
+        lines: every line break ends a sentence, as in a summary with a sentence on each line.
+            Otherwise only an empty line does, because documents are often wrapped.
     """
     blocks = (_LINES if lines else _PARAGRAPHS).split(text)
     return [
@@ -46,7 +46,7 @@ def sentences(text: str, lines: bool = False) -> list[str]:
 # -- scripts other than Latin ----------------------------------------------------------------------
 
 Writing = Literal["latin", "words", "chinese", "characters"]
-SHARE = 0.01  # of the letters of the references, from which on a script counts
+SHARE = 0.01  # share of the references' letters from which a script counts
 _NO_SPACES = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 _TOKEN = regex.compile(rf"{_NO_SPACES}\p{{M}}*|(?:(?!{_NO_SPACES})[\p{{L}}\p{{M}}\p{{N}}])+")
 _SCRIPTS = {
@@ -58,11 +58,12 @@ _SCRIPTS = {
 
 
 def writing(references: Iterable[Iterable[str]]) -> Writing:
-    """Decide how a test set is written, by the letters of all its references together.
+    """Return the kind of script of a test set, from the letters of all its references together.
 
     Returns:
-        "latin": hardly a letter of another script, so that the usual tokenizers of ROUGE and BLEU
-        fit; "words": another script, with spaces between words;
+        "latin": hardly any letter of another script, so that the usual tokenizers of ROUGE and BLEU
+            fit.
+        "words": another script, with spaces between words.
         "chinese" or "characters": Chinese, or another script without spaces between words.
     """
     count = dict.fromkeys(_SCRIPTS, 0)
@@ -86,8 +87,8 @@ def writing(references: Iterable[Iterable[str]]) -> Writing:
 class RougeTokenizer:
     """Tokens for ROUGE in any script.
 
-    ASCII words as rouge-score cuts and stems them, other words whole, and each character of a
-    script without spaces alone. rouge-score's own tokenizer drops every letter outside a-z.
+    ASCII words are split and stemmed by rouge-score. Other words stay whole, and each character of
+    a script without spaces is a token. rouge-score's own tokenizer drops every letter outside a-z.
     """
 
     signature = (
