@@ -1,4 +1,4 @@
-"""Model dimensions under Hugging Face's names, and the `config.json` they are stored in."""
+"""Model dimensions with Hugging Face's names, and the `config.json` that stores them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ DIMENSIONS |= {
     "tie_word_embeddings",
 }
 ROTARY = {"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"}
-# Fields of a config.json with one value that changes nothing; with another the model would be
-# another function.
+# Fields of a config.json with the values that are supported; any other value would change what the
+# model computes.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
     "attention_dropout": (0, None),
@@ -44,12 +44,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "auto_map": (None,),
     "pruned_heads": ({}, None),
     "use_qk_norm": (None,),
-    "rope_interleaved": (False, None),  # SmolLM2's, which says that rotary pairs are not neighbours
+    "rope_interleaved": (False, None),  # SmolLM2: rotary pairs are not neighbours
     "is_llama_config": (True, None),
     "use_mrope": (False, None),
 }
-# Fields that say nothing about the function: ids, provenance, and what generation or training would
-# do.
+# Fields that do not affect what the model computes: ids, provenance, and settings of generation or
+# training.
 SILENT = {
     "architectures", "model_type", "_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache",
     "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id",
@@ -69,21 +69,21 @@ def check_fields(
     neutral: Mapping[str, tuple[Any, ...]],
     where: str,
 ) -> None:
-    """Refuse fields of a configuration file that would change the function and be ignored here.
+    """Refuse fields of a configuration file that would change the model but are not supported.
 
-    A field that nobody here knows is left aside, and said once, where it is private (`_…`) or its
-    value means "off" (null, false, 0, or empty).
+    An unknown field is ignored, with one message, if it is private (`_…`) or its value means "off"
+    (null, false, 0, or empty).
 
     Args:
-        known: fields that are read, or that say nothing about the function.
-        neutral: other known fields, with the values that leave the function as it is computed here.
+        data: the content of the file.
+        known: fields that are read, or that do not affect what the model computes.
+        neutral: other known fields, with the values that are supported.
         where: the file, for messages.
 
     Raises:
-        UserError: a known field with another value than the neutral ones, or an unknown field that
-            says something.
+        UserError: a field of `neutral` has another value, or an unknown field is set.
     """
-    aside = []
+    ignored = []
     for key, value in data.items():
         if key in known:
             continue
@@ -98,10 +98,10 @@ def check_fields(
                 "what the model computes, remove it from the file."
             )
         else:
-            aside.append(f"{key} = {value!r}")
-    if aside:
+            ignored.append(f"{key} = {value!r}")
+    if ignored:
         say_once(
-            f"{where}: left aside, since it does not change what the model computes: {', '.join(aside)}."
+            f"{where}: ignored, since it does not change what the model computes: {', '.join(ignored)}."
         )
 
 
@@ -109,8 +109,9 @@ def check_fields(
 class Config:
     """A decoder-only transformer: RMSNorm, rotary positions, SwiGLU, grouped-query attention.
 
-    What is trained here has no biases and plain rotary positions; the last five fields are other
-    checkpoints'."""
+    Models trained by this pipeline have no biases and plain rotary positions. The fields from
+    `sliding_window` on are for checkpoints of other projects.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -125,19 +126,17 @@ class Config:
     tie_word_embeddings: bool
     qk_norm: bool = False
     sliding_window: int | None = None
-    qkv_bias: bool = False  # of q_proj, k_proj and v_proj (Qwen2)
-    attention_bias: bool = False  # of these and o_proj (Llama, Qwen3)
+    qkv_bias: bool = False  # biases of q_proj, k_proj and v_proj (Qwen2)
+    attention_bias: bool = False  # biases of these and o_proj (Llama, Qwen3)
     mlp_bias: bool = False
-    rope_scaling: dict[str, Any] | None = (
-        None  # `rope_type` and its fields: llm/model/rope_config.py
-    )
-    stock_class: str | None = (
-        None  # the checkpoint's own class, where the rule of `architecture` says another
-    )
+    # `rope_type` and its fields: llm/model/rope_config.py.
+    rope_scaling: dict[str, Any] | None = None
+    # The checkpoint's own class, if the rule of `architecture` would choose another.
+    stock_class: str | None = None
 
     @property
     def architecture(self) -> str:
-        """The `transformers` class that computes the same function."""
+        """Return the `transformers` class that computes the same function."""
         if self.stock_class:
             return self.stock_class
         if self.qk_norm:
@@ -147,7 +146,7 @@ class Config:
         return "MistralForCausalLM" if self.sliding_window else "LlamaForCausalLM"
 
     def parameters(self) -> int:
-        """Number of parameters; tied embeddings count once."""
+        """Return the number of parameters; tied embeddings count once."""
         heads = self.num_attention_heads * self.head_dim
         kv_heads = self.num_key_value_heads * self.head_dim
         attention = self.hidden_size * (2 * heads + 2 * kv_heads) + (
@@ -162,12 +161,13 @@ class Config:
         return self.num_hidden_layers * layer + embeddings + self.hidden_size
 
     def flops_per_token(self, sequence_length: int) -> float:
-        """Training FLOPs per token, forward and backward.
+        """Return the training FLOPs per token, forward and backward.
 
-        6 for each weight of a matrix product (Kaplan et al. 2020, arXiv:2001.08361, eq. 2.2; the
-        output projection counts, the embedding look-up does not) plus
+        They are 6 for each weight of a matrix product (Kaplan et al. 2020, arXiv:2001.08361, eq.
+        2.2; the output projection counts, the embedding look-up does not) plus half of
         12·layers·heads·head_dim·context for attention scores and values (Chowdhery et al. 2022,
-        arXiv:2204.02311, appendix B), of which the causal half is computed."""
+        arXiv:2204.02311, appendix B), since only the causal half is computed.
+        """
         look_up = 0 if self.tie_word_embeddings else self.vocab_size * self.hidden_size
         norms = self.hidden_size * (2 * self.num_hidden_layers + 1)
         products = self.parameters() - look_up - norms
@@ -176,7 +176,7 @@ class Config:
         return float(6 * products + attention)
 
     def to_json(self, eos_id: int, dtype: str = "float32") -> dict[str, Any]:
-        """What `transformers` reads as `config.json`."""
+        """Return the content of a `config.json` for `transformers`."""
         values = asdict(self)
         for key in (
             "qk_norm",
@@ -213,11 +213,15 @@ class Config:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str) -> Config:
-        """Read a `config.json`; refuse what this model does not compute, by name.
+        """Read a `config.json`.
+
+        Args:
+            data: the content of the file.
+            where: the file, for messages.
 
         Raises:
-            UserError: another architecture, a missing field, or a field whose value would change
-                the function or of which nothing is known.
+            UserError: the architecture is not supported, a field is missing or unknown, or its
+                value is not supported.
         """
         architecture = (data.get("architectures") or ["(none)"])[0]
         if architecture not in MODEL_TYPES:
@@ -230,17 +234,16 @@ class Config:
         if architecture == "MistralForCausalLM":
             own.add("sliding_window")
         elif qwen:
-            # What `transformers` itself ignores while use_sliding_window is false, and writes all
-            # the same.
+            # `transformers` writes sliding_window, but ignores it while use_sliding_window is false.
             neutral["use_sliding_window"] = (False,)
             own.add("sliding_window")
         else:
             neutral["sliding_window"] = (None,)
-        for key, has in (
+        for key, supported in (
             ("attention_bias", llama or architecture == "Qwen3ForCausalLM"),
             ("mlp_bias", llama),
         ):
-            if has:
+            if supported:
                 own.add(key)
             else:
                 neutral[key] = (False,)
@@ -293,7 +296,11 @@ class Config:
         )
 
     def _check(self, where: str) -> None:
-        """UserError where dimensions do not go together."""
+        """Check that the dimensions are consistent.
+
+        Raises:
+            UserError: they are not.
+        """
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
                 f"{where}: num_attention_heads ({self.num_attention_heads}) must be a multiple of "

@@ -1,4 +1,4 @@
-"""Model directories in Hugging Face's layout, in and out; no conversion step, no pickle."""
+"""Reading and writing of model directories in Hugging Face's layout, without pickle."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ INDEX = f"{WEIGHTS}.index.json"
 TOKENIZER_FILES = outputs.TOKENIZER
 STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # safetensors' names
 FLOATS = tuple(STORED.values())
-# folder of a model directory with the soft prompt that the model was finetuned with, in PEFT's
-# files
+# Folder of a model directory for the soft prompt that finetuning trained, in PEFT's format.
 PROMPT = "prompt"
 LAYER_MATRIX = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
-RECOMPUTED = re.compile(
-    r"rotary_emb\.inv_freq$"
-)  # buffers of old checkpoints, which follow from the config
+# Buffers of old checkpoints, which are recomputed from the config.
+RECOMPUTED = re.compile(r"rotary_emb\.inv_freq$")
 
 
 def save_model(model: Transformer, directory: Path, tokenizer: Path, eos_id: int) -> None:
-    """Write config, weights, generation config and the tokenizer's files into an existing
-    directory.
+    """Write a model, its configuration and its tokenizer into an existing directory.
 
-    tokenizer: directory with the tokenizer's files; where it is a model's, the ids of special
-        tokens and the generation config are taken over from it as well.
+    Args:
+        model: the model to write.
+        directory: where to write it.
+        tokenizer: directory with the tokenizer's files. If it is a model directory, the ids of
+            special tokens and the generation config are copied from it too.
+        eos_id: end token, used as the id of all special tokens otherwise.
     """
     tensors = {
         name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
@@ -59,8 +60,8 @@ def save_model(model: Transformer, directory: Path, tokenizer: Path, eos_id: int
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eos_id)
     config = model.config.to_json(eos_id, dtype)
     if (tokenizer / "config.json").exists():
-        theirs = read_json(tokenizer / "config.json")
-        config |= {key: theirs.get(key) for key in ids}
+        original = read_json(tokenizer / "config.json")
+        config |= {key: original.get(key) for key in ids}
     write_json(directory / "config.json", config)
     if (tokenizer / "generation_config.json").exists():
         shutil.copyfile(tokenizer / "generation_config.json", directory / "generation_config.json")
@@ -72,10 +73,13 @@ def save_model(model: Transformer, directory: Path, tokenizer: Path, eos_id: int
 
 
 def load_config(directory: str | Path) -> Config:
-    """The `config.json` of a model directory. Raises UserError like `Config.from_json`.
+    """Read the `config.json` of a model directory.
 
-    Where it ties the embeddings, but the weights hold an output projection of their own, they are
+    If it ties the embeddings but the weights hold a different output projection, the embeddings are
     not tied: the weights decide, as in `transformers`.
+
+    Raises:
+        UserError: there is no such file, or `Config.from_json` refuses it.
     """
     path = Path(directory) / "config.json"
     if not path.exists():
@@ -90,26 +94,26 @@ def load_config(directory: str | Path) -> Config:
 
 
 def _has_own_head(directory: Path) -> bool:
-    """Say whether a directory's weights hold an output projection unlike the embeddings."""
+    """Tell whether a directory's weights hold an output projection unlike the embeddings."""
     from safetensors import SafetensorError, safe_open
 
     if not any((directory / name).exists() for name in (WEIGHTS, INDEX)):
         return False
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in weight_files(directory):
         try:
             with safe_open(path, framework="pt") as file:
-                found |= dict.fromkeys({HEAD, EMBEDDINGS} & set(file.keys()), path)
+                files |= dict.fromkeys({HEAD, EMBEDDINGS} & set(file.keys()), path)
         except (OSError, SafetensorError) as error:
             raise _unreadable(path, error) from None
-    if len(found) < 2:
+    if len(files) < 2:
         return False
-    head, embeddings = [_read(found[name], name) for name in (HEAD, EMBEDDINGS)]
+    head, embeddings = [_read(files[name], name) for name in (HEAD, EMBEDDINGS)]
     return head.dtype != embeddings.dtype or not torch.equal(head, embeddings)
 
 
 def _read(path: Path, name: str) -> torch.Tensor:
-    """Read one tensor of a file; the file's pages stay in memory only while it is open."""
+    """Read one tensor; the file is closed at once, so that its pages do not stay in memory."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
@@ -125,18 +129,20 @@ def load_model(
 ) -> Transformer:
     """Read a model directory.
 
-    The modules are made without memory and get their tensors one by one: the peak is the model and
-    one tensor.
+    The modules are created without memory and filled tensor by tensor, so the peak memory is the
+    model plus one tensor.
 
     Args:
-        dtype: type of the activations; weights are kept in it as well, so decoding in bfloat16
-            halves the memory.
-        keep_stored: weights stay in the type of the file, which loses nothing: they are cast at
-            use.
-        quantize: the layers' matrices are put into 4 bits as they come (llm/model/quantized.py).
+        directory: the model directory.
+        device: device of the weights.
+        dtype: type of the activations and the weights; bfloat16 halves the memory of decoding.
+        keep_stored: keep the weights in the type of the file, without rounding; they are cast when
+            they are used.
+        quantize: quantize each matrix of the layers to 4 bits as it is read
+            (llm/model/quantized.py).
 
     Raises:
-        UserError: a file is missing, truncated or of another model; pickled weights are refused.
+        UserError: a file is missing, truncated, pickled, or does not match config.json.
     """
     from llm.model.quantized import QuantizedLinear
 
@@ -145,7 +151,7 @@ def load_model(
     model.compute_dtype = dtype
     for name, tensor in _tensors(directory, model):
         kind = tensor.dtype if keep_stored else dtype
-        # A copy, and not a view of the file, which may be replaced while the model is in use.
+        # A copy, not a view: the file may be replaced while the model is in use.
         model.load_state_dict({name: tensor.to(device, kind, copy=True)}, strict=False, assign=True)
         del tensor
         if quantize and LAYER_MATRIX.fullmatch(name):
@@ -162,11 +168,16 @@ def load_model(
 
 
 def model_to_shard(directory: str | Path, keep_stored: bool = False) -> Transformer:
-    """The model of a directory on the meta device; once it is sharded, its `fill` reads it tensor
-    by tensor.
+    """Return the model of a directory on the meta device.
+
+    After it is sharded, its `fill` reads the weights tensor by tensor.
+
+    Args:
+        directory: the model directory.
+        keep_stored: as in `load_model`.
 
     Raises:
-        UserError: like `load_model`; what is wrong with a tensor's data is found by `fill`.
+        UserError: as in `load_model`. Errors in a tensor's data are raised by `fill`.
     """
     directory = Path(directory)
     model = _without_memory(load_config(directory))
@@ -190,7 +201,7 @@ def _without_memory(config: Config) -> Transformer:
 
 
 def _shapes(model: Transformer) -> dict[str, torch.Size]:
-    """Of the tensors that a model's files hold."""
+    """Return the shapes of the tensors that a model's files must hold."""
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del shapes[HEAD]
@@ -198,25 +209,27 @@ def _shapes(model: Transformer) -> dict[str, torch.Size]:
 
 
 def _stored_types(directory: Path) -> dict[str, torch.dtype]:
-    """Types of the tensors in a directory's files."""
+    """Return the types of the tensors in a directory's files."""
     from safetensors import SafetensorError, safe_open
 
-    found: dict[str, torch.dtype] = {}
+    types: dict[str, torch.dtype] = {}
     for path in weight_files(directory):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118
-                    found[name] = STORED.get(file.get_slice(name).get_dtype(), torch.float32)
+                    types[name] = STORED.get(file.get_slice(name).get_dtype(), torch.float32)
         except (OSError, SafetensorError) as error:
             raise _unreadable(path, error) from None
-    return found
+    return types
 
 
 def _tensors(
     directory: Path, model: Transformer, wanted: dict[str, torch.Size] | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and value of each of a model's tensors, one in memory at a time; checked (UserError)
-    against `wanted`.
+    """Yield the name and value of each of a model's tensors, with one in memory at a time.
+
+    Raises:
+        UserError: a tensor is missing, unexpected, or differs from the shape in `wanted`.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -264,7 +277,9 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a model directory: the one file before an index, which may be older.
+    """Return the safetensors files of a model directory.
+
+    A single file has precedence over an index, which may be older.
 
     Raises:
         UserError: there are none, or the weights are pickled.
@@ -288,7 +303,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def digests(directory: Path) -> dict[str, Any]:
-    """SHA-256 of the files that decide what the model in a directory computes, by name."""
+    """Return the SHA-256 of each file that determines what a directory's model computes, by name."""
     paths = [directory / "config.json", *weight_files(directory)]
     for path in paths:
         if not path.exists():
@@ -297,14 +312,12 @@ def digests(directory: Path) -> dict[str, Any]:
 
 
 def stop_ids(directory: Path, tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens that end an answer: the tokenizer's, and those that `generation_config.json` names
-    besides.
-    """
+    """Return the tokens that end an answer: the tokenizer's and those of generation_config.json."""
     path = directory / "generation_config.json"
     content = (read_json(path) if path.is_file() else None) or {}
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected an object, found {type(content).__name__}.")
-    named = content.get("eos_token_id")
+    eos = content.get("eos_token_id")
     return tokenizer.end_ids | {
-        *(named if isinstance(named, list) else [named] if named is not None else [])
+        *(eos if isinstance(eos, list) else [eos] if eos is not None else [])
     }

@@ -19,11 +19,8 @@ from llm.model.transformer import Transformer
 from llm.runtime.io import read_json, save_tensors, write_json
 
 PREFIX = "base_model.model."  # PEFT's name for the wrapped model
-PEFT_DEFAULTS: dict[str, Any] = {
-    "r": 8,
-    "lora_alpha": 8,
-    "lora_dropout": 0.0,
-}  # where a file lacks the field
+# Values of fields that a file lacks.
+PEFT_DEFAULTS: dict[str, Any] = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0}
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -53,10 +50,10 @@ class LoraLinear(Linear):
 
     @torch.no_grad()
     def merged(self) -> Tensor:
-        """W + (alpha / r) B A, added up in float64 and rounded once to the weight's type.
+        """Return W + (alpha / r) B A, summed in float64 and rounded once to the weight's type.
 
         Raises:
-            UserError: W is quantized: the sum would hold its rounding for ever.
+            UserError: W is quantized; the sum would include its rounding error.
         """
         if self.quantized is not None:
             raise UserError(
@@ -75,15 +72,22 @@ def add_lora(
     seed: int,
     rslora: bool = False,
 ) -> list[str]:
-    """Freeze the model and wrap its target modules; return their names.
+    """Freeze the model, wrap its target modules and return their names.
 
-    rslora: scale by alpha / √r (Kalajdzievski 2023, arXiv:2312.03732).
-
-    A is drawn uniformly as PEFT draws it (Kaiming, a = √5, so ±1/√fan_in), B is zero: training
+    A is drawn uniformly as in PEFT (Kaiming, a = √5, so ±1/√fan_in) and B is zero, so training
     starts at the base.
 
+    Args:
+        model: the base; it is changed in place.
+        r: rank of the updates.
+        alpha: updates are scaled by alpha / r.
+        dropout: dropout probability of an update's input.
+        target_modules: names of modules, or ends of names.
+        seed: seed of the initial values.
+        rslora: scale by alpha / √r instead (Kalajdzievski 2023, arXiv:2312.03732).
+
     Raises:
-        UserError: a target that no module has, or a rank that is no smaller than the matrix.
+        UserError: no module has the name of a target, or the rank exceeds a side of its matrix.
     """
     names = _targets(model, target_modules, "finetune.lora.target_modules")
     if r < 1:
@@ -103,30 +107,30 @@ def add_lora(
 
 
 def _targets(model: Transformer, targets: list[str], where: str) -> list[str]:
-    """Names of the linear modules that `targets` mean, as PEFT reads it: whole names or their ends.
+    """Return the names of the linear modules that `targets` match: full names or their ends.
 
     Raises:
-        UserError: an entry that means no module, with `where` as the place of the list.
+        UserError: an entry matches no module; the message names the list by `where`.
     """
     linear = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name != "lm_head"
     ]
-    meant = {
+    matches = {
         target: {name for name in linear if f".{name}".endswith(f".{target}")} for target in targets
     }
-    for target, names in meant.items():
+    for target, names in matches.items():
         if not names:
             choices = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
             raise UserError(f"{where}: the model has no module {target!r}; it has {choices}.")
-    return [name for name in linear if any(name in names for names in meant.values())]
+    return [name for name in linear if any(name in names for names in matches.values())]
 
 
 def _wrap(
     model: Transformer, names: list[str], r: int, alpha: float, dropout: float, rslora: bool
 ) -> None:
-    """Freeze the model and put a LoraLinear in the place of each of these modules."""
+    """Freeze the model and replace each of these modules by a LoraLinear."""
     model.requires_grad_(False)
     for name in names:
         module = model.get_submodule(name)
@@ -140,7 +144,7 @@ def _wrap(
 
 
 def draw_lora(model: Transformer, seed: int) -> None:
-    """Draw what `add_lora` added, in place."""
+    """Draw the initial values of the updates, in place."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, LoraLinear):
@@ -161,7 +165,7 @@ def merge_lora(model: Transformer) -> None:
 
 
 def save_adapter(model: Transformer, directory: Path, lora: dict[str, Any], base: str) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors` as PEFT reads them."""
+    """Write `adapter_config.json` and `adapter_model.safetensors` in PEFT's format."""
     tensors = {}
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):
@@ -188,7 +192,7 @@ def save_adapter(model: Transformer, directory: Path, lora: dict[str, Any], base
     )
 
 
-# Fields of PEFT's LoraConfig with the values that leave the function as it is computed here.
+# Fields of PEFT's LoraConfig with the values that are supported.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "bias": ("none", None),
     "use_dora": (False, None),
@@ -220,34 +224,32 @@ READ = {
     "use_rslora",
     "init_lora_weights",
 }
-# Fields that say nothing about a trained adapter: provenance, and how it started or was trained.
+# Fields that do not affect a trained adapter: provenance, and how it was initialized or trained.
 SILENT = {
     "task_type", "base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping",
     "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying", "velora_config",
     "loftq_config", "eva_config", "corda_config", "lora_ga_config",
 }  # fmt: skip
-PLAIN_STARTS = (
-    True,
-    False,
-    None,
-    "gaussian",
-    "orthogonal",
-    "eva",
-    "mica",
-)  # these leave the base as it is
-# `init_lora_weights` that takes the start out of the base, and can be computed again from the base.
+# Values of `init_lora_weights` that do not change the base.
+PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
+# Values that subtract the initial update from the base, where it can be recomputed from the base.
 EXACT_STARTS = ("pissa", "olora")
 
 
 def load_adapter(model: Transformer, directory: Path, base: Path | None = None) -> tuple[int, ...]:
-    """Wrap the model with an adapter in PEFT's format, a LoRA or a soft prompt; returns the virtual
-    tokens of that.
+    """Add an adapter in PEFT's format to the model: a LoRA or a soft prompt.
 
-    base: the model's directory, to check against what the adapter says of its own.
+    Args:
+        model: the base; it is changed in place.
+        directory: the adapter's directory.
+        base: the model's directory, to check that the adapter was trained on it.
+
+    Returns:
+        The ids of a soft prompt's virtual tokens.
 
     Raises:
-        UserError: the files are missing or broken, the adapter is of another base or of a kind that
-            is not computed here, a rank below 1, a target that the model does not have.
+        UserError: a file is missing or broken, the adapter belongs to another base or is of a kind
+            that is not supported, its rank is below 1, or the model lacks a target.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -301,18 +303,18 @@ def load_adapter(model: Transformer, directory: Path, base: Path | None = None) 
         ) from None
     names = _targets(model, targets, f"{where}: target_modules")
     _wrap(model, names, r, alpha, dropout, bool(config.get("use_rslora")))
-    wanted = {
+    parameters = {
         f"{PREFIX}{name}.{part}.weight": getattr(module, part)
         for name, module in model.named_modules()
         if isinstance(module, LoraLinear)
         for part in ("lora_A", "lora_B")
     }
-    if set(wanted) != set(tensors):
-        odd = sorted(set(wanted) ^ set(tensors))
+    if set(parameters) != set(tensors):
+        different = sorted(set(parameters) ^ set(tensors))
         raise UserError(
-            f"{path} belongs to another model: {odd[0]} and {len(odd) - 1} more tensors do not match."
+            f"{path} belongs to another model: {different[0]} and {len(different) - 1} more tensors do not match."
         )
-    for name, parameter in wanted.items():
+    for name, parameter in parameters.items():
         if parameter.shape != tensors[name].shape:
             raise UserError(
                 f"{path} belongs to another model: {name} is {tuple(tensors[name].shape)}, "
@@ -332,29 +334,29 @@ def load_adapter(model: Transformer, directory: Path, base: Path | None = None) 
 
 @torch.no_grad()
 def _subtract_start(module: nn.Module, start: str, where: str) -> None:
-    """Make a plain LoRA of an adapter that PEFT trained on W - s B₀ A₀ instead of W.
+    """Convert an adapter that PEFT trained on W - s B₀ A₀ instead of W to a plain LoRA.
 
-    The result is B A - B₀ A₀, of twice the rank: PEFT's own conversion (`subtract_mutated_init`).
-    B₀ and A₀ come from W by the calls of PEFT, in float32, so that the model is the one that PEFT
-    loads: the largest singular values and their vectors (PiSSA, Meng et al. 2024,
-    arXiv:2404.02948), or the first columns of a QR decomposition (OLoRA, Büyükakyüz 2024,
-    arXiv:2406.01775).
+    The result is B A - B₀ A₀, of twice the rank, as in PEFT's own conversion
+    (`subtract_mutated_init`). B₀ and A₀ are computed from W in float32 by the same calls as in
+    PEFT, so that the model equals the one that PEFT loads. They are the largest singular values and
+    their vectors (PiSSA, Meng et al. 2024, arXiv:2404.02948), or the first columns of a QR
+    decomposition (OLoRA, Büyükakyüz 2024, arXiv:2406.01775).
 
     Raises:
-        UserError: W does not decide B₀ A₀: it is rounding that would.
+        UserError: W does not determine B₀ A₀, so that rounding errors would decide.
     """
     assert isinstance(module, LoraLinear)
     r, weight = module.lora_A.shape[0], module.weight.float()
     if start == "pissa":
         left, values, right = torch.linalg.svd(weight, full_matrices=False)
-        unclear = r < len(values) and values[r - 1] - values[r] < 1e-6 * values[0]
+        ambiguous = r < len(values) and values[r - 1] - values[r] < 1e-6 * values[0]
         root = (values[:r] / module.scaling).sqrt()
         down, up = root[:, None] * right[:r], left[:, :r] * root
     else:
         orthogonal, triangle = torch.linalg.qr(weight)
-        unclear = triangle.diagonal()[:r].abs().min() < 1e-6 * triangle.diagonal().abs().max()
+        ambiguous = triangle.diagonal()[:r].abs().min() < 1e-6 * triangle.diagonal().abs().max()
         down, up = triangle[:r], orthogonal[:, :r]
-    if unclear:
+    if ambiguous:
         raise UserError(
             f"{where}: its start is not determined by the base's weights. Convert the adapter to a "
             "plain LoRA where it was trained: "
@@ -365,28 +367,31 @@ def _subtract_start(module: nn.Module, start: str, where: str) -> None:
 
 
 def write_base(directory: Path, base: dict[str, str]) -> None:
-    """Say in an adapter's directory which bytes its base had (`llm.model.hf_files.digests`); PEFT
-    ignores the file.
+    """Write the digests of its base (`llm.model.hf_files.digests`) into an adapter's directory.
+
+    PEFT ignores the file.
     """
     write_json(directory / "base.json", base)
 
 
 def check_base(directory: Path, base: Path | None) -> None:
-    """UserError where an adapter's directory says that it was trained on another model than that in
-    `base`.
+    """Check that an adapter was trained on the model in `base`.
+
+    Raises:
+        UserError: the adapter's directory has the digests of another model.
     """
     from llm.model.hf_files import digests
 
     if base is None or not (directory / "base.json").exists():
         return
-    trained_on, found = read_json(directory / "base.json"), digests(base)
-    if trained_on != found:
-        odd = min(
+    trained_on, present = read_json(directory / "base.json"), digests(base)
+    if trained_on != present:
+        different = min(
             name
-            for name in trained_on.keys() | found.keys()
-            if trained_on.get(name) != found.get(name)
+            for name in trained_on.keys() | present.keys()
+            if trained_on.get(name) != present.get(name)
         )
         raise UserError(
-            f"{directory} is an adapter for another base than {base}: {odd} has other bytes than what it was trained "
-            "on. Choose the base that adapter_config.json names, or train the adapter again."
+            f"{directory} is an adapter for another base than {base}: {different} has other bytes than what it was "
+            "trained on. Choose the base that adapter_config.json names, or train the adapter again."
         )

@@ -1,8 +1,8 @@
-"""Cross-entropy whose logits are never whole in memory, and are computed where there is a label
-only.
+"""Cross-entropy in chunks: logits are computed for labelled tokens only, one chunk at a time.
 
-The gradient is taken in the forward pass, chunk by chunk: the loss is a sum over tokens, so a
-chunk's gradient needs nothing of the other chunks (Hsu et al. 2024, arXiv:2410.10989, section 3.2).
+The gradient is computed in the forward pass, chunk by chunk: the loss is a sum over tokens, so a
+chunk's gradient does not depend on the other chunks (Hsu et al. 2024, arXiv:2410.10989, section
+3.2).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-IGNORE = -100
-CHUNK_LOGITS = 2**21  # logits held at a time on a CPU: larger ones fall out of its caches
+IGNORE = -100  # target of a token without a label
+CHUNK_LOGITS = 2**21  # logits of one chunk on a CPU: larger chunks do not fit its caches
 CHUNK_LOGITS_CUDA = 2**27
-MIN_CHUNK = (
-    512  # tokens, so that matrix products are large beside the adding up of each chunk's gradient
-)
+# Tokens of one chunk at least. Smaller matrix products would cost less than the accumulation of
+# each chunk's gradient.
+MIN_CHUNK = 512
 
 Chunk = tuple[Tensor, Tensor | None, Tensor | None]
 ChunkLoss = Callable[[Tensor, Tensor, Tensor, bool, bool], Chunk]
@@ -27,10 +27,17 @@ ChunkLoss = Callable[[Tensor, Tensor, Tensor, bool, bool], Chunk]
 def chunk_loss(
     hidden: Tensor, weight: Tensor, targets: Tensor, for_hidden: bool, for_weight: bool
 ) -> Chunk:
-    """Summed loss (nats, float32) of one chunk, and its gradients by `hidden` (n, hidden) and
-    `weight` (vocab, hidden).
+    """Compute the summed loss of one chunk and its gradients.
 
-    targets: (n,); IGNORE marks rows that count nothing.
+    Args:
+        hidden: hidden states (n, hidden).
+        weight: output projection (vocab, hidden).
+        targets: token ids (n,); rows with IGNORE do not count.
+        for_hidden: compute the gradient with respect to `hidden`.
+        for_weight: compute the gradient with respect to `weight`.
+
+    Returns:
+        The loss (nats, a float32 scalar); the gradients (n, hidden) and (vocab, hidden), or None.
     """
     logits = (hidden @ weight.T).float()
     total = logits.logsumexp(-1)
@@ -69,13 +76,13 @@ class _CrossEntropy(torch.autograd.Function):
         by_hidden = torch.zeros_like(hidden) if for_hidden else None
         by_weight = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
         for rows in labelled.split(size):
-            short = size - len(rows)  # the last chunk is filled up: one shape, one kernel
-            part, goal = hidden[rows], targets[rows]
-            if short:
-                part = torch.cat((part, part.new_zeros(short, part.shape[1])))
-                goal = torch.cat((goal, goal.new_full((short,), IGNORE)))
+            padding = size - len(rows)  # the last chunk is padded: one shape, one kernel
+            chunk, labels = hidden[rows], targets[rows]
+            if padding:
+                chunk = torch.cat((chunk, chunk.new_zeros(padding, chunk.shape[1])))
+                labels = torch.cat((labels, labels.new_full((padding,), IGNORE)))
             value, slope_hidden, slope_weight = compute(
-                part, cast_weight, goal, for_hidden, for_weight
+                chunk, cast_weight, labels, for_hidden, for_weight
             )
             loss += value
             if by_hidden is not None:
@@ -90,8 +97,8 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         by_hidden, by_weight = ctx.saved_tensors
         return (
-            # In place, since the graph is gone after one backward pass, and at float32 this is the
-            # largest tensor here.
+            # In place: the graph is freed after one backward pass, and in float32 this is the
+            # largest tensor of the loss.
             None if by_hidden is None else by_hidden.mul_(scale.to(by_hidden.dtype)),
             None if by_weight is None else by_weight.mul_(scale).to(ctx.weight_dtype),
             None,
@@ -103,12 +110,13 @@ class _CrossEntropy(torch.autograd.Function):
 def cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, compute: ChunkLoss = chunk_loss
 ) -> Tensor:
-    """Summed cross-entropy (nats, a float32 scalar) of `hidden` @ `weight`ᵀ against `targets`.
+    """Return the summed cross-entropy (nats, a float32 scalar) of `hidden` @ `weight`ᵀ.
 
-    hidden: (batch, seq, hidden). weight: (vocab, hidden), cast to the type of `hidden`. targets:
-        (batch, seq), IGNORE
-    where there is nothing to predict.
-    compute: `chunk_loss`, or what torch.compile made of it.
+    Args:
+        hidden: hidden states (batch, seq, hidden).
+        weight: output projection (vocab, hidden); it is cast to the type of `hidden`.
+        targets: token ids (batch, seq), IGNORE where there is no label.
+        compute: `chunk_loss`, or its compiled form.
     """
     grad = torch.is_grad_enabled()
     wants = (grad and hidden.requires_grad, grad and weight.requires_grad)

@@ -1,9 +1,10 @@
 """Frozen matrices in 4 bits: NF4 with doubly quantized scales (Dettmers et al. 2023,
 arXiv:2305.14314).
 
-`bitsandbytes` packs and unpacks them, so that a base quantized here equals one quantized by
-`transformers`. It has kernels for CUDA; on a CPU the same functions run in plain PyTorch: right,
-and slower than an unquantized base."""
+`bitsandbytes` packs and unpacks them, so a base quantized by this module equals one quantized by
+`transformers`. It has kernels for CUDA. On a CPU the same functions run in plain PyTorch, which is
+slower than an unquantized base.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +18,16 @@ from torch import Tensor, nn
 from llm.errors import UserError
 from llm.model.attention import Linear
 
-BITS = 4.127  # a weight: 4, and of each block of 64 a scale of 8 bits, and of 256 scales one of 32
+# Bits of a weight: 4, plus a scale of 8 bits for 64 weights and one of 32 bits for 256 scales.
+BITS = 4.127
 
 
 def require_bitsandbytes() -> str:
-    """Its version. Raises UserError where it is not installed."""
+    """Return the version of bitsandbytes.
+
+    Raises:
+        UserError: it is not installed.
+    """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             "finetune.method=qlora needs bitsandbytes, which is not installed: pip install -c constraints.txt -e "
@@ -33,7 +39,7 @@ def require_bitsandbytes() -> str:
 
 
 class _Product(torch.autograd.Function):
-    """x Wᵀ of an unpacked W, which is unpacked again for the backward pass instead of being kept."""
+    """x Wᵀ with a packed W, which is unpacked in each pass so that no unpacked copy is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, state: Any) -> Tensor:  # type: ignore[override]
@@ -60,7 +66,7 @@ class QuantizedLinear(Linear):
     packed: Tensor
 
     def __init__(self, base: nn.Linear) -> None:
-        """`base`: a linear map with its weight in place; it is not needed any more."""
+        """Quantize the weight of `base`, which is not needed afterwards."""
         require_bitsandbytes()
         from bitsandbytes.functional import quantize_4bit
 
@@ -68,8 +74,7 @@ class QuantizedLinear(Linear):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.register_parameter("weight", None)
         self.bias = base.bias
-        # Unpacked in the type that it had: a checkpoint in bfloat16 as `transformers` does, ours in
-        # float32.
+        # The state records the type of the weight (bfloat16 or float32), to which it is unpacked.
         packed, self.state = quantize_4bit(
             base.weight.detach(), compress_statistics=True, quant_type="nf4"
         )
@@ -80,7 +85,7 @@ class QuantizedLinear(Linear):
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
-        """Moves the scales with the weights."""
+        """Move the scales together with the weights."""
         super()._apply(fn, recurse)
         self.state.to(self.packed.device)
         return self

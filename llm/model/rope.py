@@ -1,9 +1,8 @@
-"""Rotary positions (Su et al. 2021, arXiv:2104.09864), stretched to longer contexts as
-`transformers` stretches them.
+"""Rotary positions (Su et al. 2021, arXiv:2104.09864), scaled to longer contexts.
 
-Formulas: `transformers.modeling_rope_utils`. `dynamic` and `longrope` are not among them: their
-    angles depend on the
-length of the sequence at hand, so a cache of rotated keys would hold those of another length.
+The formulas are those of `transformers.modeling_rope_utils`. `dynamic` and `longrope` are not
+supported: their angles depend on the length of the current sequence, so keys that were rotated
+earlier and cached would have the wrong angles.
 """
 
 from __future__ import annotations
@@ -18,11 +17,19 @@ from torch import Tensor
 def frequencies(
     head_dim: int, theta: float, scaling: dict[str, Any] | None, device: torch.device | None = None
 ) -> tuple[Tensor, float]:
-    """Radians per position of each rotary pair (head_dim / 2,), float32, and a factor on cosines
-    and sines.
+    """Return the frequencies of the rotary pairs and a factor on cosines and sines.
 
-    linear: Chen et al. 2023, arXiv:2306.15595. yarn: Peng et al. 2023, arXiv:2309.00071. llama3:
-        Llama 3.1's.
+    Scaling types: `linear` (Chen et al. 2023, arXiv:2306.15595), `yarn` (Peng et al. 2023,
+    arXiv:2309.00071) and `llama3` (Llama 3.1).
+
+    Args:
+        head_dim: dimensions of an attention head.
+        theta: base of the geometric sequence of wavelengths.
+        scaling: `rope_type` and its fields (llm/model/rope_config.py); None for plain positions.
+        device: device of the result.
+
+    Returns:
+        Radians per position (head_dim / 2,), float32, and the factor.
     """
     plain = 1.0 / theta ** (
         torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
@@ -39,7 +46,7 @@ def frequencies(
 
 
 def _llama3(plain: Tensor, factor: float, scaling: dict[str, Any]) -> Tensor:
-    """Long wavelengths are divided by `factor`, short ones kept, those between are interpolated."""
+    """Divide low frequencies by `factor`, keep high ones, interpolate those between them."""
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     context = scaling["original_max_position_embeddings"]
     wavelengths = 2 * math.pi / plain
@@ -53,9 +60,7 @@ def _llama3(plain: Tensor, factor: float, scaling: dict[str, Any]) -> Tensor:
 def _yarn(
     plain: Tensor, head_dim: int, theta: float, factor: float, scaling: dict[str, Any]
 ) -> tuple[Tensor, float]:
-    """Pairs that turn often within the context are kept, those that turn seldom are divided by
-    `factor`.
-    """
+    """Keep pairs that turn often within the context; divide those that turn seldom by `factor`."""
     context = scaling["original_max_position_embeddings"]
 
     def pair_of(turns: float) -> float:
@@ -76,6 +81,6 @@ def _yarn(
 
     attention = scaling.get("attention_factor")
     if attention is None:
-        both = scaling.get("mscale"), scaling.get("mscale_all_dim")
-        attention = scale(both[0]) / scale(both[1]) if both[0] and both[1] else scale(1.0)
+        mscale, mscale_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        attention = scale(mscale) / scale(mscale_all) if mscale and mscale_all else scale(1.0)
     return stretched, float(attention)

@@ -1,4 +1,4 @@
-"""Values of parameters that may be sharded over processes (DTensor); plain ones pass through."""
+"""Reading and writing of parameters that may be sharded over processes (DTensor)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from torch import Tensor, nn
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process holds a part of it only; tells without importing
-    torch.distributed.tensor, which is slow.
+    """Tell whether this process holds only a part of a tensor.
+
+    It does not import torch.distributed.tensor, because that import is slow.
     """
     return hasattr(tensor, "full_tensor")
 
 
 @torch.no_grad()
 def fill(parameter: Tensor, value: Tensor) -> None:
-    """Copy a whole value into a parameter; of a sharded one each process takes its own rows,
-    without communication.
+    """Copy a full value into a parameter.
+
+    If the parameter is sharded, each process copies its own rows, without communication.
     """
     if not is_sharded(parameter):
         parameter.data.copy_(value)
@@ -30,22 +32,25 @@ def fill(parameter: Tensor, value: Tensor) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole value; of a sharded tensor every process must ask for it."""
+    """Return the full value. For a sharded tensor every process must call this."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def unshard(model: nn.Module, keep: bool) -> None:
-    """Make sharded parameters plain ones in the host's memory, one after the other, so that the
-    model can be written.
+    """Gather sharded parameters into host memory, one after the other, so that the model can be saved.
 
-    All processes must call it; those without `keep` are left with parameters without memory. It
-    ends training."""
-    found: dict[Tensor, nn.Parameter] = {}  # a tied matrix stays one
+    All processes must call it. The model cannot be trained afterwards.
+
+    Args:
+        model: a model with sharded parameters; it is changed in place.
+        keep: keep the values; otherwise the parameters end on the meta device, without memory.
+    """
+    gathered: dict[Tensor, nn.Parameter] = {}  # one entry for a tied matrix, so that it stays tied
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter not in found:
+            if parameter not in gathered:
                 value = whole(parameter.detach())
-                found[parameter] = nn.Parameter(
+                gathered[parameter] = nn.Parameter(
                     value.to("cpu" if keep else "meta"), parameter.requires_grad
                 )
-            module.register_parameter(name, found[parameter])
+            module.register_parameter(name, gathered[parameter])

@@ -1,8 +1,9 @@
 """Soft prompts (Lester et al. 2021, arXiv:2104.08691), in PEFT's file format.
 
-The vectors stand behind the vocabulary as embeddings of virtual tokens: a tokenizer that puts their
-ids in front of a conversation is all that packing, caches and decoding need to know. Nothing
-predicts them."""
+The vectors are the embeddings of virtual tokens, whose ids follow the vocabulary. The tokenizer puts
+these ids before a conversation; packing, caches and decoding need no special case. The model never
+predicts them.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +18,11 @@ from llm.model.config import check_fields
 from llm.model.transformer import Transformer
 from llm.runtime.io import read_json, save_tensors, write_json
 
-# the first tokens of a vocabulary, of which a prompt starts as a sample (Lester et al., section
-# 3.2)
+# A prompt is initialized with embeddings of tokens sampled from the first 5000 of the vocabulary
+# (Lester et al., section 3.2).
 COMMON = 5000
 
-# Fields of PEFT's PromptTuningConfig: what is read, and what says nothing about a trained prompt.
+# Fields of PEFT's PromptTuningConfig that are read, or that do not affect a trained prompt.
 FIELDS = {
     "peft_type", "num_virtual_tokens", "token_dim", "task_type", "base_model_name_or_path", "revision", "peft_version",
     "auto_mapping", "inference_mode", "num_attention_heads", "num_layers", "prompt_tuning_init",
@@ -34,10 +35,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def add_prompt(model: Transformer, num_virtual_tokens: int, seed: int) -> tuple[int, ...]:
-    """Freeze the model and give it a soft prompt; returns the virtual tokens' ids.
+    """Freeze the model, add a soft prompt and return the ids of its virtual tokens.
 
     Raises:
-        UserError: the prompt is longer than the context.
+        UserError: the prompt is not shorter than the context.
     """
     if num_virtual_tokens >= model.config.max_position_embeddings:
         raise UserError(
@@ -47,15 +48,15 @@ def add_prompt(model: Transformer, num_virtual_tokens: int, seed: int) -> tuple[
     model.requires_grad_(False)
     embeddings = model.model.embed_tokens.weight
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randint(
+    tokens = torch.randint(
         0, min(COMMON, len(embeddings)), (num_virtual_tokens,), generator=generator
     )
-    model.soft_prompt = nn.Parameter(embeddings.detach()[chosen.to(embeddings.device)].float())
+    model.soft_prompt = nn.Parameter(embeddings.detach()[tokens.to(embeddings.device)].float())
     return tuple(range(model.config.vocab_size, model.config.vocab_size + num_virtual_tokens))
 
 
 def save_prompt(model: Transformer, directory: Path, base: str) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors` as PEFT reads them."""
+    """Write `adapter_config.json` and `adapter_model.safetensors` in PEFT's format."""
     assert model.soft_prompt is not None
     prompt = model.soft_prompt.detach().cpu().contiguous()
     save_tensors(
@@ -81,10 +82,10 @@ def save_prompt(model: Transformer, directory: Path, base: str) -> None:
 
 
 def load_prompt(model: Transformer, directory: Path) -> tuple[int, ...]:
-    """Give the model the soft prompt of a PEFT directory; returns the virtual tokens' ids.
+    """Load the soft prompt of a PEFT directory and return the ids of its virtual tokens.
 
     Raises:
-        UserError: the files are missing or broken, or of a model of another width.
+        UserError: a file is missing or broken, or the prompt has another width than the model.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -101,13 +102,13 @@ def load_prompt(model: Transformer, directory: Path) -> tuple[int, ...]:
         raise UserError(
             f"{path} cannot be read ({error}). It may be truncated: copy or make it again."
         ) from None
-    wanted = (config.get("num_virtual_tokens"), model.config.hidden_size)
-    if set(tensors) != {"prompt_embeddings"} or tensors["prompt_embeddings"].shape != wanted:
+    shape = (config.get("num_virtual_tokens"), model.config.hidden_size)
+    if set(tensors) != {"prompt_embeddings"} or tensors["prompt_embeddings"].shape != shape:
         shapes = {name: tuple(value.shape) for name, value in tensors.items()}
         raise UserError(
-            f"{path} belongs to another model: it holds {shapes}, expected prompt_embeddings {wanted}."
+            f"{path} belongs to another model: it holds {shapes}, expected prompt_embeddings {shape}."
         )
     weight = model.model.embed_tokens.weight
     model.requires_grad_(False)
     model.soft_prompt = nn.Parameter(tensors["prompt_embeddings"].to(weight.device, torch.float32))
-    return tuple(range(model.config.vocab_size, model.config.vocab_size + wanted[0]))
+    return tuple(range(model.config.vocab_size, model.config.vocab_size + shape[0]))
