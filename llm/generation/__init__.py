@@ -1,1 +1,1 @@
-"""Decoding: many requests side by side on one cache, each with settings and a seed of its own."""
+"""Decoding of many requests in one cache, each with its own settings and seed."""

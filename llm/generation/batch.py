@@ -1,6 +1,4 @@
-"""Continuous batching (Yu et al. 2022, Orca): a row whose sequence ends is given to the next
-request at once.
-"""
+"""Continuous batching (Yu et al. 2022, Orca): a row that becomes free takes the next request at once."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from llm.generation import kv_cache as step
+from llm.generation import kv_cache
 from llm.generation.prompt_lookup import Lookup
 from llm.generation.request import Completion, Decode, Request, stopped
 from llm.generation.sampling import choose, draws, greedy
@@ -18,12 +16,12 @@ from llm.model.transformer import Transformer
 
 
 class Row:
-    """A request under way. The cache holds all of its tokens but the last one."""
+    """A request in progress. The cache holds all of its tokens but the last one."""
 
     def __init__(self, key: Hashable, request: Request, vocab: int, context: int) -> None:
         self.key, self.request = key, request
         self.out: list[int] = []
-        # The last token of an answer is not read, so it needs no place in the context.
+        # The last token of an answer is not read, so it needs no slot in the context.
         self.most = min(request.max_new_tokens, context - len(request.prompt) + 1)
         self.draws = (
             draws(request.seed, self.most) if request.decoding.temperature else np.zeros(self.most)
@@ -32,16 +30,16 @@ class Row:
         self.seen: torch.Tensor | None = None
         if request.decoding.repetition_penalty != 1:
             self.seen = torch.zeros(vocab, dtype=torch.bool)
-            # A soft prompt's tokens stand behind the vocabulary; nothing repeats them.
+            # A soft prompt's token ids follow the vocabulary; they are never generated.
             self.seen[[token for token in request.prompt if token < vocab]] = True
 
     @property
     def length(self) -> int:
-        """Tokens in the cache."""
+        """Number of tokens in the cache."""
         return len(self.request.prompt) + len(self.out) - 1
 
     def guess(self) -> list[int]:
-        """Tokens that may come next, never beyond the answer's end."""
+        """Return tokens that may come next, never beyond the answer's limit."""
         if self.lookup is None:
             return []
         return self.lookup.guess(
@@ -49,7 +47,7 @@ class Row:
         )
 
     def add(self, token: int) -> None:
-        """Take a token into the answer."""
+        """Append a token to the answer."""
         self.out.append(token)
         if self.lookup:
             self.lookup.extend([token])
@@ -57,34 +55,34 @@ class Row:
             self.seen[token] = True
 
     def finished(self, stop_ids: frozenset[int]) -> Completion | None:
-        """The completion, where the answer has ended."""
+        """Return the completion if the answer has ended."""
         strings, decode = self.request.decoding.stop_strings, self.request.decode
-        found = (
+        completion = (
             stopped(self.out, stop_ids, strings, decode)
             if strings or self.out[-1] in stop_ids
             else None
         )
-        if found or len(self.out) < self.most:
-            return found
+        if completion or len(self.out) < self.most:
+            return completion
         return self.end("length" if self.most == self.request.max_new_tokens else "context")
 
     def end(self, reason: str) -> Completion:
-        """The completion as it stands."""
+        """Return the answer so far as a completion."""
         decode = self.request.decode
         return Completion(self.out, reason, decode(self.out) if decode else None)  # type: ignore[arg-type]
 
 
 class Batch:
-    """Rows of one cache, and the loop that fills them.
+    """Rows of one cache, filled with requests.
 
     Args:
-        model: in evaluation mode.
-        rows: sequences side by side.
-        slots: tokens of prompt, answer and guesses, at most.
+        model: a model in evaluation mode.
+        rows: number of sequences decoded together.
+        slots: maximal number of tokens of prompt, answer and guesses.
         stop_ids: tokens that end an answer.
-        decode: text of ids, where a request has no `decode` of its own; needed for stop strings
-            and `Completion.text`.
-        compiled: compile the step: pays after many steps, see
+        decode: converts ids to text for requests without a `decode`; needed for stop strings and
+            `Completion.text`.
+        compiled: compile the step, which is worthwhile for many steps, see
             `llm.generation.generate.compiling_pays`.
     """
 
@@ -99,10 +97,12 @@ class Batch:
     ) -> None:
         self.model, self.stop_ids, self.decode = model, stop_ids, decode
         self.rows: list[Row | None] = [None] * rows
-        self.cache = step.Cache.empty(model, rows, slots)
+        self.cache = kv_cache.Cache.empty(model, rows, slots)
         self.device = self.cache.keys[0].device
         self.compiled = compiled
-        self._step: step.StepFunction = step.compiled(model) if compiled else step.Step(model)
+        self._step: kv_cache.StepFunction = (
+            kv_cache.compiled(model) if compiled else kv_cache.Step(model)
+        )
 
     @property
     def free(self) -> list[int]:
@@ -110,16 +110,18 @@ class Batch:
         return [number for number, row in enumerate(self.rows) if row is None]
 
     def answers(self) -> dict[Hashable, list[int]]:
-        """The tokens so far of each request under way, by its key; the lists grow with every step."""
+        """Return the tokens so far of each request by its key; the lists grow with every step."""
         return {row.key: row.out for row in self.rows if row}
 
     def drop(self, key: Hashable) -> None:
-        """Take a request out, if it is still under way: its row is free for another."""
+        """Remove a request, if it is still in progress, and free its row."""
         self.rows = [None if row and row.key == key else row for row in self.rows]
 
     def admit(self, key: Hashable, request: Request) -> Completion | None:
-        """Read a request's prompt into a free row and choose its first token; the completion if
-        that ends it.
+        """Read a request's prompt into a free row and choose its first token.
+
+        Returns:
+            The completion if that token ends the answer, else None.
 
         Raises:
             ValueError: the prompt is empty or longer than the context.
@@ -136,13 +138,13 @@ class Batch:
             self.model.config.vocab_size,
             context,
         )
-        logits = step.prefill(self.model, request.prompt, self.cache, number)
+        logits = kv_cache.prefill(self.model, request.prompt, self.cache, number)
         self.rows[number] = row
         return self._take({number: []}, logits[None, None]).get(number)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Hashable, Completion]]:
-        """One step of all rows; the requests that ended with it, by their keys."""
+        """Run one step of all rows; return the completed requests with their keys."""
         active = {number: row for number, row in enumerate(self.rows) if row is not None}
         guesses = {number: row.guess() for number, row in active.items()}
         width = 1 + max(map(len, guesses.values()))
@@ -150,9 +152,8 @@ class Batch:
             width = 1 + max(
                 row.request.decoding.prompt_lookup_num_tokens for row in active.values()
             )
-        ids = torch.zeros(
-            len(self.rows), width, dtype=torch.long
-        )  # idle rows and missing guesses read token 0
+        # Idle rows and missing guesses read token 0.
+        ids = torch.zeros(len(self.rows), width, dtype=torch.long)
         lengths = torch.zeros(len(self.rows), dtype=torch.long)
         for number, row in active.items():
             ids[number, : 1 + len(guesses[number])] = torch.tensor([row.out[-1], *guesses[number]])
@@ -166,20 +167,26 @@ class Batch:
         return [(keys[number], done) for number, done in self._take(guesses, rows).items()]
 
     def _take(self, guesses: dict[int, list[int]], logits: torch.Tensor) -> dict[int, Completion]:
-        """Choose tokens from logits (len(guesses), width, vocab) as far as the guesses were right;
-        what ended.
+        """Choose tokens for each row until a guess was wrong.
+
+        Args:
+            guesses: tokens that each active row guessed, by row number.
+            logits: (len(guesses), width, vocab).
+
+        Returns:
+            The completions of the rows that ended, by row number.
         """
         ended: dict[int, Completion] = {}
-        going = list(enumerate(guesses))  # (place in logits, row)
+        active = list(enumerate(guesses))  # (index in logits, row number)
         for i in range(logits.shape[1]):
-            here = (
+            column = (
                 logits[:, i]
-                if len(going) == len(logits)
-                else logits[[place for place, _ in going], i]
+                if len(active) == len(logits)
+                else logits[[index for index, _ in active], i]
             )
-            tokens = self._choose([number for _, number in going], here)
-            rest = []
-            for (place, number), (token, finite) in zip(going, tokens, strict=True):
+            tokens = self._choose([number for _, number in active], column)
+            confirmed = []
+            for (index, number), (token, finite) in zip(active, tokens, strict=True):
                 row = self.rows[number]
                 assert row is not None
                 if not finite:
@@ -190,17 +197,19 @@ class Batch:
                 if done:
                     ended[number] = done
                 elif guesses[number][i : i + 1] == [token]:
-                    rest.append((place, number))
-            going = rest
-            if not going:
+                    confirmed.append((index, number))
+            active = confirmed
+            if not active:
                 break
         for number in ended:
             self.rows[number] = None
         return ended
 
     def _choose(self, numbers: Sequence[int], logits: torch.Tensor) -> list[tuple[int, bool]]:
-        """A token for each of these rows, and whether its logit is finite: a NaN is chosen before
-        any number.
+        """Choose a token for each of these rows from logits (len(numbers), vocab).
+
+        Returns:
+            Tokens, and whether each row's highest logit is finite; a NaN counts as the highest.
         """
         rows = [row for number in numbers if (row := self.rows[number])]
         settings = [row.request.decoding for row in rows]
@@ -209,8 +218,8 @@ class Batch:
         else:
             seen = None
             if any(row.seen is not None for row in rows):
-                nothing = torch.zeros(logits.shape[-1], dtype=torch.bool)
-                seen = torch.stack([nothing if row.seen is None else row.seen for row in rows]).to(
+                none = torch.zeros(logits.shape[-1], dtype=torch.bool)
+                seen = torch.stack([none if row.seen is None else row.seen for row in rows]).to(
                     logits.device
                 )
             tokens = choose(

@@ -1,12 +1,12 @@
-"""Beam search, the results of transformers' `generate(num_beams=…)` with its
-`early_stopping=False`.
+"""Beam search with the results of transformers' `generate(num_beams=…, early_stopping=False)`.
 
-Each request has `beams` rows of the cache. Of the likeliest continuations, twice as many as there
-are beams (more where there are several stop tokens), those that end go to the finished hypotheses,
-scored by their summed log-probability over their length to the power of the length penalty (Wu et
-al. 2016, arXiv:1609.08144, eq. 14, without its constant); the best that do not end are read on. The
-search ends where the best one under way, scored at its present length, is not above the worst of
-`beams` finished ones."""
+Each request has `beams` rows of the cache. A step takes the likeliest continuations, twice as many
+as there are beams (more if there are several stop tokens). Those that end become finished
+hypotheses. Their score is the summed log-probability divided by the length to the power of the
+length penalty (Wu et al. 2016, arXiv:1609.08144, eq. 14, without its constant). The best of the
+others are continued. The search ends when the best running one, scored at its current length, is
+not above the worst of `beams` finished ones.
+"""
 
 from __future__ import annotations
 
@@ -16,33 +16,38 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from llm.generation import kv_cache as step
+from llm.generation import kv_cache
 from llm.generation.request import Completion, Decode, Request, stopped
 from llm.generation.sampling import penalised
 from llm.model.transformer import Transformer
 
-NEVER = -1.0e9  # transformers' score of what must not be chosen
+NEVER = -1.0e9  # score of candidates that must not be chosen, as in transformers
 
 
 @dataclass
 class Search:
-    """A request under way."""
+    """A request in progress."""
 
     key: Hashable
     request: Request
-    most: int  # tokens of an answer
+    most: int  # maximal number of tokens of the answer
     running: list[list[int]]  # the answer so far of each beam
     scores: Tensor  # (beams,) summed log-probabilities, float32
-    seen: Tensor | None  # (beams, vocab), where there is a repetition penalty
+    seen: Tensor | None  # (beams, vocab), if there is a repetition penalty
     finished: list[tuple[float, list[int]]] = field(default_factory=list)  # best first
 
 
 class Beams:
-    """Rows of one cache in groups of `beams`, and the loop that fills them; used like
-    `batch.Batch`.
+    """Rows of one cache in groups of `beams`, filled with requests; its use is as `batch.Batch`.
 
     Args:
-        rows: requests side by side.
+        model: a model in evaluation mode.
+        rows: number of requests decoded together.
+        beams: number of beams of each request.
+        slots: maximal number of tokens of prompt and answer.
+        stop_ids: tokens that end an answer.
+        decode: converts ids to text for requests without a `decode`.
+        compiled: compile the step.
     """
 
     def __init__(
@@ -57,30 +62,33 @@ class Beams:
     ) -> None:
         self.model, self.beams, self.stop_ids, self.decode = model, beams, stop_ids, decode
         self.searches: list[Search | None] = [None] * rows
-        self.cache = step.Cache.empty(model, rows * beams, slots)
+        self.cache = kv_cache.Cache.empty(model, rows * beams, slots)
         self.device = self.cache.keys[0].device
-        self._step: step.StepFunction = step.compiled(model) if compiled else step.Step(model)
+        self._step: kv_cache.StepFunction = (
+            kv_cache.compiled(model) if compiled else kv_cache.Step(model)
+        )
 
     @torch.inference_mode()
     def admit(self, key: Hashable, request: Request) -> Completion | None:
-        """Read a request's prompt into a free group and choose its first tokens; the completion if
-        that ends it.
+        """Read a request's prompt into a free group and choose its first tokens.
+
+        Returns:
+            The completion if the search ends with them, else None.
         """
         group = self.searches.index(None)
         first = group * self.beams
         request = replace(request, decode=request.decode or self.decode)
-        logits = step.prefill(self.model, request.prompt, self.cache, first)
+        logits = kv_cache.prefill(self.model, request.prompt, self.cache, first)
         for part in (*self.cache.keys, *self.cache.values):
             prompt = part[first, :, : len(request.prompt)]
             part[first + 1 : first + self.beams, :, : len(request.prompt)] = prompt
         scores = torch.full((self.beams,), NEVER, device=self.device)
-        scores[0] = 0.0  # the beams are equal at first: only one of them is continued
+        scores[0] = 0.0  # all beams are equal at first, so only one of them is continued
         seen = None
         if request.decoding.repetition_penalty != 1:
             seen = torch.zeros(self.beams, len(logits), dtype=torch.bool, device=self.device)
-            seen[:, [token for token in request.prompt if token < len(logits)]] = (
-                True  # the others: a soft prompt's
-            )
+            # A soft prompt's token ids follow the vocabulary; they are never generated.
+            seen[:, [token for token in request.prompt if token < len(logits)]] = True
         most = min(
             request.max_new_tokens,
             self.model.config.max_position_embeddings - len(request.prompt) + 1,
@@ -93,7 +101,7 @@ class Beams:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Hashable, Completion]]:
-        """One step of all searches; the requests that ended with it, by their keys."""
+        """Run one step of all searches; return the completed requests with their keys."""
         ids = torch.zeros(len(self.searches) * self.beams, 1, dtype=torch.long)
         lengths = torch.zeros(len(ids), dtype=torch.long)
         for group, search in enumerate(self.searches):
@@ -113,8 +121,7 @@ class Beams:
                     ended.append((search.key, done))
                     self.searches[group] = None
                 elif parents != list(range(self.beams)):
-                    # The beams of a group have the prompt in common: only what they wrote is
-                    # exchanged.
+                    # The beams of a group share the prompt, so only their answers are copied.
                     written = slice(len(search.request.prompt), int(lengths[first]) + 1)
                     for part in (*self.cache.keys, *self.cache.values):
                         block = part[first : first + self.beams, :, written]
@@ -122,8 +129,10 @@ class Beams:
         return ended
 
     def _advance(self, search: Search, logits: Tensor) -> tuple[Completion | None, list[int]]:
-        """Take logits (beams, vocab) into a search; the completion if it has ended, and each beam's
-        parent.
+        """Advance a search by one token with logits (beams, vocab).
+
+        Returns:
+            The completion if the search has ended, and the parent of each beam.
         """
         settings, vocab = search.request.decoding, logits.shape[-1]
         if not bool(logits.amax(-1).isfinite().all()):
@@ -138,24 +147,24 @@ class Beams:
         candidates = [(search.running[i // vocab] + [i % vocab], i // vocab) for i in flat.tolist()]
         length = len(candidates[0][0])
         ends = [length == search.most or self._ends(answer, search) for answer, _ in candidates]
-        # Only the first `beams` candidates may finish: the others are there so that as many are
-        # left to go on.
+        # Only the first `beams` candidates may finish. The others ensure that `beams` candidates
+        # remain to be continued.
         values = (best / length**settings.length_penalty).tolist()[: self.beams]
         search.finished += [(value, candidates[i][0]) for i, value in enumerate(values) if ends[i]]
         search.finished = sorted(search.finished, key=lambda item: -item[0])[: self.beams]
         running = best + torch.tensor(ends, device=best.device) * NEVER
-        search.scores, chosen = running.topk(self.beams)
-        picked = [candidates[i] for i in chosen.tolist()]
-        parents = [parent for _, parent in picked]
-        search.running = [answer for answer, _ in picked]
+        search.scores, indices = running.topk(self.beams)
+        chosen = [candidates[i] for i in indices.tolist()]
+        parents = [parent for _, parent in chosen]
+        search.running = [answer for answer, _ in chosen]
         if search.seen is not None:
             search.seen = search.seen[parents]
             search.seen[torch.arange(self.beams), [answer[-1] for answer in search.running]] = True
         if all(ends):
             return self._completion(search, "length"), parents
         if len(search.finished) == self.beams:
-            hope = float(search.scores[0] / length**settings.length_penalty)
-            if hope <= search.finished[-1][0]:
+            best_running = float(search.scores[0] / length**settings.length_penalty)
+            if best_running <= search.finished[-1][0]:
                 return self._completion(search, "stop"), parents
         return None, parents
 
@@ -166,12 +175,12 @@ class Beams:
         )
 
     def _completion(self, search: Search, reason: str) -> Completion:
-        """The best finished answer."""
+        """Return the best finished answer."""
         answer = search.finished[0][1] if search.finished else search.running[0]
         decode = search.request.decode
-        found = stopped(answer, self.stop_ids, search.request.decoding.stop_strings, decode)
-        if found and reason != "not_finite":
-            return found
+        completion = stopped(answer, self.stop_ids, search.request.decoding.stop_strings, decode)
+        if completion and reason != "not_finite":
+            return completion
         if reason != "not_finite":
             reason = "length" if search.most == search.request.max_new_tokens else "context"
         return Completion(answer, reason, decode(answer) if decode else None)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The likelihood of each of several answers to one prompt, with the prompt read once."""
+"""Likelihoods of several answers to one prompt; the prompt is read once."""
 
 from __future__ import annotations
 
@@ -23,19 +23,23 @@ def choice_log_likelihoods(
     batch_tokens: int = 8192,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[np.ndarray]:
-    """Log-probability (nats, float64) of every choice after its prompt; one array (choices,) a
-    prompt.
+    """Return the log-probability of each choice after its prompt.
 
-    A row holds the prompt once and its choices after it; each choice sees the prompt and itself and
-    stands at the positions right after the prompt, so the values are those of separate rows at a
-    fraction of the work (ten class names of three tokens after 380 tokens of text: a ninth).
+    A row holds the prompt once, followed by its choices. Each choice attends to the prompt and
+    itself, at the positions right after the prompt. So the values equal those of separate rows, for
+    a fraction of the work (a ninth for ten class names of three tokens after a text of 380 tokens).
 
-    Processes that were started together share the batches, and all of them get all results.
+    Processes of one launch share the batches, and all of them get all results.
 
     Args:
+        model: a model in evaluation mode.
         prompts: token ids, none empty.
         choices: for each prompt the token ids of its choices, none empty.
-        batch_tokens: bounds rows · longest row.
+        batch_tokens: upper bound of rows times longest row.
+        on_progress: called with the number of prompts that were completed.
+
+    Returns:
+        An array (choices,) for each prompt, nats, float64.
     """
     device = next(model.parameters()).device
     from llm.parallel import processes
@@ -73,9 +77,7 @@ def choice_log_likelihoods(
 def _layout(
     prompts: list[list[int]], choices: list[list[list[int]]], window: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids and positions (batch, seq), and the mask (batch, 1, seq, seq), true where a query
-    may look.
-    """
+    """Return token ids and positions (batch, seq), and the attention mask (batch, 1, seq, seq)."""
     rows = []
     for prompt, options in zip(prompts, choices, strict=True):
         row = [(token, at, PROMPT) for at, token in enumerate(prompt)]
@@ -98,17 +100,16 @@ def _layout(
 def _read(
     model: Transformer, hidden: Tensor, prompt: int, options: Sequence[Sequence[int]]
 ) -> np.ndarray:
-    """Sums (choices,) from one row's hidden states (seq, hidden)."""
+    """Return the log-probabilities (choices,) from one row's hidden states (seq, hidden)."""
     at: list[int] = []
-    wanted: list[int] = []
+    targets: list[int] = []
     sizes, start = [], prompt
     for option in options:
         at += [prompt - 1, *range(start, start + len(option) - 1)]
-        wanted += option
+        targets += option
         sizes.append(len(option))
         start += len(option) - 1
     logits = model.lm_head(hidden[at]).double()
-    picked = logits.log_softmax(-1).gather(-1, torch.tensor(wanted, device=logits.device)[:, None])[
-        :, 0
-    ]
-    return np.array([float(part.sum()) for part in picked.cpu().split(sizes)])
+    index = torch.tensor(targets, device=logits.device)[:, None]
+    log_probabilities = logits.log_softmax(-1).gather(-1, index)[:, 0]
+    return np.array([float(part.sum()) for part in log_probabilities.cpu().split(sizes)])

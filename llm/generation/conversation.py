@@ -1,4 +1,4 @@
-"""A conversation in the terminal: its commands, its history, and what fits the context."""
+"""A conversation in the terminal: commands, history, and the cut to the model's context."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from llm.generation.request import Request
 from llm.params import Decoding
 
 HELP = """/model NAME     answer with another model, or with an adapter's or a model's directory; keeps the conversation
-/system TEXT    what stands above the conversation; without a text: nothing
+/system TEXT    set the system prompt; without a text: remove it
 /reset          forget the conversation
-/help           this
+/help           print this list
 /quit           end (or Ctrl-D); Ctrl-C stops an answer"""
 
 Message = dict[str, str]
@@ -35,19 +35,19 @@ class Conversation:
         """Begin a conversation.
 
         Args:
-            models: those that may answer.
-            model: name of the one that answers first.
+            models: the models that may answer.
+            model: name of the model that answers first.
             decoding: how tokens are chosen.
             max_new_tokens: the most tokens of an answer.
             system: the system prompt; empty for none.
-            seed: of the draws of each answer; None: another one each time.
+            seed: seed of each answer; None for a new one each time.
         """
         self.models, self.named = models, models.get(model)
         self.decoding, self.max_new_tokens, self.seed = decoding, max_new_tokens, seed
         self.system, self.history = system, list[Message]()
 
     def take(self, line: str) -> None:
-        """Do what a line says: a command, or a message to answer.
+        """Run the command in a line, or answer the line as a message.
 
         Raises:
             UserError: the command, or the model that it names, is unknown; the message is too long.
@@ -71,16 +71,16 @@ class Conversation:
                 self.answer(line)
 
     def answer(self, line: str) -> None:
-        """Answer a message. The oldest messages are forgotten where the context is too short."""
+        """Answer a message; drop the oldest messages if the context is too short."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        asked = [*self.history, {"role": "user", "content": line}]
-        kept, ids, room = fit(self.named, system, asked, self.max_new_tokens)
-        if len(kept) < len(asked):
+        messages = [*self.history, {"role": "user", "content": line}]
+        recent, ids, room = fit(self.named, system, messages, self.max_new_tokens)
+        if forgotten := len(messages) - len(recent):
             print(
-                f"(the conversation outgrew the context: the first {len(asked) - len(kept)} messages are forgotten)"
+                f"(the conversation outgrew the context: the first {forgotten} messages are forgotten)"
             )
         text = self._stream(ids, room)
-        self.history = [*kept, {"role": "assistant", "content": text}]
+        self.history = [*recent, {"role": "assistant", "content": text}]
 
     def _stream(self, ids: list[int], room: int) -> str:
         """Print the answer token by token; Ctrl-C ends it."""
@@ -103,15 +103,15 @@ def fit(
 ) -> tuple[list[Message], list[int], int]:
     """Cut a conversation to the model's context.
 
-    An answer gets room for `most` tokens, or for half of the context where that is less. The oldest
-    message and the answer to it are dropped until the rest fits. The system prompt and the last
-    message always stay.
+    An answer gets room for `most` tokens, or for half of the context if that is less. The oldest
+    message and its answer are dropped until the rest fits. The system prompt and the last message
+    always stay.
 
     Args:
         named: the model that answers.
         system: the system prompt as a message, or nothing.
         messages: user and assistant in turn; the last one is to be answered.
-        most: tokens of the answer.
+        most: maximal number of tokens of the answer.
 
     Returns:
         The messages that fit, their token ids, and the tokens that are left for the answer.

@@ -13,9 +13,9 @@ from llm.generation.text_stream import TextStream
 from llm.model.transformer import Transformer
 from llm.params import Decoding
 
-# sequences side by side at most; more gain little on a CPU, and a cache's memory grows with them
+# Maximal number of sequences decoded together. More gain little on a CPU and need more memory.
 ROWS = 32
-# Layers that are passed in steps, until compiling the step has paid: docs/LOG.md.
+# Steps times layers from which compiling the step is faster overall: docs/LOG.md.
 COMPILE_PAYS = 150_000
 
 
@@ -30,9 +30,10 @@ def generate(
     batch_size: int = ROWS,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[list[int]]:
-    """Token ids of the answers to `prompts`, in their order, without the end token; see `complete`.
+    """Return the token ids of the answers to `prompts`, in order, without the end token.
 
-    seeds: of each prompt's draws; the prompts' numbers where none are given.
+    `complete` describes the arguments. `seeds` has the seed of each prompt; the default is its
+    number.
     """
     requests = [
         Request(prompt or [eos_id], max_new_tokens, decoding, seeds[i] if seeds else i)
@@ -55,26 +56,28 @@ def complete(
     compiled: bool | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[Completion]:
-    """The answer to each request, in their order.
+    """Return the answer to each request, in order.
 
-    An answer does not depend on what is decoded beside it: rows share no state, a request draws
-    with numbers of its own, and the shapes of a step are fixed. What differs with the batch size
-    and the cache's length is the order in which some sums are rounded (relative 1e-6 in float32),
-    which decides between tokens that are equal to that digit.
+    An answer does not depend on the other requests of its batch: rows share no state, each request
+    has its own random numbers, and the shapes of a step are fixed. The batch size and the cache's
+    length only affect the rounding of sums (relative 1e-6 in float32), which can decide between
+    tokens whose logits are equal up to that error.
 
-    Processes that were started together (llm/parallel/processes.py) share the requests, each in a
-    batch of the same shape as if it were alone, and all of them get all answers.
+    Processes of one launch (llm/parallel/processes.py) share the requests. Each uses a batch of the
+    same shape as a single process would, and all of them get all answers.
 
     Args:
+        model: a model in evaluation mode.
+        requests: the requests.
         stop_ids: tokens that end an answer.
-        decode: text of ids; needed where a request has stop strings.
-        batch_size: sequences side by side, at most.
-        compiled: compile the step; None: where it pays within this call.
-        on_progress: called with 1 for each answer.
+        decode: converts ids to text; needed if a request has stop strings.
+        batch_size: maximal number of sequences decoded together.
+        compiled: compile the step; None to decide by the number of steps.
+        on_progress: called with the number of new answers.
 
     Raises:
-        UserError: a prompt is longer than the model's context, or stop strings come without a
-            tokenizer.
+        UserError: a prompt is longer than the model's context, or there are stop strings but no
+            `decode`.
     """
     context = model.config.max_position_embeddings
     for request in requests:
@@ -91,12 +94,12 @@ def complete(
 
     answers: dict[Hashable, Completion] = {}
     for beams in sorted({request.decoding.num_beams for request in requests}):
-        chosen = [
+        numbered = [
             (i, request)
             for i, request in enumerate(requests)
             if request.decoding.num_beams == beams
         ]
-        for i, completion in _drain(model, chosen, beams, stop_ids, decode, batch_size, compiled):
+        for i, completion in _drain(model, numbered, beams, stop_ids, decode, batch_size, compiled):
             answers[i] = completion
             if on_progress:
                 on_progress(1)
@@ -110,11 +113,11 @@ def complete(
 def stream(
     model: Transformer, request: Request, stop_ids: frozenset[int], decode: Decode
 ) -> Iterator[str]:
-    """The text of one answer, piece by piece as it is written; see `complete`.
+    """Yield the text of one answer piece by piece while it is generated; see `complete`.
 
     Raises:
         UserError: the prompt is longer than the model's context.
-        ValueError: more than one beam, of which no text is sure before the end.
+        ValueError: the request has more than one beam, so no text is final before the end.
     """
     context = model.config.max_position_embeddings
     if request.decoding.num_beams > 1:
@@ -144,7 +147,7 @@ def _drain(
     batch_size: int,
     compiled: bool | None,
 ) -> Iterator[tuple[int, Completion]]:
-    """Completions with their numbers, as they end, of this process's share of the requests."""
+    """Yield completions with their numbers as they end, for this process's share of the requests."""
     from llm.parallel import processes
 
     context = model.config.max_position_embeddings
@@ -174,8 +177,9 @@ def _drain(
 
 
 def compiling_pays(model: Transformer, steps: float) -> bool:
-    """Whether so many steps repay the compiler: a rule of counts, not of clocks, so that a rerun
-    decides the same.
+    """Tell whether this many steps are worth the time of compilation.
+
+    The rule uses counts, not measured times, so that a rerun decides the same.
     """
     from llm.parallel import hardware
 

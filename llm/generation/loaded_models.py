@@ -1,4 +1,4 @@
-"""Models by name, side by side: base, finetuned, and adapters, which share the weights of the base."""
+"""Loaded models by name: base, finetuned, and adapters, which share the weights of the base."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BASE, FINETUNED = Path("models/base"), Path("models/finetuned")
 
 @dataclass(frozen=True)
 class Named:
-    """A model that can be asked, in evaluation mode; `stop_ids` end its answers."""
+    """A model in evaluation mode with its name and tokenizer; `stop_ids` end its answers."""
 
     name: str
     model: Transformer
@@ -29,10 +29,10 @@ class Named:
 
 
 class Shelf:
-    """Models by name, each read when it is first asked for.
+    """Models by name, each read on first use.
 
-    A directory with an `adapter_config.json` is an adapter on the model called `base`, whose
-    weights it shares: ten adapters take the memory of one base. Any other directory is a model.
+    A directory with an `adapter_config.json` is an adapter for the model named `base` and shares
+    its weights, so ten adapters need the memory of one base. Any other directory is a model.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class Shelf:
         self._read: dict[str, Named] = {}
 
     def get(self, name: str) -> Named:
-        """The model called so, or in the directory called so.
+        """Return the model with this name, or the model in the directory with this path.
 
         Raises:
-            UserError: there is neither, or its files are broken, or it is an adapter for another
+            UserError: there is no such model, its files are broken, or it is an adapter for another
                 base.
         """
         if name not in self._read:
@@ -89,7 +89,7 @@ class Shelf:
 
 
 def default_directories() -> dict[str, Path]:
-    """`base` and `finetuned` as the pipeline of this folder makes them, as far as they are there."""
+    """Return the directories that exist of this pipeline's `base` and `finetuned` models."""
     from llm import params
 
     base = Path(params.load().finetune.base) if Path("params.yaml").exists() else BASE

@@ -1,4 +1,4 @@
-"""Files of prompts: read, answered, and where the answers go."""
+"""Files of prompts, and their answers."""
 
 from __future__ import annotations
 
@@ -56,8 +56,7 @@ def read(path: Path, added: Sequence[str] = ()) -> list[dict[str, Any]]:
         added: columns that the answers get, which no record may have already.
 
     Raises:
-        UserError: the file or one of its lines cannot be read, or has such a column; file and line
-            are named.
+        UserError: the file or one of its lines cannot be read, or a record has such a column.
     """
     if path.suffix not in (".txt", ".jsonl"):
         raise UserError(
@@ -75,10 +74,10 @@ def read(path: Path, added: Sequence[str] = ()) -> list[dict[str, Any]]:
         return [{"prompt": line} for _, line in numbered]
     records = [_record(line, f"{path}, line {number}") for number, line in numbered]
     for (number, _), record in zip(numbered, records, strict=True):
-        if taken := next((name for name in added if name in record), None):
+        if duplicate := next((name for name in added if name in record), None):
             raise UserError(
-                f"{path}, line {number} has a column {taken!r} already, which generate writes; name ours apart with "
-                "--prefix (--prefix generated_: generated_answer, …), or rename yours."
+                f"{path}, line {number} has a column {duplicate!r} already, which generate writes; name ours apart "
+                "with --prefix (--prefix generated_: generated_answer, …), or rename yours."
             )
     return records
 
@@ -132,7 +131,7 @@ def answer(
         records: as `read` returns them.
         decoding: how tokens are chosen.
         max_new_tokens: the most tokens of an answer.
-        seed: of the first record's draws; record i has `seed` + i.
+        seed: seed of the first record; record i has `seed` + i.
         chat: wrap each prompt as the finetuning examples are.
 
     Returns:

@@ -1,21 +1,23 @@
-"""Prompt lookup: the tokens that followed the same words before, as a guess at what comes next.
+"""Prompt lookup: guesses of the next tokens, taken from an earlier occurrence of the same tokens.
 
-Saxena 2023 (github.com/apoorvumang/prompt-lookup-decoding), `prompt_lookup_num_tokens` of
-transformers. Answers copy from their prompts, and reading several tokens in one step takes hardly
-longer than reading one. The model checks every guess and the first wrong one ends it, so the answer
-is the one without it."""
+The method is by Saxena 2023 (github.com/apoorvumang/prompt-lookup-decoding) and is
+`prompt_lookup_num_tokens` in transformers. Answers copy from their prompts, and reading several
+tokens in one step takes hardly longer than reading one. The model checks each guess and discards
+all from the first wrong one on, so the answer does not change.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Tokens that must agree, the longest run first. One alone agrees too often by chance: with it,
-# steps were 13 % fewer on question answering, and each so much dearer that nothing was gained.
+# Numbers of tokens that must match, the largest first. A single token matches too often by chance:
+# it saved 13 % of the steps on question answering, but made each step so much slower that nothing
+# was gained.
 NGRAMS = (3, 2)
 
 
 class Lookup:
-    """Where each short run of tokens of a sequence was followed by what, the latest place counting."""
+    """An index of a sequence: the position after the latest occurrence of each short run of tokens."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens: list[int] = []
@@ -25,15 +27,15 @@ class Lookup:
     def extend(self, tokens: Sequence[int]) -> None:
         """Add tokens at the end."""
         for token in tokens:
-            # The runs that end before this token: those at the very end stay out, they would find
-            # themselves.
+            # Index the runs that end before this token. The run at the very end is left out, since
+            # it would match itself.
             for n in NGRAMS:
                 if len(self._tokens) >= n:
                     self._after[tuple(self._tokens[-n:])] = len(self._tokens)
             self._tokens.append(token)
 
     def guess(self, count: int) -> list[int]:
-        """At most `count` tokens; none where no run agrees."""
+        """Return at most `count` tokens that may come next; none if no run matches."""
         for n in NGRAMS:
             start = self._after.get(tuple(self._tokens[-n:])) if len(self._tokens) >= n else None
             if start is not None:

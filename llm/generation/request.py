@@ -1,4 +1,4 @@
-"""What is asked of the decoder, and what it answers."""
+"""The requests and completions of decoding."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt's token ids, not empty, and how to go on from it; `seed` decides the draws.
+    """A prompt and the settings of its answer.
 
-    decode: text of the answer's ids, where it is another function than that of the whole batch.
+    Attributes:
+        prompt: token ids, not empty.
+        max_new_tokens: maximal number of tokens of the answer.
+        decoding: how tokens are chosen.
+        seed: seed of the random draws.
+        decode: converts the answer's ids to text, if the batch's function does not fit.
     """
 
     prompt: list[int]
@@ -28,11 +33,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer's token ids, without what stopped it, and their text where a tokenizer was given.
+    """An answer.
 
-    reason: `stop` (a stop token or string), `length` (max_new_tokens), `context` (the model's
-        context is full), `not_finite` (the logits were NaN or infinite; the tokens before are
-        kept).
+    Attributes:
+        ids: token ids, without the stop token or string.
+        reason: `stop` (a stop token or string), `length` (max_new_tokens), `context` (the model's
+            context is full), `not_finite` (a logit was NaN or infinite; the tokens before it are
+            kept).
+        text: the text of the ids, if the request or its batch has a `decode`.
     """
 
     ids: list[int]
@@ -43,20 +51,21 @@ class Completion:
 def stopped(
     ids: list[int], stop_ids: frozenset[int], strings: Sequence[str], decode: Decode | None
 ) -> Completion | None:
-    """The completion where a stop token or string stands in `ids`; None where the answer goes on.
+    """Return the completion if `ids` hold a stop token or string, else None.
 
-    The text ends before the stop string, the ids with the last token that is needed for it.
+    The text ends before the stop string; the ids end with the last token that the text needs.
     """
     end = next((i for i, token in enumerate(ids) if token in stop_ids), None)
-    kept = ids if end is None else ids[:end]
+    answer = ids if end is None else ids[:end]
     if strings and decode:
-        text = decode(kept)
-        at = min((place for string in strings if (place := text.find(string)) >= 0), default=-1)
+        text = decode(answer)
+        at = min((start for string in strings if (start := text.find(string)) >= 0), default=-1)
         if at >= 0:
             needed = next(
-                (n for n in range(len(kept) + 1) if decode(kept[:n])[:at] == text[:at]), len(kept)
+                (n for n in range(len(answer) + 1) if decode(answer[:n])[:at] == text[:at]),
+                len(answer),
             )
-            return Completion(kept[:needed], "stop", text[:at])
+            return Completion(answer[:needed], "stop", text[:at])
     if end is None:
         return None
-    return Completion(kept, "stop", decode(kept) if decode else None)
+    return Completion(answer, "stop", decode(answer) if decode else None)

@@ -1,9 +1,8 @@
-"""From logits to tokens: penalties, filters and draws, in the order of transformers' logits
-processors.
+"""Sampling: penalties, filters and draws, in the order of transformers' logits processors.
 
-A draw is the inverse of the cumulative distribution at a number in [0, 1) that belongs to the
-request and the position. So the same request chooses the same tokens whatever is decoded beside it,
-and also where several tokens are checked at once (`llm.generation.prompt_lookup`).
+A draw is the inverse of the cumulative distribution at a number in [0, 1) that depends on the
+request's seed and the position. So a request gets the same tokens in any batch, and also when
+several tokens are checked at once (`llm.generation.prompt_lookup`).
 """
 
 from __future__ import annotations
@@ -18,25 +17,29 @@ from llm.params import Decoding
 
 
 def draws(seed: int, count: int) -> np.ndarray:
-    """The numbers (count,) in [0, 1) that a request's tokens are drawn with."""
+    """Return the random numbers (count,) in [0, 1) for the tokens of a request."""
     return np.random.default_rng(seed).random(count)
 
 
 def greedy(settings: Sequence[Decoding]) -> bool:
-    """Whether the highest logit is the choice of all."""
+    """Tell whether all settings choose the highest logit."""
     return all(s.temperature == 0 and s.repetition_penalty == 1 for s in settings)
 
 
 def choose(
     logits: Tensor, settings: Sequence[Decoding], seen: Tensor | None, at: Sequence[float]
 ) -> Tensor:
-    """One token (n,) for each row of logits (n, vocab), float32.
+    """Choose a token for each row.
 
     Args:
-        settings: of each row.
-        seen: (n, vocab), true for the tokens of prompt and answer so far; needed where a row has a
+        logits: (n, vocab), float32.
+        settings: settings of each row.
+        seen: (n, vocab), true for the tokens of prompt and answer so far; needed if a row has a
             repetition penalty.
-        at: a number in [0, 1) for each row, see `draws`; not read where the temperature is 0.
+        at: a number in [0, 1) for each row, see `draws`; not used if the temperature is 0.
+
+    Returns:
+        Token ids (n,).
     """
     if greedy(settings):
         return logits.argmax(-1)
@@ -53,25 +56,25 @@ def choose(
     point = torch.tensor(at, dtype=torch.float64, device=logits.device)[:, None] * total
     point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
     drawn = torch.searchsorted(cumulative, point, right=True)[:, 0]
-    # A temperature or penalty beyond float32 leaves no distribution, and would draw a token behind
-    # the vocabulary.
+    # If a temperature or penalty overflows float32, there is no distribution, and the draw would be
+    # a token outside the vocabulary.
     return torch.where(cold | ~total[:, 0].isfinite(), best, drawn)
 
 
 def penalised(scores: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
-    """Scores (n, vocab) of seen tokens made lower by `penalty` (n, 1) (Keskar et al. 2019,
-    arXiv:1909.05858, §4.1).
+    """Return scores (n, vocab) with those of seen tokens lowered by `penalty` (n, 1).
+
+    The method is by Keskar et al. 2019, arXiv:1909.05858, section 4.1.
     """
     return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
 def filtered(scores: Tensor, settings: Sequence[Decoding]) -> Tensor:
-    """Scores (n, vocab) over temperature, -inf where a filter of the row removes the token.
+    """Return scores (n, vocab) divided by the temperature, -inf for tokens that a filter removes.
 
-    top_k: the k highest. top_p: the fewest whose probabilities reach p (Holtzman et al. 2020,
-        arXiv:1904.09751).
-    min_p: at least that share of the highest probability (Nguyen et al. 2024, arXiv:2407.01082).
-        The best always stays.
+    `top_k` keeps the k highest scores. `top_p` keeps the fewest tokens whose probabilities sum to p
+    (Holtzman et al. 2020, arXiv:1904.09751). `min_p` keeps tokens with at least that share of the
+    highest probability (Nguyen et al. 2024, arXiv:2407.01082). The best token is always kept.
     """
     vocab = scores.shape[-1]
     scores = scores / _column([s.temperature or 1.0 for s in settings], scores)
@@ -81,10 +84,10 @@ def filtered(scores: Tensor, settings: Sequence[Decoding]) -> Tensor:
         k = torch.tensor([min(s.top_k or vocab, vocab) for s in settings], device=scores.device)[
             :, None
         ]
-        # Equals of the k-th stay too, as in transformers.
+        # Tokens with the same score as the k-th are kept too, as in transformers.
         removed = ascending < ascending.gather(-1, vocab - k)
         below = ascending.masked_fill(removed, -torch.inf).softmax(-1).cumsum(-1)
-        # Not `<= 1 - p`, of which rounding would make a filter where p is 1.
+        # -1 disables the filter: with `<= 1 - p`, rounding could remove tokens where p is 1.
         p = _column([1.0 - s.top_p if s.top_p else -1.0 for s in settings], scores)
         removed = removed | ((below <= p) & (rank > 0))
         scores = scores.masked_fill(

@@ -1,4 +1,4 @@
-"""The text of an answer while it is being written."""
+"""The text of an answer while it is generated."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ from collections.abc import Sequence
 
 from llm.generation.request import Completion, Decode
 
-BROKEN = "\ufffd"  # what stands for bytes that are no UTF-8: perhaps the first ones of a character
+# Replaces bytes that are not valid UTF-8; they may be the first bytes of an unfinished character.
+BROKEN = "\ufffd"
 
 
 class TextStream:
-    """Gives an answer's text out piece by piece; the pieces together are the text of its
-    completion.
+    """A stream of an answer's text in pieces, which together are the text of its completion.
 
-    Held back until it is sure: a character of which bytes are missing, and what may be the
-        beginning of a stop string.
-    One thing is given out that the completion has otherwise: of a run of byte tokens that turns out
-    to be no UTF-8, SentencePiece's decoder takes back the characters that were whole.
+    Text that may still change is delayed: a character with missing bytes, and the possible
+    beginning of a stop string. There is one exception. If a run of byte tokens turns out to be
+    invalid UTF-8, SentencePiece's decoder also replaces the complete characters in it, which were
+    returned before.
     """
 
     def __init__(self, decode: Decode, stop_strings: Sequence[str] = ()) -> None:
         self.decode, self.stop_strings = decode, stop_strings
-        self.given = 0  # characters
+        self.sent = 0  # characters that were returned
 
     def more(self, ids: Sequence[int]) -> str:
-        """What is new and sure, where the answer is `ids` so far; often nothing."""
+        """Return the new text that is final, given the answer's ids so far; often it is empty."""
         text = self.decode(ids).rstrip(BROKEN)
         beginnings = (
             n for stop in self.stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n])
         )
-        return self._give(text[: len(text) - max(beginnings, default=0)])
+        return self._send(text[: len(text) - max(beginnings, default=0)])
 
     def rest(self, completion: Completion) -> str:
-        """What is left, where the answer has ended."""
-        return self._give(
+        """Return the remaining text after the answer has ended."""
+        return self._send(
             self.decode(completion.ids) if completion.text is None else completion.text
         )
 
-    def _give(self, text: str) -> str:
-        piece = text[self.given :]
-        self.given += len(piece)
+    def _send(self, text: str) -> str:
+        piece = text[self.sent :]
+        self.sent += len(piece)
         return piece
