@@ -1,4 +1,4 @@
-"""Continuous batching (Yu et al. 2022, Orca): a row that becomes free takes the next request at once."""
+"""Continuous batching (Yu et al. 2022, Orca): a free row takes the next request at once."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ NGRAMS = (3, 2)
 
 
 class Lookup:
-    """An index of a sequence: the position after the latest occurrence of each short run of tokens."""
+    """An index of the short runs of tokens in a sequence, with what followed each most recently."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens: list[int] = []

@@ -37,7 +37,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def unshard(model: nn.Module, keep: bool) -> None:
-    """Gather sharded parameters into host memory, one after the other, so that the model can be saved.
+    """Gather sharded parameters into host memory one by one, so that the model can be saved.
 
     All processes must call it. The model cannot be trained afterwards.
 

@@ -23,7 +23,7 @@ _WORD = re.compile(r"\w+")
 
 
 def iter_words(text: str) -> Iterator[str]:
-    """Yield the words of a text as `words` defines them; only one piece of it is copied at a time."""
+    """Yield the words of a text, as in `words`, with a copy of one piece of it at a time."""
     for piece in pieces(text):
         for match in _WORD.finditer(piece.lower()):
             yield match[0]
@@ -46,7 +46,7 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def words(text: str) -> list[str]:
-    r"""Return the lower-cased runs of letters, digits and underscores (`\w+`), without punctuation."""
+    r"""Return the lower-cased runs of letters, digits and underscores (`\w+`) of a text."""
     return _WORD.findall(text.lower())
 
 
@@ -77,7 +77,7 @@ def runs(numbers: np.ndarray, n: int) -> np.ndarray:
 
 
 class Grams:
-    """The runs of n words of a set of texts, each with an owner; `find` searches other texts for them."""
+    """The runs of n words of a set of texts, each text with an owner."""
 
     def __init__(self, n: int = N) -> None:
         self.n = n
@@ -185,7 +185,7 @@ class Grams:
         return len(self.find(self.number([text]))) > 0
 
     def owners(self, seen: np.ndarray) -> set[int]:
-        """Return the owners of all texts that hold one of the runs marked in `seen` (runs,), bool."""
+        """Return the owners of texts with one of the runs marked in `seen` (runs,), bool."""
         self.freeze()
         hit = self._at[seen[self._run]] if len(self._at) else self._at
         starts = np.array([start for start, _ in self._owners], dtype=np.int64)

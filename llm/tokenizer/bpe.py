@@ -1,7 +1,7 @@
-"""Byte-level BPE: trained with `tokenizers`, used through `tiktoken` (the same ids, several times
-faster).
+"""Byte-level BPE: trained with `tokenizers`, applied with `tiktoken`.
 
-Ids: the 256 bytes, the merges in order, then the special tokens.
+Both give the same ids, but `tiktoken` is several times faster. The ids are those of the 256 bytes,
+the merges in order, and the special tokens.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     import numpy as np
     import tiktoken
 
-# Both expressions mean the same to tiktoken (fancy-regex) and tokenizers (Oniguruma), as `$` and
-# `(?i:)` would not; possessive `++` is faster where it cannot matter. GPT-2's own `\s+(?!\S)`
-# backtracks over a whole run of blanks and overflows fancy-regex's stack at a million of them;
-# {1,65536} cuts such a run and changes no shorter one.
+# Both expressions have the same meaning in tiktoken (fancy-regex) and tokenizers (Oniguruma); `$`
+# and `(?i:)` would not. Possessive `++` is used for speed where it does not change the matches.
+# GPT-2's own `\s+(?!\S)` backtracks over a whole run of blanks and overflows fancy-regex's stack at
+# a million of them; {1,65536} splits such a run and changes no shorter one.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s{1,65536}(?!\S)|\s"
-# Ours: GPT-2's, with contractions at a word's end only ('some stays whole), digits in groups of at
-# most three, and line
-# ends kept with the punctuation or blanks before them; the last two as in GPT-4's: 2 % more text a
-# token at 4,096.
+# The pattern of this pipeline's tokenizers. It differs from GPT-2's: contractions match only at a
+# word's end ('some is not split), digits are in groups of at most three, and line ends stay with
+# the punctuation or blanks before them. The last two are as in GPT-4's pattern and give 2 % more
+# text per token at a vocabulary of 4,096.
 PATTERN = (
     r"'(?:[sdmt]|ll|ve|re)(?!\p{L})| ?\p{L}++| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s{0,256}[\r\n]|\s{1,65536}(?!\S)|\s"
 )
 SPECIAL = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>")
-# In a message's text the template puts a mark into what may be a special token, and tokenizer.json
-# takes the mark out once special tokens have been looked for: so the text stays text in
-# `transformers` as it does here, with the same ids. Noncharacters of Unicode, which no text holds.
+# In a message's text the template inserts a mark into what may be a special token. tokenizer.json
+# removes the mark after the search for special tokens, so that `transformers` treats it as text and
+# gives the same ids as this class. The mark is made of Unicode noncharacters, which no text holds.
 MARK = "\ufdd0\ufdd1"
 CONTENT = f"message['content'].replace('<|', '<{MARK}|')"
 CHAT_TEMPLATE = (
@@ -56,22 +56,25 @@ CHAT_TEMPLATE = (
 
 
 class Tokenizer:
-    """Text to ids and back; special strings that stand in a text are plain text.
+    """Conversion of text to ids and back; special tokens' strings within a text are plain text.
 
-    What every tokenizer offers, also that of somebody else's checkpoint
+    Every tokenizer has these members, also one of another project's checkpoint
     (llm/tokenizer/pretrained.py): `vocab_size`, `eos_id`, `end_ids`, `is_chat`, `encode`,
-    `encode_batch`, `around`, `plain_ids`, `decode`, `decode_after`, `chat_ids`,
-    `chat_batch`, `conversation_ids`, `files`, `save`.
+    `encode_batch`, `around`, `plain_ids`, `decode`, `decode_after`, `chat_ids`, `chat_batch`,
+    `conversation_ids`, `files`, `save`.
     """
 
     prefix: tuple[int, ...] = ()  # ids before every conversation: a soft prompt's virtual tokens
-    around: tuple[tuple[int, ...], tuple[int, ...]] = (
-        (),
-        (),
-    )  # ids before and after a plain prompt, such as <s>
+    # Ids before and after a plain prompt, such as <s>.
+    around: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
     def __init__(self, ranks: dict[bytes, int], pattern: str = PATTERN) -> None:
-        """`ranks`: token bytes to id, without the special tokens, numbered 0 … len-1."""
+        """Create a tokenizer.
+
+        Args:
+            ranks: token bytes to id, without the special tokens, numbered 0 … len-1.
+            pattern: the expression that splits a text before pairs are merged.
+        """
         self.ranks, self.pattern = ranks, pattern
         self.special = {token: len(ranks) + i for i, token in enumerate(SPECIAL)}
         self.eos_id, self.user_id, self.assistant_id, self.system_id = self.special.values()
@@ -79,19 +82,19 @@ class Tokenizer:
 
     @property
     def id_type(self) -> np.dtype:
-        """Of the ids in shards: uint16 where it holds the vocabulary, else uint32."""
+        """Return the type of ids in shards: uint16 if it fits the vocabulary, else uint32."""
         import numpy as np
 
         return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
     @property
     def is_chat(self) -> bool:
-        """Whether it came with a chat template; ours is there for finetuning, which teaches it."""
+        """Tell whether a model with this tokenizer knows its chat template before finetuning."""
         return False
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """Tokens that end an answer."""
+        """Return the tokens that end an answer."""
         return frozenset({self.eos_id})
 
     @cached_property
@@ -106,42 +109,43 @@ class Tokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. Lone surrogates, which UTF-8 cannot hold, become U+FFFD."""
+        """Return the ids of a text. Lone surrogates, which UTF-8 cannot encode, become U+FFFD."""
         return self._encoding.encode_ordinary(text)
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
-        """Ids of a text without lone surrogates, uint32; a list of them would take 20 times the
-        memory.
+        """Return the ids (n,), uint32, of a text without lone surrogates.
+
+        A list of Python integers would need 20 times the memory.
         """
         return self._encoding.encode_to_numpy(text, disallowed_special=())
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Ids of several texts, on all cores."""
+        """Return the ids of several texts, computed on all cores."""
         return self._encoding.encode_ordinary_batch(texts, num_threads=os.cpu_count() or 1)
 
     def plain_ids(self, text: str) -> list[int]:
-        """Ids of a text that a model is to continue: `encode`, between what goes around a text."""
+        """Return the ids of a text that a model is to continue, with `around` on both sides."""
         before, after = self.around
         return [*before, *self.encode(text), *after]
 
     def decode_after(self, prompt: Sequence[int]) -> Callable[[Sequence[int]], str]:
-        """What decodes the continuation of a plain prompt: its text may begin with a blank."""
+        """Return the decoder for a plain prompt's continuation, whose text may begin with a blank."""
         return self.decode
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of ids; bytes that are invalid UTF-8 become U+FFFD."""
         return self._encoding.decode(list(ids))
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Bytes of ids."""
+        """Return the bytes of ids."""
         return self._encoding.decode_bytes(list(ids))
 
     def chat_ids(self, prompt: str) -> list[int]:
-        """A prompt as the finetuning examples have it, ready for the answer."""
+        """Return the ids of a prompt in the format of the finetuning examples, up to the answer."""
         return [*self.prefix, self.user_id, *self.encode(prompt), self.assistant_id]
 
     def chat_batch(self, prompts: list[str]) -> list[list[int]]:
-        """`chat_ids` of several prompts, on all cores."""
+        """Return `chat_ids` of several prompts, computed on all cores."""
         return [
             [*self.prefix, self.user_id, *ids, self.assistant_id]
             for ids in self.encode_batch(prompts)
@@ -150,7 +154,11 @@ class Tokenizer:
     def conversation_ids(
         self, messages: Iterable[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> list[int]:
-        """A conversation of `{"role": ..., "content": ...}`, as the chat template renders it.
+        """Return the ids of a conversation, as the chat template renders it.
+
+        Args:
+            messages: `{"role": ..., "content": ...}` each.
+            add_generation_prompt: end with the beginning of an assistant's message.
 
         Raises:
             UserError: a role other than system, user and assistant.
@@ -167,14 +175,13 @@ class Tokenizer:
                 ids.append(self.eos_id)
         return [*ids, self.assistant_id] if add_generation_prompt else ids
 
-    # -- making one
+    # -- training
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """Train byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; on bytes as GPT-2) on a
-        stream of texts.
+        """Train BPE (Sennrich et al. 2016, arXiv:1508.07909) on the bytes of a stream of texts.
 
-        The result has fewer than `vocab_size` tokens where the texts hold too few pairs to merge.
+        The result has fewer than `vocab_size` tokens if the texts hold too few pairs to merge.
         """
         import tokenizers
         from tokenizers import models, pre_tokenizers, trainers
@@ -183,7 +190,7 @@ class Tokenizer:
         tokenizer.pre_tokenizer = pre_tokenizer(PATTERN)
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - len(SPECIAL),
-            min_frequency=2,  # a pair seen once is no pattern
+            min_frequency=2,  # a pair that occurs once is not worth a token
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
             special_tokens=[],
@@ -199,24 +206,22 @@ class Tokenizer:
 
     @classmethod
     def gpt2(cls) -> Tokenizer:
-        """GPT-2's encoding, with the chat tokens behind its end-of-text token.
+        """Return GPT-2's tokenizer, with the chat tokens after its end-of-text token.
 
         Raises:
-            UserError: its files are not on this machine and cannot be fetched.
+            UserError: its files are not on this machine and cannot be downloaded.
         """
         return cls(gpt2_files.ranks(), GPT2_PATTERN)
 
     # -- files
 
     def save(self, directory: str | Path) -> None:
-        """Write `tokenizer.json`, `tokenizer_config.json` (Hugging Face) and `ranks.tiktoken`, with
-        stable bytes.
-        """
+        """Write the tokenizer's files; equal tokenizers give the same bytes."""
         for name, content in self.files().items():
             write_bytes(Path(directory) / name, content)
 
     def files(self) -> dict[str, bytes]:
-        """What `save` writes, by name."""
+        """Return the files that `save` writes, by name."""
         return self._files
 
     @cached_property
@@ -228,17 +233,14 @@ class Tokenizer:
             "pad_token": SPECIAL[0],
             "additional_special_tokens": list(SPECIAL[1:]),
             "clean_up_tokenization_spaces": False,
-            "model_input_names": [
-                "input_ids",
-                "attention_mask",
-            ],  # generate() refuses token_type_ids
+            # Without token_type_ids, which generate() refuses.
+            "model_input_names": ["input_ids", "attention_mask"],
             "model_max_length": 1_000_000,
             "chat_template": CHAT_TEMPLATE,
         }
         return {
             "ranks.tiktoken": self.ranks_file(),
-            # Without indentation, for which Python's json would write token by token: 0.7 s at
-            # GPT-2's vocabulary.
+            # Without indentation, because with it Python's json takes 0.7 s for GPT-2's vocabulary.
             "tokenizer.json": json.dumps(
                 tokenizer_json(self.ranks, self.special, self.pattern, MARK), ensure_ascii=False
             ).encode(),
@@ -246,13 +248,13 @@ class Tokenizer:
         }
 
     def ranks_file(self) -> bytes:
-        """The content of `ranks.tiktoken`, as tiktoken reads it."""
+        """Return the content of `ranks.tiktoken`, in tiktoken's format."""
         by_rank = sorted(self.ranks.items(), key=lambda item: item[1])
         return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in by_rank)
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
-        """Read what `save` wrote, or the tokenizer of a Hugging Face model directory.
+        """Read a tokenizer that `save` wrote, or that of a Hugging Face model directory.
 
         Raises:
             UserError: a file is missing or broken.
@@ -295,8 +297,9 @@ class Tokenizer:
 
 
 def soft_prompt_ids(directory: Path) -> tuple[int, ...]:
-    """Ids of the virtual tokens of a model directory's soft prompt (llm/model/soft_prompt.py),
-    behind the vocabulary.
+    """Return the ids of the virtual tokens of a model directory's soft prompt.
+
+    They follow the vocabulary (llm/model/soft_prompt.py).
     """
     path = directory / "prompt" / "adapter_config.json"
     if not path.exists():
@@ -306,7 +309,7 @@ def soft_prompt_ids(directory: Path) -> tuple[int, ...]:
 
 
 def _is_ours(described: Any) -> bool:
-    """Whether a `tokenizer.json` has the special tokens of this pipeline's."""
+    """Tell whether a `tokenizer.json` has the special tokens of this pipeline."""
     tokens = described.get("added_tokens") if isinstance(described, dict) else None
     return (
         isinstance(tokens, list)
@@ -315,7 +318,7 @@ def _is_ours(described: Any) -> bool:
 
 
 def valid_unicode(text: str) -> str:
-    """`text` as tiktoken reads it: surrogate pairs joined, lone surrogates replaced by U+FFFD."""
+    """Return a text with surrogate pairs joined and lone surrogates replaced, as tiktoken does."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

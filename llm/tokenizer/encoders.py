@@ -1,4 +1,4 @@
-"""Text to token ids at the speed of the machine; tiktoken is the reference that all must equal."""
+"""Encoders of text to token ids; tiktoken is the reference, and all must give its ids."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from llm.tokenizer.word_cache import Words
 
 
 class Encoder(Protocol):
-    """What all encoders offer. Special strings that stand in a text are plain text."""
+    """The interface of all encoders; special tokens' strings within a text are plain text."""
 
     name: str
 
     def encode(self, texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of (n,) documents, one after the other without end tokens, and how many each has.
+        """Encode (n,) documents.
 
         Returns:
-            ids, of the tokenizer's `id_type`; counts, int64 (n,).
+            The ids of all documents, one after the other without end tokens, of the tokenizer's
+                `id_type`; the number of ids of each document (n,), int64.
         """
 
 
 class Plain:
-    """tiktoken's own call for each document."""
+    """An encoder that calls tiktoken for each document."""
 
     name = "tiktoken"
 
@@ -36,18 +37,16 @@ class Plain:
         self.tokenizer = tokenizer
 
     def encode(self, texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-        """As in `Encoder`."""
+        """Encode documents, as in `Encoder`."""
         dtype = self.tokenizer.id_type
         ids = [self.tokenizer.encode_to_numpy(text.as_py()).astype(dtype) for text in texts]
         return np.concatenate([np.empty(0, dtype), *ids]), np.array(
-            [len(each) for each in ids], dtype=np.int64
+            [len(document) for document in ids], dtype=np.int64
         )
 
 
 def choose(tokenizer: Tokenizer, kind: str = "auto") -> type[Plain] | type[Words] | type[Gigatoken]:
-    """The fastest encoder for a tokenizer on this machine, or the one that `kind` names
-    (`tokenize.encoder`).
-    """
+    """Return the encoder that `kind` (`tokenize.encoder`) names, or the fastest one installed."""
     if kind == "tiktoken" or tokenizer.pattern not in CUT:
         return Plain
     if (
@@ -60,5 +59,5 @@ def choose(tokenizer: Tokenizer, kind: str = "auto") -> type[Plain] | type[Words
 
 
 def make_encoder(tokenizer: Tokenizer, kind: str = "auto") -> Encoder:
-    """An encoder as `choose` says."""
+    """Create the encoder that `choose` returns."""
     return choose(tokenizer, kind)(tokenizer)

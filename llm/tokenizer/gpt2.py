@@ -1,6 +1,4 @@
-"""GPT-2's vocabulary: OpenAI's two files, in tiktoken's cache, checked, and fetched where they are
-missing.
-"""
+"""GPT-2's vocabulary: OpenAI's two files in tiktoken's cache, verified, downloaded if missing."""
 
 from __future__ import annotations
 
@@ -18,23 +16,22 @@ SHA256 = {  # as in tiktoken_ext.openai_public
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
-TIMEOUT = 15.0  # seconds without an answer; tiktoken's own download waits for ever
+TIMEOUT = 15.0  # seconds without an answer; tiktoken's own download has no time-out
 
 
 def ranks() -> dict[bytes, int]:
-    """Token bytes to id, as tiktoken numbers them, without the end-of-text token.
+    """Return token bytes to id, as tiktoken numbers them, without the end-of-text token.
 
     Raises:
-        UserError: the files are not on this machine and cannot be fetched, or are not the published
-            ones.
+        UserError: the files are not on this machine and cannot be downloaded, or differ from the
+            published ones.
     """
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
     folder = fetched()
     before = os.environ.get("TIKTOKEN_CACHE_DIR")
-    os.environ["TIKTOKEN_CACHE_DIR"] = str(
-        folder
-    )  # read the files that were just checked, and no others
+    # tiktoken must read the files that were just verified.
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)
     try:
         vocabulary, encoder = ((BASE + name, digest) for name, digest in SHA256.items())
         return data_gym_to_mergeable_bpe_ranks(vocabulary[0], encoder[0], vocabulary[1], encoder[1])
@@ -46,31 +43,30 @@ def ranks() -> dict[bytes, int]:
 
 
 def are_here() -> bool:
-    """Whether GPT-2's two files are on this machine; nothing is fetched."""
+    """Tell whether GPT-2's two files are on this machine, without a download."""
     return all(path.is_file() for path in paths()[1].values())
 
 
 def paths() -> tuple[Path, dict[str, Path]]:
-    """tiktoken's cache folder, and where in it each of the two files is."""
-    given = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    folder = Path(given) if given else Path(tempfile.gettempdir()) / "data-gym-cache"
+    """Return tiktoken's cache folder and the paths of the two files in it."""
+    configured = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+    folder = Path(configured) if configured else Path(tempfile.gettempdir()) / "data-gym-cache"
     names = {name: hashlib.sha1((BASE + name).encode()).hexdigest() for name in SHA256}  # noqa: S324
     return folder, {name: folder / cached for name, cached in names.items()}
 
 
 def fetched() -> Path:
-    """tiktoken's cache folder, holding GPT-2's two files: checked, and downloaded if they are
-    missing.
+    """Download GPT-2's two files if they are missing, verify them and return their folder.
 
     Raises:
-        UserError: they cannot be downloaded, or are not the published ones.
+        UserError: they cannot be downloaded, or differ from the published ones.
     """
-    folder, places = paths()
+    folder, files = paths()
     remedy = "Copy the two files from a machine with a network:" + "".join(
-        f"\n  {BASE}{name}\n    to {path}" for name, path in places.items()
+        f"\n  {BASE}{name}\n    to {path}" for name, path in files.items()
     )
     remedy += "\n(TIKTOKEN_CACHE_DIR chooses another folder), or set tokenize.tokenizer to bpe."
-    for name, path in places.items():
+    for name, path in files.items():
         if path.is_file():
             if sha256(path) != SHA256[name]:
                 raise UserError(f"{path} is not GPT-2's {name}: its SHA-256 is another. {remedy}")

@@ -8,13 +8,13 @@ from typing import Any
 def tokenizer_json(
     ranks: dict[bytes, int], special: dict[str, int], pattern: str, mark: str
 ) -> dict[str, Any]:
-    """The content of `tokenizer.json`.
+    """Return the content of `tokenizer.json`.
 
     Args:
         ranks: token bytes to id.
         special: special tokens to id.
-        pattern: the expression that cuts a text before pairs are merged.
-        mark: what is taken out of a text once special tokens have been looked for in it.
+        pattern: the expression that splits a text before pairs are merged.
+        mark: the string that is removed from a text after the search for special tokens.
     """
     chars = dict(enumerate(byte_chars()))
     text = {token: token.decode("latin-1").translate(chars) for token in ranks}
@@ -77,7 +77,7 @@ def tokenizer_json(
 
 
 def pre_tokenizer(pattern: str) -> Any:
-    """What cuts a text before pairs are merged, as `tokenizers` calls it."""
+    """Return the `tokenizers` object that splits a text before pairs are merged."""
     from tokenizers import Regex, pre_tokenizers
 
     return pre_tokenizers.Sequence(
@@ -89,7 +89,7 @@ def pre_tokenizer(pattern: str) -> Any:
 
 
 def byte_chars() -> list[str]:
-    """GPT-2's printable stand-in for each byte."""
+    """Return GPT-2's printable character for each byte."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     chars = {byte: chr(byte) for byte in printable} | {
@@ -99,11 +99,12 @@ def byte_chars() -> list[str]:
 
 
 def splits(token: bytes, ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """Every pair of tokens that makes a token, lowest ranks first.
+    """Return every pair of tokens whose concatenation is this token, lowest ranks first.
 
-    tiktoken merges any two neighbours whose union is a token, whichever pair training had merged,
-    so all of them belong into `tokenizer.json` (as in transformers' own conversion of tiktoken
-    files) for the ids to be the same."""
+    tiktoken merges any two neighbours that form a token, not only the pair that training merged. So
+    `tokenizer.json` must list all pairs to give the same ids, as in transformers' own conversion of
+    tiktoken files.
+    """
     pairs = [
         (token[:i], token[i:])
         for i in range(1, len(token))

@@ -1,10 +1,8 @@
-"""The tokenizer of somebody else's checkpoint: any `tokenizer.json` that `tokenizers` reads, and
-its chat template.
+"""Tokenizers of other projects' checkpoints: a `tokenizer.json` and its chat template.
 
-Byte-level BPE (Llama 3, Qwen, SmolLM) and SentencePiece's BPE with byte fallback (Llama 2, Mistral,
-TinyLlama) alike.
-A template is a program by a stranger: it runs in Jinja's sandbox, and its clock stands still, so
-that today's date does not get into the data.
+Any file that `tokenizers` reads is supported: byte-level BPE (Llama 3, Qwen, SmolLM) as well as
+SentencePiece's BPE with byte fallback (Llama 2, Mistral, TinyLlama). A template is untrusted code,
+so it runs in Jinja's sandbox. It sees a fixed date, so that the data do not depend on the day.
 """
 
 from __future__ import annotations
@@ -40,9 +38,9 @@ SPECIAL_NAMES = (
     "cls_token",
     "mask_token",
 )
-TODAY = date(2024, 7, 26)  # for templates that ask: the default of Llama 3's own templates
-# For base models, which have none: Alpaca's headings (Taori et al. 2023), in tokens that such a
-# model has seen.
+TODAY = date(2024, 7, 26)  # the date for templates: the default of Llama 3's own templates
+# Template for base models, which have none: Alpaca's headings (Taori et al. 2023), in tokens that
+# such a model knows.
 PLAIN_TEMPLATE = (
     "{% if bos_token is defined %}{{ bos_token }}{% endif %}"
     "{% for message in messages %}"
@@ -55,18 +53,21 @@ PLAIN_TEMPLATE = (
 
 
 class PretrainedTokenizer(Tokenizer):
-    """A `tokenizer.json` with the interface of ours.
+    """A `tokenizer.json` with the interface of `Tokenizer`.
 
-    The strings of special tokens that stand in a plain text are plain text (`encode`). In a
-    conversation they are
-    special tokens, as in `transformers`: a template's own cannot be told from those in a message.
+    Special tokens' strings within a plain text are plain text (`encode`). In a conversation they
+    are special tokens, as in `transformers`, because those of the template cannot be distinguished
+    from those of a message.
     """
 
     def __init__(self, files: Mapping[str, bytes], where: str, rows: int | None = None) -> None:
-        """`files`: those of FILES that are there, by name; `where` names their place in messages.
+        """Create a tokenizer.
 
-        rows: of the model's embedding, where there is a model. Added tokens beyond it become plain
-            text.
+        Args:
+            files: contents of the files of FILES that exist, by name.
+            where: their directory, for messages.
+            rows: rows of the model's embedding, if there is a model. Added tokens with higher ids
+                become plain text.
 
         Raises:
             UserError: a file is broken, or the end-of-text token is missing or not in the
@@ -75,22 +76,22 @@ class PretrainedTokenizer(Tokenizer):
         import tokenizers
 
         self.where, self._files = where, dict(files)
-        self.pattern = ""  # of tokenizer.json: no fast encoder of ours cuts a text as it does
+        self.pattern = ""  # no fast encoder supports the pattern of tokenizer.json
         try:
-            self.lacking = self._leave_aside(rows)
+            self.lacking = self._remove_tokens_beyond(rows)
             self._plain = tokenizers.Tokenizer.from_buffer(self._files["tokenizer.json"])
             self._special = tokenizers.Tokenizer.from_buffer(self._files["tokenizer.json"])
-        except Exception as error:  # what Rust raises has no class of its own
+        except Exception as error:  # errors from Rust are plain Exceptions
             raise UserError(
                 f"{where}/tokenizer.json cannot be read ({error}). Copy it again."
             ) from None
-        for each in (self._plain, self._special):
-            each.no_truncation()
-            each.no_padding()
+        for tokenizer in (self._plain, self._special):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
         self._plain.encode_special_tokens = True
         config = _parsed(files, "tokenizer_config.json", where)
-        named = {**_parsed(files, "special_tokens_map.json", where), **config}
-        self.tokens = {name: _content(named[name]) for name in SPECIAL_NAMES if named.get(name)}
+        special = {**_parsed(files, "special_tokens_map.json", where), **config}
+        self.tokens = {name: _content(special[name]) for name in SPECIAL_NAMES if special.get(name)}
         eos = self.tokens.get("eos_token")
         eos_id = self._plain.token_to_id(eos) if eos else None
         if eos_id is None:
@@ -100,9 +101,7 @@ class PretrainedTokenizer(Tokenizer):
             )
         self.eos_id = eos_id
         self.vocab_size = max(self._plain.get_vocab(with_added_tokens=True).values()) + 1
-        bare, word = [
-            self._plain.encode("a", add_special_tokens=special).ids for special in (False, True)
-        ]
+        bare, word = [self._plain.encode("a", add_special_tokens=add).ids for add in (False, True)]
         first = next(i for i in range(len(word)) if word[i : i + len(bare)] == bare)
         self.around = tuple(word[:first]), tuple(word[first + len(bare) :])
         self._word = bare
@@ -118,7 +117,7 @@ class PretrainedTokenizer(Tokenizer):
         """Read a directory's files.
 
         Raises:
-            UserError: as `__init__`, or there is no `tokenizer.json`.
+            UserError: as in `__init__`, or there is no `tokenizer.json`.
         """
         directory = Path(directory)
         files = {
@@ -139,8 +138,8 @@ class PretrainedTokenizer(Tokenizer):
         tokenizer.prefix = soft_prompt_ids(directory)
         return tokenizer
 
-    def _leave_aside(self, rows: int | None) -> list[str]:
-        """Take added tokens without an embedding out of `tokenizer.json`; returns them."""
+    def _remove_tokens_beyond(self, rows: int | None) -> list[str]:
+        """Remove added tokens without an embedding from `tokenizer.json` and return them."""
         if rows is None:
             return []
         content = _parsed(self._files, "tokenizer.json", self.where)
@@ -166,10 +165,13 @@ class PretrainedTokenizer(Tokenizer):
         encoded = self._plain.encode_batch_fast(
             [valid_unicode(text) for text in texts], add_special_tokens=False
         )
-        return [list(each.ids) for each in encoded]
+        return [list(encoding.ids) for encoding in encoded]
 
     def decode_after(self, prompt: Sequence[int]) -> Callable[[Sequence[int]], str]:
-        """As in `Tokenizer`: alone, SentencePiece's decoder drops the first blank of a text."""
+        """Return the decoder of a continuation, as in `Tokenizer`.
+
+        On its own, SentencePiece's decoder would drop the first blank of a text.
+        """
         if not self._plain.decode(list(prompt), skip_special_tokens=True):
             return self.decode  # there is no text before it
         start = len(self.decode(self._word))
@@ -190,12 +192,12 @@ class PretrainedTokenizer(Tokenizer):
             for prompt in prompts
         ]
         encoded = self._special.encode_batch_fast(texts, add_special_tokens=False)
-        return [[*self.prefix, *each.ids] for each in encoded]
+        return [[*self.prefix, *encoding.ids] for encoding in encoded]
 
     def conversation_ids(
         self, messages: Iterable[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> list[int]:
-        """A conversation of `{"role": ..., "content": ...}`, as the chat template renders it.
+        """Return the ids of a conversation, as in `Tokenizer`.
 
         Raises:
             UserError: the template refuses the conversation or is broken.
@@ -204,7 +206,11 @@ class PretrainedTokenizer(Tokenizer):
         return [*self.prefix, *self._special.encode(text, add_special_tokens=False).ids]
 
     def render(self, messages: Iterable[Mapping[str, str]], add_generation_prompt: bool) -> str:
-        """The text of a conversation. Raises UserError like `conversation_ids`."""
+        """Return the text of a conversation.
+
+        Raises:
+            UserError: the template refuses the conversation or is broken.
+        """
         import jinja2
 
         try:
@@ -217,7 +223,7 @@ class PretrainedTokenizer(Tokenizer):
             )
         except UserError:
             raise
-        except Exception as error:  # a stranger's program can raise anything
+        except Exception as error:  # a template can raise anything
             kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
             raise UserError(
                 f"{self.where}: the chat template cannot render this conversation: {kind}{error}"
@@ -225,36 +231,36 @@ class PretrainedTokenizer(Tokenizer):
 
     @property
     def is_chat(self) -> bool:
-        """Whether the checkpoint came with a chat template of its own."""
+        """Tell whether the checkpoint has its own chat template."""
         return self.template != PLAIN_TEMPLATE
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
-        """The end token, and the special token that the template puts behind an answer.
+        """Return the end token and the special token that the template puts after an answer.
 
         They differ in Qwen2.5's base models, which end a text with one and a turn with the other.
         """
         answer = "the answer"
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
         try:
-            behind = self.render(turns, add_generation_prompt=False).rpartition(answer)[2]
+            after = self.render(turns, add_generation_prompt=False).rpartition(answer)[2]
         except UserError:
-            return frozenset(
-                {self.eos_id}
-            )  # a template of questions alone; whoever shows it an answer is told
+            # The template refuses answers; `conversation_ids` reports that when it gets one.
+            return frozenset({self.eos_id})
         added = self._special.get_added_tokens_decoder()
-        ids = self._special.encode(behind, add_special_tokens=False).ids
+        ids = self._special.encode(after, add_special_tokens=False).ids
         return frozenset({self.eos_id, *[i for i in ids if i in added and added[i].special][:1]})
 
     def files(self) -> dict[str, bytes]:
-        """What `save` writes, by name: the bytes that were read, and a chat template where there
-        was none.
+        """Return the files that `save` writes, by name.
+
+        They have the bytes that were read, plus a chat template if there was none.
         """
         return dict(self._files)
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
-        """The template in the environment that `transformers` gives it, but with a fixed date."""
+        """Return the template in an environment as in `transformers`, but with a fixed date."""
         import jinja2
         import jinja2.ext
         from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -278,9 +284,9 @@ class PretrainedTokenizer(Tokenizer):
             say_once(
                 f"{self.where}: the chat template asks for the date; it gets {TODAY:%d %B %Y}, whatever the day."
             )
-        spoken = {content: name for name, content in self.tokens.items()}
+        names = {content: name for name, content in self.tokens.items()}
         for token in self.lacking:
-            if token in template or spoken.get(token, token) in template:
+            if token in template or names.get(token, token) in template:
                 raise UserError(
                     f"{self.where}: the chat template uses {token}, for which the model has no embedding: tokenizer "
                     "and config.json are not of the same model."
@@ -292,8 +298,9 @@ class PretrainedTokenizer(Tokenizer):
 
 
 def _generation_tag() -> type[jinja2.ext.Extension]:
-    """`{% generation %} … {% endgeneration %}`, which marks what an assistant says; here it just
-    renders.
+    """Return a Jinja extension that renders `{% generation %} … {% endgeneration %}` unchanged.
+
+    The tag marks an assistant's messages.
     """
     from jinja2 import nodes
     from jinja2.ext import Extension
@@ -320,7 +327,7 @@ def _parsed(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]
 
 
 def _content(token: Any) -> str:
-    """The string of a special token, which may be written as an object."""
+    """Return the string of a special token, which the file may store as an object."""
     return str(token["content"]) if isinstance(token, dict) else str(token)
 
 
@@ -332,16 +339,14 @@ def _template(files: Mapping[str, bytes], config: dict[str, Any], where: str) ->
             raise UserError(
                 f"{where}/chat_template.jinja is not UTF-8 ({error}). Copy it again."
             ) from None
-    found = config.get("chat_template")
-    if isinstance(found, list) and all(
-        isinstance(each, dict) and {"name", "template"} <= set(each) for each in found
+    template = config.get("chat_template")
+    if isinstance(template, list) and all(
+        isinstance(entry, dict) and {"name", "template"} <= set(entry) for entry in template
     ):
-        found = {each["name"]: each["template"] for each in found}.get(
-            "default"
-        )  # several, by name
-    if not isinstance(found, str | None):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if not isinstance(template, str | None):
         raise UserError(
-            f"{where}/tokenizer_config.json: chat_template is a {type(found).__name__} that cannot be used; expected a "
-            "string, or a list of objects with name and template."
+            f"{where}/tokenizer_config.json: chat_template is a {type(template).__name__} that cannot be used; "
+            "expected a string, or a list of objects with name and template."
         )
-    return found
+    return template

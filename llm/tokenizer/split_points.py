@@ -1,6 +1,4 @@
-"""Where a text may be cut without a change to its ids, and texts as bytes, cut into windows of
-bounded size.
-"""
+"""Positions where a text can be cut without a change to its ids, and windows of bounded size."""
 
 from __future__ import annotations
 
@@ -13,16 +11,16 @@ from llm.tokenizer.bpe import GPT2_PATTERN, PATTERN
 
 WINDOW = (
     8 << 20
-)  # bytes of text looked at at a time; what is made of them takes up to 15 times that
+)  # bytes of text encoded at a time; the intermediate arrays take up to 15 times that
 
-# Kinds of ASCII characters, and before which kinds a word may end after each. Both patterns cut
-# there: a run of letters, digits or signs ends at any other kind. Not so before a letter after a
-# quote ('s may be a contraction),
-# before a line end after a sign (PATTERN keeps them together), or after a blank (a space belongs to
-# what follows it, and what becomes of a run of blanks depends on it). What the patterns look ahead
-# for is a letter after a contraction, or no blank after a blank; no word ends there. Beyond ASCII
-# any character may be a letter or a blank, so words end on neither side of one, except before a
-# space where it is no blank.
+# Kinds of ASCII characters. CUTS lists for each kind the kinds that may begin a new word after it.
+# Both patterns cut there: a run of letters, digits or signs ends at any other kind. There is no cut
+# - between a quote and a letter ('s may be a contraction),
+# - between a sign and a line end (PATTERN keeps them together),
+# - after a blank (a space belongs to the next word, which also decides how a run of blanks is cut).
+# The patterns look ahead for a letter after a contraction and for no blank after a blank; there is
+# no cut at these positions. Any other character may be a letter or a blank, so there is no cut on
+# either side of it, except before a space if the character is not a blank.
 LETTER, DIGIT, SIGN, QUOTE, SPACE, OTHER = 1, 2, 4, 8, 16, 32
 CUTS = {
     LETTER: DIGIT | SIGN | QUOTE | SPACE | OTHER,
@@ -30,10 +28,11 @@ CUTS = {
     SIGN: LETTER | DIGIT | SPACE,
     QUOTE: DIGIT | SPACE,
 }
-CUT = (PATTERN, GPT2_PATTERN)  # the patterns that this holds for
+CUT = (PATTERN, GPT2_PATTERN)  # the patterns for which these rules are valid
+# Blanks that are not ASCII.
 BLANKS = (
     "\x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
-)  # beyond ASCII
+)
 
 
 def _kind(byte: int) -> int:
@@ -55,31 +54,38 @@ BLANK_CODES = [int.from_bytes(blank.encode(), "big") for blank in BLANKS]
 
 
 def cuts(data: bytes) -> np.ndarray:
-    """Whether a word may begin at each byte of a UTF-8 text, its first byte aside; bool
-    (len(data),).
+    """Return where a UTF-8 text can be cut: True at each byte (len(data),) that begins a word.
+
+    The first byte is always False.
     """
-    found = np.zeros(len(data), dtype=bool)
+    starts = np.zeros(len(data), dtype=bool)
     before, kind = (
         np.frombuffer(data.translate(table), dtype=np.uint8) for table in (ENDS_BEFORE, KIND)
     )
-    np.not_equal(before[:-1] & kind[1:], 0, out=found[1:])
+    np.not_equal(before[:-1] & kind[1:], 0, out=starts[1:])
     if not data.isascii():
         raw = np.frombuffer(data, dtype=np.uint8)
-        places = np.flatnonzero((raw[:-1] >= 128) & (raw[1:] == 32)) + 1
-        found[places] = ~_after_blank(raw, places)
-    return found
+        positions = np.flatnonzero((raw[:-1] >= 128) & (raw[1:] == 32)) + 1
+        starts[positions] = ~_after_blank(raw, positions)
+    return starts
 
 
-def _after_blank(raw: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Whether the character that ends before each of `places`, one beyond ASCII, is a blank."""
-    one, two, three = (raw[np.maximum(places - back, 0)].astype(np.uint32) for back in (1, 2, 3))
+def _after_blank(raw: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Tell for each position (n,) whether the non-ASCII character before it is a blank."""
+    one, two, three = (raw[np.maximum(positions - back, 0)].astype(np.uint32) for back in (1, 2, 3))
     pair = two << 8 | one
     return np.isin(pair, BLANK_CODES) | np.isin(three << 16 | pair, BLANK_CODES)
 
 
 def windows(data: memoryview, offsets: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Whole documents up to WINDOW bytes, or a part of one: number of the first, and where each
-    begins and ends.
+    """Split documents into windows: full documents up to WINDOW bytes, or a part of a longer one.
+
+    Args:
+        data: the bytes of all documents.
+        offsets: start of each document and the end of the last one (n + 1,).
+
+    Yields:
+        The number of the first document in the window; the bounds of its documents (m + 1,).
     """
     first, n = 0, len(offsets) - 1
     while first < n:
@@ -97,27 +103,25 @@ def windows(data: memoryview, offsets: np.ndarray) -> Iterator[tuple[int, np.nda
 
 
 def _cut(data: memoryview, begin: int, end: int) -> int:
-    """Where to cut a long document: the last possible place within WINDOW bytes, or else the next
-    one.
-    """
+    """Return where to cut a long document: the last cut within WINDOW bytes, or else the next."""
     at = begin
     while at + WINDOW < end:
-        found = np.flatnonzero(cuts(bytes(data[at : at + WINDOW])))
-        if len(found):
-            return at + int(found[-1])
-        at += WINDOW - 8  # a cut is seen only with the character before it
+        positions = np.flatnonzero(cuts(bytes(data[at : at + WINDOW])))
+        if len(positions):
+            return at + int(positions[-1])
+        at += WINDOW - 8  # overlap: a cut is found only together with the character before it
     return end
 
 
 def content(texts: pa.StringArray) -> tuple[memoryview, np.ndarray]:
-    """The bytes of all strings, and where each begins and the last ends; int64 (n + 1,)."""
+    """Return the bytes of all strings, and their starts and the last end (n + 1,), int64."""
     if texts.null_count:
         raise ValueError("texts must not be null")
     wide = np.int64 if pa.types.is_large_string(texts.type) else np.int32
-    _, places, data = texts.buffers()
+    _, starts, data = texts.buffers()
     if not len(texts) or data is None:
         return memoryview(b""), np.zeros(len(texts) + 1, dtype=np.int64)
-    offsets = np.frombuffer(places, dtype=wide)[
+    offsets = np.frombuffer(starts, dtype=wide)[
         texts.offset : texts.offset + len(texts) + 1
     ].astype(np.int64)
     return memoryview(data), offsets

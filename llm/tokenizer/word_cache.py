@@ -1,9 +1,10 @@
-"""tiktoken's ids at several times its speed: each distinct word is merged once.
+"""An encoder that gives tiktoken's ids at several times its speed: it encodes each word only once.
 
-A language has few words. A text is cut where its splitting pattern cuts whatever stands around
-(`llm.tokenizer.split_points`), Arrow's hash table finds the words met before, only the new ones go
-to tiktoken, and the ids are put together as arrays: no text becomes a list of Python integers. What
-is remembered is bounded."""
+A language has few words. A text is cut into words where its splitting pattern cuts in any context
+(`llm.tokenizer.split_points`). Arrow's hash table finds the words that are cached, and only new
+ones are passed to tiktoken. The ids are assembled as arrays, without lists of Python integers. The
+cache is bounded.
+"""
 
 from __future__ import annotations
 
@@ -24,57 +25,52 @@ from llm.tokenizer.split_points import (
     windows,
 )
 
-KEPT_WORDS, KEPT_BYTES = (
-    1 << 18,
-    32 << 20,
-)  # words that are remembered; when they are more, all are forgotten
+# Size of the cache, in words and bytes; when it is exceeded, the cache is emptied.
+KEPT_WORDS, KEPT_BYTES = 1 << 18, 32 << 20
 
 
 class Words:
-    """An encoder; special strings that stand in a text are plain text."""
+    """An encoder with a cache; special tokens' strings within a text are plain text."""
 
     name = "words"
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """`tokenizer`: with a pattern of `llm.tokenizer.split_points.CUT`."""
+        """Create an encoder; the tokenizer's pattern must be in `llm.tokenizer.split_points.CUT`."""
         self.tokenizer = tokenizer
         self.lengths = np.zeros(len(tokenizer.ranks), dtype=np.int64)  # bytes of each token
         for token, number in tokenizer.ranks.items():
             self.lengths[number] = len(token)
-        self.words = pa.array([], pa.string())  # met before
-        self.ids = _lists(
-            np.empty(0, dtype=tokenizer.id_type), np.zeros(1, dtype=np.int64)
-        )  # of each of them
+        self.words = pa.array([], pa.string())  # cached words
+        # The ids of each cached word.
+        self.ids = _lists(np.empty(0, dtype=tokenizer.id_type), np.zeros(1, dtype=np.int64))
 
     def encode(self, texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of (n,) documents, one after the other without end tokens, and how many each has.
-
-        Returns:
-            ids, of the tokenizer's `id_type`; counts, int64 (n,).
-        """
+        """Encode documents, as in `llm.tokenizer.encoders.Encoder`."""
         data, offsets = content(texts)
         counts = np.zeros(len(texts), dtype=np.int64)
         parts = [np.empty(0, dtype=self.tokenizer.id_type)]
         for first, bounds in windows(data, offsets):
-            ids, found = self.encode_window(bytes(data[bounds[0] : bounds[-1]]), bounds - bounds[0])
+            window = bytes(data[bounds[0] : bounds[-1]])
+            ids, lengths = self.encode_window(window, bounds - bounds[0])
             parts.append(ids)
-            counts[first : first + len(found)] += found
+            counts[first : first + len(lengths)] += lengths
         return np.concatenate(parts), counts
 
     def encode_window(self, data: bytes, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of the documents data[bounds[i] : bounds[i + 1]], and the number of each."""
+        """Return the ids of the documents data[bounds[i] : bounds[i + 1]], and the number of each."""
         starts = cuts(data)
         starts[bounds[:-1][bounds[:-1] < len(data)]] = True
-        places = np.flatnonzero(starts)
-        offsets = np.append(places, len(data)).astype(np.int32)
-        words = pa.StringArray.from_buffers(len(places), pa.py_buffer(offsets), pa.py_buffer(data))
-        numbers = self._numbers(words)
-        found = self.ids.take(numbers)
-        ends = found.offsets.to_numpy()  # of the first word, and behind each
-        return found.flatten().to_numpy(), np.diff(ends[np.searchsorted(places, bounds)])
+        positions = np.flatnonzero(starts)
+        offsets = np.append(positions, len(data)).astype(np.int32)
+        words = pa.StringArray.from_buffers(
+            len(positions), pa.py_buffer(offsets), pa.py_buffer(data)
+        )
+        word_ids = self.ids.take(self._numbers(words))
+        ends = word_ids.offsets.to_numpy()  # start of the first word's ids, and the end of each
+        return word_ids.flatten().to_numpy(), np.diff(ends[np.searchsorted(positions, bounds)])
 
     def _numbers(self, words: pa.StringArray) -> pa.Int32Array:
-        """The place of each word in `self.words`, to which those not met before are added."""
+        """Return the index of each word in `self.words`, after adding the new words to it."""
         if len(self.words) > KEPT_WORDS or self.words.nbytes > KEPT_BYTES:
             self.words, self.ids = self.words[:0], self.ids[:0]
         numbers = pc.index_in(words, value_set=self.words)
@@ -83,16 +79,16 @@ class Words:
         unknown = numbers.is_null()
         missing = words.filter(unknown)
         new, ids = self._merged(missing.unique())
-        places = pc.add(pc.index_in(missing, value_set=new), len(self.words))
+        indices = pc.add(pc.index_in(missing, value_set=new), len(self.words))
         self.words = pa.concat_arrays([self.words, new])
         self.ids = pa.concat_arrays([self.ids, ids])
-        return pc.replace_with_mask(numbers, unknown, places.cast(pa.int32()))
+        return pc.replace_with_mask(numbers, unknown, indices.cast(pa.int32()))
 
     def _merged(self, words: pa.StringArray) -> tuple[pa.StringArray, pa.ListArray]:
-        """Words, none empty, in another order, and their ids by tiktoken.
+        """Return the words, none empty, in another order, and their ids by tiktoken.
 
-        A call takes longer than a word, so most are given to it as one text, each after a space of
-        its own or behind a separator, so that a cut falls on either side of it.
+        A call takes longer than a word. So most words are joined to one text, each after its own
+        space or a separator, so that the pattern cuts on both sides of it.
         """
         data, offsets = content(words)
         raw = np.frombuffer(data[: offsets[-1]], dtype=np.uint8)
@@ -109,15 +105,15 @@ class Words:
         reached = np.concatenate(([0], np.cumsum(self.lengths[ids])))  # bytes before each token
         left = np.searchsorted(reached, ends[1:] - np.diff(offsets)[fits])
         sizes = np.searchsorted(reached, ends[1:]) - left
-        places = np.concatenate(([0], np.cumsum(sizes)))
-        chosen = ids[np.repeat(left - places[:-1], sizes) + np.arange(places[-1])].astype(
+        starts = np.concatenate(([0], np.cumsum(sizes)))
+        chosen = ids[np.repeat(left - starts[:-1], sizes) + np.arange(starts[-1])].astype(
             self.tokenizer.id_type
         )
         others = pa.array(
             [self.tokenizer.encode(word) for word in alone.to_pylist()], self.ids.type
         )
         return pa.concat_arrays([together, alone]), pa.concat_arrays(
-            [_lists(chosen, places), others]
+            [_lists(chosen, starts), others]
         )
 
 
