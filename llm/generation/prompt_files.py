@@ -42,7 +42,7 @@ def check_output(output: Path, source: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise UserError(
-            f"--output {output}: this user may not write in {folder}. Name another place."
+            f"--output {output}: this user may not write in {folder}. Name another folder."
         )
 
 

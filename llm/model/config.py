@@ -94,7 +94,7 @@ def check_fields(
                 )
         elif value and not key.startswith("_"):
             raise UserError(
-                f"{where}: the field {key} = {value!r} is unknown here and would be ignored. If it does not change "
+                f"{where}: the field {key} = {value!r} is unknown and would be ignored. If it does not change "
                 "what the model computes, remove it from the file."
             )
         else:

@@ -82,7 +82,7 @@ class Grams:
     def __init__(self, n: int = N) -> None:
         self.n = n
         self._vocabulary: dict[str, int] = {}
-        self._texts: list[np.ndarray] = []  # numbers of each text's words, and UNKNOWN behind them
+        self._texts: list[np.ndarray] = []  # numbers of each text's words, and UNKNOWN after them
         self._length = 0
         self._owners: list[tuple[int, int]] = []  # start and owner of each text
         self.numbers = np.zeros(0, dtype=np.int32)

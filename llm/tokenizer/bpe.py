@@ -129,7 +129,7 @@ class Tokenizer:
         return [*before, *self.encode(text), *after]
 
     def decode_after(self, prompt: Sequence[int]) -> Callable[[Sequence[int]], str]:
-        """Return the decoder for a plain prompt's continuation, whose text may begin with a blank."""
+        """Return the decoder for a plain prompt's continuation, which may begin with a blank."""
         return self.decode
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -57,7 +57,7 @@ class Words:
         return np.concatenate(parts), counts
 
     def encode_window(self, data: bytes, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of the documents data[bounds[i] : bounds[i + 1]], and the number of each."""
+        """Return the ids of all documents data[bounds[i] : bounds[i + 1]], and their counts."""
         starts = cuts(data)
         starts[bounds[:-1][bounds[:-1] < len(data)]] = True
         positions = np.flatnonzero(starts)
@@ -65,7 +65,8 @@ class Words:
         words = pa.StringArray.from_buffers(
             len(positions), pa.py_buffer(offsets), pa.py_buffer(data)
         )
-        word_ids = self.ids.take(self._numbers(words))
+        numbers = self._numbers(words)  # adds new words to self.ids, so it must come first
+        word_ids = self.ids.take(numbers)
         ends = word_ids.offsets.to_numpy()  # start of the first word's ids, and the end of each
         return word_ids.flatten().to_numpy(), np.diff(ends[np.searchsorted(positions, bounds)])
 
