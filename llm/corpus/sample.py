@@ -1,4 +1,4 @@
-"""Samples of a corpus: text to train a tokenizer on, and an estimate of the disk that shards take."""
+"""Samples of a corpus: text to train a tokenizer on, and an estimate of the shards' size."""
 
 from __future__ import annotations
 

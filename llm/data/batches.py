@@ -25,7 +25,7 @@ class Dataset(Protocol):
     num_rows: int
 
     def rows(self, ids: np.ndarray) -> Any:
-        """Return tokens, targets, segments, positions, each (rows, length) or None for the last two."""
+        """Return tokens, targets, segments, positions: (rows, length), or None for the last two."""
 
     def label_counts(self, ids: np.ndarray) -> np.ndarray:
         """Return the number of predicted tokens of each row, (rows,)."""
@@ -65,7 +65,7 @@ def one_ahead(items: Iterator[T]) -> Generator[T, None, None]:
 
 
 def announced(data: Dataset, items: Iterator[T], rows_of: Callable[[T], np.ndarray]) -> Iterator[T]:
-    """Yield the items in order; announce their rows `rows_ahead` rows earlier to a remote data set."""
+    """Yield the items in order; announce rows to a remote data set `rows_ahead` rows earlier."""
     if not isinstance(data, Distant) or not data.rows_ahead:
         yield from items
         return

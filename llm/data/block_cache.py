@@ -20,7 +20,7 @@ KEPT = 0.8  # share of the limit that stays after an eviction
 
 
 class BlockCache:
-    """Blocks by name (`<32 hexadecimal digits of its file>/<number>`); the oldest are evicted first.
+    """Blocks by name (`<32 hexadecimal digits of its file>/<number>`); the oldest go first.
 
     Rows are in random order over the whole corpus, so the block read last is no likelier to be read
     next than any other. Times of reading are therefore not recorded.

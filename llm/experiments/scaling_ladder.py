@@ -98,7 +98,7 @@ def _rung(p: Params, vocabulary: int, depth: int, tokens: int, held_back: bool) 
 
 
 def run(rung: Rung, tracker: Tracker) -> float:
-    """Train a rung, unless it was trained before; return its loss (nats) on all validation tokens."""
+    """Train a rung unless it is finished; return its loss (nats) on all validation tokens."""
     from llm.train.pretraining import Pretraining
 
     pretraining = Pretraining(rung.params, TOKENS, f"scaling-{rung.name}")

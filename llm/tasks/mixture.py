@@ -31,7 +31,7 @@ from llm.text.hashing import is_validation
 
 T = TypeVar("T")
 LANGUAGE_MODELING = "language_modeling"  # the task name of plain pretraining text
-# Characters a token, roughly. A chunk starts at this length and is cut only if its tokens are short.
+# Characters a token, roughly; a chunk has this length unless its tokens are shorter.
 CHUNK_CHARACTERS = 3
 # Most validation examples to draw, as a share of mix.examples; tasks keep their proportions.
 VALIDATION_SHARE = 0.1

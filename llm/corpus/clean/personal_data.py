@@ -12,7 +12,7 @@ import re
 
 from llm.params import PersonalData
 
-# Examples that are reserved, so they belong to no one: RFC 2606 (example.com), 555-01xx, RFC 5737, RFC 3849.
+# Reserved examples that belong to no one: RFC 2606 (example.com), 555-01xx, RFC 5737, RFC 3849.
 EMAIL, PHONE, IPV4, IPV6 = "email@example.com", "555-0100", "192.0.2.1", "2001:db8::1"
 
 _LOCAL = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~.\-"

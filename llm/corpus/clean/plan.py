@@ -4,8 +4,8 @@
     for index, text in enumerate(texts):  # any order, any process: a plan can be pickled
         cleaned = plan(index, text)  # cleaned.text is None if the rule cleaned.removed removed it
 
-Rules that look at one document run when the plan is called. Rules that compare documents ran before,
-in a pass over all of them; their decisions are looked up by the document's index.
+Rules that look at one document run when the plan is called. Rules that compare documents ran before
+in a pass over all of them, and their decisions are looked up by the document's index.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     )
     from datatrove.utils.word_tokenizers import WordTokenizer
 
-# Characters at the start of a document that Gopher's rules judge, because lists of words and n-grams
-# take sixty times as much memory. Words are counted to the end of the document.
+# Gopher's rules judge so many characters of a document, because lists of words and n-grams take
+# sixty times as much memory. Words are counted to the end of the document.
 JUDGED = 1 << 20
 OFF = -1  # C4QualityFilter's value for a rule that is off
 
@@ -54,7 +54,7 @@ LINES = {
 
 
 class Verdict(NamedTuple):
-    """The remaining text, the rule that removed the document, and removed lines or marks by rule."""
+    """The remaining text, the rule that removed the document, removed lines or marks by rule."""
 
     text: str
     removed: str | None

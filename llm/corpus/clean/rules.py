@@ -10,7 +10,7 @@ from llm.corpus.clean import personal_data, unicode
 from llm.errors import UserError
 from llm.params import Clean
 
-# Characters from the middle of a document that decide its language; more do not help, headers mislead.
+# Characters from the middle of a document that decide its language: headers mislead.
 LANGUAGE_CHARACTERS = 1000
 
 

@@ -11,7 +11,7 @@ import unicodedata
 _BLANK = re.compile("[\u00a0\u1680\u180e\u2000-\u200a\u202f\u205f\u3000]")
 _LINE_END = re.compile("\r\n?|[\u0085\u2028\u2029]")
 _INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u2060\ufeff]")
-# Possessive, and only after a character that is not blank, so a run of a million blanks is read once.
+# Possessive, and only after a character that is not blank: a run of a million blanks is read once.
 _AT_LINE_END = re.compile(r"(?<![ \t])[ \t]++(?=\n|\Z)")
 _EMPTY_LINES = re.compile(r"\n{3,}")
 
