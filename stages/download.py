@@ -26,21 +26,21 @@ def main() -> None:
     with stage_timing("download") as timing, finished_datasets() as state:
         done = {}
         for name, kind, source in datasets_of(p):
-            # What is finished stays outside DVC's outputs until all is, so that a killed stage does
-            # it only once.
+            # Finished data sets wait outside DVC's outputs until all are finished, so that a killed
+            # stage keeps them.
             done[name] = state / f"{name}-{fingerprint(name, kind, source)}"
             if not (done[name] / "manifest.json").exists():
                 print(f"download: {name} ({kind}) from {source.source}", flush=True)
                 remove_other_versions(done[name])
-                # Not in a whole_directory: the manifest comes last, and what a kill leaves is gone
-                # on with.
+                # No whole_directory, because a killed download resumes from its files. The manifest
+                # is written last.
                 try:
-                    made = write_raw(name, kind, source, done[name], state / f"remote-{name}")
+                    manifest = write_raw(name, kind, source, done[name], state / f"remote-{name}")
                 except OSError as error:
                     if error.errno in NO_SPACE:
                         raise no_space(done[name], error) from error
                     raise
-                for line in changed_files.note(made):
+                for line in changed_files.note(manifest):
                     print(f"download: {line}", flush=True)
                 shutil.rmtree(state / f"remote-{name}", ignore_errors=True)
             manifests[name] = read_json(done[name] / "manifest.json")
@@ -48,12 +48,12 @@ def main() -> None:
             for name, directory in done.items():
                 shutil.copytree(directory, raw / name, copy_function=link)
         shutil.rmtree(state)
-        timing["bytes"] = sum(manifest["bytes"] for manifest in manifests.values())
+        timing["bytes"] = sum(m["bytes"] for m in manifests.values())
     print_table(manifests)
 
 
 def print_table(manifests: dict[str, dict[str, Any]]) -> None:
-    """One line a data set, and one for each reason that records were set aside."""
+    """Print a line for each data set, and some records that were set aside, with the reason."""
     print(f"{'name':20} {'kind':20} {'rows':>10} {'MB':>9} {'rejected':>9}  licence")
     for name, m in manifests.items():
         licence = m["licence"] if len(m["licence"]) <= 40 else m["licence"][:39] + "…"

@@ -21,7 +21,7 @@ from llm.runtime.io import whole_directory, write_bytes, write_json
 from llm.runtime.stage import run_stage
 from llm.runtime.timing import stage_timing
 from llm.tokenizer.bpe import Tokenizer
-from llm.tracking import run
+from llm.tracking.run import stage as tracked_stage
 
 FINETUNED, MIX, TOKENS = Path("models/finetuned"), Path("data/mix"), Path("data/tokens")
 RAW = Path("data/raw/pretrain")
@@ -49,7 +49,7 @@ def main() -> None:
     with (
         processes.process_group(),
         processes.on_main(stage_timing("evaluate"), {}) as timing,
-        processes.on_main(run.stage(p, "evaluate"), None) as tracked,
+        processes.on_main(tracked_stage(p, "evaluate"), None) as tracked,
         processes.on_main(
             whole_directory("metrics/predictions", outputs.PREDICTIONS), Path()
         ) as predictions,

@@ -17,12 +17,8 @@ from llm.sources import datasets
 from llm.tasks import mix_files, mixture, splits
 from llm.tokenizer.bpe import Tokenizer
 
-RAW, TOKENS, OUT, TEXT = (
-    Path("data/raw"),
-    Path("data/tokens"),
-    Path("data/mix"),
-    mixture.LANGUAGE_MODELING,
-)
+RAW, TOKENS, OUT = Path("data/raw"), Path("data/tokens"), Path("data/mix")
+TEXT = mixture.LANGUAGE_MODELING
 
 
 def main() -> None:
@@ -30,30 +26,31 @@ def main() -> None:
     mix, seed = p.mix, p.seed
     with stage_timing("mix"):
         tokenizer = Tokenizer.load("data/tokenizer")
-        found = datasets.read(RAW, mix)
+        tasks = datasets.read(RAW, mix)
         draw = partial(
-            mixture.draw_tasks, found, tokenizer=tokenizer, seed=seed, max_tokens=mix.max_tokens
+            mixture.draw_tasks, tasks, tokenizer=tokenizer, seed=seed, max_tokens=mix.max_tokens
         )
         train = draw(splits.TRAIN, mix.examples)
-        for d in found:
-            if d.weight > 0:
+        for task in tasks:
+            if task.weight > 0:
                 mix_files.check_drawn(
-                    d.name, train[d.name].examples, train[d.name].dropped, mix.max_tokens
+                    task.name, train[task.name].examples, train[task.name].dropped, mix.max_tokens
                 )
         val = draw(splits.VALIDATION, max(1, round(mix.examples * mixture.VALIDATION_SHARE)))
         if mix.pretrain_fraction:
             held_out_fraction = read_json(TOKENS / "meta.json")["val_fraction"]
             for validation, side in ((False, train), (True, val)):
-                quota = mixture.text_share(
-                    sum(len(d.examples) for d in side.values()), mix.pretrain_fraction
-                )
+                examples_of_tasks = sum(len(drawn.examples) for drawn in side.values())
+                quota = mixture.text_share(examples_of_tasks, mix.pretrain_fraction)
                 records = written(p.tokenize.clean, TOKENS).records(RAW / "pretrain")
                 documents = track(records, "draw pretraining text", unit="document")
                 side[TEXT] = mixture.draw_text(
                     documents, validation, held_out_fraction, quota, tokenizer, seed, mix.max_tokens
                 )
         rows = {
-            name: mixture.shuffled((e for d in side.values() for e in d.examples), seed)
+            name: mixture.shuffled(
+                (example for drawn in side.values() for example in drawn.examples), seed
+            )
             for name, side in (("train", train), ("val", val))
         }
         if not rows["val"]:
@@ -63,26 +60,27 @@ def main() -> None:
             (out / "test").mkdir()
             for name, examples in rows.items():
                 mix_files.write_examples(out / f"{name}.parquet", examples)
-            for d in found:
+            for task in tasks:
                 test = mix_files.write_test(
-                    out / "test" / f"{d.name}.parquet", d, tokenizer, mix.max_tokens
+                    out / "test" / f"{task.name}.parquet", task, tokenizer, mix.max_tokens
                 )
-                metrics[d.name] = mix_files.task_metrics(
-                    d.kind, train[d.name], val[d.name], d.survey, test
+                metrics[task.name] = mix_files.task_metrics(
+                    task.kind, train[task.name], val[task.name], task.survey, test
                 )
         if mix.pretrain_fraction:
             metrics[TEXT] = mix_files.task_metrics("pretrain", train[TEXT], val[TEXT])
         totals = {
-            side: sum(task[side] for task in metrics.values()) for side in ("train", "val", "test")
+            side: sum(counts[side] for counts in metrics.values())
+            for side in ("train", "val", "test")
         }
         write_json("metrics/mix.json", {"tasks": metrics, **totals})
-    about = (f"  {line}" for line in datasets.remarks(found))
+    remarks = (f"  {line}" for line in datasets.remarks(tasks))
     print(
         "\n".join(
             [
                 f"mix: {totals['train']:,} training examples → {OUT}",
                 *mix_files.describe(metrics),
-                *about,
+                *remarks,
             ]
         )
     )

@@ -10,8 +10,10 @@ from llm.runtime import dvc_lock, outputs
 from llm.runtime.io import whole_directory, write_json
 from llm.runtime.stage import run_stage
 from llm.runtime.timing import stage_timing
-from llm.tracking import metrics_files, run
+from llm.tracking import metrics_files
 from llm.tracking.mlflow_store import Score
+from llm.tracking.run import finish
+from llm.tracking.run import stage as tracked_stage
 
 
 def main() -> None:
@@ -25,7 +27,7 @@ def main() -> None:
     p = params.load()
     with stage_timing("report"):
         with (
-            run.stage(p, "report") as tracked,
+            tracked_stage(p, "report") as tracked,
             whole_directory("metrics/report", outputs.REPORT) as directory,
         ):
             write_json(summary.PATH, summary.summary(metrics_files.metrics()))
@@ -33,7 +35,7 @@ def main() -> None:
             data = write_report(p, directory, about)
             tables = [f"metrics/report/tables/{path.name}" for path in write_tables(directory)]
         score = Score(data["overall"], *predictions.tests("finetuned"))
-        run.finish(p, ("metrics", "params.yaml"), tables, model="models/finetuned", score=score)
+        finish(p, ("metrics", "params.yaml"), tables, model="models/finetuned", score=score)
     print("report: metrics/report/report.html")
 
 

@@ -1,6 +1,4 @@
-"""A ladder of small runs, the law of their loss, and its prediction of a larger run:
-metrics/scaling.json.
-"""
+"""Train small runs, fit a scaling law and predict a larger run: metrics/scaling.json."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from llm.parallel.launch import on_all_devices
 from llm.runtime.io import write_bytes, write_json
 from llm.runtime.stage import run_stage
 from llm.tokenizer.bpe import Tokenizer
-from llm.tracking import run
+from llm.tracking.run import stage as tracked_stage
 
 
 def main() -> None:
@@ -28,7 +26,7 @@ def main() -> None:
     with (
         processes.process_group(),
         processes.on_main(stage_timing("scaling"), {}),
-        processes.on_main(run.stage(p, "scaling"), others) as tracked,
+        processes.on_main(tracked_stage(p, "scaling"), others) as tracked,
     ):
         if processes.is_main():
             scaling_ladder.announce(rungs)
@@ -41,14 +39,14 @@ def main() -> None:
                     flush=True,
                 )
         if not processes.is_main():
-            return  # the first process writes
-        found = scaling_ladder.conclude(p, rungs, losses, vocabulary)
-        write_json(scaling_ladder.OUT, found)
-        svg = curves.for_file(scaling.draw(found))
+            return  # the main process writes
+        result = scaling_ladder.conclude(p, rungs, losses, vocabulary)
+        write_json(scaling_ladder.OUT, result)
+        svg = curves.for_file(scaling.draw(result))
         write_bytes(scaling_ladder.OUT.with_suffix(".svg"), svg.encode())
-        constants = {name: score["value"] for name, score in found["law"].items()}
-        tracked.log_metrics(constants | {"held_back_error": found["held_back"]["error"]}, step=0)
-    print("\n".join(scaling_ladder.describe(found)))
+        constants = {name: score["value"] for name, score in result["law"].items()}
+        tracked.log_metrics(constants | {"held_back_error": result["held_back"]["error"]}, step=0)
+    print("\n".join(scaling_ladder.describe(result)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""Measure what each technique of training buys for the model at hand:
-metrics/timing/techniques.json.
-"""
+"""Measure memory, time and loss of each training technique: metrics/timing/techniques.json."""
 
 from __future__ import annotations
 
@@ -9,9 +7,8 @@ from llm.report.techniques import collect, mega
 from llm.runtime.stage import run_stage
 from llm.runtime.timing import stage_timing
 
-STEPS = (
-    30  # of finetune.batch_tokens each: enough for the loss to fall and for a steady time a step
-)
+# Steps of finetune.batch_tokens: enough for the loss to fall and for a steady time a step.
+STEPS = 30
 
 
 def main() -> None:
@@ -22,14 +19,14 @@ def main() -> None:
     with stage_timing("techniques") as timing:
         timing["device"] = hardware.name(hardware.device())
         timing |= measure_all(p.finetune, STEPS)
-    found = collect()
-    assert found is not None
-    for row in found["rows"]:
+    table = collect()
+    assert table is not None
+    for row in table["rows"]:
         print(
             f"{row['label']:44} {mega(row['peak_bytes']):>9} {row['step_seconds']:7.2f} s  loss {row['loss']:.3f}"
         )
         print(f"    {row['why']}")
-    for reason in found["left_out"]:
+    for reason in table["left_out"]:
         print(f"not measured: {reason}")
     print(
         "techniques: metrics/timing/techniques.json; `dvc repro -sf report` takes it into the report"

@@ -24,12 +24,12 @@ from llm.tokenizer.encoders import choose
 RAW, TOKENIZER, TOKENS = Path("data/raw/pretrain"), Path("data/tokenizer"), Path("data/tokens")
 
 
-def make_plan(p: params.Params, tests: list[Dataset], kept: Path) -> Plan:
-    """What is to become of each document; what was decided before is in `kept`."""
-    if kept.is_dir():
-        return Plan(p.tokenize.clean, kept)
+def make_plan(p: params.Params, tests: list[Dataset], saved: Path) -> Plan:
+    """Decide the fate of each document; an interrupted run left its decisions in `saved`."""
+    if saved.is_dir():
+        return Plan(p.tokenize.clean, saved)
     examples = datasets.test_texts(tests)  # read only where tokenize.clean.decontaminate is on
-    return prepare(p.tokenize.clean, RAW, kept, examples, p.tokenize.workers or pool.cores())
+    return prepare(p.tokenize.clean, RAW, saved, examples, p.tokenize.workers or pool.cores())
 
 
 def main() -> None:
@@ -37,15 +37,14 @@ def main() -> None:
     refuse_other_files(TOKENS, outputs.TOKENS)  # before the text is encoded, not after
     refuse_other_files(TOKENIZER, outputs.TOKENIZER)
     t = p.tokenize
-    # Not for the shards: what is wrong with a task is known by now, and would be told after
-    # pretraining otherwise.
+    # The shards do not need the tasks, but an error in one should show now, not after pretraining.
     tests = datasets.read(RAW.parent, p.mix)
     for line in datasets.remarks(tests):
         print(f"tokenize: {line}", flush=True)
     weights = mixture(read_json(RAW / "manifest.json"))
-    found, groups = find_chunks(RAW.absolute()), find_chunks(RAW, size=1)
-    inputs = decided_by(p, RAW) | {"parts": digest(found)}
-    count = worker_count(found, t.workers) if t.engine == "local" else 1
+    chunks, groups = find_chunks(RAW.absolute()), find_chunks(RAW, size=1)
+    inputs = decided_by(p, RAW) | {"parts": digest(chunks)}
+    count = worker_count(chunks, t.workers) if t.engine == "local" else 1
     with (
         stage_timing("tokenize") as timing,
         unfinished("tokenize", inputs) as work,
@@ -57,7 +56,7 @@ def main() -> None:
         sample.check_disk(sample.shard_bytes(groups, tokenizer), work, TOKENS)
         ordered = workers.ordered if t.engine == "local" else pool_dask.ordered
         shards, counts = encode_corpus(
-            found,
+            chunks,
             tokenizer,
             work,
             t.val_fraction,

@@ -1,4 +1,4 @@
-"""What surrounds the work of a training stage."""
+"""Context of a training stage: process group, locked state, timing and tracking."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any
 from llm.parallel import processes
 from llm.params import Params
 from llm.runtime.timing import stage_timing
-from llm.tracking import run as tracking
+from llm.tracking.run import stage as tracked_stage
 from llm.train.checkpoint.local import State
 from llm.train.training_log import Tracker, Untracked
 
 
 @contextmanager
 def training_stage(params: Params, state: State) -> Iterator[tuple[Tracker, dict[str, Any]]]:
-    """Join the processes that train together, lock the state, and in the first process time and
-    track the stage.
+    """Join the process group and lock the state; time and track the stage on the main process.
 
-    Gives what tracks curves, and the dict that becomes the stage's timing file.
+    Yields the tracker of curves, and the dict that becomes the stage's timing file.
     """
     name = state.stage
     others: Tracker = Untracked()
@@ -27,6 +26,6 @@ def training_stage(params: Params, state: State) -> Iterator[tuple[Tracker, dict
         processes.process_group(),
         processes.on_main(stage_timing(name), {}) as timing,
         state.locked(),
-        processes.on_main(tracking.stage(params, name), others) as run,
+        processes.on_main(tracked_stage(params, name), others) as tracker,
     ):
-        yield run, timing
+        yield tracker, timing

@@ -1,4 +1,4 @@
-"""The documents of `data/raw/<name>` in chunks of bounded size, the same ones whoever reads them."""
+"""Chunks of bounded size of the documents of `data/raw/<name>`, the same for every reader."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from llm.errors import UserError
 from llm.runtime.parquet import readable
 
-CHUNK_BYTES = 16 << 20  # of text, about; a single document may be larger
+CHUNK_BYTES = 16 << 20  # bytes of text, roughly; a single document may be larger
 COLUMNS = ["id", "text", "source"]
 
 
@@ -24,9 +24,9 @@ class Chunk(NamedTuple):
     path: Path
     first: int
     last: int
-    place: int  # of its first document among all of the data set, from 0
+    start: int  # number of its first document in the data set, from 0
     rows: int
-    bytes: int  # of text, uncompressed; a few more for each document
+    bytes: int  # uncompressed text, and a few bytes more for each document
 
 
 @contextmanager
@@ -37,11 +37,11 @@ def _readable(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def find_chunks(directory: Path, size: int = CHUNK_BYTES) -> list[Chunk]:
-    """All chunks of a data set, in the order of its documents.
+    """Return all chunks of a data set, in the order of its documents.
 
     Args:
         directory: data/raw/<name>.
-        size: bytes from which a chunk is complete; 1: a chunk is a row group.
+        size: bytes from which a chunk is complete; 1 makes each row group a chunk.
 
     Raises:
         UserError: no parts, one that is truncated, or one without the columns of documents.
@@ -51,8 +51,8 @@ def find_chunks(directory: Path, size: int = CHUNK_BYTES) -> list[Chunk]:
         raise UserError(
             f"{directory}: no part-*.parquet here. Run `dvc repro download` to make them."
         )
-    found: list[Chunk] = []
-    place = 0
+    chunks: list[Chunk] = []
+    start = 0
     for path in paths:
         with _readable(path) as file:
             names = file.schema_arrow.names
@@ -62,20 +62,18 @@ def find_chunks(directory: Path, size: int = CHUNK_BYTES) -> list[Chunk]:
                     "Run `dvc repro -f download` to write it again."
                 )
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-            first = rows = held = 0
+            first = rows = bytes_read = 0
             for number, group in enumerate(groups, 1):
-                rows, held = (
-                    rows + group.num_rows,
-                    held + group.column(names.index("text")).total_uncompressed_size,
-                )
-                if held >= size or number == len(groups):
-                    found.append(Chunk(path, first, number, place, rows, held))
-                    first, place, rows, held = number, place + rows, 0, 0
-    return found
+                rows += group.num_rows
+                bytes_read += group.column(names.index("text")).total_uncompressed_size
+                if bytes_read >= size or number == len(groups):
+                    chunks.append(Chunk(path, first, number, start, rows, bytes_read))
+                    first, start, rows, bytes_read = number, start + rows, 0, 0
+    return chunks
 
 
 def read_chunk(chunk: Chunk) -> pa.Table:
-    """Its documents: columns id, text and source, strings, in one piece each.
+    """Read a chunk's documents: string columns id, text and source, in one piece each.
 
     Raises:
         UserError: the part is damaged.
@@ -88,14 +86,15 @@ def read_chunk(chunk: Chunk) -> pa.Table:
 
 
 def digest(chunks: list[Chunk]) -> str:
-    """Of the parts' footers, which hold sizes, places and statistics of all columns: cheap, and
-    never of a time.
+    """Return the SHA-256 of the parts' footers.
+
+    Footers hold sizes, offsets and statistics of all columns, and no time. Reading them is cheap.
     """
-    whole = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for path in dict.fromkeys(chunk.path for chunk in chunks):
         with open(path, "rb") as file:
             file.seek(-8, 2)
             size = int.from_bytes(file.read(4), "little")
             file.seek(-8 - size, 2)
-            whole.update(path.name.encode() + b"\0" + file.read(size))
-    return whole.hexdigest()
+            sha256.update(path.name.encode() + b"\0" + file.read(size))
+    return sha256.hexdigest()

@@ -1,9 +1,9 @@
-"""From `data/raw/pretrain` to token shards: in bounded memory, on all cores, and on from where it
-was after a kill.
+"""Encoding of `data/raw/pretrain` as token shards: bounded memory, all cores, resumable.
 
-Workers encode chunks of the corpus; this process appends what they give, in the corpus' order, and
-writes down every few seconds how far it got. So the bytes depend neither on the number of workers
-nor on kills."""
+Workers encode chunks of the corpus. This process appends their ids in the order of the corpus and
+saves its progress every few seconds. So the bytes depend neither on the number of workers nor on
+kills.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from llm.corpus import chunks
-from llm.corpus.chunks import Chunk
+from llm.corpus.chunks import COLUMNS, Chunk, read_chunk
 from llm.corpus.clean.plan import Plan
 from llm.corpus.clean.report import Tally
 from llm.corpus.shard_writer import ShardWriter
@@ -38,23 +37,20 @@ from llm.tokenizer.bpe import Tokenizer, valid_unicode
 from llm.tokenizer.encoders import make_encoder
 from llm.tokenizer.split_points import content
 
-SYNC_SECONDS = 10.0  # between two records of how far it got
-CHECKED_EVERY, CHECKED_BYTES = (
-    512,
-    1 << 18,
-)  # documents compared with tiktoken: each so many, if no longer than that
+SYNC_SECONDS = 10.0  # between two saves of the progress
+# One of so many documents is compared with tiktoken, unless it has more bytes than this.
+CHECKED_EVERY, CHECKED_BYTES = 512, 1 << 18
 COUNTED = 1 << 20  # ids counted at a time
-WORKER_BYTES = 64 << 20  # of text that are worth another worker: starting one takes half a second
+WORKER_BYTES = 64 << 20  # text that is worth another worker, which takes half a second to start
 
 
-def worker_count(found: list[Chunk], wanted: int | None) -> int:
-    """Processes for a corpus: as many as are wanted, or as there are cores and work for."""
-    return wanted or max(1, min(pool.cores(), sum(chunk.bytes for chunk in found) // WORKER_BYTES))
+def worker_count(chunks: list[Chunk], wanted: int | None) -> int:
+    """Return the number of processes: `wanted`, or as many as there are cores and work for."""
+    return wanted or max(1, min(pool.cores(), sum(chunk.bytes for chunk in chunks) // WORKER_BYTES))
 
 
-Ordered = Callable[
-    [Callable[[], "ChunkEncoder"], list[Chunk]], Iterator["Encoded"]
-]  # a function over chunks, in order
+# Maps a function over chunks, and yields the results in their order.
+Ordered = Callable[[Callable[[], "ChunkEncoder"], list[Chunk]], Iterator["Encoded"]]
 
 
 class Encoded(NamedTuple):
@@ -92,10 +88,9 @@ class ChunkEncoder:
         ids = np.insert(ids, np.cumsum(lengths), self.tokenizer.eos_id)
         lengths = lengths + 1
         counts.add(np.diff(content(texts)[1]), lengths, held_out, documents["source"])
-        for some in np.split(
-            ids, range(COUNTED, len(ids), COUNTED)
-        ):  # bincount makes 8 bytes of each id
-            counts.tokens += np.bincount(some, minlength=len(counts.tokens))
+        # bincount needs 8 bytes an id, so it gets a part at a time.
+        for part in np.split(ids, range(COUNTED, len(ids), COUNTED)):
+            counts.tokens += np.bincount(part, minlength=len(counts.tokens))
         mask = np.repeat(held_out, lengths)
         return Encoded({"train": ids[~mask], "val": ids[mask]}, counts)
 
@@ -106,7 +101,7 @@ class ChunkEncoder:
         lengths: np.ndarray,
         documents: dict[str, pa.StringArray],
     ) -> None:
-        """Raises UserError where a sampled document's ids are not tiktoken's."""
+        """Raise UserError if the ids of a sampled document are not tiktoken's."""
         ends = np.cumsum(lengths)
         sizes = np.diff(content(documents["text"])[1])
         for row in range(0, len(ends), CHECKED_EVERY):
@@ -116,35 +111,36 @@ class ChunkEncoder:
             if not np.array_equal(ids[ends[row] - lengths[row] : ends[row]], expected):
                 raise UserError(
                     f"tokenize: the ids of document {documents['id'][row].as_py()} ({chunk.path}, among documents "
-                    f"{chunk.place:,} to {chunk.place + chunk.rows - 1:,}) are not tiktoken's. That is a fault of this "
+                    f"{chunk.start:,} to {chunk.start + chunk.rows - 1:,}) are not tiktoken's. That is a fault of this "
                     "program: please report it with the document. Set tokenize.encoder to tiktoken to go on without "
                     "the fast encoder."
                 )
 
 
 def read_documents(chunk: Chunk, plan: Plan, tally: Tally) -> dict[str, pa.StringArray]:
-    """id, text and source of a chunk's documents, after cleaning."""
-    table = chunks.read_chunk(chunk)
-    columns: dict[str, Any] = {name: _whole(table[name]) for name in chunks.COLUMNS}
+    """Return id, text and source of a chunk's documents, after cleaning."""
+    table = read_chunk(chunk)
+    columns: dict[str, Any] = {name: _whole(table[name]) for name in COLUMNS}
     if plan.params.active:
         rows, texts = [], []
         for row, value in enumerate(columns["text"]):
             text = value.as_py()
-            cleaned = plan(chunk.place + row, text)
-            tally.add(chunk.place + row, text, cleaned)
+            cleaned = plan(chunk.start + row, text)
+            tally.add(chunk.start + row, text, cleaned)
             if cleaned.text is not None:
                 rows.append(row)
                 texts.append(valid_unicode(cleaned.text))
-        kept = pa.array(rows, pa.int64())
-        columns = {name: columns[name].take(kept) for name in chunks.COLUMNS} | {
+        kept_rows = pa.array(rows, pa.int64())
+        columns = {name: columns[name].take(kept_rows) for name in COLUMNS} | {
             "text": pa.array(texts, pa.string())
         }
     return columns
 
 
 def is_held_out(texts: pa.StringArray, val_fraction: float) -> np.ndarray:
-    """Whether each of (n,) cleaned documents is on the validation side, bool (n,): what is equal
-    lies on one side.
+    """Return a mask (n,) of the cleaned documents on the validation side.
+
+    Equal texts are on one side.
     """
     data, ends = content(texts)
     return np.array([is_validation(data[a:b], val_fraction) for a, b in pairwise(ends)], dtype=bool)
@@ -155,7 +151,7 @@ def _whole(column: pa.ChunkedArray) -> pa.StringArray:
 
 
 def encode_corpus(
-    found: list[Chunk],
+    chunks: list[Chunk],
     tokenizer: Tokenizer,
     work: Path,
     val_fraction: float,
@@ -165,37 +161,41 @@ def encode_corpus(
     encoder: str = "auto",
     mixture: dict[str, float] | None = None,
 ) -> tuple[dict[str, Any], Counts]:
-    """Write train and val shards into `work`/tokens, from where an earlier call was killed.
+    """Write train and val shards into `work`/tokens; resume a run that was killed.
 
     Args:
-        found: all chunks of the corpus.
-        work: a directory of this corpus, tokenizer and params alone.
-        plan: what is to become of each document.
-        ordered: `Workers.ordered`, or that of a cluster; None: this process alone.
-        mixture: weights by source, of a mixture.
+        chunks: all chunks of the corpus.
+        tokenizer: encodes the documents.
+        work: directory for this corpus, tokenizer and params alone.
+        val_fraction: share of the documents that is held out.
+        shard_tokens: ids of a full shard.
+        plan: cleans the documents.
+        ordered: `Workers.ordered`, or a cluster's; None encodes in this process.
+        encoder: `tokenize.encoder`.
+        mixture: weights by source, if the corpus is a mixture.
 
     Returns:
-        File, tokens and sha256 of each shard, by split; what was counted.
+        File, tokens and sha256 of each shard, by split; counts of the corpus.
 
     Raises:
-        UserError: a damaged part; ids that are not tiktoken's; a worker was killed.
+        UserError: a part is damaged, ids are not tiktoken's, or a worker was killed.
     """
-    begin = partial(
+    new_writer = partial(
         ShardWriter, work / "tokens", dtype=tokenizer.id_type, shard_tokens=shard_tokens
     )
-    done, writers, counts = _continued(work, begin) or _afresh(
-        work, begin, Counts(tokenizer.vocab_size, mixture)
+    done, writers, counts = _saved_progress(work, new_writer) or _start(
+        work, new_writer, Counts(tokenizer.vocab_size, mixture)
     )
     if done:
-        print(f"tokenize: continues after {done} of {len(found)} chunks", flush=True)
-    left = [chunk.bytes for chunk in found[done:]]
+        print(f"tokenize: continues after {done} of {len(chunks)} chunks", flush=True)
+    left = sum(chunk.bytes for chunk in chunks[done:])
     make = partial(ChunkEncoder, tokenizer, val_fraction, encoder, plan, mixture or {})
     ordered = ordered or pool.Workers(1).ordered
     every = env.state_seconds(SYNC_SECONDS)
     saved = time.monotonic()
-    whole = sum(chunk.bytes for chunk in found)
-    with Progress("tokenize", whole, "B", start=whole - sum(left), scale=True) as progress:
-        for chunk, encoded in zip(found[done:], ordered(make, found[done:]), strict=True):
+    total = sum(chunk.bytes for chunk in chunks)
+    with Progress("tokenize", total, "B", start=total - left, scale=True) as progress:
+        for chunk, encoded in zip(chunks[done:], ordered(make, chunks[done:]), strict=True):
             for split, writer in writers.items():
                 writer.add(encoded.ids[split])
             counts.merge(encoded.counts)
@@ -211,26 +211,27 @@ def encode_corpus(
     return shards, counts
 
 
-Place = tuple[
-    int, dict[str, ShardWriter], Counts
-]  # chunks done, writers that stand behind them, what they hold
+# chunks done, writers positioned behind them, counts of them
+State = tuple[int, dict[str, ShardWriter], Counts]
 
 
-def _save(work: Path, done: int, places: dict[str, Any], counts: Counts) -> None:
+def _save(work: Path, done: int, positions: dict[str, Any], counts: Counts) -> None:
     write_json(
-        work / "progress.json", {"chunks": done, "places": places, "counts": counts.to_json()}
+        work / "progress.json", {"chunks": done, "places": positions, "counts": counts.to_json()}
     )
 
 
-def _continued(work: Path, begin: Callable[..., ShardWriter]) -> Place | None:
-    """Where an earlier call came to, if one did and what it left is whole."""
+def _saved_progress(work: Path, new_writer: Callable[..., ShardWriter]) -> State | None:
+    """Return the progress of a killed run, or None if there is none or its files are damaged."""
     path = work / "progress.json"
     if not path.exists():
         return None
     try:
-        place = read_json(path)
-        writers = {split: begin(split=split, place=place["places"][split]) for split in SPLITS}
-        return int(place["chunks"]), writers, Counts.from_json(place["counts"])
+        saved = read_json(path)
+        writers = {
+            split: new_writer(split=split, position=saved["places"][split]) for split in SPLITS
+        }
+        return int(saved["chunks"]), writers, Counts.from_json(saved["counts"])
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         print(
             f"warning: tokenize starts afresh: {path} cannot be continued ({error}).",
@@ -240,10 +241,10 @@ def _continued(work: Path, begin: Callable[..., ShardWriter]) -> Place | None:
         return None
 
 
-def _afresh(work: Path, begin: Callable[..., ShardWriter], counts: Counts) -> Place:
+def _start(work: Path, new_writer: Callable[..., ShardWriter], counts: Counts) -> State:
     shutil.rmtree(work / "tokens", ignore_errors=True)
     (work / "tokens").mkdir(parents=True)
-    return 0, {split: begin(split=split) for split in SPLITS}, counts
+    return 0, {split: new_writer(split=split) for split in SPLITS}, counts
 
 
 def describe(
@@ -253,11 +254,10 @@ def describe(
     val_fraction: float,
     min_train_tokens: int = 1,
 ) -> dict[str, Any]:
-    """The content of meta.json.
+    """Return the content of meta.json.
 
     Raises:
-        UserError: no text on one of the two sides, or fewer training tokens than one sequence
-            takes.
+        UserError: a side has no text, or training has fewer tokens than one sequence.
     """
     for split, other in (("train", "lower"), ("val", "raise")):
         if not counts.splits[split]["tokens"]:
@@ -266,9 +266,9 @@ def describe(
                 f"tokenize: no document fell on the {split} side of {total}; "
                 f"add documents (download.pretrain) or {other} tokenize.val_fraction."
             )
-    if (found := counts.splits["train"]["tokens"]) < min_train_tokens:
+    if (train_tokens := counts.splits["train"]["tokens"]) < min_train_tokens:
         raise UserError(
-            f"tokenize: {found} training tokens are fewer than one sequence of {min_train_tokens}; "
+            f"tokenize: {train_tokens} training tokens are fewer than one sequence of {min_train_tokens}; "
             "add text (download.pretrain) or lower pretrain.sequence_length."
         )
     return {
@@ -288,25 +288,28 @@ def describe(
 
 
 def code_version() -> dict[str, str]:
-    """Digest of the source that decides what is written, and the versions that do."""
+    """Return the digest of our code, and the package versions, that decide the written bytes."""
     versions = {name: version(name) for name in ("tiktoken", "tokenizers", "pyarrow")}
     return {"code": code_digest("corpus", "text", "tokenizer"), **versions}
 
 
 def decided_by(p: Params, raw: Path) -> dict[str, Any]:
-    """Digests of all that decides what is written; after a change of it, unfinished work is begun
-    anew.
+    """Return digests of everything that decides the written bytes.
 
-    raw: the text to tokenize, beside which lie the tasks' records.
+    If one changes, unfinished work restarts.
+
+    Args:
+        p: all params.
+        raw: folder of the text to tokenize; the tasks' records are beside it.
     """
     t = p.tokenize
-    found: dict[str, Any] = {"tokenize": t.model_dump(exclude={"workers", "encoder", "engine"})}
-    found["raw"] = sha256(raw / "manifest.json")
+    inputs: dict[str, Any] = {"tokenize": t.model_dump(exclude={"workers", "encoder", "engine"})}
+    inputs["raw"] = sha256(raw / "manifest.json")
     if t.tokenizer == "pretrained":
-        found["source"] = sha256(Path(t.origin) / "tokenizer.json")
+        inputs["source"] = sha256(Path(t.origin) / "tokenizer.json")
     if t.clean.decontaminate:
-        found["examples"] = {
+        inputs["examples"] = {
             name: sha256(raw.parent / name / "manifest.json") for name in p.mix.tasks
         }
-        found["split"] = [p.mix.val_fraction, p.mix.test_fraction]
-    return found | code_version()
+        inputs["split"] = [p.mix.val_fraction, p.mix.test_fraction]
+    return inputs | code_version()

@@ -1,6 +1,4 @@
-"""What a small part of a corpus tells of the whole: a tokenizer, and the room that its tokens will
-take.
-"""
+"""Samples of a corpus: text to train a tokenizer on, and an estimate of the shards' size."""
 
 from __future__ import annotations
 
@@ -19,18 +17,16 @@ from llm.runtime.disk import refuse_what_cannot_fit
 from llm.runtime.io import whole_directory
 from llm.tokenizer.bpe import Tokenizer
 
-# of text that BPE is trained on; of more, row groups at equal distances (docs/LOG.md: enough)
+# bytes of text to train BPE on; docs/LOG.md shows that more does not help
 SAMPLE_BYTES = 100_000_000
-LOOKED_AT, LOOK_BYTES = (
-    8,
-    1 << 16,
-)  # places, and bytes of text at each, from which tokens a byte are estimated
-MARGIN = 1.1  # room asked for beyond the estimate
+# row groups, and bytes of text in each, from which tokens a byte are estimated
+ESTIMATE_GROUPS, ESTIMATE_BYTES = 8, 1 << 16
+MARGIN = 1.1  # free disk asked for, as a multiple of the estimate
 T = TypeVar("T")
 
 
 def spaced(items: Sequence[T], count: int) -> list[T]:
-    """`count` of the items at equal distances, or all where there are no more."""
+    """Return `count` of the items at equal distances, or all of them if there are no more."""
     return (
         list(items)
         if count >= len(items)
@@ -39,11 +35,12 @@ def spaced(items: Sequence[T], count: int) -> list[T]:
 
 
 def training_texts(groups: list[Chunk], val_fraction: float, plan: Plan) -> Iterator[str]:
-    """Training documents for BPE: all, or of more than SAMPLE_BYTES those of row groups at equal
-    distances.
+    """Yield training documents for BPE: all, or evenly spaced row groups of about SAMPLE_BYTES.
 
     Args:
         groups: all row groups of the corpus (`find_chunks` with size 1).
+        val_fraction: share of the documents that is held out.
+        plan: cleans the documents.
     """
     total = sum(group.bytes for group in groups)
     for group in spaced(groups, max(1, len(groups) * SAMPLE_BYTES // max(1, total))):
@@ -53,12 +50,13 @@ def training_texts(groups: list[Chunk], val_fraction: float, plan: Plan) -> Iter
                 yield text.as_py()
 
 
-def make_tokenizer(p: Tokenize, groups: list[Chunk], plan: Plan, kept: Path) -> Tokenizer:
-    """GPT-2's encoding, a model directory's, or BPE trained on this text; what was made before is
-    in `kept`.
+def make_tokenizer(p: Tokenize, groups: list[Chunk], plan: Plan, saved: Path) -> Tokenizer:
+    """Return GPT-2's tokenizer, a model directory's, or one trained on this text.
+
+    An interrupted run left its tokenizer in `saved`; it is loaded instead of made again.
     """
-    if kept.is_dir():
-        return Tokenizer.load(kept)
+    if saved.is_dir():
+        return Tokenizer.load(saved)
     if p.tokenizer == "gpt2":
         tokenizer = Tokenizer.gpt2()
     elif p.tokenizer == "pretrained":
@@ -69,46 +67,45 @@ def make_tokenizer(p: Tokenize, groups: list[Chunk], plan: Plan, kept: Path) -> 
             print(
                 f"tokenize: the text yields {size} tokens, fewer than tokenize.vocab_size={p.vocab_size}"
             )
-    with whole_directory(kept, outputs.TOKENIZER) as directory:
+    with whole_directory(saved, outputs.TOKENIZER) as directory:
         tokenizer.save(directory)
     return tokenizer
 
 
 def shard_bytes(groups: list[Chunk], tokenizer: Tokenizer) -> int:
-    """About how many bytes the corpus' shards will take, from a look at a few places of it."""
+    """Estimate the bytes of the corpus' shards from a few row groups."""
     tokens = size = 0
-    for group in spaced(groups, LOOKED_AT):
-        looked = 0
+    for group in spaced(groups, ESTIMATE_GROUPS):
+        sampled = 0
         for text in read_chunk(group)["text"]:
-            sample = text.as_py()[:LOOK_BYTES]
+            sample = text.as_py()[:ESTIMATE_BYTES]
             tokens += len(tokenizer.encode(sample)) + 1
-            looked += len(sample.encode())
-            if looked >= LOOK_BYTES:
+            sampled += len(sample.encode())
+            if sampled >= ESTIMATE_BYTES:
                 break
-        size += looked
+        size += sampled
     return int(
         sum(group.bytes for group in groups) * tokens / max(1, size) * tokenizer.id_type.itemsize
     )
 
 
 def check_disk(needed: int, work: Path, output: Path) -> None:
-    """Refuse what cannot fit, before it begins.
+    """Refuse to start if the shards do not fit on the disk.
 
     Args:
         needed: bytes of the shards.
-        work: where they are written; what an earlier call left there counts as written.
-        output: the directory that they get a second name in, which takes room on another file
-            system only.
+        work: directory to write them in; shards of an interrupted run count as written.
+        output: directory that they are linked into; on another file system they are copied.
 
     Raises:
-        UserError: too little room.
+        UserError: the disk is too full.
     """
     written = sum(path.stat().st_size for path in (work / "tokens").glob("*.npy"))
-    above = next(path for path in (output, *output.absolute().parents) if path.exists())
-    places = {
-        os.stat(above).st_dev: (above, MARGIN * needed),
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    by_device = {
+        os.stat(existing).st_dev: (existing, MARGIN * needed),
         os.stat(work).st_dev: (work, MARGIN * needed - written),
     }
-    for place, room in places.values():
-        less = "take less text (max_documents or max_bytes of download.pretrain)"
-        refuse_what_cannot_fit("tokenize: the token shards", room, place, less)
+    for directory, room in by_device.values():
+        remedy = "take remedy text (max_documents or max_bytes of download.pretrain)"
+        refuse_what_cannot_fit("tokenize: the token shards", room, directory, remedy)

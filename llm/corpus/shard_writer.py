@@ -1,6 +1,4 @@
-"""Writing token shards: `.npy` files of a set length, appended to by and by, and continued after a
-kill.
-"""
+"""Writer of token shards: `.npy` files of a set length that grow, and that resume after a kill."""
 
 from __future__ import annotations
 
@@ -14,10 +12,9 @@ from llm.runtime.io import sha256
 
 
 class ShardWriter:
-    """Appends token ids to `<split>-NNNNN.npy` files of `shard_tokens` each (the last may be
-    shorter).
+    """Appends ids to `<split>-NNNNN.npy` files of `shard_tokens` each; the last may be shorter.
 
-    Ids go to the file as they come, so memory does not grow with `shard_tokens`.
+    Ids go straight to the file, so memory does not grow with `shard_tokens`.
     """
 
     def __init__(
@@ -26,13 +23,19 @@ class ShardWriter:
         split: str,
         dtype: np.dtype,
         shard_tokens: int,
-        place: dict[str, Any] | None = None,
+        position: dict[str, Any] | None = None,
     ) -> None:
-        """`place`: what `sync` gave; writing continues there, and what came after it is written
-        again.
+        """Open the writer, at the start or at a saved position.
+
+        Args:
+            directory: folder of the shards.
+            split: first part of their names.
+            dtype: type of the ids.
+            shard_tokens: ids of a full shard.
+            position: what `sync` returned; ids after it are discarded.
 
         Raises:
-            ValueError: the files do not hold what `place` says.
+            ValueError: the files do not hold what `position` says.
         """
         self.directory, self.split, self.dtype, self.shard_tokens = (
             directory,
@@ -41,10 +44,10 @@ class ShardWriter:
             shard_tokens,
         )
         self.shards: list[dict[str, Any]] = []  # finished: file, tokens, sha256
-        self.filled = 0  # tokens of the one that is not
+        self.filled = 0  # tokens of the unfinished shard
         self.file: BinaryIO | None = None
-        if place is not None:
-            self._continue(place["shards"], place["filled"])
+        if position is not None:
+            self._resume(position["shards"], position["filled"])
 
     def add(self, ids: np.ndarray) -> None:
         """Append (n,) token ids."""
@@ -61,9 +64,9 @@ class ShardWriter:
                 self._finish()
 
     def sync(self) -> dict[str, Any]:
-        """Bring the unfinished shard to the disk; return the place to continue from.
+        """Flush the unfinished shard to the disk; return the position to resume from.
 
-        Finished shards are not waited for: their digests tell whether a power cut took them.
+        Finished shards are not flushed: their digests show if a power cut damaged them.
         """
         if self.file is not None:
             self.file.flush()
@@ -76,7 +79,7 @@ class ShardWriter:
             self._finish()
         return self.shards
 
-    def _continue(self, shards: list[dict[str, Any]], filled: int) -> None:
+    def _resume(self, shards: list[dict[str, Any]], filled: int) -> None:
         for shard in shards:
             path = self.directory / shard["file"]
             if not path.is_file() or sha256(path) != shard["sha256"]:
@@ -98,17 +101,15 @@ class ShardWriter:
         return self.directory / f"{self.split}-{len(self.shards):05d}.npy"
 
     def _header(self, tokens: int) -> None:
-        """The .npy header; NumPy pads it so that the first dimension can be filled in afterwards,
-        in its place.
-        """
+        """Write the .npy header; NumPy pads it, so the length can be overwritten in place later."""
         assert self.file is not None
         self.file.seek(0)
-        described = {
+        header = {
             "descr": np.lib.format.dtype_to_descr(self.dtype),
             "fortran_order": False,
             "shape": (tokens,),
         }
-        np.lib.format.write_array_header_1_0(self.file, described)
+        np.lib.format.write_array_header_1_0(self.file, header)
 
     def _finish(self) -> None:
         assert self.file is not None

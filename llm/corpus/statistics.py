@@ -1,4 +1,4 @@
-"""What a corpus holds, counted while it is written."""
+"""Statistics of a corpus, counted while its shards are written."""
 
 from __future__ import annotations
 
@@ -16,30 +16,28 @@ if TYPE_CHECKING:
     from llm.tokenizer.bpe import Tokenizer
 
 SPLITS = ("train", "val")
-KINDS = (
-    "tokens",
-    "documents",
-    "bytes",
-)  # bytes of text; tokens with the end token of each document
-MAX_SOURCES = 100  # that are counted by name; what later ones hold is counted together
+KINDS = ("tokens", "documents", "bytes")  # tokens include each document's end token
+MAX_SOURCES = 100  # sources counted by name; all later ones are counted together
 OTHERS = "(other sources)"
 FREQUENT, LARGEST = 20, 20  # tokens and sources that the metrics name
 
 
 class Counts:
-    """Documents, bytes and tokens by split and by source, lengths of documents, and how often each
-    token occurs.
-    """
+    """Counts of documents, bytes and tokens by split and source, of lengths, and of each token."""
 
     def __init__(self, vocab_size: int, mixture: Mapping[str, float] | None = None) -> None:
-        """mixture: weight of each source of a mixture, whose validation documents are told apart."""
+        """Start at zero.
+
+        Args:
+            vocab_size: number of tokens.
+            mixture: weight of each source of a mixture, to note the source of held-out documents.
+        """
         self.mixture = dict(mixture or {})
-        self.validation: list[int] = []  # the place in `mixture` of each held-out document's source
+        self.validation: list[int] = []  # index in `mixture` of each held-out document's source
         self.splits = {split: dict.fromkeys(KINDS, 0) for split in SPLITS}
         self.sources: dict[str, dict[str, int]] = {}  # by name: <split>_<kind>
-        self.lengths: Counter[int] = (
-            Counter()
-        )  # a power of two -> documents of at most so many tokens, not of half
+        # power of two -> documents of at most so many tokens, but more than half of it
+        self.lengths: Counter[int] = Counter()
         self.tokens = np.zeros(vocab_size, dtype=np.int64)
         self.tally = Tally()
 
@@ -50,28 +48,33 @@ class Counts:
         validation: np.ndarray,
         sources: pa.StringArray,
     ) -> None:
-        """Count (n,) documents: their bytes, their tokens, whether they are held out, and where
-        they come from.
+        """Count documents.
+
+        Args:
+            sizes: bytes of each document, (n,).
+            lengths: tokens of each document, (n,).
+            validation: mask of the held-out documents, (n,).
+            sources: source of each document, (n,).
         """
         coded = sources.dictionary_encode()
-        which, names = coded.indices.to_numpy(), coded.dictionary.to_pylist()
+        source_of, names = coded.indices.to_numpy(), coded.dictionary.to_pylist()
         by_source: dict[str, dict[str, int]] = {name: {} for name in names}
-        for split, here in zip(SPLITS, (~validation, validation), strict=True):
+        for split, mask in zip(SPLITS, (~validation, validation), strict=True):
             for kind, weights in zip(KINDS, (lengths, np.ones_like(sizes), sizes), strict=True):
-                self.splits[split][kind] += int(weights[here].sum())
-                shares = np.bincount(which[here], weights=weights[here], minlength=len(names))
+                self.splits[split][kind] += int(weights[mask].sum())
+                shares = np.bincount(source_of[mask], weights=weights[mask], minlength=len(names))
                 for name, share in zip(names, shares.tolist(), strict=True):
                     by_source[name][f"{split}_{kind}"] = int(share)
         for name, added in by_source.items():
             self._add_source(name, added)
         if self.mixture:
-            at = np.array([list(self.mixture).index(name) for name in names], dtype=np.int64)
-            self.validation += at[which[validation]].tolist()
+            index = np.array([list(self.mixture).index(name) for name in names], dtype=np.int64)
+            self.validation += index[source_of[validation]].tolist()
         powers = 1 << np.arange(48)
         self.lengths.update(powers[np.searchsorted(powers, lengths)].tolist())
 
     def merge(self, later: Counts) -> None:
-        """Add what a later part of the corpus holds."""
+        """Add the counts of a later part of the corpus."""
         for split, added in later.splits.items():
             for kind, number in added.items():
                 self.splits[split][kind] += number
@@ -83,7 +86,7 @@ class Counts:
         self.validation += later.validation
 
     def metrics(self, tokenizer: Tokenizer, clean: Clean) -> dict[str, Any]:
-        """What metrics/tokenize.json holds."""
+        """Return the content of metrics/tokenize.json."""
         train, val = self.splits["train"], self.splits["val"]
         top = np.argsort(-self.tokens, kind="stable")[:FREQUENT]
         return {
@@ -113,16 +116,14 @@ class Counts:
         }
 
     def _largest(self) -> list[dict[str, Any]]:
-        """Documents, bytes and tokens of the sources with most tokens, and of all others together;
-        both sides.
-        """
+        """Return counts of the sources with most tokens, and of all others together."""
         sums = {
-            name: {kind: sum(held[f"{split}_{kind}"] for split in SPLITS) for kind in KINDS}
-            for name, held in self.sources.items()
+            name: {kind: sum(counts[f"{split}_{kind}"] for split in SPLITS) for kind in KINDS}
+            for name, counts in self.sources.items()
         }
         order = sorted(sums, key=lambda name: (name == OTHERS, -sums[name]["tokens"], name))
-        shown, others = order[:LARGEST], order[LARGEST:]
-        rows = [{"source": name, **sums[name]} for name in shown]
+        largest, others = order[:LARGEST], order[LARGEST:]
+        rows = [{"source": name, **sums[name]} for name in largest]
         if others:
             rows.append(
                 {
@@ -135,12 +136,12 @@ class Counts:
     def _add_source(self, name: str, added: dict[str, int]) -> None:
         if name not in self.sources and len(self.sources) >= MAX_SOURCES:
             name = OTHERS
-        held = self.sources.setdefault(name, dict.fromkeys(added, 0))
+        counts = self.sources.setdefault(name, dict.fromkeys(added, 0))
         for kind, value in added.items():
-            held[kind] += value
+            counts[kind] += value
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Return the counts as a JSON object."""
         return {
             "splits": self.splits,
             "sources": self.sources,
@@ -153,11 +154,11 @@ class Counts:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Counts:
-        """What `to_json` gave."""
-        found = cls(0, value["mixture"])
-        found.validation = value["validation"]
-        found.splits, found.sources = value["splits"], value["sources"]
-        found.lengths = Counter({int(size): count for size, count in value["lengths"].items()})
-        found.tokens = np.array(value["tokens"], dtype=np.int64)
-        found.tally = Tally.from_json(value["tally"])
-        return found
+        """Return the counts that `to_json` wrote."""
+        counts = cls(0, value["mixture"])
+        counts.validation = value["validation"]
+        counts.splits, counts.sources = value["splits"], value["sources"]
+        counts.lengths = Counter({int(size): count for size, count in value["lengths"].items()})
+        counts.tokens = np.array(value["tokens"], dtype=np.int64)
+        counts.tally = Tally.from_json(value["tally"])
+        return counts

@@ -1,6 +1,6 @@
-"""Rows on their way to the device: the next micro-batch is prepared while the present one computes.
+"""Micro-batches: the next one is prepared while the current one computes.
 
-Rows that come from afar are told to the data set some hundreds before their turn (`announced`).
+A data set with remote rows learns of each row some hundred rows before it is read (`announced`).
 """
 
 from __future__ import annotations
@@ -25,50 +25,47 @@ class Dataset(Protocol):
     num_rows: int
 
     def rows(self, ids: np.ndarray) -> Any:
-        """tokens, targets, segments, positions: each (len(ids), length), the last two may be None."""
+        """Return tokens, targets, segments, positions: (rows, length), or None for the last two."""
 
     def label_counts(self, ids: np.ndarray) -> np.ndarray:
-        """Predicted tokens of each row."""
+        """Return the number of predicted tokens of each row, (rows,)."""
 
 
 @runtime_checkable
 class Distant(Protocol):
-    """A data set whose rows take time to come."""
+    """A data set whose rows may be remote."""
 
-    rows_ahead: int  # before whose turn it wants to know of a row; 0: it lies here
+    rows_ahead: int  # how many rows ahead a row is announced; 0: all rows are local
 
     def ahead(self, ids: np.ndarray) -> None:
-        """The rows `ids` will be asked for soon. Returns at once."""
+        """Note that the rows `ids` will be read soon, and return at once."""
 
 
 class MicroBatch(NamedTuple):
     """A part of a step's global batch."""
 
     step: int
-    number: int  # its place in the global batch
+    number: int  # its position in the global batch
     ids: np.ndarray  # rows of the whole global batch
     labels: int  # predicted tokens of the whole global batch
     tensors: dict[str, Tensor]  # arguments of Transformer.loss, each (micro-batch, length)
 
 
 def one_ahead(items: Iterator[T]) -> Generator[T, None, None]:
-    """The items in their order; while one is in use, a thread makes the next, and no more than
-    that.
+    """Yield the items in order, while a thread makes the next one.
 
-    What making an item raises is raised here, in the item's turn.
+    An exception of the thread is raised in the turn of its item.
     """
     end = object()
     with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
-        coming = thread.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = thread.submit(next, items, end)
+        future = thread.submit(next, items, end)
+        while (item := future.result()) is not end:
+            future = thread.submit(next, items, end)
             yield item  # type: ignore[misc]
 
 
 def announced(data: Dataset, items: Iterator[T], rows_of: Callable[[T], np.ndarray]) -> Iterator[T]:
-    """The items in their order; a distant data set is told the rows of each `rows_ahead` rows
-    before its turn.
-    """
+    """Yield the items in order; announce rows to a remote data set `rows_ahead` rows earlier."""
     if not isinstance(data, Distant) or not data.rows_ahead:
         yield from items
         return
@@ -85,10 +82,13 @@ def announced(data: Dataset, items: Iterator[T], rows_of: Callable[[T], np.ndarr
 
 
 def host_tensors(data: Dataset, ids: np.ndarray, size: int, pin: bool) -> dict[str, Tensor]:
-    """The rows `ids` as arguments of Transformer.loss, filled up to `size` with rows that have no
-    label.
+    """Return rows as arguments of Transformer.loss, each (size, length).
 
-    pin: in page-locked memory, from which a CUDA device copies while it computes.
+    Args:
+        data: holds the rows.
+        ids: numbers of the rows, (rows,).
+        size: rows to return; rows without labels fill up the rest.
+        pin: use page-locked memory, from which a CUDA device copies while it computes.
     """
     tokens, targets, segments, positions = data.rows(ids)
     if missing := size - len(ids):
@@ -111,7 +111,7 @@ def _filled(array: np.ndarray, rows: int, value: int) -> np.ndarray:
 def micro_batches(
     data: Dataset, seed: int, steps: range, batch_size: int, micro: int, numbers: range, pin: bool
 ) -> Iterator[MicroBatch]:
-    """Those of `numbers` of each step's global batch; the order is that of `llm.data.order`."""
+    """Yield the micro-batches `numbers` of each step's global batch, in `llm.data.order`'s order."""
 
     def parts() -> Iterator[tuple[int, int, np.ndarray, int, np.ndarray]]:
         for step in steps:
@@ -120,5 +120,5 @@ def micro_batches(
             for number in numbers:
                 yield step, number, ids, labels, ids[number * micro : (number + 1) * micro]
 
-    for step, number, ids, labels, mine in announced(data, parts(), lambda part: part[-1]):
-        yield MicroBatch(step, number, ids, labels, host_tensors(data, mine, micro, pin))
+    for step, number, ids, labels, own in announced(data, parts(), lambda part: part[-1]):
+        yield MicroBatch(step, number, ids, labels, host_tensors(data, own, micro, pin))

@@ -1,10 +1,10 @@
-"""Blocks of remote files on this machine's disk, under a limit of bytes that the processes of a run
-keep together.
+"""Cache of blocks of remote files on the local disk, with one limit for all processes of a run.
 
-fsspec's own caches keep whole files or sparse ones, forget by age alone, and its `blockcache` is
-for one process and one thread (its documentation and fsspec/implementations/cached.py, 2026.9).
-Here a block is a file, written beside and renamed, so that any process may read, write or delete
-any of them at any time."""
+fsspec's own caches keep whole or sparse files and evict by age alone, and its `blockcache` is for
+one process and one thread (its documentation and fsspec/implementations/cached.py, 2026.9). Here a
+block is a file that is written under another name and renamed, so any process may read, write or
+delete any block at any time.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ import re
 import threading
 from pathlib import Path
 
-SLACK = 0.1  # of the limit: what all processes together may write between two looks at the folder
-# Names of blocks, and of what a killed process left of one: the user may have other files in the
-# folder.
+SLACK = 0.1  # share of the limit that all processes may write between two scans of the folder
+# Names of blocks and of their temporary files; the folder may also hold files of the user.
 BLOCK = re.compile(r"[0-9a-f]{32}/\d+(\.\d+\.\d+\.tmp)?")
-KEPT = 0.8  # of the limit: what is left when blocks had to go
+KEPT = 0.8  # share of the limit that stays after an eviction
 
 
 class BlockCache:
-    """Blocks by name (`<32 hexadecimal digits of its file>/<number>`). The oldest go first.
+    """Blocks by name (`<32 hexadecimal digits of its file>/<number>`); the oldest go first.
 
-    Rows come in random order over the whole corpus, so the block read last is no likelier to be
-    read next than any other; to note the times of reading would buy nothing.
+    Rows are in random order over the whole corpus, so the block read last is no likelier to be read
+    next than any other. Times of reading are therefore not recorded.
     """
 
     def __init__(self, folder: Path, limit: int, processes: int) -> None:
-        """
+        """Create the folder and evict what exceeds the limit.
+
         Args:
+            folder: folder of the blocks.
             limit: bytes of all blocks in the folder.
-            processes: how many of this run use the folder.
+            processes: processes of this run that use the folder.
         """
         self.folder, self.limit, self.share = folder, limit, SLACK * limit / processes
         self._written, self._lock = 0.0, threading.Lock()
@@ -42,7 +43,7 @@ class BlockCache:
         return (self.folder / name).exists()
 
     def read(self, name: str, start: int, length: int) -> bytes | None:
-        """Bytes start … start+length of a block; None where it is not here."""
+        """Return bytes start … start+length of a block; None if it is not cached."""
         try:
             with open(self.folder / name, "rb", buffering=0) as file:
                 file.seek(start)
@@ -51,10 +52,9 @@ class BlockCache:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Keep a block, and make room for the next ones. One that is larger than the limit allows
-        is not kept.
+        """Cache a block, after an eviction if needed; skip a block larger than the share.
 
-        No fsync: what a power cut leaves of a block is told by its digest.
+        It is not flushed to the disk: its digest shows if a power cut damaged it.
         """
         if len(data) > self.share:
             return
@@ -75,17 +75,16 @@ class BlockCache:
             temporary.unlink(missing_ok=True)
 
     def delete(self, name: str) -> None:
-        """Forget a block."""
+        """Delete a block."""
         (self.folder / name).unlink(missing_ok=True)
 
     def _trim(self) -> None:
-        """Where the next writes might pass the limit, delete the oldest blocks.
+        """Delete the oldest blocks if the next writes could exceed the limit.
 
-        After a look at the folder there is at most (1 - SLACK) of the limit, and until the next one
-        no process writes
-        more than its share of SLACK: so the limit holds at every moment.
+        After a scan at most (1 - SLACK) of the limit is left, and no process writes more than its
+        share of SLACK until the next scan, so the limit always holds.
         """
-        found = []
+        blocks = []
         for path in self.folder.glob("*/*"):
             if not BLOCK.fullmatch(path.relative_to(self.folder).as_posix()):
                 continue
@@ -93,11 +92,11 @@ class BlockCache:
                 status = path.stat()
             except FileNotFoundError:
                 continue
-            found.append((status.st_mtime_ns, status.st_size, path))
-        total = sum(size for _, size, _ in found)
+            blocks.append((status.st_mtime_ns, status.st_size, path))
+        total = sum(size for _, size, _ in blocks)
         if total <= (1 - SLACK) * self.limit:
             return
-        for _, size, path in sorted(found):
+        for _, size, path in sorted(blocks):
             if total <= KEPT * self.limit:
                 return
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The mixed examples of `data/mix`, tokenized and packed."""
+"""Examples of `data/mix`, tokenized and packed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""The order of the data: a pure function of (seed, step), whatever the number of devices, without
-an array of it.
+"""Order of the data: a pure function of (seed, step) that needs no array of all samples.
 
-Each epoch visits every sample once, in an order of its own.
+It does not depend on the number of devices. Each epoch visits every sample once, in its own order.
 """
 
 from __future__ import annotations
@@ -9,19 +8,19 @@ from __future__ import annotations
 import numpy as np
 
 _MASK = (1 << 64) - 1
-# of the Feistel network: four already make a pseudorandom permutation of good round functions
+# rounds of the Feistel network; four already make a pseudorandom permutation
 ROUNDS = 6
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finalizer (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195), on uint64."""
+    """Apply SplitMix64's finalizer (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195), on uint64."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def permute(indices: np.ndarray, n: int, key: int) -> np.ndarray:
-    """Where a random permutation of range(n) sends `indices`.
+    """Return the images of `indices` under a random permutation of range(n).
 
     A Feistel network over the smallest even number of bits that holds n (Luby and Rackoff 1988),
     walked along its cycles until it lands below n (Black and Rogaway 2002, "Ciphers with arbitrary
@@ -29,10 +28,11 @@ def permute(indices: np.ndarray, n: int, key: int) -> np.ndarray:
 
     Args:
         indices: integers in range(n), any shape.
+        n: number of samples.
         key: chooses the permutation.
 
     Returns:
-        int64, of the shape of `indices`.
+        int64 array in the shape of `indices`.
     """
     indices = np.asarray(indices)
     if n < 1 or (indices.size and (indices.min() < 0 or indices.max() >= n)):
@@ -55,7 +55,7 @@ def permute(indices: np.ndarray, n: int, key: int) -> np.ndarray:
 
 
 def batch_ids(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
-    """Sample ids of a step's global batch, int64 (batch_size,).
+    """Return the sample ids of a step's global batch, int64 (batch_size,).
 
     Batches follow one another through the epochs without a gap, so a batch may straddle two epochs.
     """
@@ -63,8 +63,8 @@ def batch_ids(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
     epochs, within = position // n, position % n
     ids = np.empty(batch_size, dtype=np.int64)
     for epoch in np.unique(epochs):
-        here = epochs == epoch
-        ids[here] = permute(within[here], n, _epoch_key(seed, int(epoch)))
+        mask = epochs == epoch
+        ids[mask] = permute(within[mask], n, _epoch_key(seed, int(epoch)))
     return ids
 
 

@@ -1,4 +1,4 @@
-"""Packing finetuning examples into rows, so that no step is spent on padding."""
+"""Packing of finetuning examples into rows, so that steps compute little padding."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import numpy as np
 
 from llm.data.order import permute
 
-OPEN_ROWS = 64  # rows that may still take an example; more pack tighter and take longer
+OPEN_ROWS = 64  # rows that can still take an example; more rows pack tighter and slower
 
 
 def pack(lengths: np.ndarray, capacity: int, seed: int) -> list[np.ndarray]:
     """Spread examples over rows of `capacity` tokens.
 
-    Examples come in a random order given by the seed and go into the open row that they fill best
-    (best fit); of more than OPEN_ROWS open rows the fullest is closed. Rows thus stay random
-    mixtures.
+    Examples come in a random order that depends on the seed. Each goes into the open row that it
+    fills best. Beyond OPEN_ROWS open rows, the fullest is closed. So rows stay random mixtures.
 
     Returns:
-        The example numbers of each row, in the order in which they stand there.
+        The numbers of each row's examples, in the order of the row.
 
     Raises:
         ValueError: an example is longer than a row.
@@ -64,7 +63,14 @@ class PackedExamples:
     def __init__(
         self, examples: Iterable[tuple[list[int], int]], capacity: int, eos_id: int, seed: int
     ) -> None:
-        """`examples`: token ids (prompt, response, end token), and how many of them are prompt."""
+        """Pack the examples.
+
+        Args:
+            examples: token ids (prompt, response, end token), and the length of the prompt.
+            capacity: tokens of a row.
+            eos_id: id of the end token, which pads the rows.
+            seed: decides the order of packing.
+        """
         ids, prompts = [], []
         for tokens, prompt in examples:
             ids.append(np.asarray(tokens, dtype=np.int32))
@@ -76,14 +82,12 @@ class PackedExamples:
         self.prompts = np.array(prompts, dtype=np.int64)
         self.packed = pack(lengths, capacity, seed)
         self.num_rows, self.num_examples = len(self.packed), len(ids)
-        # A target is the token after a position; the first token of an example is nobody's target.
+        # A target is the next token, so the first token of an example is never a target.
         labels = lengths - np.maximum(self.prompts, 1)
         self._labels = np.array([labels[row].sum() for row in self.packed], dtype=np.int64)
 
     def head(self, tokens: int) -> PackedExamples:
-        """The first rows of at most `tokens` tokens together, at least one row; the examples are
-        shared.
-        """
+        """Return a view of the first rows, at least one, of at most `tokens` tokens together."""
         view = copy.copy(self)
         rows = max(1, min(self.num_rows, tokens // self.capacity))
         view.packed, view._labels, view.num_rows = self.packed[:rows], self._labels[:rows], rows
@@ -91,25 +95,25 @@ class PackedExamples:
         return view
 
     def label_counts(self, ids: np.ndarray) -> np.ndarray:
-        """Number of targets in each of the rows `ids`."""
+        """Return the number of targets in each of the rows `ids`, int64 (rows,)."""
         return self._labels[ids]
 
     def rows(self, ids: np.ndarray) -> PackedRows:
-        """The rows `ids` (int64)."""
+        """Read the rows `ids`, int64 (rows,)."""
         shape = (len(ids), self.capacity)
         tokens = np.full(shape, self.eos_id, dtype=np.int64)
         targets = np.full(shape, -100, dtype=np.int64)
         segments = np.zeros(shape, dtype=np.int32)
         positions = np.zeros(shape, dtype=np.int64)
         for r, row in enumerate(ids):
-            at = 0
-            for number, example in enumerate(self.packed[int(row)], start=1):
+            start = 0
+            for number, example in enumerate(self.packed[int(row)], 1):
                 piece = self.flat[self.starts[example] : self.starts[example + 1]]
-                end = at + len(piece)
-                tokens[r, at:end] = piece
+                end = start + len(piece)
+                tokens[r, start:end] = piece
                 first = max(int(self.prompts[example]), 1)
-                targets[r, at + first - 1 : end - 1] = piece[first:]
-                segments[r, at:end] = number
-                positions[r, at:end] = np.arange(len(piece))
-                at = end
+                targets[r, start + first - 1 : end - 1] = piece[first:]
+                segments[r, start:end] = number
+                positions[r, start:end] = np.arange(len(piece))
+                start = end
         return PackedRows(tokens, targets, segments, positions)

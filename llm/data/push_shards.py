@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm.data.remote_shards import BLOCK, INDEX, digest, place
+from llm.data.remote_shards import BLOCK, INDEX, digest, remote_folder
 from llm.errors import UserError
 from llm.runtime.io import read_json
 from llm.runtime.progress import Progress
@@ -39,7 +39,7 @@ def push(directory: Path, url: str, block: int = BLOCK) -> str:
     if not meta.exists():
         raise UserError(f"{meta}: no such file. `dvc checkout` or `dvc repro tokenize` brings it.")
     address = Address(url, "URL")
-    fs, root = address.fs, place(address, directory)
+    fs, root = address.fs, remote_folder(address, directory)
     manifest = read_json(meta)
     try:
         listed = [

@@ -1,23 +1,19 @@
-"""Token shards on a remote file system: read in blocks, ahead of their use, with a part of them on
-this disk.
+"""Token shards on a remote file system, read in blocks before they are needed and cached on disk.
 
-    LLM_TOKENS_URL          where `python -m llm tokens push` put them: s3://bucket/folder, gs://…,
-    file://… LLM_TOKENS_CACHE        folder of the blocks on this disk; ~/.cache/llm/tokens
-    LLM_TOKENS_CACHE_GB     its limit in 10^9 bytes; 20
+    LLM_TOKENS_URL       folder that `python -m llm tokens push` wrote: s3://…, gs://…, file://…
+    LLM_TOKENS_CACHE     local folder of the blocks; ~/.cache/llm/tokens
+    LLM_TOKENS_CACHE_GB  its limit in 10^9 bytes; 20
 
-A shard that lies in data/tokens is read there, one that does not is read at the address. What
-counts is
-data/tokens/meta.json: its digest names the folder at the address, and what that holds must repeat
-    its shards' digests.
-With them lie the digests of blocks, which each block is compared with when it comes and when it is
-first read again.
+A shard in data/tokens is read there; a missing one is read at the address. data/tokens/meta.json
+decides: its digest names the folder at the address, and blocks.json there must repeat the digests of
+its shards. blocks.json also holds a digest for each block. A block is compared with it when it
+arrives, and again when it is first read from the cache.
 
-Why blocks: rows are drawn at random from all shards, so that the first batches alone would need all
-    shards whole. Why
-256 KiB: S3 takes 0.1 to 0.2 s to answer, whatever it is asked for; in that time a connection
-    carries ten times as much,
-so that a larger block would cost no more time but, for each row of some kilobytes, more traffic
-(docs/SCALE.md)."""
+Shards are read in blocks because rows are drawn at random from all shards, so the first batches
+alone would need every shard whole. A block has 256 KiB because S3 takes 0.1 to 0.2 s to answer any
+request, and a connection carries ten times as much in that time. Larger blocks would save no time
+and cost more traffic for each row of some kilobytes (docs/SCALE.md).
+"""
 
 from __future__ import annotations
 
@@ -40,37 +36,37 @@ from llm.runtime.io import read_json, sha256
 from llm.runtime.remote_fs import CONNECTIONS, Address
 
 BLOCK = 1 << 18  # bytes
-DIGEST = 16  # bytes of a block's BLAKE2b
-# at most, of which the blocks are fetched before their turn: 128 MiB, some seconds of a fast card
+DIGEST = 16  # bytes of a block's digest (BLAKE2b)
+# Most rows whose blocks are fetched ahead: 128 MiB, some seconds of a fast GPU.
 ROWS_AHEAD = 512
 INDEX = "blocks.json"
 FOLDER, GIGABYTES = "~/.cache/llm/tokens", 20.0
 
 
 class Blocks(NamedTuple):
-    """What `blocks.json` says of a shard."""
+    """A shard's entry in `blocks.json`."""
 
     file: str
     sha256: str
     bytes: int
-    digests: str  # of its blocks, in hexadecimal, one after the other
+    digests: str  # digests of its blocks, in hexadecimal, joined
 
 
 def digest(block: bytes) -> str:
-    """Of a block."""
+    """Return the digest of a block in hexadecimal."""
     return hashlib.blake2b(block, digest_size=DIGEST).hexdigest()
 
 
-def place(address: Address, directory: Path) -> str:
-    """The folder at an address that is for these tokens: its name is the digest of their meta.json."""
+def remote_folder(address: Address, directory: Path) -> str:
+    """Return the folder for these tokens at an address, named by the digest of meta.json."""
     return posixpath.join(address.root, sha256(directory / "meta.json")[:16])
 
 
 def from_environment(directory: Path) -> RemoteTokens | None:
-    """What LLM_TOKENS_URL asks for.
+    """Return the shards at LLM_TOKENS_URL; None if it is not set.
 
     Raises:
-        UserError: a variable is unusable, or the tokens there are not those that
+        UserError: a variable is invalid, or the address has other tokens than
             `directory`/meta.json describes.
     """
     url = env.tokens_url()
@@ -81,18 +77,18 @@ def from_environment(directory: Path) -> RemoteTokens | None:
     return _connected(url, directory, sha256(directory / "meta.json"), folder, int(limit * 1e9))
 
 
-@cache  # one for both splits
+@cache  # one connection for both splits
 def _connected(url: str, directory: Path, _manifest: str, folder: Path, limit: int) -> RemoteTokens:
     return RemoteTokens(url, directory, folder, limit)
 
 
 class RemoteTokens:
-    """The shards that one manifest describes, at an address. Threads may use it together."""
+    """Shards at an address that one meta.json describes; threads may share it."""
 
     def __init__(self, url: str, directory: Path, folder: Path, limit: int) -> None:
-        """Raises UserError where the address does not answer, or has other tokens."""
+        """Raise UserError if the address does not answer or has other tokens."""
         self.address = Address(url, "LLM_TOKENS_URL")
-        self.root = place(self.address, directory)
+        self.root = remote_folder(self.address, directory)
         self.block, self.shards = self._index(directory)
         processes = env.local_world_size()
         try:
@@ -112,17 +108,16 @@ class RemoteTokens:
         self._coming: dict[tuple[str, int], Future[bytes]] = {}
         self._lock = threading.Lock()
         self._asked: queue.SimpleQueue[tuple[RemoteShard, int, Future[bytes]]] = queue.SimpleQueue()
-        for _ in range(
-            CONNECTIONS
-        ):  # daemons: the end of the process does not wait for a remote that is away
+        # Daemon threads, so the process can end while the remote does not answer.
+        for _ in range(CONNECTIONS):
             threading.Thread(target=self._fetch_asked, name="tokens", daemon=True).start()
 
     def shard(self, file: str, tokens: int, dtype: np.dtype) -> RemoteShard:
-        """A shard as an array."""
+        """Return a shard that reads like an array."""
         return RemoteShard(self, self.shards[file], tokens, dtype)
 
     def ask(self, shard: RemoteShard, number: int) -> Future[bytes]:
-        """A block on its way, which another thread fetches, and keeps on the disk."""
+        """Return the future of a block, which another thread fetches and caches."""
         key = shard.blocks.sha256, number
         with self._lock:
             if (future := self._coming.get(key)) is None:
@@ -143,10 +138,10 @@ class RemoteTokens:
                 del self._coming[shard.blocks.sha256, number]
 
     def _fetch(self, shard: RemoteShard, number: int) -> bytes:
-        """Raises UserError where the remote stays away, or has something else."""
+        """Raise UserError if the remote does not answer or has other bytes."""
         path, start = posixpath.join(self.root, shard.blocks.file), number * self.block
         stop = min(start + self.block, shard.blocks.bytes)
-        for _ in range(2):  # a damage on the way does not come twice
+        for _ in range(2):  # damage in transit rarely happens twice
             data: bytes = self._read(path, start, stop)
             if shard.is_sound(number, data):
                 self._keep(shard.name(number), data)
@@ -167,7 +162,7 @@ class RemoteTokens:
             ) from None
 
     def _read(self, path: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """Raises UserError where the remote stays away, or has no such file."""
+        """Raise UserError if the remote does not answer or lacks the file."""
 
         def read() -> bytes:
             try:
@@ -188,12 +183,12 @@ class RemoteTokens:
             raise
         except Exception as error:  # whatever the remote's package raises
             raise UserError(
-                f"LLM_TOKENS_URL={self.address.url} does not answer ({type(error).__name__}: {error}). Mend the "
+                f"LLM_TOKENS_URL={self.address.url} does not answer ({type(error).__name__}: {error}). Fix the "
                 "connection and start the same command again: it goes on from the last state."
             ) from None
 
     def _index(self, directory: Path) -> tuple[int, dict[str, Blocks]]:
-        """Bytes of a block, and what is known of each shard's."""
+        """Read the bytes of a block, and the blocks of each shard."""
         path = posixpath.join(self.root, INDEX)
         manifest = read_json(directory / "meta.json")
         try:
@@ -218,44 +213,41 @@ class RemoteTokens:
 
 
 class RemoteShard:
-    """A shard at the address, which is sliced as the array that it holds; nothing else is asked of
-    shards.
-    """
+    """A shard at the address, which can be sliced like its array."""
 
     def __init__(self, remote: RemoteTokens, blocks: Blocks, tokens: int, dtype: np.dtype) -> None:
         self.remote, self.blocks, self.tokens, self.dtype = remote, blocks, tokens, dtype
         self.header = blocks.bytes - tokens * dtype.itemsize
-        self.sound = bytearray(
-            -(-blocks.bytes // remote.block)
-        )  # whether this process has seen that a block is
+        # 1 for each block that this process has compared with its digest
+        self.sound = bytearray(-(-blocks.bytes // remote.block))
 
     def __len__(self) -> int:
         return self.tokens
 
-    def __getitem__(self, asked: slice) -> np.ndarray:
-        start, stop, _ = asked.indices(self.tokens)
+    def __getitem__(self, wanted: slice) -> np.ndarray:
+        start, stop, _ = wanted.indices(self.tokens)
         first, last = self._bytes(start), self._bytes(max(start, stop))
         size = self.remote.block
         numbers = self._numbers(start, stop)
         if len(numbers) > 1:
-            self.ahead(start, stop)  # all at once
+            self.ahead(start, stop)  # fetch all at once
         parts = [
             self._part(n, max(first - n * size, 0), min(last - n * size, size)) for n in numbers
         ]
         return np.frombuffer(b"".join(parts), self.dtype)
 
     def ahead(self, start: int, stop: int) -> None:
-        """Let the blocks with tokens start … stop be fetched, those that are not here."""
+        """Start to fetch the blocks with tokens start … stop that are not cached."""
         for number in self._numbers(start, stop):
             if self.name(number) not in self.remote.cache:
                 self.remote.ask(self, number)
 
     def name(self, number: int) -> str:
-        """Of a block, on the disk."""
+        """Return a block's name in the cache."""
         return f"{self.blocks.sha256[:32]}/{number}"
 
     def is_sound(self, number: int, data: bytes) -> bool:
-        """Whether these are the bytes of the block."""
+        """Return True if these are the bytes of the block."""
         hexadecimal = 2 * DIGEST
         expected = self.blocks.digests[number * hexadecimal : (number + 1) * hexadecimal]
         self.sound[number] = digest(data) == expected
@@ -265,7 +257,7 @@ class RemoteShard:
         return self.header + token * self.dtype.itemsize
 
     def _numbers(self, start: int, stop: int) -> range:
-        """Blocks with tokens start … stop."""
+        """Return the numbers of the blocks with tokens start … stop."""
         if stop <= start:
             return range(0)
         return range(
@@ -273,9 +265,7 @@ class RemoteShard:
         )
 
     def _part(self, number: int, start: int, stop: int) -> bytes:
-        """Bytes start … stop of a block, from the disk or, where it is not there or no longer
-        sound, from afar.
-        """
+        """Return bytes start … stop of a block, from the cache or, if it fails there, the remote."""
         cache, name = self.remote.cache, self.name(number)
         if self.sound[number]:
             part = cache.read(name, start, stop - start)

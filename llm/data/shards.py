@@ -1,7 +1,8 @@
 """Token shards: 1-D `.npy` files that are memory-mapped, every document followed by the end token.
 
-`llm.corpus.encode` writes them. Those that are not here may lie at `LLM_TOKENS_URL`
-(`llm.data.remote_shards`)."""
+`llm.corpus.encode` writes them. Shards that are not on this disk are read from `LLM_TOKENS_URL`
+(`llm.data.remote_shards`).
+"""
 
 from __future__ import annotations
 
@@ -20,32 +21,32 @@ if TYPE_CHECKING:
 
 
 def check_tokenizer(tokens: Path, model: Path, stage: str) -> None:
-    """UserError where the shards in `tokens` were made with another tokenizer than that in a
-    model's directory.
-    """
+    """Raise UserError if the shards in `tokens` were made with another tokenizer than `model`'s."""
     path = model / "tokenizer.json"
     if not path.exists():
         raise UserError(
             f"{path}: no such file. Run `dvc repro` to make it, or copy the checkpoint's."
         )
     if read_json(tokens / "meta.json").get("tokenizer_sha256") != sha256(path):
-        do = f"Set tokenize.tokenizer=pretrained and tokenize.origin={model}, and run `dvc repro` again."
-        if model.as_posix() in (
-            "data/tokenizer",
-            "models/base",
-        ):  # made with data/tokens, or from them
-            do = "Run `dvc repro`, which makes what is out of date of the two."
-        raise UserError(f"{stage}: {tokens} was not made with the tokenizer of {model}. {do}")
+        remedy = f"Set tokenize.tokenizer=pretrained and tokenize.origin={model}, and run `dvc repro` again."
+        # The pipeline makes these two with data/tokens, or from them.
+        if model.as_posix() in ("data/tokenizer", "models/base"):
+            remedy = "Run `dvc repro`, which makes what is out of date of the two."
+        raise UserError(f"{stage}: {tokens} was not made with the tokenizer of {model}. {remedy}")
 
 
 class TokenStream:
     """The shards of one split as one sequence of token ids, memory-mapped or remote."""
 
     def __init__(self, directory: str | Path, split: str) -> None:
-        """
+        """Open the shards.
+
+        Args:
+            directory: data/tokens.
+            split: train or val.
+
         Raises:
-            UserError: a file is missing here and at the address, truncated or of another type than
-                meta.json says.
+            UserError: a file is missing, truncated, or of another type than meta.json says.
         """
         directory = Path(directory)
         again = "Run `dvc repro -sf tokenize` to write it again."
@@ -59,7 +60,7 @@ class TokenStream:
             raise UserError(
                 f"{directory / 'meta.json'} does not describe {split} shards ({type(error).__name__}: {error}). {again}"
             ) from None
-        self.shards: list[Any] = []  # each with a length, and sliced
+        self.shards: list[Any] = []  # arrays or RemoteShard: both have a length and slices
         self.rows_ahead = 0  # rows to announce with `ahead` before they are read
         missing = {path for path, _ in files if not path.exists()}
         remote = _remote_tokens(directory) if missing else None
@@ -87,8 +88,10 @@ class TokenStream:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Token ids start … start+length, across shard borders; IndexError where the stream is
-        shorter.
+        """Return token ids start … start+length, (length,), across the borders of shards.
+
+        Raises:
+            IndexError: the stream is shorter.
         """
         if start < 0 or length < 0 or start + length > len(self):
             raise IndexError(f"tokens {start} … {start + length} of {len(self)}")
@@ -117,7 +120,7 @@ class TokenStream:
             start, length, shard = last, length - (last - start), shard + 1
 
     def documents_ids(self, chunk: int = 1 << 20) -> Iterator[np.ndarray]:
-        """Each document's ids, without the end token; the boundaries come from the shards alone."""
+        """Yield each document's ids without the end token; only end tokens mark the borders."""
         rest = np.zeros(0, dtype=np.int64)
         for start in range(0, len(self), chunk):
             ids = np.concatenate(
@@ -132,7 +135,7 @@ class TokenStream:
 
 
 def _remote_tokens(directory: Path) -> RemoteTokens | None:
-    """Return the shards at `LLM_TOKENS_URL`; None where it is not set."""
+    """Return the shards at `LLM_TOKENS_URL`; None if it is not set."""
     if not env.tokens_url():
         return None
     from llm.data import remote_shards

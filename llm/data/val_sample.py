@@ -1,4 +1,4 @@
-"""A part of the validation text that stands for all of it: whole documents, chosen by a hash."""
+"""A sample of the validation text: whole documents, chosen by a hash."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def choose(
     source is left out. Of equal documents only one is taken while the source has others.
 
     Args:
-        hashes: of the documents' texts, (documents,).
-        sizes: of the documents in tokens, (documents,).
-        sources: of the documents, numbered, (documents,).
-        limit: tokens.
+        hashes: hash of each document's text, (documents,).
+        sizes: tokens of each document, (documents,).
+        sources: number of each document's source, (documents,).
+        limit: tokens of the sample.
 
     Returns:
         Numbers of the chosen documents, sorted, and how many tokens of each are read.
@@ -43,25 +43,25 @@ def choose(
         own = np.flatnonzero(sources == source)
         share = limit * int(sizes[own].sum()) / int(sizes.sum())
         by_hash = own[np.argsort(hashes[own], kind="stable")]
-        place = np.arange(len(own))
+        rank = np.arange(len(own))
         new = np.append(True, np.diff(hashes[by_hash]) != 0)
         # 0 for the first of equal documents, 1 for its first copy, and so on.
-        copies = place - np.maximum.accumulate(np.where(new, place, 0))
+        copies = rank - np.maximum.accumulate(np.where(new, rank, 0))
         order = by_hash[np.argsort(copies, kind="stable")]
         read = np.minimum(sizes[order], max(2, math.ceil(share)))
-        kept = np.cumsum(read) - read / 2 < share
-        kept[0] = True
-        numbers.append(order[kept])
-        taken.append(read[kept])
-    found, read = np.concatenate(numbers), np.concatenate(taken)
-    order = np.argsort(found)
-    return found[order], read[order]
+        fits = np.cumsum(read) - read / 2 < share
+        fits[0] = True
+        numbers.append(order[fits])
+        taken.append(read[fits])
+    chosen, read = np.concatenate(numbers), np.concatenate(taken)
+    order = np.argsort(chosen)
+    return chosen[order], read[order]
 
 
 class ValSample(TokenStream):
-    """The chosen documents of a validation stream as a stream, in their order there.
+    """The chosen documents of a validation stream, as a stream in the same order.
 
-    The choice depends on the text alone. The sample lies in memory, unless it is the whole stream.
+    The choice depends on the text alone. The sample is in memory, unless it is the whole stream.
     """
 
     def __init__(
@@ -72,11 +72,14 @@ class ValSample(TokenStream):
         names: Sequence[str] = (),
         sources: np.ndarray | None = None,
     ) -> None:
-        """
+        """Read the stream once and choose the documents.
+
         Args:
-            limit: tokens, about; None: all documents.
+            stream: the validation stream.
+            tokenizer: decodes the documents.
+            limit: tokens of the sample, roughly; None takes all documents.
             names: sources of a mixture.
-            sources: the place in `names` of each document's source.
+            sources: index in `names` of each document's source, (documents,).
         """
         self.dtype, self.eos_id, self.vocab_size = stream.dtype, stream.eos_id, stream.vocab_size
         self.all = {"documents": stream.documents, "tokens": len(stream), "bytes": stream.bytes}
@@ -99,8 +102,8 @@ class ValSample(TokenStream):
             self.shards, self.ends, self.rows_ahead = stream.shards, stream.ends, stream.rows_ahead
         else:
             starts = np.cumsum(sizes) - sizes
-            places = zip(starts[numbers].tolist(), read.tolist(), strict=True)
-            parts = [stream.read(start, size) for start, size in places]
+            spans = zip(starts[numbers].tolist(), read.tolist(), strict=True)
+            parts = [stream.read(start, size) for start, size in spans]
             for i in np.flatnonzero(self.cut):
                 parts[i] = np.append(parts[i][:-1], self.dtype.type(self.eos_id))
                 self.document_bytes[i] = len(tokenizer.decode_bytes(parts[i][:-1].tolist()))
@@ -109,21 +112,22 @@ class ValSample(TokenStream):
         self.bytes = stream.bytes if whole else int(self.document_bytes.sum())
 
     def spread(self, limit: int) -> list[int]:
-        """Choose about `limit` of these documents, a share of each source; returns their places."""
+        """Choose about `limit` of these documents, a share of each source; return their indices."""
         ones = np.ones(self.documents, dtype=np.int64)
         return list(choose(self.hashes, ones, self.sources, limit)[0].tolist())
 
     def describe(self) -> str:
-        """Which documents these are, for signatures."""
+        """Describe the choice in words, for signatures of scores."""
         if self.documents == self.all["documents"] and not self.cut.any():
             return f"all {self.documents} held-out documents"
-        of = self.all["documents"]
-        return f"{self.documents} of {of} held-out documents, chosen by a hash in every source"
+        total = self.all["documents"]
+        return f"{self.documents} of {total} held-out documents, chosen by a hash in every source"
 
     def about(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Count documents, tokens and bytes of the sample, of all, and of each source.
 
-        names: each document's source; None: without sources.
+        Args:
+            names: source of each document; None leaves the sources out.
         """
         summary: dict[str, Any] = {
             "documents": self.documents,

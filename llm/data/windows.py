@@ -1,4 +1,4 @@
-"""Training sequences out of a token stream."""
+"""Training sequences, cut from a token stream."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Rows(NamedTuple):
     """Sequences of one length, all int64 and of shape (rows, seq)."""
 
     tokens: np.ndarray
-    targets: np.ndarray  # the next token; -100 where there is none to predict
+    targets: np.ndarray  # the next token; -100 means that none is predicted
     segments: np.ndarray | None  # attention stays within equal numbers
     positions: np.ndarray | None
 
@@ -22,8 +22,9 @@ class Rows(NamedTuple):
 class TokenWindows:
     """Neighbouring windows of a stream; window i predicts tokens i·length + 1 … (i+1)·length.
 
-    A last, shorter window is kept for validation (`partial`), so that every token but the first is
-    predicted once."""
+    For validation, `partial` keeps the last, shorter window, so that every token but the first is
+    predicted once.
+    """
 
     def __init__(
         self, stream: TokenStream, length: int, across_documents: bool, partial: bool = False
@@ -39,7 +40,7 @@ class TokenWindows:
             )
 
     def rows(self, ids: np.ndarray) -> Rows:
-        """The windows `ids` (int64)."""
+        """Read the windows `ids`, int64 (rows,)."""
         tokens = np.full((len(ids), self.length), self.stream.eos_id, dtype=np.int64)
         targets = np.full((len(ids), self.length), -100, dtype=np.int64)
         for row, i in enumerate(ids):
@@ -50,9 +51,8 @@ class TokenWindows:
         if self.across_documents:
             return Rows(tokens, targets, None, None)
         ends = tokens == self.stream.eos_id
-        segments = (
-            np.cumsum(ends, axis=1) - ends
-        )  # an end token belongs to the document that it ends
+        # An end token belongs to the document that it ends.
+        segments = np.cumsum(ends, axis=1) - ends
         index = np.arange(self.length)
         first = np.ones_like(ends)
         first[:, 1:] = ends[:, :-1]
@@ -60,11 +60,11 @@ class TokenWindows:
         return Rows(tokens, targets, segments, positions)
 
     def ahead(self, ids: np.ndarray) -> None:
-        """Say that the windows `ids` will be read soon."""
+        """Announce that the windows `ids` will be read soon."""
         for i in ids:
             start = int(i) * self.length
             self.stream.ahead(start, min(self.length, self.predicted - start) + 1)
 
     def label_counts(self, ids: np.ndarray) -> np.ndarray:
-        """Predicted tokens in each of the windows."""
+        """Return the number of predicted tokens in each of the windows, int64 (rows,)."""
         return np.minimum(self.length, self.predicted - ids * self.length)

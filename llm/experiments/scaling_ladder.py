@@ -1,14 +1,13 @@
-"""A ladder of small runs by the depth dial, the law that they follow, and what it says of larger
-ones.
+"""Ladder of small runs by the depth dial, the scaling law they follow, and its predictions.
 
-Every size is trained on every number of tokens, each with its own budget, batch, rate and decay by
-the rules of
-`llm.params.depth`: a law needs runs that ended, not points of longer ones (Hoffmann et al. 2022,
-    section 3.1). One run more,
-larger than all of them, is held back: the law predicts its loss before it is looked at.
+Every size is trained on every number of tokens. Each run has its own budget, batch, rate and decay
+by the rules of `llm.params.depth`, because a law needs finished runs, not points of longer ones
+(Hoffmann et al. 2022, section 3.1). One more run, larger than all others, is held back: the law
+predicts its loss before the loss is used.
 
-A finished run is a file in `.state/scaling-results/`, so a ladder that was killed goes on with the
-run that it was in."""
+The result of a finished run is a file in `.state/scaling-results/`, so a killed ladder resumes with
+the run that was interrupted.
+"""
 
 from __future__ import annotations
 
@@ -20,26 +19,22 @@ from typing import Any
 import numpy as np
 
 from llm import params
-from llm.evaluate import scaling_law as law
+from llm.evaluate import scaling_law
 from llm.evaluate.scaling_law import Law
 from llm.model.config import Config
 from llm.parallel import processes
 from llm.params import Params
-from llm.params import depth as scaling
+from llm.params.depth import AUTO, SHAPE, TRAINING, fine_batch_tokens, resolve
 from llm.runtime.io import read_json, write_json
 from llm.runtime.state_dirs import state_root
 from llm.train.training_log import Tracker
 
 TOKENS = Path("data/tokens")
 OUT = Path("metrics/scaling.json")
-LARGER = (
-    1,
-    10,
-    100,
-    1000,
-)  # budgets for which the best size is told, in units of the held-back run's FLOPs
-DETERMINED = 0.01  # of the lowest loss: an E whose interval lies below it is none
-DEPTHS = range(1, 129)  # of models that are thought of for a budget
+# Budgets to find the best size for, as multiples of the held-back run's FLOPs.
+LARGER = (1, 10, 100, 1000)
+DETERMINED = 0.01  # E is undetermined if its interval is below this share of the lowest loss
+DEPTHS = range(1, 129)  # depths to choose from for a budget
 
 
 @dataclass(frozen=True)
@@ -67,35 +62,34 @@ class Prefixed:
         self.tracker, self.prefix = tracker, prefix
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """As the tracker's own."""
+        """Log metrics under the prefix."""
         self.tracker.log_metrics(
             {f"{self.prefix}.{key}": value for key, value in metrics.items()}, step=step
         )
 
 
 def rungs(p: Params, vocabulary: int) -> list[Rung]:
-    """The ladder of `p.scaling`, cheapest first, and the run that is held back, which is the last."""
+    """Return the ladder of `p.scaling`, cheapest first; the held-back run is last."""
     s = p.scaling
-    found = [
+    ladder = [
         _rung(p, vocabulary, depth, tokens, False) for depth in s.depths for tokens in s.tokens
     ]
-    found.sort(key=lambda rung: rung.flops)
-    return [*found, _rung(p, vocabulary, s.held_back_depth, max(s.tokens), True)]
+    ladder.sort(key=lambda rung: rung.flops)
+    return [*ladder, _rung(p, vocabulary, s.held_back_depth, max(s.tokens), True)]
 
 
 def _rung(p: Params, vocabulary: int, depth: int, tokens: int, held_back: bool) -> Rung:
     data = p.model_dump(mode="json")
-    data["model"] |= {"depth": depth, **dict.fromkeys(scaling.SHAPE, scaling.AUTO)}
-    data["pretrain"] |= dict.fromkeys(scaling.TRAINING, scaling.AUTO)
-    # No circuit that is put in by hand, since small models have no room for it; no validation but
-    # the last.
+    data["model"] |= {"depth": depth, **dict.fromkeys(SHAPE, AUTO)}
+    data["pretrain"] |= dict.fromkeys(TRAINING, AUTO)
+    # No induction circuit, because small models have no room for it. No validation but the last.
     data["pretrain"] |= {
         "tokens": tokens,
         "init": params.SCRATCH,
         "induction_init": False,
         "eval_every": 2**31,
     }
-    data["pretrain"]["batch_tokens"] = scaling.fine_batch_tokens(scaling.resolve(data))
+    data["pretrain"]["batch_tokens"] = fine_batch_tokens(resolve(data))
     own = params.parse(data, f"scaling, depth {depth}")
     config = Config(vocab_size=vocabulary, **own.model.dimensions())
     trained = own.pretrain.steps * own.pretrain.batch_tokens
@@ -104,24 +98,22 @@ def _rung(p: Params, vocabulary: int, depth: int, tokens: int, held_back: bool) 
 
 
 def run(rung: Rung, tracker: Tracker) -> float:
-    """Train a rung, or take over what was trained; returns its loss on all validation tokens
-    (nats).
-    """
+    """Train a rung unless it is finished; return its loss (nats) on all validation tokens."""
     from llm.train.pretraining import Pretraining
 
     pretraining = Pretraining(rung.params, TOKENS, f"scaling-{rung.name}")
     state = pretraining.state
     result = state_root() / "scaling-results" / f"{state.fingerprint}.json"
     with state.locked():
-        known = processes.all_gather(result.exists())[0]
-        if known:
+        finished = processes.all_gather(result.exists())[0]
+        if finished:
             loss = float(read_json(result)["val_loss"])
         else:
             loss = pretraining.trainer(tracker).run().val_loss
         if processes.is_main():
-            if not known:
+            if not finished:
                 write_json(result, {"val_loss": loss, "rung": rung.name})
-            shutil.rmtree(state.directory)  # its checkpoints: the loss is all that is needed of it
+            shutil.rmtree(state.directory)  # remove its checkpoints; only the loss is needed
         processes.barrier()
     return loss
 
@@ -138,12 +130,12 @@ def conclude(p: Params, ladder: list[Rung], losses: list[float], vocabulary: int
         np.array(x, dtype=float)
         for x in zip(*((r.parameters, r.tokens, y) for r, y in _pairs(ladder, losses)), strict=True)
     )
-    found = law.fit(n, d, l)
-    resampled = law.bootstrap(n, d, l, s.bootstrap, p.seed)
+    found = scaling_law.fit(n, d, l)
+    resampled = scaling_law.bootstrap(n, d, l, s.bootstrap, p.seed)
     confidence = p.evaluate.confidence
 
     def told(value: Any) -> dict[str, float]:
-        low, high = law.interval([value(other) for other in resampled], confidence)
+        low, high = scaling_law.interval([value(other) for other in resampled], confidence)
         return {"value": value(found), "low": low, "high": high}
 
     last, observed = ladder[-1], losses[-1]
@@ -161,7 +153,10 @@ def conclude(p: Params, ladder: list[Rung], losses: list[float], vocabulary: int
             }
             for rung, loss in _pairs(ladder, losses)
         ],
-        "law": {name: told(lambda law, name=name: float(getattr(law, name))) for name in law.NAMES}
+        "law": {
+            name: told(lambda law, name=name: float(getattr(law, name)))
+            for name in scaling_law.NAMES
+        }
         | {"exponent": told(lambda law: law.exponent)},
         "held_back": {
             "depth": last.depth,
@@ -215,10 +210,10 @@ def _beyond(best: dict[str, Any], parameters: np.ndarray, tokens: np.ndarray) ->
 
 
 def shape_of(p: Params, vocabulary: int, depth: int, length: int) -> tuple[int, float]:
-    """Parameters and training FLOPs a token of the dial's model of this depth."""
+    """Return parameters and training FLOPs a token of the dial's model of this depth."""
     data = p.model_dump(mode="json")
-    model = data["model"] | {"depth": depth, **dict.fromkeys(scaling.SHAPE, scaling.AUTO)}
-    own = scaling.resolve({**data, "model": model})["model"]
+    model = data["model"] | {"depth": depth, **dict.fromkeys(SHAPE, AUTO)}
+    own = resolve({**data, "model": model})["model"]
     config = Config(
         vocab_size=vocabulary, **{key: value for key, value in own.items() if key != "depth"}
     )
@@ -226,7 +221,7 @@ def shape_of(p: Params, vocabulary: int, depth: int, length: int) -> tuple[int, 
 
 
 def announce(ladder: list[Rung]) -> None:
-    """Say what the ladder takes before it takes it."""
+    """Print runs, sizes, FLOPs and expected time of the ladder."""
     from llm.parallel import hardware
     from llm.plan import UTILISATION
     from llm.plan.gpus import this_machine
@@ -248,7 +243,7 @@ def announce(ladder: list[Rung]) -> None:
 
 
 def describe(found: dict[str, Any]) -> list[str]:
-    """The result in a few lines."""
+    """Return the result in a few lines."""
     constants, held = found["law"], found["held_back"]
 
     def shown(score: dict[str, float], digits: int = 3) -> str:

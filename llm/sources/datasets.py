@@ -47,9 +47,9 @@ def read(directory: Path, p: params.Mix) -> list[Dataset]:
         about[name] = read_json(directory / name / "manifest.json")
         task = tasks.get(about[name]["kind"], name)
         records = track(raw.read(directory / name), f"split {name}", unit="record")
-        placed.append(splits.place(task, name, records, p.val_fraction, p.test_fraction))
+        placed.append(splits.assign_sides(task, name, records, p.val_fraction, p.test_fraction))
     found = []
-    for one, survey in zip(placed, splits.settle(placed), strict=True):
+    for one, survey in zip(placed, splits.separate_tests(placed), strict=True):
         kind, positive = about[one.name]["kind"], about[one.name].get("positive_label")
         read_again = partial(raw.read, directory / one.name)
         weight = p.tasks[one.name].weight

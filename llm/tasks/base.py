@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 Record = Mapping[str, Any]
-WORD = 40  # characters to go back, at most, for a cut to end at a word
+WORD = 40  # most characters that a cut goes back to end at a word
 
 
 class UnusableError(Exception):
@@ -44,13 +44,12 @@ class Task:
     """
 
     COLUMNS: tuple[str, ...]  # columns of the raw records, beside id, group and split
-    METRICS: tuple[
-        str, ...
-    ]  # scores shown: of `llm.evaluate.metrics`, or names that `score` returns
+    # scores in the report: names in `llm.evaluate.metrics`, or names that `score` returns
+    METRICS: tuple[str, ...]
     CUT: str  # the field that is cut when an example is too long
-    # True: only labels seen in training can be right, so the likeliest of `choices` is the answer
+    # True if only labels seen in training can be right: the likeliest of `choices` is the answer.
     CLOSED: bool = False
-    # tokens left free for the response to a test prompt, whatever the length of the reference
+    # tokens left free for the response to a test prompt; they do not depend on the reference
     RESPONSE_TOKENS: int
     TEST_COLUMNS: dict[str, Any]  # name -> pyarrow type of the test file's own columns
     TEMPLATES: tuple[str, ...]  # phrasings, for `str.format`
@@ -92,9 +91,8 @@ class Task:
 class Example:
     """One row of the mixture.
 
-    `prompt_tokens` include the conversation's tokens around the prompt (0 for an empty prompt),
-    `response_tokens` the
-    end-of-text token: their sum is what the example takes in training.
+    `prompt_tokens` include the conversation's tokens around the prompt (0 for an empty prompt) and
+    `response_tokens` the end-of-text token, so their sum is the example's length in training.
     """
 
     id: str
@@ -107,7 +105,7 @@ class Example:
 
 
 def key(*parts: str | int) -> int:
-    """A 64-bit hash of the parts: uniform, the same on every machine."""
+    """Return a 64-bit hash of the parts: uniform, and the same on every machine."""
     text = "\0".join(str(part) for part in parts)
     return int.from_bytes(
         hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
@@ -115,12 +113,12 @@ def key(*parts: str | int) -> int:
 
 
 def uniform(*parts: str | int) -> float:
-    """A number in [0, 1) that depends on the parts only."""
+    """Return a number in [0, 1) that depends only on the parts."""
     return (key(*parts) >> 11) / 2**53
 
 
 def choose(templates: Sequence[str], example_id: str) -> str:
-    """The phrasing of one example."""
+    """Return the phrasing of one example."""
     return templates[key("template", example_id) % len(templates)]
 
 
@@ -132,7 +130,7 @@ def render(
     tokenizer: Encoder,
     max_tokens: int,
 ) -> Example:
-    """A training example of at most `max_tokens` tokens, special ones included.
+    """Return a training example of at most `max_tokens` tokens, special ones included.
 
     Raises:
         UnusableError: `empty_target`, `too_long` (with the text cut to `max_tokens // 8`), or
@@ -155,10 +153,10 @@ def render_test(
     tokenizer: Encoder,
     max_tokens: int,
 ) -> tuple[Example, bool]:
-    """A test example, and whether the cut took the answer away.
+    """Return a test example, and True if the cut removed the answer.
 
-    The prompt leaves room for `RESPONSE_TOKENS` (at most a quarter of `max_tokens`) whatever the
-    reference is: a cut that depended on the reference would tell its length.
+    The prompt leaves room for `RESPONSE_TOKENS`, at most a quarter of `max_tokens`. A cut that
+    depended on the reference would reveal its length.
 
     Raises:
         UnusableError: `empty_target` or `too_long`.
@@ -188,7 +186,7 @@ def _render(
 ) -> tuple[Example, str]:
     fields = task.fields(record, labels)
     template = choose(task.templates(fields, labels), record["id"])
-    around = len(tokenizer.chat_ids(""))  # what a conversation has around a prompt; ours two tokens
+    around = len(tokenizer.chat_ids(""))  # the conversation's tokens around a prompt
     room = max_tokens - around - response_tokens
     prompt, tokens, visible = fit(
         template, fields, task.CUT, room, tokenizer, least=max_tokens // 8
@@ -205,12 +203,12 @@ def fit(
     """Fill a template so that it takes at most `room` tokens, with `fields[cut]` cut from its end.
 
     Returns:
-        the prompt, its tokens, and what is left of `fields[cut]`.
+        The prompt, the number of its tokens, and the rest of `fields[cut]`.
 
     Raises:
-        UnusableError: `too_long`: fewer than `least` tokens of the field would be left.
+        UnusableError: `too_long`, because fewer than `least` tokens of the field would be left.
     """
-    # A text far beyond the room is cut first, so that a novel is not encoded for its first page.
+    # Cut a very long text first, so that a novel is not encoded whole for its first page.
     text = token_prefix(fields[cut], max(room, 0), tokenizer)
     allowed = room
     while True:
@@ -218,8 +216,8 @@ def fit(
         tokens = len(tokenizer.encode(prompt))
         if tokens <= room:
             return prompt, tokens, text
-        # Tokens do not add up exactly where texts meet, hence a loop; it ends because `allowed`
-        # falls each time.
+        # Token counts do not add up where texts meet, so one cut may not be enough. The loop ends
+        # because `allowed` falls each time.
         allowed = min(allowed, len(tokenizer.encode(text))) - (tokens - room)
         if allowed < max(least, 1):
             raise UnusableError("too_long")
@@ -227,14 +225,11 @@ def fit(
 
 
 def token_prefix(text: str, tokens: int, tokenizer: Encoder) -> str:
-    """The longest beginning of `text` of about `tokens` tokens that ends at a word; all of it where
-    that is shorter.
-    """
+    """Return the beginning of `text` of about `tokens` tokens, cut at a word, or all of it."""
     piece = text[: 16 * (tokens + 1)]
     ids = tokenizer.encode(piece)
-    if len(ids) <= tokens and len(piece) < len(
-        text
-    ):  # more than 16 characters a token: runs of one character
+    # Runs of one character take more than 16 characters a token.
+    if len(ids) <= tokens and len(piece) < len(text):
         ids = tokenizer.encode(text)
     if len(ids) <= tokens:
         return text

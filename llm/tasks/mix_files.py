@@ -1,4 +1,4 @@
-"""The files of `data/mix` and the counts of `metrics/mix.json`."""
+"""Files of `data/mix`, and the counts in `metrics/mix.json`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from llm.tasks.mixture import Dataset, Drawn, held_out
 from llm.tasks.splits import Survey, listed
 
 EXAMPLES = pa.schema([(name, pa.string()) for name in ("id", "task", "prompt", "response")])
-ROWS = 4096  # of a row group
+ROWS = 4096  # rows of a row group
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> None:
-    """Write `train.parquet` or `val.parquet`, in the order given."""
+    """Write `train.parquet` or `val.parquet` in the order of `examples`."""
     with pq.ParquetWriter(path, EXAMPLES, compression="zstd") as writer:
         for start in range(0, len(examples), ROWS):
             part = examples[start : start + ROWS]
@@ -32,8 +32,7 @@ def write_test(path: Path, dataset: Dataset, tokenizer: Encoder, max_tokens: int
     """Write `test/<task>.parquet`.
 
     Returns:
-        `test` and `truncated` examples, `dropped` by reason, and for kinds whose answer is a span
-        `answer_cut`.
+        The number of `test`, `truncated` and `answer_cut` examples, and `dropped` by reason.
 
     Raises:
         UserError: no test example can be used.
@@ -75,10 +74,10 @@ def write_test(path: Path, dataset: Dataset, tokenizer: Encoder, max_tokens: int
 def check_drawn(
     name: str, examples: Sequence[Example], dropped: Counter[str], max_tokens: int
 ) -> None:
-    """Refuse a task that has records, none of which can be trained on.
+    """Refuse a task without a single usable training example.
 
     Raises:
-        UserError: with the reasons.
+        UserError: no example is left; the message lists the reasons.
     """
     if not examples:
         raise UserError(
@@ -94,10 +93,11 @@ def task_metrics(
     survey: Survey | None = None,
     test: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A task's entry in `metrics/mix.json`; plain text has no survey and no test side.
+    """Return a task's entry in `metrics/mix.json`; plain text has no survey and no test side.
 
-    `truncated` counts the examples of all three sides whose text was cut; the means are over the
-    training examples."""
+    `truncated` counts the examples of all three sides whose text was cut. The means are over the
+    training examples.
+    """
     test = test or {"test": 0, "truncated": 0, "answer_cut": 0, "dropped": Counter()}
     dropped = (
         train.dropped + val.dropped + test["dropped"] + (survey.dropped if survey else Counter())
@@ -120,10 +120,11 @@ def task_metrics(
 
 
 def describe(tasks: dict[str, dict[str, Any]]) -> Iterable[str]:
-    """Lines that tell what was made."""
-    for name, c in tasks.items():
-        lost = f" · dropped {listed(c['dropped'])}" if c["dropped"] else ""
+    """Yield one line for each task: its examples, their mean length, and what was dropped."""
+    for name, task in tasks.items():
+        dropped = f" · dropped {listed(task['dropped'])}" if task["dropped"] else ""
         yield (
-            f"  {name}: {c['train']:,} train, {c['val']:,} validation, {c['test']:,} test · "
-            f"{c['mean_prompt_tokens']:.0f} + {c['mean_response_tokens']:.0f} tokens · {c['truncated']:,} cut{lost}"
+            f"  {name}: {task['train']:,} train, {task['val']:,} validation, {task['test']:,} test · "
+            f"{task['mean_prompt_tokens']:.0f} + {task['mean_response_tokens']:.0f} tokens · "
+            f"{task['truncated']:,} cut{dropped}"
         )

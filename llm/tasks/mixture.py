@@ -1,8 +1,8 @@
 """The training mixture: how many examples of each task, which ones, and in which order.
 
-Everything is decided by hashes of (seed, task, id) and never by the state of a random generator:
-the same examples come out whatever the order of the files, and raising the number keeps those that
-were drawn before."""
+Hashes of (seed, task, id) decide everything; no random generator has a state. So the order of the
+files does not matter, and a larger number of examples keeps those that were drawn before.
+"""
 
 from __future__ import annotations
 
@@ -30,21 +30,18 @@ from llm.tasks.splits import TEST, TRAIN, Survey, listed
 from llm.text.hashing import is_validation
 
 T = TypeVar("T")
-LANGUAGE_MODELING = "language_modeling"  # the task's name of plain pretraining text
-# a token, about: chunks of text are first made this long, and cut only where tokens are shorter
+LANGUAGE_MODELING = "language_modeling"  # the task name of plain pretraining text
+# Characters a token, roughly; a chunk has this length unless its tokens are shorter.
 CHUNK_CHARACTERS = 3
-VALIDATION_SHARE = (
-    0.1  # of the training examples: validation examples drawn at most, in the same proportions
-)
-BUCKET = 20_000  # test examples held at a time
+# Most validation examples to draw, as a share of mix.examples; tasks keep their proportions.
+VALIDATION_SHARE = 0.1
+BUCKET = 20_000  # test examples in memory at a time
 NO_VALIDATION = "mix: no validation example in any task; raise mix.val_fraction, or give more groups or val_paths."
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A task's records, which can be read again and again in the same order, and what is known of
-    them.
-    """
+    """A task's records and their survey. `records` yields the same order at every call."""
 
     name: str
     kind: str
@@ -52,20 +49,20 @@ class Dataset:
     weight: float
     records: Callable[[], Iterable[Record]]
     survey: Survey
-    positive: str | None = None  # of two classes the one that F1 is of
+    positive: str | None = None  # the class of two for which F1 is computed
 
     def side(self, side: int) -> Iterator[Record]:
-        """The records on one side of the split."""
+        """Yield the records on one side of the split."""
         return (
             record
-            for record, at in zip(self.records(), self.survey.sides, strict=True)
-            if at == side
+            for record, its_side in zip(self.records(), self.survey.sides, strict=True)
+            if its_side == side
         )
 
 
 @dataclass
 class Drawn:
-    """Examples drawn from one task, and those that were to be drawn but could not be used."""
+    """Examples drawn from one task, and the unusable ones counted by reason."""
 
     examples: list[Example] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -76,8 +73,9 @@ def allocate(
 ) -> dict[str, int]:
     """Share `total` by weight; what a task lacks goes to the others by their weights.
 
-    Whole numbers by largest remainders, ties by name. The sum is `total`, or all there is where
-    that is less."""
+    Largest remainders round the shares, and names break ties. The shares sum to `total`, or to all
+    available examples if those are fewer.
+    """
     shares = dict.fromkeys(weights, 0)
     open_tasks = {name: Fraction(weight) for name, weight in weights.items() if weight > 0}
     while open_tasks:
@@ -99,15 +97,15 @@ def allocate(
 
 
 def draw(candidates: Iterable[tuple[int, T]], quota: int, build: Callable[[T], Example]) -> Drawn:
-    """The usable examples of the `quota` lowest orders, whatever the order in which they come.
+    """Draw the usable examples with the `quota` lowest orders; candidates may come in any order.
 
     Args:
         candidates: (order, candidate) pairs.
-        quota: examples wanted; as many as there are where that is less.
+        quota: number of examples; all usable ones if there are fewer.
         build: makes the example, or raises `UnusableError`; called only for candidates that may be
             drawn.
     """
-    heap: list[tuple[int, Example]] = []  # the highest order on top
+    heap: list[tuple[int, Example]] = []  # orders are negated, so the highest is on top
     failed: list[tuple[int, str]] = []
     for order, candidate in candidates if quota else ():
         if len(heap) == quota and order >= -heap[0][0]:
@@ -138,8 +136,8 @@ def draw_tasks(
 ) -> dict[str, Drawn]:
     """Draw `total` examples of one side over all tasks by weight.
 
-    Examples that turn out not to be usable are replaced by others of the task, and what a task then
-    lacks by those of other tasks.
+    Other examples of the same task replace unusable ones. If the task has none left, examples of
+    other tasks do.
     """
     by_name = {dataset.name: dataset for dataset in datasets}
     weights = {name: dataset.weight for name, dataset in by_name.items()}
@@ -183,43 +181,42 @@ def draw_text(
     seed: int,
     max_tokens: int,
 ) -> Drawn:
-    """Draw chunks of plain text from the pretraining documents of one side of the pretraining
-    split.
+    """Draw chunks of plain text from one side of the pretraining split.
 
     Args:
-        documents: with `id` and `text`.
-        validation: whether to draw from the documents that pretraining held out, or from the
-            others.
-        val_fraction: of `data/tokens/meta.json`.
-        quota: chunks wanted.
-        tokenizer: to measure with.
-        seed: of the draw.
-        max_tokens: of a chunk and its end-of-text token.
+        documents: pretraining documents with `id` and `text`.
+        validation: True draws from the documents that pretraining held out, False from the others.
+        val_fraction: the one in `data/tokens/meta.json`.
+        quota: number of chunks.
+        tokenizer: measures the chunks.
+        seed: decides which chunks are drawn.
+        max_tokens: most tokens of a chunk with its end-of-text token.
     """
 
     def candidates() -> Iterator[tuple[int, tuple[str, str]]]:
         for document in documents:
             if is_validation(document["text"], val_fraction) == validation:
                 for i, text in enumerate(chunks(document["text"], CHUNK_CHARACTERS * max_tokens)):
-                    name = f"{document['id']}#{i}"
-                    yield key("draw", seed, LANGUAGE_MODELING, name), (name, text)
+                    chunk_id = f"{document['id']}#{i}"
+                    yield key("draw", seed, LANGUAGE_MODELING, chunk_id), (chunk_id, text)
 
     def build(chunk: tuple[str, str]) -> Example:
-        name, text = chunk
+        chunk_id, text = chunk
         head = token_prefix(text, max_tokens - 1, tokenizer)
         if len(head) < len(text):
             head = head[: _border(head, 0, len(head))].rstrip()
         tokens = len(tokenizer.encode(head)) + 1
         if not head or tokens > max_tokens:
             raise UnusableError("too_long")
-        return Example(name, LANGUAGE_MODELING, "", head, len(head) < len(text), 0, tokens)
+        return Example(chunk_id, LANGUAGE_MODELING, "", head, len(head) < len(text), 0, tokens)
 
     return draw(candidates(), quota, build)
 
 
 def chunks(text: str, size: int) -> Iterator[str]:
-    """Cut a text into pieces of at most `size` characters, at paragraphs, lines, sentences or
-    words, in that order.
+    """Cut a text into pieces of at most `size` characters.
+
+    Prefers to cut at a paragraph, then at a line, a sentence, a word.
     """
     start = 0
     while start < len(text):
@@ -230,23 +227,23 @@ def chunks(text: str, size: int) -> Iterator[str]:
 
 
 def _border(text: str, start: int, limit: int) -> int:
-    """The last border in the second half of text[start:limit]; `limit` where there is none."""
+    """Return the last border in the second half of text[start:limit], or `limit` without one."""
     for mark in ("\n\n", "\n", ". ", " "):
-        at = text.rfind(mark, start + (limit - start) // 2, limit)
-        if at >= 0:
-            return at + len(mark)
+        position = text.rfind(mark, start + (limit - start) // 2, limit)
+        if position >= 0:
+            return position + len(mark)
     return limit
 
 
 def shuffled(examples: Iterable[Example], seed: int) -> list[Example]:
-    """The examples in an order that depends on the seed and their names only."""
+    """Return the examples in an order that depends only on the seed, the tasks and the ids."""
     return sorted(
         examples, key=lambda example: (key("shuffle", seed, example.task, example.id), example)
     )
 
 
 def text_share(examples: int, fraction: float) -> int:
-    """Chunks of plain text to add to `examples` so that they are `fraction` of the whole."""
+    """Return how many chunks of plain text make up `fraction` of the mixture with `examples`."""
     return round(examples * fraction / (1 - fraction))
 
 
@@ -257,18 +254,17 @@ def held_out(
     dropped: Counter[str],
     counts: Counter[str],
 ) -> Iterator[list[dict]]:
-    """All test examples in the order of a hash of their ids, so that the first N are a fair sample;
-    in lists.
+    """Yield lists of test examples in the order of a hash of their ids: the first N are a sample.
 
-    The records are read once for each `BUCKET` of them, so that memory does not grow with the test
-    set.
+    All records are read once for each list of about `BUCKET` examples, so memory does not grow with
+    the test set.
 
     Args:
-        dataset: where from.
-        tokenizer: to measure with.
-        max_tokens: of a prompt and its response.
-        dropped: reason -> examples; added to.
-        counts: `truncated` and `answer_cut` examples; added to.
+        dataset: holds the records.
+        tokenizer: measures the examples.
+        max_tokens: most tokens of a prompt with its response.
+        dropped: reason -> examples; this function adds to it.
+        counts: `truncated` and `answer_cut` examples; this function adds to it.
     """
     labels = tuple(dataset.survey.labels)
     buckets = max(1, -(-dataset.survey.count(TEST) // BUCKET))

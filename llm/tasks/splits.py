@@ -1,11 +1,13 @@
-"""Which side of the split each record is on: train, validation or test.
+"""The side of the split that each record is on: train, validation or test.
 
-A source's own sides are kept. A side that it lacks is carved out of the rest by a hash of each
-record's group (a module, an article), which is the same in all tasks and depends on nothing else:
-adding records never moves old ones, and a module whose documentation tests one task trains none.
-The sides are disjoint by group and by the normalised text of the input; where a source's own sides
-overlap, the test side keeps the record. The test side of a task is held out of the training and
-validation sides of all others too."""
+A source's own sides are kept. A missing side is carved out of the rest by a hash of each record's
+group (a module, an article). The hash is the same in all tasks and depends on nothing else: new
+records never move old ones, and a module that tests one task trains no other.
+
+Two sides never share a group or the normalised text of an input. If a source's own sides overlap,
+the test side keeps the record. The test side of a task is also held out of the training and
+validation sides of all other tasks.
+"""
 
 from __future__ import annotations
 
@@ -23,32 +25,28 @@ from llm.tasks.base import Record, Task, key, uniform
 
 TRAIN, VALIDATION, TEST, DROPPED = range(4)
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-BLANK = len(SPLITS)  # the source does not say
+BLANK = len(SPLITS)  # the source names no side
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over a dataset tells: a byte a record, and counts."""
+    """Result of one pass over a dataset: a byte a record, and counts."""
 
     sides: np.ndarray  # (records,) uint8: TRAIN, VALIDATION, TEST or DROPPED, in file order
-    labels: dict[
-        str, int
-    ]  # class -> training records, sorted by class; empty for tasks without classes
+    # class -> training records, sorted by class; empty for tasks without classes
+    labels: dict[str, int]
     dropped: Counter[str]  # reason -> records
-    unknown: tuple[
-        str, ...
-    ] = ()  # classes of other sides that training lacks, sorted, where those are left out
+    # classes whose records were dropped because training lacks them, sorted
+    unknown: tuple[str, ...] = ()
 
     def count(self, side: int) -> int:
-        """Records on a side."""
+        """Return the number of records on a side."""
         return int((self.sides == side).sum())
 
 
 @dataclass
-class Placed:
-    """The records of a dataset after one pass: the side of each, and what is compared with other
-    datasets.
-    """
+class SidedDataset:
+    """Sides of a dataset's records, and the digests that other datasets are compared with."""
 
     task: Task
     name: str
@@ -60,25 +58,23 @@ class Placed:
 
 
 def listed(dropped: Mapping[str, int]) -> str:
-    """Numbers of records by reason, for messages."""
+    """Return the numbers of records by reason as text for a message."""
     return ", ".join(f"{n:,} {reason}" for reason, n in sorted(dropped.items())) or "none"
 
 
 def normalise(text: str) -> str:
-    """Case, punctuation, white space and Unicode's compatibility forms do not make two texts
-    different.
-    """
+    """Return the text without case, punctuation, white space and compatibility forms (NFKC)."""
     words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(words) if words else text.strip()
 
 
 def unit(record: Record, text: str) -> str:
-    """What may not be torn apart: the group, or where a record has none of its own, equal texts."""
+    """Return what must stay on one side: the record's group, or its text if it has no group."""
     return record["group"] if record["group"] != record["id"] else f"text\0{text}"
 
 
 def carve(unit: str, val_fraction: float, test_fraction: float) -> int:
-    """The side of a unit where the source does not say."""
+    """Return the side of a unit for which the source names none."""
     point = uniform("split", unit)
     if point < test_fraction:
         return TEST
@@ -88,33 +84,31 @@ def carve(unit: str, val_fraction: float, test_fraction: float) -> int:
 def survey(
     task: Task, name: str, records: Iterable[Record], val_fraction: float, test_fraction: float
 ) -> Survey:
-    """Put every record of a dataset on a side, where there is no other dataset; arguments as of
-    `place`.
-    """
-    return settle([place(task, name, records, val_fraction, test_fraction)])[0]
+    """Assign sides to a dataset alone, without other tasks; see `assign_sides` for arguments."""
+    return separate_tests([assign_sides(task, name, records, val_fraction, test_fraction)])[0]
 
 
-def place(
+def assign_sides(
     task: Task, name: str, records: Iterable[Record], val_fraction: float, test_fraction: float
-) -> Placed:
-    """Put every record on a side, so that those of this dataset are disjoint.
+) -> SidedDataset:
+    """Assign a side to every record, so that the sides of this dataset are disjoint.
 
     Args:
-        task: the module of the task's kind.
-        name: of the dataset, for messages.
+        task: the task's kind.
+        name: name of the dataset, for messages.
         records: in file order; only `id`, `group`, `split` and the task's columns are read. 21
-            bytes a record are kept.
-        val_fraction: of the groups, where the source has no validation side.
-        test_fraction: of the groups, where the source has no test side.
+            bytes a record stay in memory.
+        val_fraction: share of the groups to carve out if the source has no validation side.
+        test_fraction: share of the groups to carve out if the source has no test side.
 
     Raises:
         UserError: a column is missing, or `split` holds another word.
     """
-    given, carved, units, texts = array("B"), array("B"), array("Q"), array("Q")
+    own, carved, units, texts = array("B"), array("B"), array("Q"), array("Q")
     codes: dict[str | None, int] = {}
     label_of = array("i")
     for record in records:
-        if not given:
+        if not own:
             _check_columns(task, name, record)
         split = record["split"] or ""
         if split and split not in SPLITS:
@@ -123,78 +117,83 @@ def place(
                 f"an empty string. Correct download.{name}, and run `dvc repro`."
             )
         text = normalise(task.input_text(record))
-        whole = unit(record, text)
-        given.append(SPLITS.get(split, BLANK))
-        carved.append(carve(whole, val_fraction, test_fraction))
-        units.append(key(whole))
+        unit_name = unit(record, text)
+        own.append(SPLITS.get(split, BLANK))
+        carved.append(carve(unit_name, val_fraction, test_fraction))
+        units.append(key(unit_name))
         texts.append(key(text))
         label_of.append(codes.setdefault(task.label(record), len(codes)))
     digests = {"group": np.array(units, np.uint64), "text": np.array(texts, np.uint64)}
-    sides = _sides(np.array(given, np.uint8), np.array(carved, np.uint8))
-    placed = Placed(task, name, sides, digests, np.array(label_of, np.int32), list(codes))
-    for what, values in digests.items():
+    sides = _sides(np.array(own, np.uint8), np.array(carved, np.uint8))
+    dataset = SidedDataset(task, name, sides, digests, np.array(label_of, np.int32), list(codes))
+    for compared, values in digests.items():
         for side, word in ((TEST, "test"), (VALIDATION, "validation")):
-            _drop(placed, what, side, values[sides == side], f"{what}_in_{word}")
-    return placed
+            _drop(dataset, compared, side, values[sides == side], f"{compared}_in_{word}")
+    return dataset
 
 
-def settle(datasets: Sequence[Placed]) -> list[Survey]:
-    """Hold each dataset's test side out of the others, and count the classes that training is left
-    with.
-    """
+def separate_tests(datasets: Sequence[SidedDataset]) -> list[Survey]:
+    """Hold each dataset's test side out of the others, then count the training classes."""
     for dataset in datasets:
         for other in datasets:
-            for what in dataset.digests if other is not dataset else ():
+            for compared in dataset.digests if other is not dataset else ():
                 _drop(
                     dataset,
-                    what,
+                    compared,
                     TEST,
-                    other.digests[what][other.sides == TEST],
-                    f"{what}_in_test_of_{other.name}",
+                    other.digests[compared][other.sides == TEST],
+                    f"{compared}_in_test_of_{other.name}",
                 )
     return [_survey(dataset) for dataset in datasets]
 
 
-def _survey(placed: Placed) -> Survey:
-    counts = np.bincount(placed.label_of[placed.sides == TRAIN], minlength=len(placed.classes))
+def _survey(dataset: SidedDataset) -> Survey:
+    counts = np.bincount(dataset.label_of[dataset.sides == TRAIN], minlength=len(dataset.classes))
     labels = {
         name: int(n)
-        for name, n in zip(placed.classes, counts, strict=True)
+        for name, n in zip(dataset.classes, counts, strict=True)
         if name is not None and n
     }
     unknown: set[str] = set()
-    if placed.task.CLOSED:
-        known = np.array([name in labels for name in placed.classes], bool)
-        strange = ~known[placed.label_of] & (placed.sides != DROPPED)
-        if strange.any():
-            placed.dropped["label_not_in_train"] = int(strange.sum())
-            unknown = {str(placed.classes[code]) for code in np.unique(placed.label_of[strange])}
-            placed.sides[strange] = DROPPED
+    if dataset.task.CLOSED:
+        known = np.array([name in labels for name in dataset.classes], bool)
+        untrained = ~known[dataset.label_of] & (dataset.sides != DROPPED)
+        if untrained.any():
+            dataset.dropped["label_not_in_train"] = int(untrained.sum())
+            unknown = {
+                str(dataset.classes[code]) for code in np.unique(dataset.label_of[untrained])
+            }
+            dataset.sides[untrained] = DROPPED
     return Survey(
-        placed.sides, dict(sorted(labels.items())), placed.dropped, tuple(sorted(unknown))
+        dataset.sides, dict(sorted(labels.items())), dataset.dropped, tuple(sorted(unknown))
     )
 
 
-def _sides(given: np.ndarray, carved: np.ndarray) -> np.ndarray:
-    """Keep the source's sides; take the ones that it lacks from the records it does not place, else
-    from its train.
+def _sides(own: np.ndarray, carved: np.ndarray) -> np.ndarray:
+    """Keep the source's own sides and fill the missing ones by the carved sides.
+
+    They are taken from the records without a side, or from the training side if all have one.
+
+    Args:
+        own: (records,) uint8, the source's sides or BLANK.
+        carved: (records,) uint8, the sides by hash.
     """
-    present = set(np.unique(given).tolist())
-    sides = np.where(given == BLANK, TRAIN, given).astype(np.uint8)
-    supply = given == (BLANK if BLANK in present else TRAIN)
+    present = set(np.unique(own).tolist())
+    sides = np.where(own == BLANK, TRAIN, own).astype(np.uint8)
+    supply = own == (BLANK if BLANK in present else TRAIN)
     for side in {VALIDATION, TEST} - present:
         sides[supply & (carved == side)] = side
     return sides
 
 
-def _drop(placed: Placed, what: str, side: int, held_out: np.ndarray, reason: str) -> None:
-    """Drop the records of the sides before `side` (train is before validation, that before test)
-    with these digests.
-    """
-    again = (placed.sides < side) & np.isin(placed.digests[what], held_out)
-    if again.any():
-        placed.dropped[reason] += int(again.sum())
-        placed.sides[again] = DROPPED
+def _drop(
+    dataset: SidedDataset, compared: str, side: int, held_out: np.ndarray, reason: str
+) -> None:
+    """Drop records with these digests from the sides before `side` (train, validation, test)."""
+    repeated = (dataset.sides < side) & np.isin(dataset.digests[compared], held_out)
+    if repeated.any():
+        dataset.dropped[reason] += int(repeated.sum())
+        dataset.sides[repeated] = DROPPED
 
 
 def _check_columns(task: Task, name: str, record: Record) -> None:

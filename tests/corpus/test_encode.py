@@ -89,7 +89,7 @@ def test_chunks_hold_every_document_once_and_are_bounded(found: list[Chunk]) -> 
         if chunk.path == found[found.index(chunk) + 1].path
     )
     assert [read_chunk(chunk)["id"][0].as_py() for chunk in found] == [
-        f"d{chunk.place}" for chunk in found
+        f"d{chunk.start}" for chunk in found
     ]
 
 

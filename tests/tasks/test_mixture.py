@@ -193,8 +193,8 @@ def test_what_one_task_tests_with_no_other_trains_or_validates_on():
         (question_answering, "squad2", squad2),
         (summarization, "s", summaries),
     ]
-    placed = [splits.place(task, name, records, 0.01, 0.01) for task, name, records in tasks]
-    one, two, three = splits.settle(placed)
+    placed = [splits.assign_sides(task, name, records, 0.01, 0.01) for task, name, records in tasks]
+    one, two, three = splits.separate_tests(placed)
     assert one.sides.tolist() == [DROPPED, TEST]
     assert one.dropped == {"group_in_test_of_squad2": 1}
     assert two.sides.tolist() == [TEST, DROPPED, DROPPED, TRAIN]
@@ -208,10 +208,10 @@ def test_what_one_task_tests_with_no_other_trains_or_validates_on():
 @given(documents, documents)
 def test_the_test_side_of_no_task_is_changed_by_another(first, second):
     placed = [
-        splits.place(summarization, name, rows, 0.2, 0.2)
+        splits.assign_sides(summarization, name, rows, 0.2, 0.2)
         for name, rows in (("a", first), ("b", second))
     ]
-    for records, together in zip((first, second), splits.settle(placed), strict=True):
+    for records, together in zip((first, second), splits.separate_tests(placed), strict=True):
         alone = look(records)
         assert ((alone.sides == TEST) == (together.sides == TEST)).all()
         assert set(together.sides[alone.sides != together.sides]) <= {DROPPED}

@@ -1,3 +1,1 @@
-"""Cleaning of the pretraining text: rules, the pass that compares documents, and what each rule
-did.
-"""
+"""Cleaning of the pretraining text: rules, comparison of documents, and a report by rule."""

@@ -1,9 +1,8 @@
-"""Equal digests and similar signatures in files that may be larger than memory: which of them are
-not the first.
+"""Duplicates in files of digests and signatures that may be larger than memory.
 
-A file is read once for each of so many parts that one part's digests, those in one range of values,
-fit in the budget; sorted within a part, equal ones are neighbours. The result does not depend on
-the number of parts."""
+The values are split into parts that fit in the budget, and the file is read once for each part.
+Sorting a part brings equal digests together. The result does not depend on the number of parts.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +13,18 @@ import numpy as np
 
 from llm.text.minhash import bands
 
-BUDGET = (
-    256 << 20
-)  # bytes of records that are sorted at a time; sorting takes about as much again, twice
+BUDGET = 256 << 20  # bytes of records sorted at a time; sorting takes about twice as much again
 CHUNK = 1 << 16  # records read at a time
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def repeated(path: Path, dtype: np.dtype, removed: np.ndarray) -> Iterator[np.ndarray]:
-    """Records whose digest an earlier one has, in batches.
+    """Yield, in batches, the records whose digest an earlier record has.
 
     Args:
-        path: records of `dtype`, with `high`, `low` and `index`, in the order of the documents.
-        removed: (documents,) uint8; records of documents that are not 0 here are left out.
+        path: file of records, in the order of the documents.
+        dtype: type of a record, with fields `high`, `low` and `index`.
+        removed: (documents,) uint8; records of documents that are not 0 here are skipped.
     """
     records = _map(path, dtype)
     parts = max(1, -(-records.nbytes // BUDGET))
@@ -36,51 +34,59 @@ def repeated(path: Path, dtype: np.dtype, removed: np.ndarray) -> Iterator[np.nd
             chunk = chunk[removed[chunk["index"]] == 0]
             chosen.append(chunk[_part(chunk["high"], parts) == part] if parts > 1 else chunk)
         batch = np.concatenate([np.zeros(0, dtype), *chosen])
-        # Stable, so that of equal digests the first document's comes first.
+        # A stable sort, so the first document of equal ones comes first.
         batch = batch[np.lexsort((batch["low"], batch["high"]))]
-        again = np.zeros(len(batch), dtype=bool)
-        again[1:] = (batch["high"][1:] == batch["high"][:-1]) & (
+        is_repeat = np.zeros(len(batch), dtype=bool)
+        is_repeat[1:] = (batch["high"][1:] == batch["high"][:-1]) & (
             batch["low"][1:] == batch["low"][:-1]
         )
-        yield batch[again]
+        yield batch[is_repeat]
 
 
 def similar(
     signed: Path, signatures: Path, threshold: float, num_perm: int, removed: np.ndarray
 ) -> np.ndarray:
-    """Places (k,) uint64 of the documents that are like an earlier one, sorted.
+    """Return the sorted indices (k,) uint64 of documents that are similar to an earlier one.
 
-    Documents that agree in a band of their signatures are candidates; a candidate is compared with
-    the first and with the one before it in its bucket, by the share of equal values, which
-    estimates the Jaccard similarity. Those that reach the threshold belong together, and so do
-    those that are like a third: of each such group the first is kept."""
-    places = _map(signed, np.dtype("<u8"))
+    Documents that agree in a band of their signatures are candidates. A candidate is compared with
+    the first one in its bucket and with the one before it. The share of equal values estimates the
+    Jaccard similarity; pairs that reach the threshold are joined. The first document of each group
+    of joined ones stays.
+
+    Args:
+        signed: file of the indices of documents with a signature, uint64.
+        signatures: file of the signatures, (signed documents, num_perm) uint32.
+        threshold: least similarity of a pair.
+        num_perm: values of a signature.
+        removed: (documents,) uint8; documents that are not 0 here are skipped.
+    """
+    indices = _map(signed, np.dtype("<u8"))
     values = _map(signatures, np.dtype("<u4")).reshape(-1, num_perm)
     live = np.concatenate(
         [np.zeros(0, dtype=np.int64)]
         + [
-            np.flatnonzero(removed[places[start : start + CHUNK]] == 0) + start
-            for start in range(0, len(places), CHUNK)
+            np.flatnonzero(removed[indices[start : start + CHUNK]] == 0) + start
+            for start in range(0, len(indices), CHUNK)
         ]
     )
-    parent = np.arange(len(places), dtype=np.int64)
+    parent = np.arange(len(indices), dtype=np.int64)
     count, rows = bands(threshold, num_perm)
     parts = max(1, -(-len(live) * 16 // BUDGET))
     for band in range(count):
         for part in range(parts):
-            keys, at = _band(values, live, band * rows, rows, part, parts)
-            for one, other in _candidates(keys, at):
+            keys, owners = _band(values, live, band * rows, rows, part, parts)
+            for one, other in _candidates(keys, owners):
                 close = np.mean(values[one] == values[other], axis=1) >= threshold
                 for a, b in zip(one[close].tolist(), other[close].tolist(), strict=True):
                     _join(parent, a, b)
-    return np.sort(places[np.flatnonzero(parent != np.arange(len(parent)))])
+    return np.sort(indices[np.flatnonzero(parent != np.arange(len(parent)))])
 
 
 def _band(
     values: np.ndarray, live: np.ndarray, start: int, rows: int, part: int, parts: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of one band of the signatures that fall into a part, and whose they are."""
-    keys, at = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
+    """Return the hashes of one band that fall into a part, and the signatures they belong to."""
+    keys, owners = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
     for first in range(0, len(live), CHUNK):
         own = live[first : first + CHUNK]
         hashes = np.zeros(len(own), dtype=np.uint64)
@@ -89,25 +95,26 @@ def _band(
             hashes ^= hashes >> np.uint64(32)
         inside = _part(hashes, parts) == part
         keys.append(hashes[inside])
-        at.append(own[inside])
-    return np.concatenate(keys), np.concatenate(at)
+        owners.append(own[inside])
+    return np.concatenate(keys), np.concatenate(owners)
 
 
-def _candidates(keys: np.ndarray, at: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs with one key, as two arrays: each entry of a bucket with the bucket's first and with
-    the one before.
+def _candidates(keys: np.ndarray, owners: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield pairs with equal keys as two arrays.
+
+    Each entry of a bucket is paired with the first of the bucket and with the one before it.
     """
     order = np.argsort(keys, kind="stable")
-    keys, at = keys[order], at[order]
+    keys, owners = keys[order], owners[order]
     new = np.ones(len(keys), dtype=bool)
     new[1:] = keys[1:] != keys[:-1]
     first = np.maximum.accumulate(np.where(new, np.arange(len(keys)), 0))
-    again = np.flatnonzero(~new)
-    for start in range(0, len(again), CHUNK >> 4):
-        some = again[start : start + (CHUNK >> 4)]
-        yield at[first[some]], at[some]
-        third = some[first[some] != some - 1]
-        yield at[third - 1], at[third]
+    repeats = np.flatnonzero(~new)
+    for start in range(0, len(repeats), CHUNK >> 4):
+        part = repeats[start : start + (CHUNK >> 4)]
+        yield owners[first[part]], owners[part]
+        third = part[first[part] != part - 1]
+        yield owners[third - 1], owners[third]
 
 
 def _root(parent: np.ndarray, i: int) -> int:
@@ -118,7 +125,7 @@ def _root(parent: np.ndarray, i: int) -> int:
 
 
 def _join(parent: np.ndarray, a: int, b: int) -> None:
-    """The lower number is the root: the first document of a group."""
+    """Join two groups; the lower number, the first document, is the root."""
     a, b = _root(parent, a), _root(parent, b)
     if a != b:
         parent[max(a, b)] = min(a, b)
@@ -134,5 +141,5 @@ def _chunks(records: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:
-    """A file's records, in memory only where they are touched; an empty file cannot be mapped."""
+    """Map a file's records into memory; an empty file cannot be mapped."""
     return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)

@@ -1,9 +1,9 @@
-"""Personal data: e-mail addresses, telephone numbers and public IP addresses, replaced by reserved
-examples.
+"""Replacement of personal data: e-mail addresses, telephone numbers and public IP addresses.
 
-The expressions are bounded and begin only where a run of their characters begins, so that a
-document of any size takes time in proportion (datatrove's own for e-mail is quadratic in a long run
-such as `a.a.a.a`)."""
+The expressions are bounded and start only at the start of a run of their characters, so time grows
+linearly with the text. (datatrove's expression for e-mail is quadratic in a long run such as
+`a.a.a.a`.)
+"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import re
 
 from llm.params import PersonalData
 
-# Addresses that stand for no one: RFC 2606 (example.com), 555-01xx, RFC 5737, RFC 3849.
+# Reserved examples that belong to no one: RFC 2606 (example.com), 555-01xx, RFC 5737, RFC 3849.
 EMAIL, PHONE, IPV4, IPV6 = "email@example.com", "555-0100", "192.0.2.1", "2001:db8::1"
 
 _LOCAL = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~.\-"
@@ -22,13 +22,12 @@ _EMAIL = re.compile(
 _BYTE = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _IPV4 = re.compile(rf"(?<![\w.]){_BYTE}(?:\.{_BYTE}){{3}}(?!\w|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])")
-_DIGITS = re.compile(
-    r"\d{2}[^\w\n]{0,3}\d{2}"
-)  # a telephone number has this somewhere: most documents have no such
+# Every telephone number contains this, and most documents do not: a fast test.
+_DIGITS = re.compile(r"\d{2}[^\w\n]{0,3}\d{2}")
 
 
 def mask(text: str, wanted: PersonalData) -> tuple[str, dict[str, int]]:
-    """The text with what is wanted replaced, and how many of each were."""
+    """Replace the wanted kinds of data; return the text and the number of replacements by kind."""
     counts: dict[str, int] = {}
     if wanted.email and "@" in text:
         text, counts["email"] = _EMAIL.subn(EMAIL, text)
@@ -42,9 +41,7 @@ def mask(text: str, wanted: PersonalData) -> tuple[str, dict[str, int]]:
 
 
 def _public(text: str, pattern: re.Pattern[str], replacement: str) -> tuple[str, int]:
-    """Addresses of the public internet; those of private networks, and what only looks like one,
-    stay.
-    """
+    """Replace public addresses; private ones and text that only looks like an address stay."""
     count = 0
 
     def replace(match: re.Match[str]) -> str:
@@ -60,11 +57,11 @@ def _public(text: str, pattern: re.Pattern[str], replacement: str) -> tuple[str,
 
 
 def _phones(text: str, region: str) -> tuple[str, int]:
-    """Valid numbers as libphonenumber finds them: of the region, and of any country with its +code."""
+    """Replace numbers that libphonenumber finds valid in the region, or with a country's +code."""
     import phonenumbers
 
-    pieces, at, count = [], 0, 0
+    pieces, end, count = [], 0, 0
     for match in phonenumbers.PhoneNumberMatcher(text, region):
-        pieces += [text[at : match.start], PHONE]
-        at, count = match.end, count + 1
-    return "".join([*pieces, text[at:]]), count
+        pieces += [text[end : match.start], PHONE]
+        end, count = match.end, count + 1
+    return "".join([*pieces, text[end:]]), count

@@ -1,14 +1,11 @@
-"""What is to become of each document of `data/raw/pretrain`: known before the first is written, the
-same ever after.
+"""Plan of the cleaning: the fate of each document, decided before the first shard is written.
 
-    plan = prepare(params.tokenize.clean, Path("data/raw/pretrain"), scratch, examples, workers)
-    for index, text in enumerate(texts):        # in any order, in any process: a plan can be
-    pickled
-        cleaned = plan(index, text)             # cleaned.text is None where cleaned.removed names
-        the rule
+    plan = prepare(params.tokenize.clean, Path("data/raw/pretrain"), out, examples, workers)
+    for index, text in enumerate(texts):  # any order, any process: a plan can be pickled
+        cleaned = plan(index, text)  # cleaned.text is None if the rule cleaned.removed removed it
 
-The rules that look at one document are applied on the spot; those that compare documents have been
-decided by a pass over all of them, and are looked up by the document's place.
+Rules that look at one document run when the plan is called. Rules that compare documents ran before
+in a pass over all of them, and their decisions are looked up by the document's index.
 """
 
 from __future__ import annotations
@@ -33,32 +30,30 @@ from llm.text.ngrams import Grams
 
 FOLDER = "clean"  # in data/tokens
 REMOVED = "removed.npy"  # (documents,) uint8
-PARAGRAPHS, NUMBERS = (
-    "paragraphs.npy",
-    "paragraph_numbers.npy",
-)  # (k,) uint64 place of the document; uint32
-RULES = (
-    "",
-    "decontaminate",
-    "exact_duplicates",
-    "near_duplicates",
-)  # of the numbers in removed.npy; "": it stays
-PLACE = np.dtype([("index", "<u8"), ("number", "<u4")])
+PARAGRAPHS = "paragraphs.npy"  # (k,) uint64, the document of each repeated paragraph
+NUMBERS = "paragraph_numbers.npy"  # (k,) uint32, its number in the document
+# rules by their number in removed.npy; "": the document stays
+RULES = ("", "decontaminate", "exact_duplicates", "near_duplicates")
+REPEATED = np.dtype([("index", "<u8"), ("number", "<u4")])
 
 
 class Plan:
-    """What becomes of each document."""
+    """The decision on each document."""
 
     def __init__(self, params: Clean, directory: Path | None) -> None:
-        """directory: with the files that `prepare` wrote; None: no documents are compared.
+        """Check the rules; the files are read at their first use.
+
+        Args:
+            params: the rules.
+            directory: folder of the files that `prepare` wrote; None: no documents are compared.
 
         Raises:
-            UserError: a language or region that the rules do not know.
+            UserError: a language or region is unknown.
         """
         self.params, self.directory, self.cleaner = params, directory, Cleaner(params)
 
     def __call__(self, index: int, text: str) -> Cleaned:
-        """What becomes of the document at a place (from 0) of data/raw/pretrain."""
+        """Clean the document with this index (from 0) in data/raw/pretrain."""
         if not self.params.active:
             return Cleaned(text)
         cleaned = self.cleaner(text)
@@ -86,10 +81,12 @@ class Plan:
     def records(
         self, source: Path, columns: list[str] | None = None, tally: Tally | None = None
     ) -> Iterator[dict[str, Any]]:
-        """The records of data/raw/pretrain that stay, with their text as it becomes; counted in
-        `tally`.
+        """Yield the records of data/raw/pretrain that stay, with their cleaned text.
 
-        columns: those to read, `text` among them; None for all.
+        Args:
+            source: data/raw/pretrain.
+            columns: columns to read, `text` among them; None reads all.
+            tally: counts the documents, if not None.
         """
         for index, record in enumerate(raw.read(source, columns)):
             cleaned = self(index, record["text"])
@@ -99,9 +96,7 @@ class Plan:
                 yield {**record, "text": cleaned.text}
 
     def digests(self) -> dict[str, Any]:
-        """For meta.json: SHA-256 of the plan's files, by name; nothing where no documents were
-        compared.
-        """
+        """Return the plan's entry in meta.json, the SHA-256 of its files; empty without files."""
         if self.directory is None:
             return {}
         return {
@@ -139,18 +134,18 @@ class Plan:
 def prepare(
     params: Clean, source: Path, out: Path, examples: Iterable[str] | None = None, workers: int = 1
 ) -> Plan:
-    """Compare the documents where a rule asks for it; the result is the same for any number of
-    workers.
+    """Compare the documents if a rule needs it; the number of workers does not change the result.
 
     Args:
+        params: the rules.
         source: data/raw/pretrain.
-        out: directory for removed.npy, paragraphs.npy and paragraph_numbers.npy; while the pass
-            runs, its notes too.
+        out: folder for removed.npy, paragraphs.npy and paragraph_numbers.npy; the pass also keeps
+            its scratch files there.
         examples: texts of evaluation examples, for `decontaminate`.
+        workers: number of processes.
 
     Raises:
-        UserError: a language or region that the rules do not know; data/raw cannot be read; the
-            disk is full.
+        UserError: a language or region is unknown, data/raw cannot be read, or the disk is full.
     """
     if not params.compares:
         return Plan(params, None)
@@ -173,11 +168,13 @@ def prepare(
 
 
 def decide(params: Clean, scanned: Scanned) -> tuple[np.ndarray, np.ndarray]:
-    """Number of the rule that removes each document (total,) uint8, and the places of repeated
-    paragraphs, sorted.
+    """Decide which documents and paragraphs the comparing rules remove.
 
-    One after the other: a document with an evaluation example is no first of anything, nor is a
-        repeated one.
+    The rules run one after the other, so a later rule does not compare removed documents.
+
+    Returns:
+        The number of the rule that removes each document, (total,) uint8, and the repeated
+        paragraphs, (k,) of REPEATED, sorted.
     """
     removed = np.zeros(scanned.total, dtype=np.uint8)
     removed[scanned.contaminated] = RULES.index("decontaminate")
@@ -187,18 +184,20 @@ def decide(params: Clean, scanned: Scanned) -> tuple[np.ndarray, np.ndarray]:
     if near := params.near_duplicates:
         later = similar(scanned.signed, scanned.signatures, near.threshold, near.num_perm, removed)
         removed[later] = RULES.index("near_duplicates")
-    dropped = [np.zeros(0, PLACE)]
+    dropped = [np.zeros(0, REPEATED)]
     if params.duplicate_paragraphs:
         dropped += [
-            batch[["index", "number"]].astype(PLACE)
+            batch[["index", "number"]].astype(REPEATED)
             for batch in repeated(scanned.paragraphs, PARAGRAPH, removed)
         ]
     return removed, np.sort(np.concatenate(dropped), order=["index", "number"])
 
 
 def written(params: Clean, tokens: Path) -> Plan:
-    """The plan that `tokenize` followed, for who reads data/raw/pretrain after it.
+    """Return the plan that `tokenize` followed, for later stages that read data/raw/pretrain.
 
-    tokens: data/tokens.
+    Args:
+        params: the rules.
+        tokens: data/tokens.
     """
     return Plan(params, tokens / FOLDER if params.compares else None)

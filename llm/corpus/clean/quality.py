@@ -1,8 +1,8 @@
-"""Whether a text reads like prose: the rules of Gopher and of C4, by datatrove's filters.
+"""Quality rules of Gopher and of C4, by the filters of datatrove, the library that made FineWeb.
 
-datatrove (Hugging Face; the library that made FineWeb) would cut words with spaCy; the filters take
-another word tokenizer in place of a language, and get one that needs no model: words stand between
-blanks, as in Dolma and RedPajama, and sentences end at . ! ? before a blank.
+datatrove splits words with spaCy by default. Here the filters get a word tokenizer that needs no
+model: words stand between blanks, as in Dolma and RedPajama, and sentences end at . ! ? before a
+blank.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     )
     from datatrove.utils.word_tokenizers import WordTokenizer
 
-# Characters of a document by which Gopher's rules judge it: as lists of words and n-grams, they
-# take sixty times as much memory. Its words are counted to the end.
-LOOKED_AT = 1 << 20
-OFF = -1  # in C4QualityFilter
+# Gopher's rules judge so many characters of a document, because lists of words and n-grams take
+# sixty times as much memory. Words are counted to the end of the document.
+JUDGED = 1 << 20
+OFF = -1  # C4QualityFilter's value for a rule that is off
 
 QUALITY = {  # datatrove's reason -> the param of the rule
     "gopher_short_doc": "min_doc_words",
@@ -54,9 +54,7 @@ LINES = {
 
 
 class Verdict(NamedTuple):
-    """The text that is left, the rule that removed the document, and the lines or marks that each
-    rule took out.
-    """
+    """The remaining text, the rule that removed the document, removed lines or marks by rule."""
 
     text: str
     removed: str | None
@@ -94,29 +92,27 @@ class Quality:
         from datatrove.pipeline.filters import GopherQualityFilter
         from datatrove.utils.text import PUNCTUATION_SET
 
-        given = p.model_dump()
-        given["max_non_alpha_words_ratio"] = given.pop(
-            "min_alpha_words_ratio"
-        )  # which it is: datatrove's own to-do
-        self.filter: GopherQualityFilter = GopherQualityFilter(**given, language=_words())
+        options = p.model_dump()
+        # datatrove's name says the opposite of what it does; a to-do in its source says so too.
+        options["max_non_alpha_words_ratio"] = options.pop("min_alpha_words_ratio")
+        self.filter: GopherQualityFilter = GopherQualityFilter(**options, language=_words())
         self.punctuation, self.p = PUNCTUATION_SET, p
 
     def __call__(self, text: str) -> Verdict:
-        if len(text) > LOOKED_AT:
+        if len(text) > JUDGED:
             if self.p.max_doc_words and self._words(text) > self.p.max_doc_words:
                 return Verdict(text, "gopher_quality.max_doc_words", {})
-            verdict = self(text[:LOOKED_AT])
+            verdict = self(text[:JUDGED])
             return verdict._replace(text=text)
-        if all(
-            char in self.punctuation or char.isspace() for char in text
-        ):  # whose words have no mean length
+        # datatrove cannot compute the mean word length of a text without words.
+        if all(char in self.punctuation or char.isspace() for char in text):
             first = "min_doc_words" if self.p.min_doc_words else "min_alpha_words_ratio"
             return Verdict(text, f"gopher_quality.{first}" if getattr(self.p, first) else None, {})
         reason = _reason(self.filter, text)
         return Verdict(text, f"gopher_quality.{QUALITY[reason]}" if reason else None, {})
 
     def _words(self, text: str) -> int:
-        """Words of a long text that are not punctuation alone."""
+        """Count the words of a long text, without those of punctuation alone."""
         return sum(
             not self.punctuation.issuperset(word)
             for piece in pieces(text)
@@ -135,7 +131,7 @@ class Repetition:
         )
 
     def __call__(self, text: str) -> Verdict:
-        reason = _reason(self.filter, text[:LOOKED_AT])
+        reason = _reason(self.filter, text[:JUDGED])
         if reason is None:
             return Verdict(text, None, {})
         rule = (
@@ -149,23 +145,23 @@ class Repetition:
 
 
 class Crawl:
-    """C4's rules for lines, and for documents by what their lines hold."""
+    """C4's rules for lines and documents."""
 
     def __init__(self, p: C4) -> None:
         from datatrove.pipeline.filters import C4QualityFilter
         from datatrove.pipeline.filters.c4_filters import CITATION_REGEX
 
         class Counted(C4QualityFilter):
-            def __init__(self, **given: object) -> None:
-                super().__init__(**given)
+            def __init__(self, **options: object) -> None:
+                super().__init__(**options)
                 self.counted = Counter[str]()
 
             def stat_update(self, *labels: str, value: int = 1, unit: str | None = None) -> None:
                 self.counted.update({LINES[label]: value for label in labels if label in LINES})
 
-        given = {name: OFF if value is None else value for name, value in p.model_dump().items()}
+        options = {name: OFF if value is None else value for name, value in p.model_dump().items()}
         self.filter: C4QualityFilter = Counted(
-            **(given | {"remove_citations": False}), language=_words()
+            **(options | {"remove_citations": False}), language=_words()
         )
         self.citation = CITATION_REGEX if p.remove_citations else None
         self.lines = any(getattr(p, rule) for rule in LINES.values())

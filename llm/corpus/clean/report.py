@@ -1,4 +1,4 @@
-"""What each rule did, for metrics/tokenize.json and the report: counts, and a few examples."""
+"""Counts and examples of what each rule did, for metrics/tokenize.json and the report."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ from typing import Any
 from llm.corpus.clean.rules import Cleaned
 from llm.params import Clean
 
-EXAMPLES = 5  # of each rule, the first by place
-EXCERPT = 240  # characters
-BEFORE = 40  # of them before the place of an edit
+EXAMPLES = 5  # examples of each rule, those of the first documents
+EXCERPT = 240  # characters of an excerpt
+BEFORE = 40  # characters of it before an edit
 
 
 class Tally:
-    """Counts of documents, edits and bytes by rule; tallies of parts of the documents add up to
-    that of the whole.
-    """
+    """Counts of documents, edits and bytes by rule; the tallies of parts add up."""
 
     def __init__(self) -> None:
         self.removed: Counter[str] = Counter()  # documents
         self.removed_bytes: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()  # documents
-        self.edits: Counter[str] = (
-            Counter()
-        )  # lines, places, or documents where the edit is of the whole
+        # lines or matches, or documents if the rule edits the whole text
+        self.edits: Counter[str] = Counter()
         self.documents = self.bytes = self.kept = self.kept_bytes = 0
-        self.examples: dict[
-            str, list[tuple[int, str, str]]
-        ] = {}  # place, text, and what it became ("": nothing)
+        # rule -> document's index, text before, text after ("": removed)
+        self.examples: dict[str, list[tuple[int, str, str]]] = {}
 
     def add(self, index: int, before: str, cleaned: Cleaned) -> None:
-        """A document: its place, its text as it was, and what became of it."""
+        """Count a document.
+
+        Args:
+            index: its index in data/raw/pretrain.
+            before: its original text.
+            cleaned: the result of the rules.
+        """
         size = len(before.encode("utf-8", "replace"))
         self.documents += 1
         self.bytes += size
@@ -47,21 +49,21 @@ class Tally:
             self.changed[rule] += 1
             self.edits[rule] += edit.number
             if len(self.examples.get(rule, ())) < EXAMPLES:
-                # What was personal is not shown again.
+                # Never show the personal data that was removed.
                 old, new = around(edit.before, edit.after)
                 self._example(rule, index, new if rule.startswith("personal_data") else old, new)
 
     def merge(self, other: Tally) -> None:
-        """Add the tally of documents that come after these."""
+        """Add the tally of later documents."""
         for name in ("removed", "removed_bytes", "changed", "edits"):
             getattr(self, name).update(getattr(other, name))
         for name in ("documents", "bytes", "kept", "kept_bytes"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for rule, shown in other.examples.items():
-            self.examples[rule] = sorted([*self.examples.get(rule, []), *shown])[:EXAMPLES]
+        for rule, examples in other.examples.items():
+            self.examples[rule] = sorted([*self.examples.get(rule, []), *examples])[:EXAMPLES]
 
     def metrics(self, params: Clean) -> dict[str, Any]:
-        """`clean` of metrics/tokenize.json: every rule that is on, those that found nothing too."""
+        """Return `clean` of metrics/tokenize.json, with every rule that is on."""
         rules = {rule: self._rule(rule) for rule in on(params)}
         rules |= {
             rule: self._rule(rule) for rule in (*self.removed, *self.changed) if rule not in rules
@@ -75,7 +77,7 @@ class Tally:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Return the tally as a JSON object."""
         return {
             name: dict(value) if isinstance(value, dict) else value
             for name, value in vars(self).items()
@@ -83,17 +85,16 @@ class Tally:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Tally:
-        """What `to_json` gave."""
-        found = cls()
-        for name, held in value.items():
-            setattr(
-                found, name, Counter(held) if isinstance(getattr(found, name), Counter) else held
-            )
-        found.examples = {
-            rule: [(i, text, became) for i, text, became in shown]
-            for rule, shown in found.examples.items()
+        """Return the tally that `to_json` wrote."""
+        tally = cls()
+        for name, counts in value.items():
+            is_counter = isinstance(getattr(tally, name), Counter)
+            setattr(tally, name, Counter(counts) if is_counter else counts)
+        tally.examples = {
+            rule: [(index, text, became) for index, text, became in examples]
+            for rule, examples in tally.examples.items()
         }
-        return found
+        return tally
 
     def _rule(self, rule: str) -> dict[str, Any]:
         return {
@@ -108,31 +109,31 @@ class Tally:
         }
 
     def _example(self, rule: str, index: int, text: str, became: str = "") -> None:
-        shown = self.examples.setdefault(rule, [])
-        if len(shown) < EXAMPLES:
-            shown.append((index, text, became))
+        examples = self.examples.setdefault(rule, [])
+        if len(examples) < EXAMPLES:
+            examples.append((index, text, became))
 
 
 def on(params: Clean) -> list[str]:
-    """Names of the rules that are on, in the order of params.yaml: `section.rule`, or `rule`."""
-    found = []
+    """Return the rules that are on, in the order of params.yaml, as `section.rule` or `rule`."""
+    names = []
     for name, value in params.model_dump().items():
         if isinstance(value, dict) and name != "near_duplicates":
-            found += [f"{name}.{rule}" for rule, setting in value.items() if setting]
+            names += [f"{name}.{rule}" for rule, setting in value.items() if setting]
         elif value and (name != "min_language_probability" or params.languages):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def excerpt(text: str, start: int = 0) -> str:
-    """A stretch of a text on one line, what was cut marked."""
-    shown = " ".join(text[start : start + 2 * EXCERPT].split())
-    cut = start + 2 * EXCERPT < len(text) or len(shown) > EXCERPT
-    return ("… " if start else "") + shown[:EXCERPT] + (" …" if cut else "")
+    """Return a part of a text on one line; "…" marks a cut."""
+    line = " ".join(text[start : start + 2 * EXCERPT].split())
+    cut = start + 2 * EXCERPT < len(text) or len(line) > EXCERPT
+    return ("… " if start else "") + line[:EXCERPT] + (" …" if cut else "")
 
 
 def around(before: str, after: str) -> tuple[str, str]:
-    """What stands at the first place where a text was changed: before and after, on one line each."""
+    """Return excerpts, before and after, from the first change of a text."""
     pairs = enumerate(zip(before, after, strict=False))
     start = next((i for i, (a, b) in pairs if a != b), min(len(before), len(after)))
     start = max(0, start - BEFORE)

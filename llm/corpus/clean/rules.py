@@ -1,4 +1,4 @@
-"""What is done to one document by itself: a pure function of its text, the same in every process."""
+"""Rules that look at one document: a pure function of its text, the same in every process."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from llm.corpus.clean import personal_data, unicode
 from llm.errors import UserError
 from llm.params import Clean
 
-LANGUAGE_CHARACTERS = 1000  # from the middle of a document: more says no more, and headers say less
+# Characters from the middle of a document that decide its language: headers mislead.
+LANGUAGE_CHARACTERS = 1000
 
 
 class Edit(NamedTuple):
-    """What a rule did to a document's text."""
+    """Edit of a document's text by a rule."""
 
-    number: int  # 1, or of lines or places
+    number: int  # edited lines or matches; 1 if the rule edits the whole text
     before: str
     after: str
 
 
 class Cleaned(NamedTuple):
-    """What became of a document."""
+    """Result of the rules for a document."""
 
     text: str | None  # None: it was removed
-    removed: str | None = None  # by this rule, named as the param
-    edits: dict[str, Edit] | None = None  # by rule
-    seen: str = ""  # of a removed document: the text that the rule saw
+    removed: str | None = None  # the rule that removed it, named as its param
+    edits: dict[str, Edit] | None = None  # rule -> edit
+    seen: str = ""  # the text that the removing rule saw
 
 
 Step = Callable[[str], Cleaned]
@@ -36,13 +37,14 @@ Step = Callable[[str], Cleaned]
 class Cleaner:
     """Applies the rules of `tokenize.clean` that look at one document, in the order of params.yaml.
 
-    It can be pickled: models are loaded where it is first called.
+    It can be pickled, because models are loaded at the first call.
     """
 
     def __init__(self, params: Clean) -> None:
-        """
+        """Check the params.
+
         Raises:
-            UserError: a language or a region that nothing here knows.
+            UserError: a language or a region is unknown.
         """
         self.params = params
         self._check()
@@ -50,11 +52,11 @@ class Cleaner:
     def __call__(self, text: str) -> Cleaned:
         edits: dict[str, Edit] = {}
         for step in self._steps:
-            done = step(text)
-            edits.update(done.edits or {})
-            if done.text is None or not done.text.strip():
-                return Cleaned(None, done.removed or "empty", None, text)
-            text = done.text
+            cleaned = step(text)
+            edits.update(cleaned.edits or {})
+            if cleaned.text is None or not cleaned.text.strip():
+                return Cleaned(None, cleaned.removed or "empty", None, text)
+            text = cleaned.text
         return Cleaned(text, None, edits)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,7 +67,7 @@ class Cleaner:
         p = self.params
         steps: list[Step] = []
         if p.unicode:
-            steps.append(_edit("unicode", unicode.nfc if p.unicode == "nfc" else unicode.mended))
+            steps.append(_edit("unicode", unicode.nfc if p.unicode == "nfc" else unicode.fixed))
         if p.whitespace:
             steps.append(_edit("whitespace", unicode.white_space))
         if any(p.personal_data.model_dump().values()):
@@ -101,8 +103,8 @@ class Cleaner:
 
     def _language(self, text: str) -> Cleaned:
         start = max(0, (len(text) - LANGUAGE_CHARACTERS) // 2)
-        found, probability = _identifier().classify(text[start : start + LANGUAGE_CHARACTERS])
-        if found not in (self.params.languages or ()):
+        language, probability = _identifier().classify(text[start : start + LANGUAGE_CHARACTERS])
+        if language not in (self.params.languages or ()):
             return Cleaned(None, "languages")
         if probability < self.params.min_language_probability:
             return Cleaned(None, "min_language_probability")
@@ -128,7 +130,7 @@ class Cleaner:
 
 @cache
 def _identifier() -> Any:
-    """py3langid's model (Lui and Baldwin 2012), which the package brings; 100 MB, once a process."""
+    """Load py3langid's model (Lui and Baldwin 2012); it takes 100 MB, once a process."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
