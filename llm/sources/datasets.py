@@ -94,7 +94,9 @@ def remarks(datasets: list[Dataset]) -> Iterator[str]:
 def test_texts(datasets: list[Dataset]) -> Iterator[str]:
     """Input texts and references of every task's test side."""
     for d in datasets:
-        columns = [column for column in raw.fields(d.kind) if column not in (*raw.PLACE, "label")]
+        columns = [
+            column for column in raw.fields(d.kind) if column not in (*raw.METADATA, "label")
+        ]
         for record in d.side(splits.TEST):
             for value in map(record.get, columns):
                 yield from value if isinstance(value, list) else [value] if value else []

@@ -70,7 +70,7 @@ UNLABELLED = {
     ),  # a table written by pandas, a database
 }
 NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)")  # with a decimal point
-SCORE = "label is a number with a fraction"  # the reason, of which `Gate.check` says more
+SCORE = "label is a number with a fraction"  # the reason, of which `RecordFilter.check` says more
 
 
 class Rejected(Exception):  # noqa: N818 - not an error of the program
@@ -85,7 +85,7 @@ class MissingColumns(Rejected):
     """The columns that a kind needs are not there."""
 
 
-class Shaper:
+class RecordSchema:
     """Turns a file's records into ours.
 
     Args:
@@ -171,7 +171,7 @@ class Shaper:
         needed = [name for name in fields(self.kind) if name not in OPTIONAL]
         return f"{{{', '.join(f'{name}: {number}' for number, name in enumerate(needed))}}}"
 
-    def shape(self, record: dict[str, Any], class_names: dict[str, list[str]]) -> dict[str, Any]:
+    def convert(self, record: dict[str, Any], class_names: dict[str, list[str]]) -> dict[str, Any]:
         """Our columns of one record; `id`, `group` and `split` are "" where it has none.
 
         Args:

@@ -396,9 +396,9 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     path = put(tmp_path, "log.jsonl", b'{"text": "line"}\n' * 1000)
-    add = download.Gate.add
+    add = download.RecordFilter.add
 
-    def changing(self: download.Gate, row: readers.Row, *args: Any) -> None:
+    def changing(self: download.RecordFilter, row: readers.Row, *args: Any) -> None:
         if row.line == 500 and how == "appended":
             with open(path, "ab") as file:
                 file.write(b'{"text": "late"}\n')
@@ -409,7 +409,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
             os.truncate(path, 17)
         add(self, row, *args)
 
-    monkeypatch.setattr(download.Gate, "add", changing)
+    monkeypatch.setattr(download.RecordFilter, "add", changing)
     with pytest.raises(UserError, match=r"log\.jsonl: changed while it was read\. Rerun"):
         load(tmp_path, path)
 
