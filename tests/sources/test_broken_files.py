@@ -459,7 +459,7 @@ def test_a_file_of_the_same_name_with_other_bytes_is_noticed(
     again = write_raw("pretrain", "pretrain", p.download["pretrain"], Path("data/raw/pretrain"))
     (line,) = changed_files.note(again)
     assert line.startswith("a.txt: same name, other bytes than when it was last read (SHA-256 ")
-    changed_files.place().write_text("{broken")
+    changed_files.notes_path().write_text("{broken")
     assert changed_files.changes(p) == []
 
 
