@@ -1,8 +1,7 @@
-"""Files of the user that have other bytes than when they were read: DVC does not watch files
-outside the repository.
+"""User files that changed since they were read; DVC does not watch files outside the repository.
 
-What was read is noted in `.state/sources.json`: of each path its digest, and its stamp (size, time)
-so that a later look costs nothing where nothing was touched.
+`.state/sources.json` holds the digest of each file that was read, and its stamp (size, time), so
+that an untouched file need not be read again.
 """
 
 from __future__ import annotations
@@ -18,25 +17,21 @@ from llm.runtime.state_dirs import state_root
 from llm.sources.readers import paths
 
 
-def place() -> Path:
-    """Where it is noted."""
+def notes_path() -> Path:
+    """Return the path of the file that holds digests and stamps."""
     return state_root() / "sources.json"
 
 
 def read_files(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Path, bytes and sha256 of the files that a data set was made of, those of a mixture's sources
-    too.
-    """
-    found = list(manifest.get("inputs", []))
+    """Return path, bytes and sha256 of the files that a data set or mixture was made of."""
+    files = list(manifest.get("inputs", []))
     for part in manifest.get("sources", {}).values():
-        found += read_files(part)
-    return found
+        files += read_files(part)
+    return files
 
 
 def note(manifest: dict[str, Any]) -> list[str]:
-    """Note the files of a data set; returns a line for each that had other bytes the last time it
-    was read.
-    """
+    """Note the files of a data set; return a line for each that changed since it was last read."""
     noted = _noted()
     lines = []
     for file in read_files(manifest):
@@ -47,14 +42,15 @@ def note(manifest: dict[str, Any]) -> list[str]:
                 f"(SHA-256 {before[:12]}…, now {file['sha256'][:12]}…)"
             )
         noted[file["path"]] = {"sha256": file["sha256"], "stamp": _stamp(file["path"])}
-    write_json(place(), dict(sorted(noted.items())))
+    write_json(notes_path(), dict(sorted(noted.items())))
     return lines
 
 
 def changes(p: params.Params, raw: Path = Path("data/raw")) -> list[str]:
-    """A line for each file of the params that is not what `data/raw` was made of.
+    """Return a line for each local file of the params that differs from what `data/raw` was made of.
 
-    Remote files are not asked about. Raises UserError where paths of the params lead nowhere.
+    Raises:
+        UserError: a path of the params does not exist.
     """
     lines: list[str] = []
     noted = _noted()
@@ -62,7 +58,7 @@ def changes(p: params.Params, raw: Path = Path("data/raw")) -> list[str]:
         path = raw / name / "manifest.json"
         if not path.is_file():
             continue
-        then = {
+        recorded = {
             file["path"]: file["sha256"]
             for file in read_files(read_json(path))
             if "://" not in file["path"]
@@ -70,22 +66,22 @@ def changes(p: params.Params, raw: Path = Path("data/raw")) -> list[str]:
         now = {item.shown: item for item in _local(name, source)}
         for shown, item in now.items():
             known = noted.get(shown, {})
-            if shown not in then:
+            if shown not in recorded:
                 lines.append(f"{name}: {shown} is new")
                 continue
-            untouched = (known.get("sha256"), known.get("stamp")) == (then[shown], item.stamp())
-            if not untouched and item.sha256() != then[shown]:
+            untouched = (known.get("sha256"), known.get("stamp")) == (recorded[shown], item.stamp())
+            if not untouched and item.sha256() != recorded[shown]:
                 lines.append(f"{name}: {shown} has other bytes")
-        lines += [f"{name}: {shown} is gone" for shown in then if shown not in now]
+        lines += [f"{name}: {shown} is gone" for shown in recorded if shown not in now]
     return lines
 
 
 def show() -> None:
-    """`python -m llm sources`: print what changed, and what to do about it."""
-    found = changes(params.load())
-    for line in found:
+    """Print which files changed, and how to read them again (`python -m llm sources`)."""
+    lines = changes(params.load())
+    for line in lines:
         print(line)
-    if found:
+    if lines:
         print("data/raw is older than these files: `dvc repro -f download` reads them again.")
 
 
@@ -107,10 +103,7 @@ def _stamp(path: str) -> str:
 
 def _noted() -> dict[str, dict[str, str]]:
     try:
-        noted: dict[str, dict[str, str]] = json.loads(place().read_text(encoding="utf-8"))
+        noted: dict[str, dict[str, str]] = json.loads(notes_path().read_text(encoding="utf-8"))
         return noted
-    except (
-        OSError,
-        ValueError,
-    ):  # nothing noted yet, or not readable: then the files are compared themselves
-        return {}
+    except (OSError, ValueError):
+        return {}  # no readable notes: the files' digests are compared instead

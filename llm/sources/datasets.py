@@ -1,6 +1,4 @@
-"""The datasets of `mix.tasks`: their records in data/raw, the side of each, and what is wrong with
-them.
-"""
+"""The data sets of `mix.tasks`: their records in data/raw, their splits, and their faults."""
 
 from __future__ import annotations
 
@@ -16,25 +14,24 @@ from llm.sources import raw
 from llm.tasks import mixture, splits
 from llm.tasks.mixture import Dataset
 
-SHOWN = 5  # labels that a line names
+SHOWN = 5  # labels that a message names
 
 
 def read(directory: Path, p: params.Mix) -> list[Dataset]:
-    """Read each task's records once, put each on a side, and refuse what cannot be trained on or
-    tested with.
+    """Read each task's records once, split them, and refuse unusable data sets.
 
     Args:
         directory: data/raw.
 
     Raises:
-        UserError: no task has a weight, a data set is missing or of no known kind, a side or a
-            label is missing.
+        UserError: no task has a weight, a data set is missing or of an unknown kind, or a split or
+            a label is missing.
     """
     if not any(task.weight for task in p.tasks.values()):
         raise UserError(
             "mix.tasks: no task has a weight above 0, so there is nothing to train on; raise one."
         )
-    placed, about = [], {}
+    placements, manifests = [], {}
     for name in p.tasks:
         if name in (mixture.LANGUAGE_MODELING, "pretrain"):
             raise UserError(
@@ -44,36 +41,39 @@ def read(directory: Path, p: params.Mix) -> list[Dataset]:
             raise UserError(
                 f"mix.tasks.{name}: {directory / name} has no manifest.json. Run `dvc repro download`."
             )
-        about[name] = read_json(directory / name / "manifest.json")
-        task = tasks.get(about[name]["kind"], name)
+        manifests[name] = read_json(directory / name / "manifest.json")
+        task = tasks.get(manifests[name]["kind"], name)
         records = track(raw.read(directory / name), f"split {name}", unit="record")
-        placed.append(splits.assign_sides(task, name, records, p.val_fraction, p.test_fraction))
-    found = []
-    for one, survey in zip(placed, splits.separate_tests(placed), strict=True):
-        kind, positive = about[one.name]["kind"], about[one.name].get("positive_label")
-        read_again = partial(raw.read, directory / one.name)
-        weight = p.tasks[one.name].weight
-        found.append(
+        placements.append(splits.assign_sides(task, name, records, p.val_fraction, p.test_fraction))
+    datasets = []
+    for placement, survey in zip(placements, splits.separate_tests(placements), strict=True):
+        kind, positive = (
+            manifests[placement.name]["kind"],
+            manifests[placement.name].get("positive_label"),
+        )
+        read_again = partial(raw.read, directory / placement.name)
+        weight = p.tasks[placement.name].weight
+        datasets.append(
             Dataset(
-                one.name,
+                placement.name,
                 kind,
-                one.task,
+                placement.task,
                 weight,
                 read_again,
                 survey,
                 positive if positive in survey.labels else None,
             )
         )
-        mixture.check(found[-1])
+        mixture.check(datasets[-1])
     if not p.pretrain_fraction and not any(
-        d.survey.count(splits.VALIDATION) for d in found if d.weight > 0
+        d.survey.count(splits.VALIDATION) for d in datasets if d.weight > 0
     ):
         raise UserError(mixture.NO_VALIDATION)
-    return found
+    return datasets
 
 
 def remarks(datasets: list[Dataset]) -> Iterator[str]:
-    """Lines on what training and scores lack, and go on without."""
+    """Yield a line for each fault that does not stop the stage."""
     for d in datasets:
         if d.weight > 0 and not d.survey.count(splits.VALIDATION):
             yield (
@@ -92,12 +92,14 @@ def remarks(datasets: list[Dataset]) -> Iterator[str]:
 
 
 def test_texts(datasets: list[Dataset]) -> Iterator[str]:
-    """Input texts and references of every task's test side."""
+    """Yield the input texts and references of every task's test split."""
     for d in datasets:
-        columns = [column for column in raw.fields(d.kind) if column not in (*raw.PLACE, "label")]
+        columns = [
+            column for column in raw.fields(d.kind) if column not in (*raw.METADATA, "label")
+        ]
         for record in d.side(splits.TEST):
             for value in map(record.get, columns):
                 yield from value if isinstance(value, list) else [value] if value else []
 
 
-test_texts.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest thinks of the name
+test_texts.__test__ = False  # type: ignore[attr-defined]  # pytest would take the name for a test

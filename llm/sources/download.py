@@ -1,8 +1,8 @@
-"""From a source in params.yaml to `data/raw/<name>`: docs, files or a hub, all through one gate.
+"""The download of a data set: from docs, files or a hub, through one filter, to `data/raw/<name>`.
 
-Every record passes the gate or is counted at it, with file, line and reason; past
-`max_rejected_fraction` the data set is refused. The manifest says where the records came from, what
-was kept, and what was not."""
+The filter writes each record, or counts it as rejected with its file, line and reason. Above
+`max_rejected_fraction` the data set is refused. The manifest says where the records came from and
+which were kept."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from llm.sources.manifest import joined, manifest
 from llm.sources.mixture import write_mixture
 from llm.sources.raw import FIELDS, Writer
 from llm.sources.readers import paths
-from llm.sources.record_filter import EXAMPLES, MAX_LABELS, Gate
-from llm.sources.record_schema import Shaper
-from llm.sources.resume import Changed, Restart, clear
+from llm.sources.record_filter import EXAMPLES, MAX_LABELS, RecordFilter
+from llm.sources.record_schema import RecordSchema
+from llm.sources.resume import Changed, SavedProgress, clear
 
 
 def write_raw(
@@ -40,20 +40,18 @@ def write_raw(
     """Write the records of one data set.
 
     Args:
-        name: of the data set, under `download`.
-        kind: one of `FIELDS` or of `llm.tasks`: the columns that the records get.
-        source: its params.
-        out: directory for part-NNNNN.parquet and manifest.json; what a killed call for the same
-            source left there is gone on with. How far it came stands beside it, in
-            `<out>.part.json`.
-        copies: directory for remote files, which a later attempt finds again; None: a temporary
-            one.
+        name: name of the data set under `download`.
+        kind: one of `FIELDS` or of `llm.tasks`; it decides the columns of the records.
+        source: params of the data set.
+        out: directory for part-NNNNN.parquet and manifest.json. A killed call for the same source
+            is resumed from `<out>.part.json`.
+        copies: directory for remote files, which a later attempt reuses; None: a temporary one.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: whatever is wrong with the source; the message names the place.
+        UserError: the source is invalid; the message names the file or param.
     """
     if kind not in FIELDS and kind not in tasks.kinds():
         known = dict.fromkeys([*FIELDS, *tasks.kinds()])
@@ -63,16 +61,16 @@ def write_raw(
         )
     if isinstance(source, params.MixtureSource):
         return _mixture(name, source, out, copies)
-    restart = Restart(
+    saved = SavedProgress(
         out, {"name": name, "kind": kind, "source": all_public(source.model_dump(mode="json"))}
     )
     try:
-        written = _single(name, kind, source, out, copies, restart)
+        written = _single(name, kind, source, out, copies, saved)
     except Changed as changed:
-        print(f"download: {name} begins anew: {changed}", flush=True)
-        restart.end()
+        print(f"download: {name} restarts: {changed}", flush=True)
+        saved.delete()
         return write_raw(name, kind, source, out, copies)
-    restart.end()
+    saved.delete()
     return written
 
 
@@ -82,91 +80,100 @@ def _single(
     source: params.SingleSource,
     out: Path,
     copies: Path | None,
-    restart: Restart,
+    saved: SavedProgress,
 ) -> dict[str, Any]:
-    with Writer(out, kind, place=restart.writer) as writer:
+    with Writer(out, kind, position=saved.writer) as writer:
         if isinstance(source, params.DocsSource):
-            gate = Gate(name, Shaper(name, kind, {}, None), writer)
-            about = _write_docs(kind, source, gate)
+            record_filter = RecordFilter(name, RecordSchema(name, kind, {}, None), writer)
+            about = _write_docs(kind, source, record_filter)
         else:
-            gate = Gate(name, Shaper(name, kind, source.columns, source.labels), writer)
-            if restart.writer is not None:
-                gate.go_on(restart.more["gate"])
+            record_filter = RecordFilter(
+                name, RecordSchema(name, kind, source.columns, source.labels), writer
+            )
+            if saved.writer is not None:
+                record_filter.restore(saved.more["gate"])
                 print(f"download: {name} continues after {writer.rows:,} records", flush=True)
             if isinstance(source, params.FilesSource):
                 with nullcontext(copies) if copies else TemporaryDirectory(prefix="llm-") as folder:
-                    about = write_files(name, source, gate, Path(folder), restart)
+                    about = write_files(name, source, record_filter, Path(folder), saved)
             else:
-                about = write_hub(name, source, gate, restart)
-        gate.check(source.max_rejected_fraction)
-    inputs_read = {"inputs": about.pop("inputs")} if "inputs" in about else {}
-    about = {"kept": dict(gate.kept), "dropped": {}} | about
-    told = manifest(
-        name, kind, source, writer, reasons=gate.reasons, examples=gate.examples, **about
+                about = write_hub(name, source, record_filter, saved)
+        record_filter.check(source.max_rejected_fraction)
+    inputs = {"inputs": about.pop("inputs")} if "inputs" in about else {}
+    about = {"kept": dict(record_filter.kept), "dropped": {}} | about
+    contents = manifest(
+        name,
+        kind,
+        source,
+        writer,
+        reasons=record_filter.reasons,
+        examples=record_filter.examples,
+        **about,
     )
-    if 0 < len(gate.labels) <= MAX_LABELS:
-        told["labels"] = dict(sorted(gate.labels.items()))
-        if all(label.isdecimal() for label in gate.labels):
-            told["notes"] = joined(
-                told["notes"],
+    if 0 < len(record_filter.labels) <= MAX_LABELS:
+        contents["labels"] = dict(sorted(record_filter.labels.items()))
+        if all(label.isdecimal() for label in record_filter.labels):
+            contents["notes"] = joined(
+                contents["notes"],
                 f"the classes are numbers; give them names with download.{name}.labels",
             )
-        if positive := gate.positive():
-            told["positive_label"] = positive
-    told = all_public(told | inputs_read)
-    write_json(Path(out) / "manifest.json", told)
-    return told
+        if positive := record_filter.positive_label():
+            contents["positive_label"] = positive
+    contents = all_public(contents | inputs)
+    write_json(Path(out) / "manifest.json", contents)
+    return contents
 
 
 def _mixture(
     name: str, source: params.MixtureSource, out: Path, copies: Path | None
 ) -> dict[str, Any]:
-    """Write a mixture's records and manifest; `sources` of the manifest holds those of its sources.
+    """Write a mixture's records and manifest; `sources` holds the manifests of its sources.
 
-    After a kill the source that was being read goes on at its last finished part; those that were
-    whole by then are read again (of the copies, where they are remote), and so is what had been
-    taken of them."""
+    After a kill, the source that was being read resumes at its last finished part. Finished sources
+    are read again (remote ones from their copies), and so are the documents taken from them."""
     clear(out)
 
     def write(part: str, inner: params.Source, directory: Path) -> dict[str, Any]:
         return write_raw(f"{name}.sources.{part}", "pretrain", inner, directory, copies)
 
-    writer, told = write_mixture(source, out, write)
+    writer, parts = write_mixture(source, out, write)
     reasons = Counter[str]()
-    for part in told.values():
-        reasons.update(part["rejected"]["by_reason"])
-    whole = manifest(
+    for about in parts.values():
+        reasons.update(about["rejected"]["by_reason"])
+    contents = manifest(
         name,
         "pretrain",
         source,
         writer,
-        revision=joined(*(f"{part}: {about['revision']}" for part, about in told.items())),
-        licence=joined(*(f"{part}: {about['licence']}" for part, about in told.items())),
-        kept={part: about["taken_rows"] for part, about in told.items()},
+        revision=joined(*(f"{part}: {about['revision']}" for part, about in parts.items())),
+        licence=joined(*(f"{part}: {about['licence']}" for part, about in parts.items())),
+        kept={part: about["taken_rows"] for part, about in parts.items()},
         dropped={
             f"{part}: beyond its weight": about["rows"] - about["taken_rows"]
-            for part, about in told.items()
+            for part, about in parts.items()
             if about["taken_rows"] < about["rows"]
         },
         reasons=reasons,
-        examples=[example for about in told.values() for example in about["rejected"]["examples"]][
+        examples=[example for about in parts.values() for example in about["rejected"]["examples"]][
             :EXAMPLES
         ],
         notes=joined(
-            *(f"{part}: {about['notes']}" for part, about in told.items() if about["notes"])
+            *(f"{part}: {about['notes']}" for part, about in parts.items() if about["notes"])
         ),
-    ) | {"sources": told}
-    whole = all_public(whole)
-    write_json(Path(out) / "manifest.json", whole)
-    return whole
+    ) | {"sources": parts}
+    contents = all_public(contents)
+    write_json(Path(out) / "manifest.json", contents)
+    return contents
 
 
-def _write_docs(kind: str, source: params.DocsSource, gate: Gate) -> dict[str, Any]:
+def _write_docs(
+    kind: str, source: params.DocsSource, record_filter: RecordFilter
+) -> dict[str, Any]:
     from llm.sources.docs.source import records
 
     rows, about = records(kind, source.packages)
     beyond = 0
-    with Progress(gate.name, None, "records") as progress:
+    with Progress(record_filter.name, None, "records") as progress:
         for number, record in enumerate(rows, 1):
             if source.max_documents is not None and number > source.max_documents:
                 beyond += 1
@@ -174,21 +181,20 @@ def _write_docs(kind: str, source: params.DocsSource, gate: Gate) -> dict[str, A
             assert tuple(sorted(record)) == tuple(sorted(FIELDS[kind])), (
                 f"docs made {sorted(record)} for {kind}"
             )
-            gate.writer.write(record)
+            record_filter.writer.write(record)
             if "label" in record:
-                gate.labels[record["label"]] += 1
-            progress.update(mb=f"{gate.writer.bytes / 1e6:.1f}")
+                record_filter.labels[record["label"]] += 1
+            progress.update(mb=f"{record_filter.writer.bytes / 1e6:.1f}")
     if beyond:
         about["dropped"] = {**about["dropped"], "beyond max_documents": beyond}
     return about
 
 
 def fingerprint(name: str, kind: str, source: params.Source) -> str:
-    """Digest of all that a data set depends on: params, code, versions, and its files' names, sizes
-    and times.
+    """Return a digest of all that a data set depends on.
 
-    The times keep a second look cheap; they decide only whether an interrupted stage's finished
-    work is used again."""
+    That is its params, the code, the versions, and its files' names, sizes and times. Times are
+    cheap to compare; they decide only whether an interrupted stage reuses a finished data set."""
     digest = hashlib.sha256(
         json.dumps([name, kind, source.model_dump(mode="json")], sort_keys=True).encode()
     )
@@ -205,7 +211,7 @@ def fingerprint(name: str, kind: str, source: params.Source) -> str:
 
 
 def datasets_of(p: params.Params) -> Iterator[tuple[str, str, params.Source]]:
-    """Name, kind and source of each data set of the params, pretraining first."""
+    """Yield name, kind and source of each data set of the params, pretraining first."""
     for name in sorted(
         p.download, key=lambda name: (name != "pretrain", list(p.download).index(name))
     ):

@@ -1,8 +1,6 @@
-"""Hugging Face data sets, streamed: by id and pinned revision from the hub, or by path from a local
-directory.
+"""Hugging Face data sets as streams: from the hub by id and pinned revision, or a local directory.
 
-Code that comes with a data set is never run: `datasets` 4 and later has no way to, and nothing here
-asks for it."""
+Code that comes with a data set is never run: `datasets` 4 and later does not support it."""
 
 from __future__ import annotations
 
@@ -23,31 +21,29 @@ from llm.runtime.io import parse_yaml, sha256
 from llm.sources.manifest import NOT_STATED
 from llm.sources.readers.paths import Input, Row
 
-CONNECT_SECONDS = (
-    0.9  # in which the hub must answer; without a network `datasets` would retry for 24 s
-)
+# Time limit for a connection to the hub; without a network `datasets` would retry for 24 s.
+CONNECT_SECONDS = 0.9
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One split, not yet read."""
+    """A split that is opened but not read yet."""
 
     columns: list[str] | None  # None: known only from the records
     labels: dict[str, list[str]]  # class names by column
-    rows: Callable[
-        [Callable[[list[str]], list[str]]], Iterator[Row]
-    ]  # given what to keep of the columns
+    # The argument of `rows` chooses the columns to read from those of the split.
+    rows: Callable[[Callable[[list[str]], list[str]]], Iterator[Row]]
 
 
 def open_split(name: str, source: HubSource, split: str) -> Stream:
     """Open a split for streaming.
 
     Args:
-        name: of the data set under `download`, for messages.
+        name: name of the data set under `download`, for messages.
 
     Raises:
-        UserError: the hub cannot be reached; no such data set, configuration, revision or split;
-            damaged files.
+        UserError: the hub cannot be reached; the data set, configuration, revision or split does
+            not exist; files are damaged.
     """
     where = f"download.{name}: {source.id}"
     local = is_local(source)
@@ -88,7 +84,7 @@ def open_split(name: str, source: HubSource, split: str) -> Stream:
 
 
 class _explained:  # noqa: N801 - reads as a statement
-    """Turns what `datasets` raises about a source into a UserError."""
+    """Context that turns the exceptions of `datasets` into a UserError."""
 
     def __init__(self, where: str, local: bool) -> None:
         self.where, self.local = where, local
@@ -110,7 +106,7 @@ class _explained:  # noqa: N801 - reads as a statement
         ):
             remedy = "The network failed; rerun when it is back."
         elif self.local:
-            remedy = "Correct id, config or split, or mend the directory's files."
+            remedy = "Correct id, config or split, or fix the directory's files."
         else:
             remedy = (
                 "Correct id, config, split or revision; a gated data set needs `hf auth login`."
@@ -119,12 +115,12 @@ class _explained:  # noqa: N801 - reads as a statement
 
 
 def is_local(source: HubSource) -> bool:
-    """Whether the id is a directory of this machine."""
+    """Return whether the id is a local directory."""
     return Path(source.id).is_dir()
 
 
 def revision(source: HubSource) -> str:
-    """The pinned revision, or the digest of a local directory's files (names and content)."""
+    """Return the pinned revision, or the digest of a local directory's files (names and content)."""
     if not is_local(source):
         return source.revision
     digest = hashlib.sha256()
@@ -134,7 +130,7 @@ def revision(source: HubSource) -> str:
 
 
 def stamps(source: HubSource) -> list[list[str]]:
-    """Name and stamp of each file of a local directory; a pinned revision does not change."""
+    """Return name and stamp of each file of a local directory; [] for a pinned revision."""
     return (
         [[str(path), Input(str(path)).stamp()] for path in _data_files(source.id)]
         if is_local(source)
@@ -143,7 +139,7 @@ def stamps(source: HubSource) -> list[list[str]]:
 
 
 def licence(source: HubSource) -> str:
-    """The licence that the data set's card states."""
+    """Return the licence that the data set's card states."""
     try:
         if is_local(source):
             card = (Path(source.id) / "README.md").read_text(encoding="utf-8")
@@ -156,7 +152,7 @@ def licence(source: HubSource) -> str:
                 source.id, "README.md", repo_type="dataset", revision=source.revision
             )
             stated = DatasetCard.load(path).data.to_dict().get("license")
-    except Exception as error:  # a card is courtesy: without one the data are still what they are
+    except Exception as error:  # a data set without a readable card is still usable
         return f"{NOT_STATED} (no readable card: {type(error).__name__})"
     if isinstance(stated, list):
         return ", ".join(map(str, stated))
@@ -170,10 +166,10 @@ def _data_files(directory: str) -> list[Path]:
 
 
 def check_reachable(where: str) -> None:
-    """Fail within a second where the hub, or the proxy to it, does not answer.
+    """Fail within a second if the hub, or the proxy to it, does not answer.
 
     Raises:
-        UserError: it does not, or HF_HUB_OFFLINE forbids to ask.
+        UserError: there is no answer, or HF_HUB_OFFLINE is set.
     """
     advice = (
         "Connect and rerun, or use local files: source: files, or the path of a downloaded data set as id. "

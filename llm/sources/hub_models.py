@@ -1,6 +1,4 @@
-"""Model directories from the Hugging Face hub, at a pinned commit: config, safetensors, tokenizer;
-nothing else.
-"""
+"""Models from the Hugging Face hub at a pinned commit: config, safetensors and tokenizer only."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from llm.errors import NO_SPACE, UserError
 from llm.runtime.io import whole_directory
 from llm.sources.hub import check_reachable
 
-# By name, so that neither code nor pickles nor copies of the weights in other formats come along.
+# Named files only: no code, no pickles, no copies of the weights in other formats.
 PATTERNS = (
     "config.json",
     "generation_config.json",
@@ -29,7 +27,7 @@ PATTERNS = (
 
 
 def fetch(model_id: str, revision: str, directory: Path) -> int:
-    """Download a model into `directory`, whole or not at all; returns its bytes.
+    """Download a model into `directory`, completely or not at all, and return its bytes.
 
     Raises:
         UserError: the hub cannot be reached or has no such model or commit, or the model is in no
@@ -45,7 +43,7 @@ def fetch(model_id: str, revision: str, directory: Path) -> int:
             snapshot_download(
                 model_id, revision=revision, local_dir=folder, allow_patterns=list(PATTERNS)
             )
-        except Exception as error:  # the hub's own, and those of whichever HTTP library it uses
+        except Exception as error:  # from the hub's client, or from its HTTP library
             if isinstance(error, OSError) and error.errno in NO_SPACE:
                 raise
             first = str(error).strip().splitlines()[0]
@@ -53,9 +51,8 @@ def fetch(model_id: str, revision: str, directory: Path) -> int:
                 f"{where}: cannot be fetched ({first}). Look at the id and the commit; a model behind a licence wants "
                 "HF_TOKEN in the environment."
             ) from None
-        shutil.rmtree(
-            folder / ".cache", ignore_errors=True
-        )  # the hub's notes on times, which DVC would hash
+        # The client's cache holds times, which DVC would hash.
+        shutil.rmtree(folder / ".cache", ignore_errors=True)
         if not (folder / "config.json").exists() or not list(folder.glob("*.safetensors")):
             raise UserError(
                 f"{where}: it has no config.json and *.safetensors; pickled weights are not fetched."

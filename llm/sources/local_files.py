@@ -1,4 +1,4 @@
-"""Records of local and remote files, through the gate."""
+"""Records of local and remote files, written through the filter."""
 
 from __future__ import annotations
 
@@ -17,59 +17,60 @@ from llm.runtime.progress import Progress
 from llm.sources.manifest import NOT_STATED, joined
 from llm.sources.readers.open import open_table
 from llm.sources.readers.paths import Input, find, reading
-from llm.sources.record_filter import Gate
+from llm.sources.record_filter import RecordFilter
 from llm.sources.remote_files import fetch
-from llm.sources.resume import Restart
+from llm.sources.resume import SavedProgress
 
-PACKED, UNPACKED = (
-    1.1,
-    0.5,
-)  # room that records take, for each byte of files that are compressed, or are not
+# Disk space of the records for each byte of compressed and of uncompressed files.
+PACKED, UNPACKED = 1.1, 0.5
 HUB_NAME = re.compile(r"(train|validation|test)-\d{5}-of-\d{5}\.")
 
 
 def write_files(
-    name: str, source: FilesSource, gate: Gate, copies: Path, restart: Restart
+    name: str, source: FilesSource, record_filter: RecordFilter, copies: Path, saved: SavedProgress
 ) -> dict[str, Any]:
-    """Send every row of the files to the gate.
+    """Write the records of the files.
 
     Args:
-        copies: directory for remote files.
+        copies: directory for copies of remote files.
 
     Returns:
-        revision, licence, kept, dropped, inputs and notes of the manifest.
+        The manifest's entries revision, licence, kept, inputs and notes.
 
     Raises:
-        UserError: what is wrong with the source, with the file's name.
+        UserError: a file or a param is invalid; the message names it.
     """
     where = f"download.{name}"
-    found = find(source.all_paths, f"{where}.paths")
+    files = find(source.all_paths, f"{where}.paths")
     splits = _own_splits(source, where)
-    named = not splits and bool(splits := _named_splits(found))
+    named = not splits and bool(splits := _named_splits(files))
     if source.max_documents is None:
-        room = sum(
+        space = sum(
             max(0, item.size()) * (PACKED if item.packed else UNPACKED)
-            for item in found[restart.input :]
+            for item in files[saved.input :]
         )
         refuse_what_cannot_fit(
-            f"{where}: the records", room, gate.writer.directory, "take less (max_documents)"
+            f"{where}: the records",
+            space,
+            record_filter.writer.directory,
+            "take less (max_documents)",
         )
-    notes = restart.more.get("notes", ["the files' names say their splits"] if named else [])
+    notes = saved.more.get("notes", ["the files' names say their splits"] if named else [])
     stopped = Counter[str]()
-    stored: list[dict[str, Any]] = restart.more.get("stored", [])
-    stamps: list[list[str]] = []  # of the files until now, with their names
-    wanted = _pinned(source, found, where)
-    came = Counter[str]()
-    with Progress(name, sum(max(0, item.size()) for item in found), "B", scale=True) as progress:
-        for number, remote in enumerate(found):
-            item = fetch(remote, copies, partial(_fetched, progress, came))
+    stored: list[dict[str, Any]] = saved.more.get("stored", [])
+    stamps: list[list[str]] = []  # name and stamp of each file so far
+    wanted = _pinned(source, files, where)
+    fetched = Counter[str]()
+    with Progress(name, sum(max(0, item.size()) for item in files), "B", scale=True) as progress:
+        for number, remote in enumerate(files):
+            item = fetch(remote, copies, partial(_show_fetched, progress, fetched))
             stamp = item.stamp()
             stamps.append([item.shown, stamp])
-            if number == min(restart.input, len(found) - 1):
-                restart.compare(stamps)
+            if number == min(saved.input, len(files) - 1):
+                saved.check_inputs(stamps)
             split = splits.get(item.shown, "")
-            stopped[split] += gate.kept[item.shown]  # by an earlier, killed call
-            if number < restart.input:  # in `stored` already
+            stopped[split] += record_filter.kept[item.shown]  # by an earlier, killed call
+            if number < saved.input:  # already in `stored`
                 continue
             if source.max_documents is not None and stopped[split] >= source.max_documents:
                 notes.append(f"{item.shown} was not read: max_documents was reached")
@@ -78,24 +79,26 @@ def write_files(
             with open_table(
                 item,
                 source.format,
-                gate.shaper.kind,
-                gate.shaper.keep,
+                record_filter.schema.kind,
+                record_filter.schema.keep,
                 source.encoding,
                 source.header,
             ) as table:
-                gate.check_columns(
+                record_filter.check_columns(
                     table.columns, item.shown, table.format in ("csv", "tsv") and source.header
                 )
                 last = 0
-                for place, row in restart.rows(number, table.rows):
-                    before = gate.writer.rows
-                    gate.add(row, item.shown, item.label, split, table.labels)
-                    stopped[split] += gate.writer.rows - before
+                for row_number, row in saved.remaining(number, table.rows):
+                    before = record_filter.writer.rows
+                    record_filter.add(row, item.shown, item.label, split, table.labels)
+                    stopped[split] += record_filter.writer.rows - before
                     if source.max_documents is not None and stopped[split] >= source.max_documents:
                         break
-                    restart.note(gate, number, place, notes=notes, stored=stored, stamps=stamps)
+                    saved.update(
+                        record_filter, number, row_number, notes=notes, stored=stored, stamps=stamps
+                    )
                     if (now := table.position()) - last > 1 << 16:
-                        progress.update(now - last, rows=f"{gate.writer.rows:,}")
+                        progress.update(now - last, rows=f"{record_filter.writer.rows:,}")
                         last = now
                 progress.update(table.position() - last)
                 notes += table.notes
@@ -105,34 +108,38 @@ def write_files(
     return {
         "revision": joined(source.revision or "", _revision(stored)),
         "licence": source.licence or NOT_STATED,
-        "kept": {item.shown: gate.kept[item.shown] for item in found},
+        "kept": {item.shown: record_filter.kept[item.shown] for item in files},
         "inputs": stored,
         "notes": joined(*notes),
     }
 
 
-def _fetched(progress: Progress, came: Counter[str], count: int) -> None:
-    """Show how much of the remote files is here."""
-    came["bytes"] += count
-    progress.update(0, fetched=f"{came['bytes'] / 1e6:.1f} MB")
+def _show_fetched(progress: Progress, fetched: Counter[str], count: int) -> None:
+    """Show how much of the remote files was fetched."""
+    fetched["bytes"] += count
+    progress.update(0, fetched=f"{fetched['bytes'] / 1e6:.1f} MB")
 
 
-def _pinned(source: FilesSource, found: list[Input], where: str) -> dict[str, str]:
-    """The digests that files must have. Raises UserError for one of a file that is not there."""
-    strange = sorted(set(source.sha256) - {item.shown for item in found})
-    if strange:
+def _pinned(source: FilesSource, files: list[Input], where: str) -> dict[str, str]:
+    """Return the digests that files must have.
+
+    Raises:
+        UserError: a digest names a file that is not among them.
+    """
+    unknown = sorted(set(source.sha256) - {item.shown for item in files})
+    if unknown:
         raise UserError(
-            f"{where}.sha256: {strange[0]} is not among the files found ({', '.join(i.shown for i in found[:5])}"
-            f"{', …' if len(found) > 5 else ''}). Write it as there."
+            f"{where}.sha256: {unknown[0]} is not among the files found ({', '.join(i.shown for i in files[:5])}"
+            f"{', …' if len(files) > 5 else ''}). Write it as there."
         )
     return source.sha256
 
 
 def _stored(item: Input, stamp: str, wanted: dict[str, str]) -> dict[str, Any]:
-    """Path, size and digest of a file that was read.
+    """Return path, size and digest of a file that was read.
 
     Raises:
-        UserError: it is another file than before it was read, or than the params say.
+        UserError: the file changed while it was read, or does not have the digest in the params.
     """
     digest = item.sha256()
     with reading(item):
@@ -150,11 +157,13 @@ def _stored(item: Input, stamp: str, wanted: dict[str, str]) -> dict[str, Any]:
 
 
 def _own_splits(source: FilesSource, where: str) -> dict[str, str]:
-    """Splits of files, where the params have test_paths or val_paths. Raises UserError for a file
-    that is in two.
+    """Return the split of each file where the params have test_paths or val_paths, else nothing.
+
+    Raises:
+        UserError: a file is in two splits.
     """
     splits: dict[str, str] = {}
-    keys: dict[str, str] = {}  # the file itself, not a link to it -> the param that names it
+    keys: dict[str, str] = {}  # file, with links resolved -> the param that names it
     for key, split in (("paths", "train"), ("val_paths", "validation"), ("test_paths", "test")):
         paths = getattr(source, key)
         for item in find(paths, f"{where}.{key}") if paths else []:
@@ -167,17 +176,15 @@ def _own_splits(source: FilesSource, where: str) -> dict[str, str]:
     return splits if source.val_paths or source.test_paths else {}
 
 
-def _named_splits(found: list[Input]) -> dict[str, str]:
-    """Splits of files that are all named as the Hugging Face hub does:
-    train-00000-of-00001.parquet.
-    """
-    matches = {item.shown: HUB_NAME.match(item.name) for item in found}
+def _named_splits(files: list[Input]) -> dict[str, str]:
+    """Return the split of each file where all have the hub's names: train-00000-of-00001.parquet."""
+    matches = {item.shown: HUB_NAME.match(item.name) for item in files}
     splits = {shown: match[1] for shown, match in matches.items() if match}
-    return splits if len(splits) == len(found) and len(set(splits.values())) > 1 else {}
+    return splits if len(splits) == len(files) and len(set(splits.values())) > 1 else {}
 
 
 def _revision(stored: list[dict[str, Any]]) -> str:
-    """One digest over those of the files."""
+    """Return one digest over the digests of the files."""
     return (
         "sha256:" + hashlib.sha256("".join(item["sha256"] for item in stored).encode()).hexdigest()
     )

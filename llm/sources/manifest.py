@@ -1,6 +1,4 @@
-"""What `data/raw/<name>/manifest.json` says: where the records came from, what was kept, and what
-was not.
-"""
+"""The manifest `data/raw/<name>/manifest.json`: origin, kept and rejected records."""
 
 from __future__ import annotations
 
@@ -27,13 +25,13 @@ def manifest(
     examples: list[dict[str, Any]],
     notes: str,
 ) -> dict[str, Any]:
-    """The manifest of what a writer wrote.
+    """Return the manifest of the records that a writer wrote.
 
     Args:
         kept: records by file (docs: by package; a mixture: by source).
-        dropped: records that were left out for no fault of their own, by reason.
-        reasons: the rejected records, by reason.
-        examples: some of these, with file, line and reason.
+        dropped: valid records that were left out, by reason.
+        reasons: rejected records, by reason.
+        examples: some rejected records, with file, line and reason.
     """
     return {
         "name": name,
@@ -56,5 +54,5 @@ def manifest(
 
 
 def joined(*notes: str) -> str:
-    """Notes that are not empty, in one line."""
+    """Join the notes that are not empty in one line."""
     return "; ".join(note for note in notes if note)

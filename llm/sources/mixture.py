@@ -1,8 +1,8 @@
-"""Several pretraining sources in one, by weight: `download.pretrain.source: mixture`.
+"""A weighted mixture of pretraining sources: `download.pretrain.source: mixture`.
 
-The weights are shares of the bytes of text. Documents are taken whole, chosen by a hash of their
-text, so that a larger source loses none that a smaller one had; what is wanted more often than it
-is there is repeated, up to a stated number of times (Muennighoff et al. 2023, arXiv:2305.16264:
+The weights are shares of the bytes of text. Whole documents are chosen by a hash of their text, so
+that a source that grows loses none of the documents it had. A source that is too small for its
+weight is repeated, up to a stated number of times (Muennighoff et al. 2023, arXiv:2305.16264:
 four passes over a text are worth nearly as much as new text)."""
 
 from __future__ import annotations
@@ -21,24 +21,23 @@ from llm.sources import raw
 def shares(
     sizes: dict[str, int], weights: dict[str, float], max_repeats: float
 ) -> dict[str, float]:
-    """How often each source is taken: below 1 a part of its documents, above 1 some or all of them
-    again.
+    """Return how often each source is taken: below 1 in part, above 1 with repetitions.
 
-    The total is as large as the weights allow: until the source that is scarcest for its weight has
-    been repeated `max_repeats` times, or the most plentiful one has been taken whole.
+    The total is as large as the weights allow: the source that is scarcest for its weight is
+    repeated at most `max_repeats` times, and the most plentiful one is taken at most once.
 
     Args:
         sizes: bytes of text, all above 0.
         weights: any positive numbers; their sum does not matter.
     """
-    whole = sum(weights.values())
-    per_weight = {name: size / (weights[name] / whole) for name, size in sizes.items()}
+    total_weight = sum(weights.values())
+    per_weight = {name: size / (weights[name] / total_weight) for name, size in sizes.items()}
     total = min(max_repeats * min(per_weight.values()), max(per_weight.values()))
     return {name: total / per_weight[name] for name in sizes}
 
 
 def copies(text: str, share: float) -> int:
-    """How often a document is taken; the mean over documents is `share`."""
+    """Return how often a document is taken; the mean over documents is `share`."""
     digest = hashlib.blake2b(
         text.encode("utf-8", "surrogatepass"), digest_size=8, person=b"mixture"
     ).digest()
@@ -51,12 +50,12 @@ def write_mixture(
     """Write the documents of all sources; `source` of a record is the name of its source.
 
     Args:
-        out: directory for the parts; the sources lie below it while they are read.
-        write: given a source's name, the source and a directory, writes its records there; returns
-            its manifest.
+        out: directory for the parts, with a temporary directory for the sources.
+        write: writes a source's records, given its name, the source and a directory; returns its
+            manifest.
 
     Returns:
-        The closed writer, and what the manifest says of each source.
+        The closed writer, and the manifest's entry for each source.
     """
     manifests = {
         name: write(name, inner, out / ".sources" / name) for name, inner in source.sources.items()
@@ -64,7 +63,7 @@ def write_mixture(
     sizes = {name: manifest["bytes"] for name, manifest in manifests.items()}
     weights = {name: source.weights.get(name, 1.0) for name in sizes}
     taken = shares(sizes, weights, source.max_repeats)
-    told = {}
+    entries = {}
     with (
         raw.Writer(out, "pretrain") as writer,
         Progress("mixture", sum(sizes.values()), "B", scale=True) as progress,
@@ -76,7 +75,7 @@ def write_mixture(
                     again = f"#{number + 1}" if number else ""
                     writer.write({**record, "id": f"{name}/{record['id']}{again}", "source": name})
                 progress.update(raw.text_bytes(record))
-            told[name] = {
+            entries[name] = {
                 "weight": weights[name] / sum(weights.values()),
                 "times_taken": taken[name],
                 "taken_rows": writer.rows - rows,
@@ -88,4 +87,4 @@ def write_mixture(
                 },
             }
     shutil.rmtree(out / ".sources")
-    return writer, told
+    return writer, entries

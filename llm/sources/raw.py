@@ -1,5 +1,6 @@
-"""Raw records on disk: `data/raw/<name>/part-NNNNN.parquet` beside `manifest.json`, written and
-read as a stream.
+"""Raw records on disk, written and read as a stream.
+
+They are in `data/raw/<name>/part-NNNNN.parquet`, beside `manifest.json`.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "classification": ("id", "text", "text_pair", "label", "group", "split"),
     "instructions": ("id", "instruction", "input", "output", "group", "split"),
 }
-PLACE = ("id", "source", "group", "split")  # where a record stands; the other columns are its text
+METADATA = ("id", "source", "group", "split")  # the other columns are the text of a record
 SPLITS = ("train", "validation", "test", "")  # "": mix decides by a hash of `group`
 
-PART_BYTES = 64 << 20  # text of a part, uncompressed
-GROUP_BYTES = 4 << 20  # text of a row group: what writer and reader hold at a time
+PART_BYTES = 64 << 20  # uncompressed text in a part
+GROUP_BYTES = 4 << 20  # text in a row group, which writer and reader hold in memory
 GROUP_ROWS = 16384
-AGAIN = "Run `dvc repro -f download` to write it again."
+RERUN = "Run `dvc repro -f download` to write it again."
 
 
 def fields(kind: str) -> tuple[str, ...]:
-    """Columns of a kind's records; a kind of task of the user's own names them in its module."""
+    """Return the columns of a kind's records; a user's own kind names them in its module."""
     if kind in FIELDS:
         return FIELDS[kind]
     from llm import tasks
@@ -44,7 +45,7 @@ def fields(kind: str) -> tuple[str, ...]:
 
 
 def schema(kind: str) -> pa.Schema:
-    """Arrow schema of a kind's parts; only `text_pair` may be null."""
+    """Return the Arrow schema of a kind's parts; only `text_pair` may be null."""
     import pyarrow as pa
 
     return pa.schema(
@@ -60,14 +61,14 @@ def schema(kind: str) -> pa.Schema:
 
 
 def text_bytes(record: dict[str, Any]) -> int:
-    """UTF-8 bytes of a record's own text.
+    """Return the number of UTF-8 bytes of a record's text, without its metadata.
 
     Raises:
-        UnicodeEncodeError: a string holds half of a surrogate pair, which no file can hold.
+        UnicodeEncodeError: a string holds half of a surrogate pair, which cannot be encoded.
     """
     total = 0
     for name, value in record.items():
-        if name in PLACE or value is None:
+        if name in METADATA or value is None:
             continue
         for text in value if isinstance(value, list) else (value,):
             total += len(text) if text.isascii() else len(text.encode())
@@ -75,7 +76,7 @@ def text_bytes(record: dict[str, Any]) -> int:
 
 
 class Writer:
-    """Writes records in parts of bounded size; the same records give the same bytes."""
+    """Writer of records in parts of bounded size; the same records give the same bytes."""
 
     def __init__(
         self,
@@ -83,24 +84,23 @@ class Writer:
         kind: str,
         part_bytes: int = PART_BYTES,
         group_bytes: int = GROUP_BYTES,
-        place: dict[str, Any] | None = None,
+        position: dict[str, Any] | None = None,
     ) -> None:
-        """`place`: what `place()` gave when a part had just been finished; writing goes on behind
-        it.
-        """
+        """Create the directory, and resume where `position`, the result of `position()`, says."""
         self.directory, self.schema = Path(directory), schema(kind)
         self.part_bytes, self.group_bytes = part_bytes, group_bytes
         self.rows = self.bytes = 0  # of all parts; bytes of text
         self.files: list[dict[str, Any]] = []  # path, rows, bytes (of the file), sha256
-        if place is not None:
-            self.rows, self.bytes, self.files = place["rows"], place["bytes"], list(place["files"])
+        if position is not None:
+            self.rows, self.bytes = position["rows"], position["bytes"]
+            self.files = list(position["files"])
         self._buffer: list[dict[str, Any]] = []
         self._buffered = self._part_rows = self._part_text = 0
         self._part: Any = None
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add a record that has exactly the kind's columns."""
+        """Write a record that has exactly the kind's columns."""
         size = text_bytes(record)
         self._buffer.append(record)
         self._buffered += size
@@ -111,16 +111,14 @@ class Writer:
             if self._part_text >= self.part_bytes:
                 self._finish_part()
 
-    def place(self) -> dict[str, Any] | None:
-        """Where writing can go on; None but right after a part was finished, when nothing is in
-        memory.
-        """
+    def position(self) -> dict[str, Any] | None:
+        """Return where writing can resume, or None while a part is unfinished."""
         if self._buffer or self._part is not None:
             return None
         return {"rows": self.rows, "bytes": self.bytes, "files": list(self.files)}
 
     def close(self) -> None:
-        """Write what is left; `files` is complete afterwards."""
+        """Write what is buffered; `files` is complete afterwards."""
         self._flush()
         self._finish_part()
 
@@ -163,24 +161,24 @@ class Writer:
     ) -> None:
         if error is None:
             self.close()
-        elif self._part is not None:  # a later call begins this part again; only release the handle
-            self._part.close()
+        elif self._part is not None:
+            self._part.close()  # only releases the handle: a later call rewrites this part
 
 
 def read(directory: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Records of `data/raw/<name>` in file order, a batch of a row group at a time.
+    """Yield the records of `data/raw/<name>` in file order, read in batches.
 
     Args:
         directory: data/raw/<name>.
-        columns: those to read; None for all.
+        columns: columns to read; None for all.
 
     Raises:
-        UserError: no parts, a part that is truncated, or a column that is not there.
+        UserError: there are no parts, a part is truncated, or a column is missing.
     """
     import pyarrow.parquet as pq
 
     for path in _parts(directory):
-        with readable(path, AGAIN), pq.ParquetFile(path) as file:
+        with readable(path, RERUN), pq.ParquetFile(path) as file:
             missing = [name for name in columns or [] if name not in file.schema_arrow.names]
             if missing:
                 raise UserError(
@@ -192,29 +190,32 @@ def read(directory: Path, columns: list[str] | None = None) -> Iterator[dict[str
 
 
 def groups(directory: Path) -> list[tuple[Path, int, int]]:
-    """File, number and rows of each row group of `data/raw/<name>`, in the order in which `read`
-    reads them.
+    """Return file, number and row count of each row group, in the order of `read`.
 
     Raises:
-        UserError: as `read`.
+        UserError: there are no parts, or a part is truncated.
     """
     import pyarrow.parquet as pq
 
-    found = []
+    row_groups = []
     for path in _parts(directory):
-        with readable(path, AGAIN), pq.ParquetFile(path) as file:
+        with readable(path, RERUN), pq.ParquetFile(path) as file:
             rows = [
                 file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)
             ]
-        found += [(path, number, count) for number, count in enumerate(rows)]
-    return found
+        row_groups += [(path, number, count) for number, count in enumerate(rows)]
+    return row_groups
 
 
 def read_group(path: Path, group: int, column: str = "text") -> list[Any]:
-    """One column of a row group. Raises UserError as `read`."""
+    """Return one column of a row group.
+
+    Raises:
+        UserError: the part is truncated.
+    """
     import pyarrow.parquet as pq
 
-    with readable(path, AGAIN), pq.ParquetFile(path) as file:
+    with readable(path, RERUN), pq.ParquetFile(path) as file:
         values: list[Any] = file.read_row_group(group, columns=[column])[column].to_pylist()
         return values
 

@@ -1,5 +1,6 @@
-"""The gate between a source and `data/raw/<name>`: a record is written, or counted with file, line
-and reason.
+"""The filter between a source and `data/raw/<name>`.
+
+Each record is written, or counted as rejected with its file, line and reason.
 """
 
 from __future__ import annotations
@@ -13,34 +14,29 @@ from llm.errors import UserError
 from llm.sources.raw import Writer, read
 from llm.sources.readers import compression
 from llm.sources.readers.paths import Row
-from llm.sources.record_schema import SCORE, MissingColumns, Rejected, Shaper
+from llm.sources.record_schema import SCORE, MissingColumns, RecordSchema, Rejected
 
 EXAMPLES = 20  # rejected records that the manifest shows
-FOREIGN = 1 << 14  # bytes that are not UTF-8, of which the encoding is guessed
-SHOWN = 5  # and that an error message shows
-LONGEST_NAME = 64  # characters of a column's name
+UNDECODED_BYTES = 1 << 14  # non-UTF-8 text from which the encoding is guessed
+SHOWN = 5  # rejected records that an error message shows
+LONGEST_NAME = 64  # characters of a plausible column name
 MAX_LABELS = 100  # classes that the manifest counts
-ORDERS = (
-    ["0", "1"],
-    ["false", "true"],
-    ["False", "True"],
-)  # of two classes whose names the source does not give
+# Order of two classes whose names the source does not give.
+ORDERS = (["0", "1"], ["false", "true"], ["False", "True"])
 
 
-class Gate:
-    """Shapes, checks, numbers and writes the records of one data set."""
+class RecordFilter:
+    """Converts, checks, numbers and writes the records of one data set."""
 
-    def __init__(self, name: str, shaper: Shaper, writer: Writer) -> None:
-        self.name, self.shaper, self.writer = name, shaper, writer
+    def __init__(self, name: str, schema: RecordSchema, writer: Writer) -> None:
+        self.name, self.schema, self.writer = name, schema, writer
         self.reasons: Counter[str] = Counter()
         self.examples: list[dict[str, Any]] = []
         self.kept: Counter[str] = Counter()
         self.labels: Counter[str] = Counter()
-        self.names: list[str] = []  # of the classes in order, where the params or a file have them
-        self.foreign = b""  # the beginnings of records that are not UTF-8
-        self._ids: set[int] = (
-            set()
-        )  # 8-byte digests; pretraining ids are places and unique by themselves
+        self.names: list[str] = []  # class names in order, where the params or a file give them
+        self.undecoded = b""  # the beginnings of records that are not UTF-8
+        self._ids: set[int] = set()  # 8-byte digests; not needed for pretraining ids
 
     def add(
         self,
@@ -50,90 +46,93 @@ class Gate:
         split: str,
         class_names: dict[str, list[str]] | None = None,
     ) -> None:
-        """Write a row's record, or count why not.
+        """Write a row's record, or count the reason for rejecting it.
 
         Args:
-            file: as messages and the manifest name it.
-            label: the same, short and free of the machine, for ids.
-            split: of the file, where the record itself says nothing.
-            class_names: names of integer classes that the file brings.
+            file: name of the file in messages and in the manifest.
+            label: short name of the file in ids, the same on every machine.
+            split: split of the file; overrides the record's own.
+            class_names: names of integer classes by column, if the file holds them.
         """
         if row.record is None:
             self.reject(file, row.line, row.reason, row.detail)
             return
         try:
-            record = self.shaper.shape(row.record, class_names or {})
+            record = self.schema.convert(row.record, class_names or {})
         except Rejected as rejected:
-            own = row.record.get("id")  # a whole SQuAD file may be one line
+            own_id = row.record.get("id")  # the line is not enough: a SQuAD file may be one line
             self.reject(
-                file, row.line, rejected.reason, rejected.detail + (f" (id {own})" if own else "")
+                file,
+                row.line,
+                rejected.reason,
+                rejected.detail + (f" (id {own_id})" if own_id else ""),
             )
-            if rejected.reason == "not UTF-8" and len(self.foreign) < FOREIGN:
+            if rejected.reason == "not UTF-8" and len(self.undecoded) < UNDECODED_BYTES:
                 text = " ".join(value for value in row.record.values() if isinstance(value, str))
-                self.foreign += text[:FOREIGN].encode("utf-8", "surrogateescape")
+                self.undecoded += text[:UNDECODED_BYTES].encode("utf-8", "surrogateescape")
             return
-        place = f"{label}:{row.line}"
+        location = f"{label}:{row.line}"
         if "source" in record:
             record["source"] = record["source"] or label
         else:
             record["split"] = split or record["split"]
-        record["id"] = self._unique(record, place)
+        record["id"] = self._unique(record, location)
         if "group" in record:
             record["group"] = record["group"] or record["id"]
         if "label" in record:
-            self.names = self.shaper.class_names(class_names or {}, tuple(row.record)) or self.names
+            self.names = self.schema.class_names(class_names or {}, tuple(row.record)) or self.names
             if len(self.labels) <= MAX_LABELS or record["label"] in self.labels:
                 self.labels[record["label"]] += 1
         self.writer.write(record)
         self.kept[file] += 1
 
-    def _unique(self, record: dict[str, Any], place: str) -> str:
-        """The record's own id, else a digest of its text, else (pretraining) its place; if
-        repeated, with the place.
+    def _unique(self, record: dict[str, Any], location: str) -> str:
+        """Return the record's own id, or a digest of its text; in pretraining, its location.
+
+        A repeated id gets the location appended.
         """
-        own = record["id"]
-        if not own and self.shaper.kind == "pretrain":
-            return place
-        if not own:
+        record_id = record["id"]
+        if not record_id and self.schema.kind == "pretrain":
+            return location
+        if not record_id:
             body = json.dumps(
                 {k: v for k, v in record.items() if k not in ("id", "group", "split")},
                 sort_keys=True,
             )
-            own = hashlib.sha256(body.encode()).hexdigest()[:16]
-        key = _key(own)
+            record_id = hashlib.sha256(body.encode()).hexdigest()[:16]
+        key = _key(record_id)
         if key in self._ids:
-            return f"{own}@{place}"
+            return f"{record_id}@{location}"
         self._ids.add(key)
-        return own
+        return record_id
 
-    def counted(self) -> dict[str, Any]:
-        """What was counted until now, for `go_on`."""
+    def state(self) -> dict[str, Any]:
+        """Return the counts so far, for `restore`."""
         counters = {name: dict(getattr(self, name)) for name in ("reasons", "kept", "labels")}
-        foreign = self.foreign.decode("latin-1")
+        undecoded = self.undecoded.decode("latin-1")
         lists = {"examples": list(self.examples), "names": list(self.names)}
-        return {**counters, **lists, "foreign": foreign, "own_ids": bool(self._ids)}
+        return {**counters, **lists, "foreign": undecoded, "own_ids": bool(self._ids)}
 
-    def positive(self) -> str | None:
-        """The class that F1 is of, where there are two: the second, as GLUE has it; None where they
-        have no order.
+    def positive_label(self) -> str | None:
+        """Return the class whose F1 is reported: the second of two, as in GLUE.
+
+        It is None where there are not two classes, or where they have no order.
         """
-        counted = next((order for order in ORDERS if {*self.labels} == {*order}), [])
-        order = self.names or counted
+        usual_order = next((order for order in ORDERS if {*self.labels} == {*order}), [])
+        order = self.names or usual_order
         return order[1] if len(order) == 2 and {*self.labels} <= {*order} else None
 
-    def go_on(self, counted: dict[str, Any]) -> None:
-        """Take over what was counted when the writer's parts had just been written; ids are read
-        from those.
-        """
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restore the counts that `state` returned; ids are read from the written parts."""
         for name in ("reasons", "kept", "labels"):
-            getattr(self, name).update(counted[name])
-        self.examples, self.names = list(counted["examples"]), list(counted["names"])
-        self.foreign = counted["foreign"].encode("latin-1")
-        if counted["own_ids"]:
+            getattr(self, name).update(state[name])
+        self.examples, self.names = list(state["examples"]), list(state["names"])
+        self.undecoded = state["foreign"].encode("latin-1")
+        if state["own_ids"]:
             self._ids = {_key(record["id"]) for record in read(self.writer.directory, ["id"])}
 
     def reject(self, file: str, line: int, reason: str, detail: str = "") -> None:
-        """Count a record that is set aside."""
+        """Count a rejected record."""
         self.reasons[reason] += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append(
@@ -141,12 +140,17 @@ class Gate:
             )
 
     def check(self, allowed: float) -> None:
-        """Raises UserError where there are no records, or more than the allowed fraction were
-        rejected.
+        """Refuse a data set with too few valid records.
+
+        Args:
+            allowed: largest fraction of rejected records.
+
+        Raises:
+            UserError: there are no records, or a larger fraction was rejected.
         """
         rejected = self.reasons.total()
         seen = self.writer.rows + rejected
-        if not rejected and not seen:
+        if not seen:
             raise UserError(
                 f"download.{self.name}: the source holds no records. Check its paths, or its split."
             )
@@ -155,38 +159,41 @@ class Gate:
                 f"\n  {e['file']}:{e['line']}: {e['reason']}" for e in self.examples[:SHOWN]
             )
             more = f"\n  … and {rejected - SHOWN:,} more" if rejected > SHOWN else ""
-            advice = f" {self.shaper.advice()}." if self.reasons["missing column"] else ""
+            advice = f" {self.schema.advice()}." if self.reasons["missing column"] else ""
             if self.reasons[SCORE]:
                 advice += (
-                    " Labels with fractions are scores: to predict them is a regression, for which there is no kind of "
-                    f"task here. If they are classes, name them with download.{self.name}.labels: {{VALUE: NAME}}."
+                    " Labels with fractions are scores. Predicting them is a regression, and no kind of task here "
+                    f"does that. If they are classes, name them with download.{self.name}.labels: {{VALUE: NAME}}."
                 )
-            if self.foreign and (guess := compression.looks_like(self.foreign)):
+            if self.undecoded and (guess := compression.looks_like(self.undecoded)):
                 advice += f" The text looks like {guess}: if it is, set download.{self.name}.encoding: {guess}."
             raise UserError(
                 f"download.{self.name}: {rejected:,} of {seen:,} records have the wrong shape, more than "
-                f"max_rejected_fraction {allowed:g} allows:{lines}{more}\nMend them, or raise "
+                f"max_rejected_fraction {allowed:g} allows:{lines}{more}\nFix them, or raise "
                 f"download.{self.name}.max_rejected_fraction to leave them out.{advice}"
             )
 
     def check_columns(self, columns: list[str] | None, file: str, first_line: bool = False) -> None:
-        """Raises UserError where a file whose columns are the same for all rows lacks one, or has
-        it twice.
+        """Check the columns of a file.
 
         Args:
-            first_line: the names are the first line of a table, which may have been a record.
+            columns: the columns of all rows; None where rows may differ.
+            first_line: the names are the first line of a table, which may be a record.
+
+        Raises:
+            UserError: a column is missing or occurs twice.
         """
         if columns is None:
             return
         headerless = (
             f"If that is a record, the file has no header: set download.{self.name}.header: false, and name columns by "
-            f"their position from 0 (download.{self.name}.columns: {self.shaper.positions()})"
+            f"their position from 0 (download.{self.name}.columns: {self.schema.positions()})"
         )
         try:
-            mapping = self.shaper.mapping(columns)
+            mapping = self.schema.mapping(columns)
         except MissingColumns as error:
             more = f" {headerless}." if first_line else ""
-            raise UserError(f"{file}: {error.detail}. {self.shaper.advice()}.{more}") from None
+            raise UserError(f"{file}: {error.detail}. {self.schema.advice()}.{more}") from None
         for name in mapping.values():
             if columns.count(name) > 1:
                 raise UserError(
@@ -199,5 +206,5 @@ class Gate:
                 )
 
 
-def _key(own: str) -> int:
-    return int.from_bytes(hashlib.blake2b(own.encode(), digest_size=8).digest(), "big")
+def _key(record_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(record_id.encode(), digest_size=8).digest(), "big")

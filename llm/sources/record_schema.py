@@ -1,8 +1,8 @@
-"""The shape of a record of each kind: which columns of a file it is made of, and what it must hold.
+"""The schema of each kind of record: the file columns it is made of, and the values it accepts.
 
-Usual data sets are mapped by their column names (GLUE, SQuAD, CNN/DailyMail, Alpaca, Dolly,
-OpenWebText); the params `columns` and `labels` say it for others. A record of the wrong shape is
-`Rejected`, with the reason."""
+Well-known data sets (GLUE, SQuAD, CNN/DailyMail, Alpaca, Dolly, OpenWebText) are mapped by their
+column names; the params `columns` and `labels` map others. An invalid record raises `Rejected` with
+the reason."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 from llm.errors import UserError
 from llm.sources.raw import SPLITS, fields, text_bytes
 
-# Sets of columns that are known together, the most telling first; {} falls back to single names
-# below.
+# Sets of columns that occur together, the most specific first. Other columns are looked up in
+# SYNONYMS.
 KNOWN: dict[str, list[dict[str, str]]] = {
     "pretrain": [],
     "summarization": [{"document": "article", "summary": "highlights"}],  # cnn_dailymail
@@ -60,8 +60,7 @@ PRINTED = re.compile(
     r"""\s*(\{\s*['"](text|answer_start)['"]\s*:|\[\s*(['"{]|\])|array\(|\{\s*\}\s*$)"""
 )
 OPTIONAL = {"id", "source", "group", "split", "text_pair", "input"}
-# What data sets write where there is no label, in lower case; a class of such a name must be given
-# in `labels`.
+# Marks of unlabelled examples, in lower case. A class of such a name must be listed in `labels`.
 UNLABELLED = {
     "-1": "stands for an unlabelled example",  # GLUE's test sets
     "-": "stands for an example whose annotators did not agree",  # SNLI, MNLI
@@ -70,11 +69,11 @@ UNLABELLED = {
     ),  # a table written by pandas, a database
 }
 NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)")  # with a decimal point
-SCORE = "label is a number with a fraction"  # the reason, of which `Gate.check` says more
+SCORE = "label is a number with a fraction"  # a reason that `RecordFilter.check` explains
 
 
 class Rejected(Exception):  # noqa: N818 - not an error of the program
-    """A record of the wrong shape: a short reason to count, and the details of this one."""
+    """An invalid record: a short reason, which is counted, and the details."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -82,21 +81,21 @@ class Rejected(Exception):  # noqa: N818 - not an error of the program
 
 
 class MissingColumns(Rejected):
-    """The columns that a kind needs are not there."""
+    """A column that a kind needs is missing."""
 
 
-class Shaper:
-    """Turns a file's records into ours.
+class RecordSchema:
+    """Converts a file's records to the columns of a kind.
 
     Args:
-        name: of the data set, for messages.
+        name: name of the data set, for messages.
         kind: one of `raw.FIELDS` or of `llm.tasks`.
-        columns: our column -> the file's, over what is known.
+        columns: our column -> the file's; takes precedence over the known names.
         labels: names of integer classes in order, or value -> name.
 
     Raises:
-        UserError: `columns` names a column that the kind does not have; `labels` where there are no
-            classes.
+        UserError: `columns` names a column that the kind does not have, or `labels` is set for a
+            kind without classes.
     """
 
     def __init__(
@@ -120,10 +119,10 @@ class Shaper:
         self._mappings: dict[tuple[str, ...], dict[str, str]] = {}
 
     def mapping(self, names: Sequence[str]) -> dict[str, str]:
-        """Our column -> the file's, for a file with these columns.
+        """Return our column -> the file's, for a file with these columns.
 
         Raises:
-            MissingColumns: one that is needed is not there.
+            MissingColumns: a column that the kind needs is missing.
         """
         key = tuple(names)
         if key not in self._mappings:
@@ -139,86 +138,88 @@ class Shaper:
             if ours in self.columns:
                 candidates: tuple[str, ...] = (self.columns[ours],)
             else:
-                place = (
+                own_name = (
                     (ours,)
                     if ours in ("group", "split") or (ours == "id" and self.kind != "pretrain")
                     else ()
                 )
-                given = SYNONYMS[self.kind].get(ours, place) if self.kind in SYNONYMS else (ours,)
-                candidates = ((known[ours],) if ours in known else ()) + given
+                synonyms = (
+                    SYNONYMS[self.kind].get(ours, own_name) if self.kind in SYNONYMS else (ours,)
+                )
+                candidates = ((known[ours],) if ours in known else ()) + synonyms
             theirs = next((name for name in candidates if name in names), None)
             if theirs is not None:
                 mapping[ours] = theirs
             elif ours not in OPTIONAL or ours in self.columns:
-                wanted = " or ".join(repr(name) for name in candidates)
+                expected = " or ".join(repr(name) for name in candidates)
                 raise MissingColumns(
                     "missing column",
-                    f"no column {wanted} for {self.kind}; found {', '.join(map(repr, names[:12])) or 'none'}",
+                    f"no column {expected} for {self.kind}; found {', '.join(map(repr, names[:12])) or 'none'}",
                 )
         return mapping
 
     def keep(self, names: list[str]) -> list[str]:
-        """The columns of a columnar file that are read."""
+        """Return the columns to read of a columnar file."""
         return sorted(set(self.mapping(names).values()), key=names.index)
 
     def advice(self) -> str:
-        """How to name columns in the params."""
+        """Return advice on naming columns in the params."""
         needed = [name for name in fields(self.kind) if name not in OPTIONAL]
         return f"Name them with download.{self.name}.columns: {{{', '.join(f'{name}: THEIRS' for name in needed)}}}"
 
     def positions(self) -> str:
-        """The same by position."""
+        """Return the value of `columns` that names columns by position."""
         needed = [name for name in fields(self.kind) if name not in OPTIONAL]
         return f"{{{', '.join(f'{name}: {number}' for number, name in enumerate(needed))}}}"
 
-    def shape(self, record: dict[str, Any], class_names: dict[str, list[str]]) -> dict[str, Any]:
-        """Our columns of one record; `id`, `group` and `split` are "" where it has none.
+    def convert(self, record: dict[str, Any], class_names: dict[str, list[str]]) -> dict[str, Any]:
+        """Return our columns of one record; a missing `id`, `group` or `split` is "".
 
         Args:
-            record: as the file has it.
-            class_names: names of integer classes that the file brings, by its column.
+            record: the record in the file's columns.
+            class_names: names of integer classes by the file's column, if the file holds them.
 
         Raises:
             Rejected: a column is missing, empty or of another type; an answer is not at its offset;
                 there is no label, or it has no name; a string holds NUL characters or is not UTF-8.
         """
         mapping = self.mapping(tuple(record))
-        shaped: dict[str, Any] = {}
+        converted: dict[str, Any] = {}
         for ours in fields(self.kind):
             value = record.get(mapping[ours]) if ours in mapping else None
             if ours == "answers":
-                shaped[ours] = _answers(value, record, shaped["context"])
+                converted[ours] = _answers(value, record, converted["context"])
             elif ours == "label":
-                shaped[ours] = self._label(value, class_names.get(mapping[ours]))
+                converted[ours] = self._label(value, class_names.get(mapping[ours]))
             elif ours in ("id", "group", "split", "source"):
-                shaped[ours] = "" if value is None or isinstance(value, dict | list) else str(value)
+                converted[ours] = (
+                    "" if value is None or isinstance(value, dict | list) else str(value)
+                )
             elif ours == "text_pair" and value is None:
-                shaped[ours] = None
+                converted[ours] = None
             elif ours == "input" and value is None:
-                shaped[ours] = ""
+                converted[ours] = ""
             else:
-                shaped[ours] = _string(ours, value, empty=ours == "input")
-        if shaped.get("split", "") not in SPLITS:
+                converted[ours] = _string(ours, value, empty=ours == "input")
+        if converted.get("split", "") not in SPLITS:
             raise Rejected(
                 "unknown split",
-                f"{shaped['split']!r}; expected train, validation, test or an empty string",
+                f"{converted['split']!r}; expected train, validation, test or an empty string",
             )
-        _check_characters(shaped)
-        return shaped
+        _check_characters(converted)
+        return converted
 
-    def class_names(self, brought: dict[str, list[str]], columns: Sequence[str]) -> list[str]:
-        """Names of the classes in order, from the params or else from the file; empty where neither
-        has them.
-        """
+    def class_names(self, file_names: dict[str, list[str]], columns: Sequence[str]) -> list[str]:
+        """Return the class names in order, from the params or else the file; [] without either."""
         if self.labels is not None:
             return list(
                 dict.fromkeys(
                     self.labels.values() if isinstance(self.labels, dict) else self.labels
                 )
             )
-        return brought.get(self.mapping(columns)["label"], [])
+        return file_names.get(self.mapping(columns)["label"], [])
 
-    def _label(self, value: Any, brought: Sequence[str] | None) -> str:
+    def _label(self, value: Any, file_names: Sequence[str] | None) -> str:
         if (
             value is None
             or isinstance(value, dict | list)
@@ -234,7 +235,7 @@ class Shaper:
             spellings.append(
                 str(int(value if number is None else number))
             )  # a column with gaps holds 1.0 for 1
-        names = self.labels if self.labels is not None else brought
+        names = self.labels if self.labels is not None else file_names
         named = next(
             (spelling for spelling in spellings if names is not None and spelling in names), None
         )
@@ -274,11 +275,11 @@ def _string(name: str, value: Any, empty: bool = False) -> str:
 
 
 def _answers(value: Any, record: dict[str, Any], context: str) -> list[str]:
-    """Answer texts, each checked at its offset in the context where it has one.
+    """Return the answer texts; those with an offset are checked against the context.
 
     Args:
-        value: as SQuAD's JSON ([{text, answer_start}]), its hub form ({text: [...], answer_start:
-            [...]}), or strings.
+        value: SQuAD's JSON ([{text, answer_start}]), its form on the hub ({text: [...],
+            answer_start: [...]}), or strings.
     """
     if record.get("is_impossible") is True:
         return []
@@ -336,15 +337,15 @@ def _answer(text: Any, start: Any, context: str) -> str:
     )
 
 
-def _check_characters(shaped: dict[str, Any]) -> None:
-    for name, value in shaped.items():
+def _check_characters(converted: dict[str, Any]) -> None:
+    for name, value in converted.items():
         for text in value if isinstance(value, list) else (value or "",):
             if "\0" in text:
                 raise Rejected("NUL characters", f"{text.count(chr(0))} of them in {name}")
     try:
-        text_bytes(shaped)
+        text_bytes(converted)
         for name in ("id", "group", "source"):
-            shaped.get(name, "").encode()
+            converted.get(name, "").encode()
     except UnicodeEncodeError as error:
         code = ord(error.object[error.start])
         if 0xDC80 <= code <= 0xDCFF:

@@ -1,9 +1,8 @@
-"""Remote files, copied here before they are read: resumed where they broke off, verified, under
-their name when whole.
+"""Local copies of remote files: resumed after an interruption, verified, renamed when complete.
 
-A copy in the making is `<name>.part`, beside it what the server said of the file when it was begun.
-A later attempt, also of another process after a kill, goes on behind the bytes that are there if
-the server still says the same."""
+An incomplete copy is `<name>.part`; `<name>.stamp` beside it holds what the server reported about
+the file at the start. A later attempt, also by another process after a kill, resumes after the
+bytes that are there if the server still reports the same."""
 
 from __future__ import annotations
 
@@ -21,57 +20,57 @@ from llm.runtime.io import write_bytes
 from llm.sources.readers.paths import Input
 
 CHUNK = 1 << 20
-BLOCK = 4 << 20  # bytes asked for at a time
-ATTEMPTS = 5  # in a row that bring no byte
+BLOCK = 4 << 20  # bytes of one request
+ATTEMPTS = 5  # consecutive attempts without a byte before giving up
 PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
 
 
 def fetch(
     source: Input, folder: Path, on_bytes: Callable[[int], object] = lambda count: None
 ) -> Input:
-    """A local copy of a remote file; a local file as it is.
+    """Return a local copy of a remote file; a local file is returned unchanged.
 
     Args:
-        folder: for the copies; the same one in a later attempt.
-        on_bytes: told how many bytes came, for progress.
+        folder: directory for the copies; a later attempt must use the same one.
+        on_bytes: called with the number of new bytes, for progress.
 
     Raises:
-        UserError: the file cannot be read after some attempts, is shorter or longer than the server
-            says, changed while it was read, or does not fit on the disk.
+        UserError: the file cannot be read after several attempts, differs in size from what the
+            server reports, changed while it was read, or does not fit on the disk.
     """
     if source.fs is None:
         return source
     folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(source.shown.encode()).hexdigest()[:32]
-    whole, part, noted = folder / name, folder / f"{name}.part", folder / f"{name}.stamp"
-    stamp = _asked(source, source.stamp)
-    size = _asked(source, source.size)
-    if not (noted.is_file() and noted.read_text(encoding="utf-8") == stamp):
-        whole.unlink(missing_ok=True)
+    complete, part, stamp_file = folder / name, folder / f"{name}.part", folder / f"{name}.stamp"
+    stamp = _ask(source, source.stamp)
+    size = _ask(source, source.size)
+    if not (stamp_file.is_file() and stamp_file.read_text(encoding="utf-8") == stamp):
+        complete.unlink(missing_ok=True)
         part.unlink(missing_ok=True)
-        write_bytes(noted, stamp.encode())
-    if not whole.exists():
+        write_bytes(stamp_file, stamp.encode())
+    if not complete.exists():
         _refuse_full_disk(source, folder, size - (part.stat().st_size if part.exists() else 0))
         _copy(source, part, size, on_bytes)
-        if _asked(source, source.stamp) != stamp:
+        if _ask(source, source.stamp) != stamp:
             part.unlink()
             raise UserError(
                 f"{source.shown}: changed while it was downloaded. Rerun when it stays as it is."
             )
-        os.replace(part, whole)
-    return dataclasses.replace(source, fs=None, path=str(whole))
+        os.replace(part, complete)
+    return dataclasses.replace(source, fs=None, path=str(complete))
 
 
 def _copy(source: Input, part: Path, size: int, on_bytes: Callable[[int], object]) -> None:
-    """Bring `part` to `size` bytes (-1: to the end of what comes)."""
+    """Extend `part` to `size` bytes (-1: to the end of the stream)."""
     idle, stream = 0, size < 0
     while True:
-        have = part.stat().st_size if part.exists() else 0
-        if 0 <= size <= have:
+        size_now = part.stat().st_size if part.exists() else 0
+        if 0 <= size <= size_now:
             break
-        before, reason = have, "the connection ended early"
+        before, reason = size_now, "the connection ended early"
         try:
-            _append(source, part, have, stream, on_bytes)
+            _append(source, part, size_now, stream, on_bytes)
             if size < 0:
                 break
         except OSError as error:
@@ -79,34 +78,34 @@ def _copy(source: Input, part: Path, size: int, on_bytes: Callable[[int], object
                 raise
             reason = _first_line(error)
         except Exception as error:  # each file system has errors of its own
-            stream |= isinstance(error, ValueError)  # as fsspec says that a server knows no ranges
+            stream |= isinstance(error, ValueError)  # fsspec: the server supports no ranges
             reason = _first_line(error)
-        have = part.stat().st_size if part.exists() else 0
-        idle = 0 if have > before else idle + 1
+        size_now = part.stat().st_size if part.exists() else 0
+        idle = 0 if size_now > before else idle + 1
         if idle >= ATTEMPTS:
             of = f" of {size:,}" if size >= 0 else ""
             raise UserError(
-                f"{source.shown}: broke off after {have:,}{of} bytes, {ATTEMPTS} times in a row ({reason}). "
+                f"{source.shown}: broke off after {size_now:,}{of} bytes, {ATTEMPTS} times in a row ({reason}). "
                 "Rerun when the network is back: it goes on from there."
             )
         if idle:
             time.sleep(PAUSE * 2 ** (idle - 1))
-    if 0 <= size < have:
+    if 0 <= size < size_now:
         part.unlink()
         raise UserError(
-            f"{source.shown}: {have:,} bytes came, but the server says {size:,}. Rerun to try again."
+            f"{source.shown}: {size_now:,} bytes came, but the server says {size:,}. Rerun to try again."
         )
 
 
 def _append(
-    source: Input, part: Path, have: int, stream: bool, on_bytes: Callable[[int], object]
+    source: Input, part: Path, size_now: int, stream: bool, on_bytes: Callable[[int], object]
 ) -> None:
-    """Append what comes from byte `have` on, block by block; as one stream, from the beginning."""
+    """Append the bytes from `size_now` on in blocks, or the complete file as one stream."""
     with source.fs.open(source.path, "rb", block_size=0 if stream else BLOCK) as remote:
-        if have and not stream:
-            remote.seek(have)
-        with open(part, "r+b" if have and not stream else "wb") as file:
-            file.seek(0 if stream else have)
+        if size_now and not stream:
+            remote.seek(size_now)
+        with open(part, "r+b" if size_now and not stream else "wb") as file:
+            file.seek(0 if stream else size_now)
             while chunk := remote.read(CHUNK):
                 file.write(chunk)
                 on_bytes(len(chunk))
@@ -114,8 +113,8 @@ def _append(
             os.fsync(file.fileno())
 
 
-def _asked(source: Input, question: Callable[[], Any]) -> Any:
-    """The server's answer, after some attempts."""
+def _ask(source: Input, question: Callable[[], Any]) -> Any:
+    """Return the server's answer, after several attempts if needed."""
     for attempt in range(ATTEMPTS):
         try:
             source.fs.invalidate_cache()
@@ -134,7 +133,7 @@ def _refuse_full_disk(source: Input, folder: Path, missing: int) -> None:
     free = shutil.disk_usage(folder).free
     if missing > free:
         raise UserError(
-            f"{source.shown}: {missing:,} bytes are still to come, but {folder} has room for {free:,}. Free some space."
+            f"{source.shown}: {missing:,} bytes are missing, but {folder} has room for {free:,}. Free some space."
         )
 
 

@@ -1,6 +1,4 @@
-"""How far the writing of a data set came: on record at every finished part, so that a killed
-download goes on there.
-"""
+"""Progress of a download, saved after each finished part, so that a killed download can resume."""
 
 from __future__ import annotations
 
@@ -16,34 +14,35 @@ from llm.sources.raw import Writer
 T = TypeVar("T")
 
 
-class Gate(Protocol):
-    """The part of `llm.sources.record_filter.Gate` that this module needs."""
+class Resumable(Protocol):
+    """The part of `llm.sources.record_filter.RecordFilter` that this module needs."""
 
     writer: Writer
 
-    def counted(self) -> dict[str, Any]:
-        """What was counted until now, as JSON holds it."""
+    def state(self) -> dict[str, Any]:
+        """Return the counts so far in a form that JSON can hold."""
 
 
 class Changed(Exception):  # noqa: N818 - says what happened
-    """An input is not the file that the parts on record were made of."""
+    """An input differs from the file that the saved parts were made of."""
 
 
-class Restart:
-    """The record beside a data set's directory, `<directory>.part.json`; gone when the data set is
-    whole.
+class SavedProgress:
+    """The progress file beside a data set's directory, deleted once the data set is complete.
 
-    A record holds what was read (inputs that are done, rows of the next one), what the writer
-    wrote, and `more`. Parts are compared with their digests before they are believed, inputs with
-    their stamps."""
+    The file `<directory>.part.json` holds what was read (the finished inputs and the rows of the
+    next one), what the writer wrote, and `more`. Parts are verified by their digests before they
+    are reused, inputs by their stamps."""
 
-    def __init__(self, directory: Path, of: dict[str, Any]) -> None:
-        """`of`: what is written, as JSON; a record of something else counts as none."""
-        self.directory, self.of = Path(directory), of
+    def __init__(self, directory: Path, dataset: dict[str, Any]) -> None:
+        """Read the progress file, if there is one for the same data set.
+
+        Args:
+            dataset: description of what is written, in a form that JSON can hold.
+        """
+        self.directory, self.dataset = Path(directory), dataset
         self.path = self.directory.with_name(f"{self.directory.name}.part.json")
-        self.input = self.row = self.parts = (
-            0  # inputs that are done, rows of the next one, parts on record
-        )
+        self.input = self.row = self.parts = 0  # finished inputs, rows of the next one, saved parts
         self.writer: dict[str, Any] | None = None
         self.more: dict[str, Any] = {}
         self._read()
@@ -52,65 +51,70 @@ class Restart:
         try:
             record = json.loads(self.path.read_text(encoding="utf-8"))
             files = record["writer"]["files"]
-            if record["of"] != self.of:
-                raise ValueError("the record of another data set")
+            if record["of"] != self.dataset:
+                raise ValueError("the progress of another data set")
             if any(sha256(self.directory / file["path"]) != file["sha256"] for file in files):
-                raise ValueError("a part is not what was written")
+                raise ValueError("a part has changed since it was written")
             self.input, self.row, self.writer, self.more = (
                 record[k] for k in ("input", "row", "writer", "more")
             )
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # no record, or of parts that a power cut took
-            files = []
+        except (OSError, ValueError, KeyError, TypeError):
+            files = []  # no usable progress file, or a power cut took some of its parts
         self.parts = len(files)
-        clear(
-            self.directory, [file["path"] for file in files]
-        )  # the part that was begun when the kill came
+        # A part that was unfinished when the process was killed is removed.
+        clear(self.directory, [file["path"] for file in files])
 
-    def compare(self, stamps: list[list[str]]) -> None:
-        """Raises Changed where the names and stamps of the inputs until `input` are not those on
-        record.
+    def check_inputs(self, stamps: list[list[str]]) -> None:
+        """Compare the finished inputs with the saved ones.
+
+        Args:
+            stamps: name and stamp of each input up to `input`.
+
+        Raises:
+            Changed: a name or a stamp differs.
         """
-        then = self.more.get("stamps", [])
-        if then and then != stamps:
-            before = {name for name, stamp in then if [name, stamp] not in stamps}
-            raise Changed(f"{', '.join(sorted(before)) or 'its list of files'} is not what it was")
+        saved_stamps = self.more.get("stamps", [])
+        if saved_stamps and saved_stamps != stamps:
+            changed = {name for name, stamp in saved_stamps if [name, stamp] not in stamps}
+            raise Changed(f"{', '.join(sorted(changed)) or 'its list of files'} has changed")
 
-    def rows(self, number: int, rows: Iterator[T]) -> Iterator[tuple[int, T]]:
-        """The rows of an input that are still to do, with their numbers from 1."""
+    def remaining(self, number: int, rows: Iterator[T]) -> Iterator[tuple[int, T]]:
+        """Yield the remaining rows of an input, with their numbers from 1."""
         done = self.row if number == self.input else 0
         return islice(enumerate(rows, 1), done, None)
 
-    def note(self, gate: Gate, number: int, row: int, **more: Any) -> None:
-        """After a row: put it on record if a part has just been finished.
+    def update(self, record_filter: Resumable, number: int, row: int, **more: Any) -> None:
+        """Save the progress after a row, if that row finished a part.
 
         Args:
-            number: of the input, from 0.
-            row: of the input, from 1; it and all before it are dealt with.
-            more: what is to be in `more` when it goes on, beside what the gate counted; with
-                `stamps`, for `compare`.
+            number: index of the input, from 0.
+            row: number of the row in the input, from 1; it and all before it are processed.
+            more: entries of `more` on resuming, beside the filter's counts; `stamps` among them
+                serves `check_inputs`.
         """
-        if len(gate.writer.files) == self.parts:
+        if len(record_filter.writer.files) == self.parts:
             return
-        self.parts = len(gate.writer.files)
-        place = gate.writer.place()
-        if place is None:  # the part was finished by the last row of another input
+        self.parts = len(record_filter.writer.files)
+        position = record_filter.writer.position()
+        if position is None:  # the part was finished by the last row of another input
             return
-        more = {"gate": gate.counted(), **more}
-        record = {"of": self.of, "input": number, "row": row, "writer": place, "more": more}
+        more = {"gate": record_filter.state(), **more}
+        record = {
+            "of": self.dataset,
+            "input": number,
+            "row": row,
+            "writer": position,
+            "more": more,
+        }
         write_bytes(self.path, json.dumps(record).encode())
 
-    def end(self) -> None:
-        """The data set is whole."""
+    def delete(self) -> None:
+        """Delete the progress file of a complete data set."""
         self.path.unlink(missing_ok=True)
 
 
 def clear(directory: Path, keep: Collection[str] = ()) -> None:
-    """Remove the parts in a directory that are not among those to keep."""
+    """Delete the parts in a directory, except those to keep."""
     for path in Path(directory).glob("part-*.parquet"):
         if path.name not in keep:
             path.unlink()

@@ -396,9 +396,9 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     path = put(tmp_path, "log.jsonl", b'{"text": "line"}\n' * 1000)
-    add = download.Gate.add
+    add = download.RecordFilter.add
 
-    def changing(self: download.Gate, row: readers.Row, *args: Any) -> None:
+    def changing(self: download.RecordFilter, row: readers.Row, *args: Any) -> None:
         if row.line == 500 and how == "appended":
             with open(path, "ab") as file:
                 file.write(b'{"text": "late"}\n')
@@ -409,7 +409,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
             os.truncate(path, 17)
         add(self, row, *args)
 
-    monkeypatch.setattr(download.Gate, "add", changing)
+    monkeypatch.setattr(download.RecordFilter, "add", changing)
     with pytest.raises(UserError, match=r"log\.jsonl: changed while it was read\. Rerun"):
         load(tmp_path, path)
 
@@ -459,7 +459,7 @@ def test_a_file_of_the_same_name_with_other_bytes_is_noticed(
     again = write_raw("pretrain", "pretrain", p.download["pretrain"], Path("data/raw/pretrain"))
     (line,) = changed_files.note(again)
     assert line.startswith("a.txt: same name, other bytes than when it was last read (SHA-256 ")
-    changed_files.place().write_text("{broken")
+    changed_files.notes_path().write_text("{broken")
     assert changed_files.changes(p) == []
 
 

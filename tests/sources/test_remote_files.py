@@ -194,7 +194,7 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_begun(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(
-        UserError, match=r"a\.bin: 3,000,000 bytes are still to come, but .* has room for 1,000"
+        UserError, match=r"a\.bin: 3,000,000 bytes are missing, but .* has room for 1,000"
     ):
         remote_files.fetch(one(server), tmp_path)
     assert server.sent < 10

@@ -34,7 +34,7 @@ from llm.sources import raw, download as sources; from llm.runtime import disk a
 
 kind, source, out, nth = sys.argv[1:]
 raw.Writer.__init__.__defaults__ = (3000, 700, None)
-calls, real = 0, sources.Gate.add
+calls, real = 0, sources.RecordFilter.add
 
 def add(*args):
     global calls
@@ -43,7 +43,7 @@ def add(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args)
 
-sources.Gate.add = add
+sources.RecordFilter.add = add
 kinds = {"files": params.FilesSource, "hub": params.HubSource, "mixture": params.MixtureSource}
 given = json.loads(source)
 copies = Path(out).with_name("copies") if "://" in source else None
@@ -147,15 +147,15 @@ def test_a_killed_download_of_a_hub_data_set_goes_on(folder: Path) -> None:
 
 
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The rows that pass the gate from now on."""
+    """Yield the rows that pass the filter from now on."""
     rows: list[Any] = []
-    real = download.Gate.add
+    real = download.RecordFilter.add
 
     def add(*args: Any) -> None:
         rows.append(args[1])
         real(*args)
 
-    monkeypatch.setattr(download.Gate, "add", add)
+    monkeypatch.setattr(download.RecordFilter, "add", add)
     return rows
 
 

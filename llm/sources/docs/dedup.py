@@ -1,4 +1,4 @@
-"""Repeated and nearly repeated documentation: the first of each is kept."""
+"""Removal of repeated and nearly repeated documentation; the first of each is kept."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ MIN_REPEATED = 40  # characters from which a repeated paragraph is dropped; shor
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and numbers: what is compared when looking for duplicates."""
+    """Return the lower-case words and numbers, which are compared to find duplicates."""
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
 def drop_repeated_paragraphs(entries: list[Entry], dropped: Counter[str]) -> list[Entry]:
-    """Keep the first of equal paragraphs and field descriptions; entries with nothing left
-    disappear.
-    """
+    """Keep the first of equal paragraphs and field descriptions, and drop empty entries."""
     seen: set[bytes] = set()
 
     def fresh(text: str) -> bool:
@@ -65,8 +63,7 @@ def drop_near_duplicates(entries: list[Entry], dropped: Counter[str]) -> list[En
 def near_duplicates(
     texts: Iterable[str], groups: Iterable[str] | None = None, threshold: float = JACCARD
 ) -> list[bool]:
-    """For each text whether to keep it: False where an earlier kept one is similar (in another
-    group, if given).
+    """Return whether to keep each text: not if an earlier kept one (of another group) is similar.
 
     MinHash-LSH (Broder 1997) over word shingles; candidates are confirmed by the estimated Jaccard
     similarity. Texts under eight words are kept.

@@ -1,6 +1,4 @@
-"""Docstrings of any style (plain, reST fields, numpydoc, Google) to a `Doc`: summary, paragraphs,
-described fields.
-"""
+"""The parser of docstrings (plain, reST fields, numpydoc, Google) into summary, body and fields."""
 
 from __future__ import annotations
 
@@ -42,9 +40,7 @@ SPHINX = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A described parameter, attribute, result or exception; `kind` is Parameters, Attributes,
-    Returns or Raises.
-    """
+    """A described item; its kind is Parameters, Attributes, Returns or Raises."""
 
     kind: str
     name: str
@@ -52,9 +48,7 @@ class Field:
     text: str
 
     def line(self, types: bool = True) -> str:
-        """The field in one readable line; without its type where `types` is false and there is more
-        to say.
-        """
+        """Return the field as a line; without `types`, its type stands only in for a missing text."""
         head = {"Returns": f"Returns {self.name}".strip(), "Raises": f"Raises {self.name}"}.get(
             self.kind, self.name
         )
@@ -77,7 +71,7 @@ class Doc:
 
 
 def parse(docstring: str, dropped: Counter[str]) -> Doc:
-    """Parse a docstring of any of the styles. What is left out is added to `dropped` by reason."""
+    """Parse a docstring of any style; text that is left out is counted in `dropped` by reason."""
     lines = strip_blocks(inspect.cleandoc(docstring).splitlines(), dropped)
     while lines and (not lines[0].strip() or SIGNATURE.fullmatch(lines[0].strip())):
         lines.pop(0)
@@ -99,9 +93,7 @@ def parse(docstring: str, dropped: Counter[str]) -> Doc:
 
 
 def split_sections(lines: list[str]) -> list[tuple[str, str, list[str]]]:
-    """(section, style, lines): numpydoc and Google headings and Sphinx fields; the preamble is
-    section "preamble".
-    """
+    """Split at headings and Sphinx fields into (section, style, lines); the first is "preamble"."""
     sections: list[tuple[str, str, list[str]]] = [("preamble", "text", [])]
     i = 0
     while i < len(lines):
@@ -145,7 +137,7 @@ def split_sections(lines: list[str]) -> list[tuple[str, str, list[str]]]:
 
 
 def fields(kind: str, style: str, lines: list[str], dropped: Counter[str]) -> list[Field]:
-    """The described items of a numpydoc or Google section."""
+    """Return the described items of a numpydoc or Google section."""
     text = inspect.cleandoc("\n".join(["", *lines])).splitlines()
     items: list[list[str]] = []
     for line in text:
@@ -177,14 +169,14 @@ def fields(kind: str, style: str, lines: list[str], dropped: Counter[str]) -> li
 
 
 def dedent(lines: list[str]) -> list[str]:
-    """Continuation lines without their common indentation."""
+    """Return continuation lines without their common indentation."""
     return inspect.cleandoc("\n".join(["", *lines])).splitlines()
 
 
 def field_of(
     kind: str, name: str, type_: str, lines: list[str], dropped: Counter[str]
 ) -> list[Field]:
-    """A field when its name is one and its description is readable, else nothing, counted."""
+    """Return a field with a valid name and a readable text in a list; else count why not."""
     name = inline(name).strip(" :*")
     type_ = inline(type_).strip(" .,;:")
     parts = prose(lines, dropped)

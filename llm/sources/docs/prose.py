@@ -1,6 +1,6 @@
-"""Docstring markup to prose.
+"""The conversion of docstring markup to prose.
 
-What is markup is removed or turned into words; what is not English prose (doctests, code blocks,
+Markup is removed or turned into words. Content that is not English prose (doctests, code blocks,
 tables, formulas, licences) is left out and counted by reason.
 """
 
@@ -63,7 +63,7 @@ SENTENCE_END = re.compile(r"""(?<=[.!?])["')\]]*\s+(?=["'(\[]*[A-Z0-9`_])""")
 
 
 def indent(line: str) -> int:
-    """Leading spaces."""
+    """Return the number of leading spaces."""
     return len(line) - len(line.lstrip(" "))
 
 
@@ -141,9 +141,7 @@ def strip_blocks(lines: list[str], dropped: Counter[str]) -> list[str]:
 
 
 def block_end(lines: list[str], start: int, level: int) -> int:
-    """Index after the block that is blank or indented deeper than `level`; blank lines at its end
-    stay outside.
-    """
+    """Return the index after a block indented deeper than `level`, without trailing blank lines."""
     end = last = start
     while end < len(lines) and (not lines[end].strip() or indent(lines[end]) > level):
         end += 1
@@ -153,7 +151,7 @@ def block_end(lines: list[str], start: int, level: int) -> int:
 
 
 def paragraphs(lines: list[str]) -> list[list[str]]:
-    """Groups of lines between blank lines; an item of a list starts a group of its own."""
+    """Return the groups of lines between blank lines; a list item starts a new group."""
     groups: list[list[str]] = [[]]
     for line in lines:
         if not line.strip():
@@ -169,7 +167,7 @@ def paragraphs(lines: list[str]) -> list[list[str]]:
 
 
 def target(match: re.Match[str]) -> str:
-    """The visible text of a role or link."""
+    """Return the visible text of a role or link."""
     text = match[1].strip()
     if titled := re.fullmatch(r"(.+?)\s*<[^>]*>", text, re.S):
         return titled[1]
@@ -204,9 +202,7 @@ INLINE: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
 
 
 def inline(text: str) -> str:
-    """Roles, backticks, emphasis, links and footnote marks become plain words; white space becomes
-    single spaces.
-    """
+    """Turn roles, emphasis, links and footnote marks into plain words with single spaces."""
     for pattern, replacement in INLINE:
         text = pattern.sub(replacement, text)
     return text.strip()
@@ -224,7 +220,7 @@ def sentences(text: str) -> list[str]:
 
 
 def clean(lines: list[str], dropped: Counter[str]) -> str:
-    """One paragraph (or list item) as readable prose, or "" with the reason counted."""
+    """Return a paragraph or list item as readable prose, or "" after counting the reason."""
     if sum(bool(CODE_LINE.match(line)) for line in lines) * 2 > len(lines):
         dropped["code block"] += 1
         return ""
@@ -249,7 +245,7 @@ def clean(lines: list[str], dropped: Counter[str]) -> str:
 
 
 def unreadable(sentence: str) -> str:
-    """Why a sentence is not English prose, or ""."""
+    """Return why a sentence is not English prose, or ""."""
     if re.search(r"https?://|www\.|ftp://|\S@\S+\.\w", sentence):
         return "sentence with a link"
     if "\\" in sentence or "$" in sentence:
@@ -274,7 +270,7 @@ def unreadable(sentence: str) -> str:
 
 
 def english(text: str) -> bool:
-    """Mostly ASCII, and where it is long, with common English words in it."""
+    """Return whether a text is mostly ASCII and, if long, has common English words."""
     if sum(char > "\x7f" for char in text) > max(2, 0.04 * len(text)):
         return False
     words = re.findall(r"[a-z]+", text.lower())
@@ -282,9 +278,7 @@ def english(text: str) -> bool:
 
 
 def prose(lines: list[str], dropped: Counter[str]) -> list[str]:
-    """Clean paragraphs; consecutive list items share one; a lead-in whose block was removed loses
-    its last sentence.
-    """
+    """Return clean paragraphs; list items are joined, lead-ins to removed blocks are cut."""
     out: list[str] = []
     groups = paragraphs(lines)
     for group in groups:
@@ -311,7 +305,7 @@ def prose(lines: list[str], dropped: Counter[str]) -> list[str]:
 
 
 def first_characters(parts: list[str], limit: int) -> str:
-    """Whole paragraphs, then whole sentences, up to `limit` characters, one paragraph a line."""
+    """Return whole paragraphs, then whole sentences, up to `limit`; one paragraph a line."""
     text = ""
     for part in parts:
         if len(text) + 1 + len(part) <= limit:

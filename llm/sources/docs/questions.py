@@ -1,6 +1,4 @@
-"""Questions about documentation whose answers are exact spans of it: what a parameter is, what a
-function returns.
-"""
+"""Questions about parameters and results, whose answers are exact spans of the documentation."""
 
 from __future__ import annotations
 
@@ -20,9 +18,8 @@ HEAD_CHARACTERS = 250
 LINE_CHARACTERS = 420
 ANSWER_CHARACTERS = (12, 120)
 MAX_NAME = 10  # questions about one name over all modules
-MAX_OVERLAP = (
-    0.25  # F1 between two answers to the same name: above it, knowing one answers the other
-)
+# Largest F1 between two answers about one name; above it, one answer gives away the other.
+MAX_OVERLAP = 0.25
 
 QUESTIONS = {
     "Parameters": (
@@ -62,8 +59,7 @@ QUESTIONS = {
 
 
 def question_answering(found: Corpus, dropped: Counter[str], kept: Row) -> list[Row]:
-    """SQuAD-like: what a parameter is, what a function returns; answers are exact spans of the
-    context.
+    """Return SQuAD-like records; the answers are exact spans of the context.
 
     An answer must not follow from the name asked about: it is kept only if it differs from the
     name's own words (`max_iter`: "Maximum number …" stays, `batch_size`: "Size of the batch" goes)
@@ -120,7 +116,7 @@ def question_answering(found: Corpus, dropped: Counter[str], kept: Row) -> list[
 
 
 def ambiguous(item: Field, entry: Entry) -> bool:
-    """Whether several fields of an entry would answer the question, or its name is a list of names."""
+    """Return whether several fields would answer the question, or the name lists several."""
     return (
         "," in item.name
         or sum(other.kind == item.kind and other.name == item.name for other in entry.doc.fields)
@@ -129,9 +125,7 @@ def ambiguous(item: Field, entry: Entry) -> bool:
 
 
 def contexts(entry: Entry) -> list[tuple[str, list[Field]]]:
-    """Excerpts of at most `CONTEXT_CHARACTERS`: the name and summary, then at least two described
-    fields.
-    """
+    """Return excerpts of up to `CONTEXT_CHARACTERS`: name, summary and at least two fields."""
     summary = first_characters([entry.doc.summary], HEAD_CHARACTERS)
     head = f"{owner(entry)}: {summary}" if summary else f"{owner(entry)}."
     out: list[tuple[str, list[Field]]] = []
@@ -151,9 +145,7 @@ def contexts(entry: Entry) -> list[tuple[str, list[Field]]]:
 
 
 def answer_of(item: Field, context: str) -> str:
-    """The description's first sentence, or its first clauses where it is long; "" where neither is
-    short enough.
-    """
+    """Return the description's first sentence or clauses; "" if neither is short enough."""
     low, high = ANSWER_CHARACTERS
     text = (sentences(item.text) or [""])[0]
     text = re.sub(r"[.,;]?\s*\((?:default|optional)[^()]*\)[. ]*$", "", text, flags=re.I).rstrip(
@@ -177,7 +169,7 @@ def answer_of(item: Field, context: str) -> str:
 
 
 def phrase(item: Field, entry: Entry, answer: str, place: str) -> str:
-    """One of several phrasings of the question, chosen by a hash of its place."""
+    """Return one of several phrasings of the question, chosen by a hash of its position."""
     kind = "Results" if item.kind == "Returns" and item.name else item.kind
     if kind == "Parameters" and re.match(
         r"(If|Whether|When|Controls?|Determines?|Enables?|Set|Use|Specif)", answer
@@ -190,12 +182,12 @@ def phrase(item: Field, entry: Entry, answer: str, place: str) -> str:
 
 
 def owner(entry: Entry) -> str:
-    """The last two parts of a name: enough to tell a method or function from others."""
+    """Return the last two parts of a name, which identify a method or function."""
     return ".".join(entry.name.split(".")[-2:])
 
 
 def f1(left: list[str], right: list[str]) -> float:
-    """SQuAD's F1 of two answers' tokens, articles left out."""
+    """Return SQuAD's F1 of two answers' tokens, without articles."""
     a, b = (
         Counter(word for word in side if word not in ("a", "an", "the")) for side in (left, right)
     )
@@ -204,13 +196,11 @@ def f1(left: list[str], right: list[str]) -> float:
 
 
 def closed_book_f1(rows: list[Row], names: list[tuple[str, str]]) -> float:
-    """Mean F1 on a tenth of the modules, of the answer that a reader without the context would
-    give.
+    """Return the mean F1, on a tenth of the modules, of answers given without the context.
 
-    Two readers, of whom the better counts: one says the most typical answer (largest mean F1 to the
-        others) that the
-    other modules give to the same name, or where the name is new, to the same sort of question; one
-    repeats the name."""
+    It is that of the better of two strategies. One repeats the name. The other gives the most
+    typical answer (with the largest mean F1 to the others) that the other modules have for the same
+    name, or, if the name is new, for the same kind of question."""
     train: defaultdict[Any, list[list[str]]] = defaultdict(list)
     held: list[tuple[tuple[str, str], list[str]]] = []
     for row, name in zip(rows, names, strict=True):
@@ -233,5 +223,5 @@ def closed_book_f1(rows: list[Row], names: list[tuple[str, str]]) -> float:
 
 
 def name_words(name: str) -> list[str]:
-    """The words inside a name: `n_samples` and `nSamples` are n, samples."""
+    """Return the words inside a name: `n_samples` and `nSamples` are n, samples."""
     return words(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.replace("_", " ")))

@@ -1,6 +1,4 @@
-"""Two real tasks from documentation: summarise it, tell which library it documents. Questions:
-`docs_questions`.
-"""
+"""Two tasks from documentation: summarise it, and name the library that it documents."""
 
 from __future__ import annotations
 
@@ -17,14 +15,12 @@ from llm.sources.docs.split import Row, across_modules, split_of, stamp
 
 SUMMARY_CHARACTERS = (20, 150)
 DOCUMENT_CHARACTERS = (200, 1200)
-# of the summary's content words must occur in the document, else it cannot be written from it
+# Share of the summary's content words that must occur in the document.
 MIN_SUPPORT = 0.5
 
 
 def summarization(found: Corpus, dropped: Counter[str], kept: Row) -> list[Row]:
-    """The body of a docstring → its summary line, where the body says enough to write the line from
-    it.
-    """
+    """Return docstring bodies with their summary lines, where the body supports the summary."""
     rows: list[Row] = []
     for entry in found.entries:
         document = first_characters(
@@ -49,7 +45,7 @@ def summarization(found: Corpus, dropped: Counter[str], kept: Row) -> list[Row]:
 
 
 def poor_summary(summary: str, document: str) -> str:
-    """Why a line is not a one-sentence summary of the document, or ""."""
+    """Return why a line is not a one-sentence summary of the document, or ""."""
     low, high = SUMMARY_CHARACTERS
     if not low <= len(summary) <= high or len(summary.split()) < 4:
         return "summary too short or too long"
@@ -90,9 +86,7 @@ MASK = "[library]"
 
 
 def classification(found: Corpus, dropped: Counter[str], kept: Row) -> list[Row]:
-    """Which library a text documents, the libraries' names masked; at most `PER_CLASS` texts a
-    library.
-    """
+    """Return texts labelled with their library, its name masked; at most `PER_CLASS` a library."""
     rows: list[Row] = []
     own = sorted(
         {entry.package for entry in found.entries if not NAMES.fullmatch(entry.package)}
@@ -138,8 +132,8 @@ def classification(found: Corpus, dropped: Counter[str], kept: Row) -> list[Row]
 
 
 def mask(text: str, packages: Iterable[str] = ()) -> str:
-    """Remove import prefixes and replace library names, those of `packages` too."""
+    """Remove import prefixes and mask the names of libraries and of `packages`."""
     text = ALIASES.sub(MASK, NAMES.sub(MASK, PREFIX.sub("", text)))
-    folded = text.casefold()  # to look for a name in it takes a hundredth of the expression's time
+    folded = text.casefold()  # searching it takes a hundredth of the regular expression's time
     others = "|".join(re.escape(name) for name in packages if name.casefold() in folded)
     return re.sub(rf"\w*(?:{others})\w*", MASK, text, flags=re.I) if others else text

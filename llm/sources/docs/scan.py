@@ -1,6 +1,4 @@
-"""Find the documentation in installed packages' source code with `ast`; nothing is imported or
-executed.
-"""
+"""The search for documentation in installed packages, by `ast`; nothing is imported or executed."""
 
 from __future__ import annotations
 
@@ -39,8 +37,8 @@ SKIPPED_STDLIB = set(
         sre_constants sre_parse""",
     )
 )
-# Here public functions live in modules with private names (scipy.stats._stats_py.gmean is
-# scipy.stats.gmean).
+# In these packages, modules with private names hold public functions (scipy.stats._stats_py.gmean
+# is scipy.stats.gmean).
 PRIVATE_FILES = {"numpy", "scipy", "sklearn"}
 PRIVATE_NAMES = {"_core", "_torch_docs.py", "_tensor_docs.py", "_tensor.py"}
 GENERATED = re.compile(
@@ -61,7 +59,7 @@ class Entry:
     doc: Doc
 
     def text(self, name: str) -> str:
-        """The whole entry as readable text: "name: summary", paragraphs, one line a field."""
+        """Return the whole entry as readable text: "name: summary", paragraphs, one line a field."""
         doc = self.doc
         lines = "\n".join(item.line() for item in doc.fields)
         return "\n\n".join(
@@ -78,7 +76,7 @@ class Entry:
 
 @dataclass(slots=True)
 class Corpus:
-    """All entries in source order, Python's topics, and what was left out."""
+    """All entries in source order, Python's topics, and counts of dropped text."""
 
     entries: list[Entry] = field(default_factory=list)
     topics: list[Entry] = field(default_factory=list)
@@ -87,9 +85,7 @@ class Corpus:
 
 
 def locate(package: str) -> Path | None:
-    """The directory or single file of a top-level package, not imported; None for the whole
-    standard library.
-    """
+    """Return a package's directory or file without importing it; None: the standard library."""
     if package == PYTHON:
         return None
     stdlib = Path(sysconfig.get_path("stdlib"))
@@ -111,7 +107,7 @@ def locate(package: str) -> Path | None:
 
 
 def source_files(package: str, dropped: Counter[str]) -> Iterator[tuple[str, Path]]:
-    """(dotted module, file) of a package's public source, in the order of the module's names."""
+    """Yield (dotted module, file) of a package's public source, in the order of module names."""
     root = locate(package)
     if root is None:
         stdlib = Path(sysconfig.get_path("stdlib"))
@@ -138,7 +134,7 @@ def source_files(package: str, dropped: Counter[str]) -> Iterator[tuple[str, Pat
 
 
 def skipped(package: str, parts: tuple[str, ...]) -> str:
-    """Why a file is not read, from its path inside the package, or ""."""
+    """Return why a file is not read, from its path inside the package, or ""."""
     if SKIPPED_DIRECTORIES & set(parts[:-1]):
         return "file: tests, vendored or generated"
     name = parts[-1]
@@ -207,9 +203,7 @@ def docstrings(tree: ast.Module, dropped: Counter[str]) -> Iterator[tuple[str, s
 
 
 def added_docstring(call: ast.Call) -> Iterator[tuple[str, str, str]]:
-    """`add_newdoc(module, object, doc)` and `add_docstr(object, doc)`: how C functions are
-    documented.
-    """
+    """Yield the docstring of a C function, set by `add_newdoc` or `add_docstr`."""
     function = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
     if function == "add_docstr" and len(call.args) == 2:
         name, text = ast.unparse(call.args[0]), literal(call.args[1])
@@ -236,9 +230,7 @@ def added_docstring(call: ast.Call) -> Iterator[tuple[str, str, str]]:
 
 
 def literal(node: ast.expr) -> str:
-    """The text of a string expression, as far as it is written out: constants, sums, `.format` and
-    `dedent`.
-    """
+    """Return the text of a string expression of constants, sums, `.format` and `dedent`."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
@@ -252,7 +244,7 @@ def literal(node: ast.expr) -> str:
 
 
 def set_module(node: ast.AST) -> str:
-    """The module that `@set_module("numpy")` says a function belongs to, else ""."""
+    """Return the module that `@set_module("numpy")` says a function belongs to, else ""."""
     for decorator in getattr(node, "decorator_list", []):
         if (
             isinstance(decorator, ast.Call)
@@ -264,7 +256,7 @@ def set_module(node: ast.AST) -> str:
 
 
 def public_name(module: str, qualname: str, home: str) -> str:
-    """The name that a reader knows: numpy._core.fromnumeric.mean is numpy.mean."""
+    """Return the public name: numpy._core.fromnumeric.mean is numpy.mean."""
     parts = module.split(".")
     if home:
         parts = [home]
@@ -280,9 +272,7 @@ def public_name(module: str, qualname: str, home: str) -> str:
 
 
 def topics(dropped: Counter[str]) -> list[Entry]:
-    """The language reference inside Python (`pydoc_data/topics.py`): a literal dict of reST prose,
-    not executed.
-    """
+    """Return Python's language reference: a literal dict in `pydoc_data/topics.py`, not executed."""
     path = Path(sysconfig.get_path("stdlib")) / "pydoc_data" / "topics.py"
     if not path.exists():
         dropped["topics: this Python comes without pydoc_data"] += 1

@@ -1,9 +1,7 @@
-"""The embedded source `docs`: the documentation inside the installed packages, as text and as
-tasks.
+"""The embedded source `docs`: the documentation of the installed packages, as text and as tasks.
 
-Nothing is imported or executed. The corpus depends on the versions of Python and of the packages,
-and on nothing else: not on what else is installed, the order of a directory listing, the hash seed
-    or the place of the checkout.
+Nothing is imported or executed. The corpus depends only on the versions of Python and of the
+packages, and not on other packages, directory order, the hash seed or the checkout's path.
 """
 
 from __future__ import annotations
@@ -48,8 +46,7 @@ KINDS = ("pretrain", "summarization", "question_answering", "classification")
 def records(
     kind: str, packages: list[str] | None = None
 ) -> tuple[Iterator[dict[str, Any]], dict[str, Any]]:
-    """Raw records of a kind, ordered by id, and a dict that is complete once the iterator is
-    exhausted.
+    """Return raw records of a kind by id, and a dict that is complete once they are exhausted.
 
     Args:
         kind: one of `KINDS`; the fields of a record are those of `data/raw` (see
@@ -57,7 +54,7 @@ def records(
         packages: import names, "python" for the whole standard library; None for `PACKAGES`.
 
     Raises:
-        UserError: no such kind, or a package is not installed.
+        UserError: the kind does not exist, or a package is not installed.
     """
     if kind not in KINDS:
         raise UserError(
@@ -95,8 +92,7 @@ def _records(
 
 
 def pretrain(found: Corpus, dropped: Counter[str], kept: dict[str, Any]) -> list[dict[str, Any]]:
-    """Documents of a few thousand characters: a module's entries in source order, and Python's
-    topics.
+    """Return documents of a few thousand characters: modules in source order, and Python's topics.
 
     The first entry of a document has its full name, the others the name inside the module.
     """
@@ -133,7 +129,7 @@ def pretrain(found: Corpus, dropped: Counter[str], kept: dict[str, Any]) -> list
 
 @functools.cache
 def corpus(packages: tuple[str, ...]) -> Corpus:
-    """Read, parse and de-duplicate; cached, so that the four kinds share one scan."""
+    """Read, parse and deduplicate; cached, so that the four kinds share one scan."""
     found = Corpus()
     entries: list[Entry] = []
     files = [
@@ -144,8 +140,8 @@ def corpus(packages: tuple[str, ...]) -> Corpus:
         files[first : first + FILES_AT_A_TIME] for first in range(0, len(files), FILES_AT_A_TIME)
     ]
     with Workers(min(cores(), len(parts))) as workers:
-        for some, dropped in workers.ordered(_scanner, parts):
-            entries += some
+        for scanned, dropped in workers.ordered(_scanner, parts):
+            entries += scanned
             found.dropped += dropped
     entries = drop_repeated_paragraphs(entries, found.dropped)
     found.entries = drop_near_duplicates(entries, found.dropped)
@@ -159,7 +155,7 @@ def _scanner() -> Callable[[list[tuple[str, str, Path]]], tuple[list[Entry], Cou
 
 
 def _scan(files: list[tuple[str, str, Path]]) -> tuple[list[Entry], Counter[str]]:
-    """The entries of some files, and what was left out of them."""
+    """Return the entries of the files, and counts of dropped text."""
     dropped: Counter[str] = Counter()
     return [entry for file in files for entry in module_entries(*file, dropped)], dropped
 
@@ -168,15 +164,14 @@ def _scan(files: list[tuple[str, str, Path]]) -> tuple[list[Entry], Counter[str]
 
 
 def versions(packages: Iterable[str]) -> list[str]:
-    """`distribution==version` of those packages that are not Python's own."""
+    """Return `distribution==version` of each package outside the standard library."""
     out = []
     for package in packages:
         if package != PYTHON and package not in sys.stdlib_module_names:
             name = DISTRIBUTIONS.get(package, package)
             try:
-                version = importlib.metadata.version(name).partition("+")[
-                    0
-                ]  # without the build's tag (torch's +cpu)
+                # Without the build's tag (torch's +cpu).
+                version = importlib.metadata.version(name).partition("+")[0]
             except importlib.metadata.PackageNotFoundError:
                 version = "unknown"
             out.append(f"{name}=={version}")
@@ -184,7 +179,7 @@ def versions(packages: Iterable[str]) -> list[str]:
 
 
 def licence(package: str) -> str:
-    """The package's licence as its own metadata states it, in a few words."""
+    """Return the package's licence from its own metadata, in a few words."""
     if package == PYTHON or package in sys.stdlib_module_names:
         return "PSF-2.0"
     try:

@@ -1,6 +1,4 @@
-"""What the tasks from documentation share: sides by module, ids, and no text of one module in
-another.
-"""
+"""Splits by module, ids, and the removal of text shared by modules, for the documentation tasks."""
 
 from __future__ import annotations
 
@@ -18,8 +16,9 @@ TEST_SHARE, VALIDATION_SHARE = 0.08, 0.03  # of the modules
 
 
 def split_of(module: str) -> str:
-    """The side of a module: the same in all tasks, so that pretraining can leave out what the tests
-    are made of.
+    """Return the split of a module.
+
+    It is the same in all tasks, so that pretraining can leave out the test modules.
     """
     point = int.from_bytes(hashlib.blake2b(module.encode(), digest_size=8).digest(), "big") / 2**64
     return (
@@ -32,18 +31,16 @@ def split_of(module: str) -> str:
 
 
 def stamp(place: str) -> str:
-    """A record's id: a hash before the place, so that the first records by id are a fair sample of
-    all.
-    """
+    """Return a record's id; it begins with a hash, so that the first ids are a fair sample."""
     return f"{hashlib.blake2b(place.encode(), digest_size=4).hexdigest()}:{place}"
 
 
 def across_modules(
     rows: list[Row], text: Callable[[Row], str], task: str, dropped: Counter[str]
 ) -> list[Row]:
-    """Rows by id, without those that share a long line or most of their text with another module.
+    """Return rows by id, without those that share a long line or most text with another module.
 
-    Splits are by module, so nothing of a test text was seen in training.
+    Splits are by module, so no test text was seen in training.
     """
     rows = sorted(rows, key=lambda row: row["id"])
     keep = near_duplicates([text(row) for row in rows], [row["group"] for row in rows], NEAR)

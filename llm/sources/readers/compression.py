@@ -1,7 +1,6 @@
-"""From the bytes of a file to the bytes of its content: decompressed, in UTF-8, and no more of them
-than is believable.
+"""The content of a file: decompressed, converted to UTF-8, and limited in size.
 
-Nothing is read further ahead than a buffer, so a reader holds what it is given and not the file.
+All streams read through small buffers, so the file is never in memory as a whole.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from llm.sources.readers.paths import COMPRESSED, Input
 
 CHUNK = 1 << 18
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
-# Text shrinks to a third or a tenth, a log perhaps to a hundredth. What unpacks to more than this
-# is no text.
-BOMB_RATIO, BOMB_BYTES = 200, 256 << 20  # the ratio counts from so many unpacked bytes on
-# Longest first: UTF-32's little-endian mark begins with UTF-16's.
+# Text is compressed to a third or a tenth, a log perhaps to a hundredth. Data that unpacks to more
+# than this ratio is not text. The ratio applies above BOMB_BYTES unpacked bytes.
+BOMB_RATIO, BOMB_BYTES = 200, 256 << 20
+# The longest come first, because UTF-32's little-endian mark begins with UTF-16's.
 MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -61,7 +60,7 @@ class Counting(io.RawIOBase):
 
 
 class _Filter(io.RawIOBase):
-    """A stream made of another: `next` gives its next bytes, b"" at the end."""
+    """A stream derived from another: `next` returns its next bytes, b"" at the end."""
 
     def __init__(self) -> None:
         self.ready, self.at = b"", 0
@@ -75,18 +74,15 @@ class _Filter(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self.at >= len(self.ready):
             self.ready, self.at = self.next(), 0
-        piece = memoryview(self.ready)[
-            self.at : self.at + len(buffer)
-        ]  # not the rest, which may be 128 MiB
+        # A view, so that the rest, which may be 128 MiB, is not copied.
+        piece = memoryview(self.ready)[self.at : self.at + len(buffer)]
         buffer[: len(piece)] = piece
         self.at += len(piece)
         return len(piece)
 
 
 class _Zstd(_Filter):
-    """Decompressed zstd frames. `zstandard`'s own stream reader takes a truncated file for a
-    complete one.
-    """
+    """Decompressed zstd frames; `zstandard`'s own stream reader accepts truncated files."""
 
     def __init__(self, file: io.BufferedReader[Any], shown: str) -> None:
         import zstandard
@@ -95,14 +91,14 @@ class _Zstd(_Filter):
         self.file, self.shown = file, shown
         self.decompressor = zstandard.ZstdDecompressor()
         self.frame = self.decompressor.decompressobj()
-        self.inside = False  # a frame
+        self.inside = False  # inside a frame
 
     def next(self) -> bytes:
         while True:
             chunk = self.frame.unused_data if self.frame.eof else b""
             if self.frame.eof:
                 self.frame, self.inside = self.decompressor.decompressobj(), False
-            # Little at a time: four bytes of zstd may be 128 KiB, these 128 MiB.
+            # Few bytes at a time: four bytes may unpack to 128 KiB, 4096 to 128 MiB.
             chunk = chunk or self.file.read(1 << 12)
             if not chunk:
                 if self.inside:
@@ -118,9 +114,7 @@ class _Zstd(_Filter):
 
 
 class _Xz(_Filter):
-    """Decompressed xz streams, with dictionaries of at most 256 MiB (xz -9 takes 64); LZMAFile
-    takes any.
-    """
+    """Decompressed xz streams with dictionaries of at most 256 MiB; LZMAFile has no limit."""
 
     def __init__(self, file: io.BufferedReader[Any]) -> None:
         super().__init__()
@@ -132,7 +126,7 @@ class _Xz(_Filter):
     def next(self) -> bytes:
         while True:
             chunk = b""
-            if self.decompressor.eof:  # perhaps another stream, behind padding with zeros
+            if self.decompressor.eof:  # another stream may follow after zero padding
                 chunk = self.decompressor.unused_data.lstrip(b"\0")
                 while not chunk:
                     if not (more := self.file.read(CHUNK)):
@@ -164,9 +158,7 @@ class _Believable(_Filter):
 
 
 class _Transcoded(_Filter):
-    """UTF-8 made of another encoding; bytes that it does not have come out as they are, and are
-    refused further on.
-    """
+    """Text converted to UTF-8; bytes outside the encoding are kept, and rejected later."""
 
     def __init__(self, content: BinaryIO, encoding: str, shown: str) -> None:
         super().__init__()
@@ -195,11 +187,12 @@ class _Transcoded(_Filter):
 def decompress(
     file: io.BufferedReader[Any], stored: Counting, source: Input
 ) -> io.BufferedReader[Any]:
-    """A buffered stream of the file's content; compression is found by content, and must fit the
-    name.
+    """Return a stream of the decompressed content; the compression must fit the file's name.
 
     Args:
         file: the stored bytes, read through `stored`.
+        stored: counter of the stored bytes.
+        source: the file, for its name.
 
     Raises:
         UserError: the name says compressed and the content does not; the content is damaged, or
@@ -208,9 +201,8 @@ def decompress(
     head = file.peek(8)[:8]
     codec = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
     named = COMPRESSED.get(PurePosixPath(source.name).suffix.lower())
-    if (
-        named and codec != named and not (named == "zstd" and head[1:4] == b"\x2a\x4d\x18")
-    ):  # skippable frame
+    skippable_frame = named == "zstd" and head[1:4] == b"\x2a\x4d\x18"
+    if named and codec != named and not skippable_frame:
         raise UserError(
             f"{source.shown}: is not {named} data, though its name says so (it begins with {head!r}). "
             "Copy or download it again, or rename it."
@@ -220,9 +212,8 @@ def decompress(
         content = gzip.GzipFile(fileobj=file)
     elif codec == "zstd" or named == "zstd":
         content = io.BufferedReader(_Zstd(file, source.shown), CHUNK)
-    elif codec == "bzip2" and (
-        named or head[4:8] == b"1AY&"
-    ):  # the mark of its first block: "BZh" alone may be text
+    # "BZh" alone may be text, so the mark of the first block is checked too.
+    elif codec == "bzip2" and (named or head[4:8] == b"1AY&"):
         content = bz2.BZ2File(file)
     elif codec == "xz":
         content = io.BufferedReader(_Xz(file), CHUNK)
@@ -231,8 +222,8 @@ def decompress(
     return io.BufferedReader(_Believable(cast(BinaryIO, content), stored, source.shown), CHUNK)
 
 
-class _Again(_Filter):
-    """What was read from a stream already, and then the rest of it."""
+class _Prepended(_Filter):
+    """Bytes that were read from a stream already, followed by the rest of it."""
 
     def __init__(self, read: bytes, content: BinaryIO) -> None:
         super().__init__()
@@ -242,36 +233,35 @@ class _Again(_Filter):
         return self.content.read(CHUNK)
 
 
-def again(read: bytes, content: io.BufferedReader[Any]) -> io.BufferedReader[Any]:
-    """A stream that begins with bytes that were read from it."""
-    return io.BufferedReader(_Again(read, cast(BinaryIO, content)), CHUNK)
+def prepend(read: bytes, content: io.BufferedReader[Any]) -> io.BufferedReader[Any]:
+    """Return a stream that starts with the bytes that were already read from it."""
+    return io.BufferedReader(_Prepended(read, cast(BinaryIO, content)), CHUNK)
 
 
 def in_utf8(content: io.BufferedReader[Any], encoding: str, shown: str) -> io.BufferedReader[Any]:
-    """A stream in UTF-8.
+    """Return the stream converted to UTF-8.
 
     Args:
-        encoding: a name that Python knows, or auto: UTF-16 and UTF-32 by their byte order mark,
-            else UTF-8.
+        encoding: one of Python's names, or auto: UTF-16 and UTF-32 are recognised by their byte
+            order mark, everything else is UTF-8.
     """
     if encoding == "auto":
         head = content.peek(4)[:4]
-        found = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
-        if found is None:
+        detected = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
+        if detected is None:
             return content
-        encoding = found
+        encoding = detected
     if codecs.lookup(encoding).name == "utf-8":
         return content
     return io.BufferedReader(_Transcoded(cast(BinaryIO, content), encoding, shown), CHUNK)
 
 
 def looks_like(sample: bytes) -> str:
-    """The encoding that bytes which are not UTF-8 are probably in, "" where that cannot be told."""
+    """Return the probable encoding of bytes that are not UTF-8, or "" if it is unknown."""
     from charset_normalizer import from_bytes
 
     best = from_bytes(sample[: 1 << 16]).best()
     if best is None or best.encoding in ("utf_8", "ascii"):
         return ""
-    return (
-        "cp1252" if "cp1252" in best.could_be_from_charset else best.encoding
-    )  # of equals, the usual one
+    # cp1252 is the most usual one of several candidates.
+    return "cp1252" if "cp1252" in best.could_be_from_charset else best.encoding

@@ -1,6 +1,4 @@
-"""Formats that are not read, known by their first bytes whatever the file is called, and what to do
-instead.
-"""
+"""Unsupported file formats, recognised by their first bytes, with advice on converting them."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import tarfile
 
 from llm.errors import UserError
 
-HEAD = 1 << 10  # bytes that tell a format
+HEAD = 1 << 10  # bytes needed to recognise a format
 UNPACK = "Unpack it ({command}), and name the unpacked files or their folder in the paths"
 CONVERT = "Convert it to .jsonl, .parquet or .csv"
 FORMATS = (
@@ -49,15 +47,14 @@ FORMATS = (
 
 
 def refuse_foreign(head: bytes, shown: str, packed: bool) -> None:
-    """Refuse an archive, a pointer or another file that holds the data in no form that is read
-    here.
+    """Refuse an archive, a pointer or another unsupported file.
 
     Args:
         head: the first bytes, decompressed.
-        packed: they were compressed.
+        packed: the file was compressed.
 
     Raises:
-        UserError: says what it is, and by which command it becomes something that is read.
+        UserError: the format is unsupported; the message says how to convert it.
     """
     for magic, what, remedy in FORMATS:
         if head.startswith(magic) and (packed or what != "compressed twice"):
@@ -68,7 +65,7 @@ def refuse_foreign(head: bytes, shown: str, packed: bool) -> None:
 
 
 def _first_member(head: bytes) -> str:
-    """The name in the header of a tar archive, which has a checksum; "" where there is none."""
+    """Return the first name in a tar archive, or "" if the header's checksum is wrong."""
     try:
         return tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape").name
     except tarfile.HeaderError:

@@ -1,6 +1,4 @@
-"""JSON files: one object a line, a list, or SQuAD's articles. Read record by record, never as a
-whole.
-"""
+"""JSON files (one object a line, a list, or SQuAD's articles), read record by record."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, in which no key may stand twice with different values."""
+    """Return a JSON object; a key must not occur twice with different values."""
     record = dict(pairs)
     if len(record) < len(pairs):
         for key, value in pairs:
@@ -33,7 +31,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object_of)
 
 
 def jsonl(file: BinaryIO) -> Iterator[Row]:
-    """One JSON object a line; blank lines are none."""
+    """Yield one JSON object a line; blank lines are skipped."""
     number = 0
     while line := file.readline(MAX_RECORD + 1):
         number += 1
@@ -64,9 +62,7 @@ def jsonl(file: BinaryIO) -> Iterator[Row]:
 
 
 def json_list(file: BinaryIO, shown: str) -> Iterator[Row]:
-    """The items of a JSON list, or of the list `data` of an object; read item by item, never as a
-    whole.
-    """
+    """Yield the items of a JSON list, or of the list `data` of an object, one at a time."""
     window = _Window(file, shown)
     opening = window.peek()
     if opening == "{":
@@ -81,8 +77,8 @@ def json_list(file: BinaryIO, shown: str) -> Iterator[Row]:
                 yield _object(1, record)
                 return
             raise UserError(
-                f"{shown}: a JSON object with {some(list(record))}; expected a list of records, or an object whose "
-                "`data` is a list (SQuAD). Convert it to one JSON object a line (.jsonl)."
+                f"{shown}: a JSON object with {first_keys(list(record))}; expected a list of records, or an object "
+                "whose `data` is a list (SQuAD). Convert it to one JSON object a line (.jsonl)."
             )
     elif opening != "[":
         raise UserError(
@@ -97,7 +93,7 @@ def json_list(file: BinaryIO, shown: str) -> Iterator[Row]:
 
 
 class _Window:
-    """A JSON text in a stream, of which only the value at hand is in memory."""
+    """A JSON text in a stream; only the current value is in memory."""
 
     def __init__(self, file: BinaryIO, shown: str) -> None:
         self.file, self.shown = file, shown
@@ -114,7 +110,7 @@ class _Window:
         self.at = end
 
     def peek(self) -> str:
-        """The next character that is not white space; "" at the end."""
+        """Return the next character that is not white space; "" at the end."""
         while True:
             match = SPACE.match(self.buffer, self.at)
             self._advance(match.end() if match else self.at)
@@ -125,32 +121,32 @@ class _Window:
     def rest(self) -> str:
         return self.buffer[self.at : self.at + 200]
 
-    def expect(self, wanted: str) -> str:
-        found = self.peek()
-        if not found or found not in wanted:
+    def expect(self, expected: str) -> str:
+        character = self.peek()
+        if not character or character not in expected:
             what = (
                 short(self.rest())
-                if found
+                if character
                 else "the end of the file: it is incomplete; copy or download it again"
             )
             raise UserError(
-                f"{self.shown}:{self.line}: expected {' or '.join(wanted)} in the JSON, found {what}."
+                f"{self.shown}:{self.line}: expected {' or '.join(expected)} in the JSON, found {what}."
             )
         self._advance(self.at + 1)
-        return found
+        return character
 
     def value(self) -> Any:
         self.peek()
         while True:
             try:
                 value, end = DECODER.raw_decode(self.buffer, self.at)
-                if end < len(self.buffer) or self.ended:  # else a number might go on
+                if end < len(self.buffer) or self.ended:  # else a number may continue
                     self._advance(end)
                     return value
                 problem = ""
             except json.JSONDecodeError as error:
                 problem = f"{error.msg} at line {self.line + self.buffer.count(chr(10), self.at, error.pos)}"
-            except ValueError as error:  # of `_object_of`
+            except ValueError as error:  # raised by `_object_of`
                 raise UserError(
                     f"{self.shown}:{self.line}: {error}. Take one of them out."
                 ) from None
@@ -158,21 +154,21 @@ class _Window:
                 raise UserError(
                     f"{self.shown}:{self.line}: JSON nested too deeply; expected flat records."
                 ) from None
-            held = len(self.buffer) - self.at
-            if self.ended or held > MAX_RECORD:
+            buffered = len(self.buffer) - self.at
+            if self.ended or buffered > MAX_RECORD:
                 rule = (
                     f"no record may be longer than {MAX_RECORD >> 20} MB"
-                    if held > MAX_RECORD
+                    if buffered > MAX_RECORD
                     else "it is damaged"
                 )
                 raise UserError(
                     f"{self.shown}:{self.line}: not valid JSON ({problem}); {rule}. "
-                    "Mend that place, or copy the file again."
+                    "Fix that place, or copy the file again."
                 )
-            self._fill(max(CHUNK, held))
+            self._fill(max(CHUNK, buffered))
 
     def items(self) -> Iterator[tuple[int, Any]]:
-        """Line and value of each item of the list that begins here."""
+        """Yield line and value of each item of the list that begins at the current position."""
         self.expect("[")
         if self.peek() == "]":
             self.expect("]")
@@ -185,13 +181,13 @@ class _Window:
                 return
 
     def __iter__(self) -> Iterator[str]:
-        """Keys of the object that begins here; the caller takes each value."""
+        """Yield the keys of the object that begins here; the caller reads each value."""
         self.expect("{")
         if self.peek() == "}":
             return
         while True:
             if self.peek() != '"':
-                self.expect('"')  # says what stands there instead
+                self.expect('"')  # raises
             key = self.value()
             self.expect(":")
             yield key
@@ -200,17 +196,19 @@ class _Window:
 
 
 def squad(rows: Iterator[Row], only: bool) -> Iterator[Row]:
-    """Articles of SQuAD v1.1 or v2.0 (title, paragraphs) to one record a question; other records as
-    they are.
+    """Split articles of SQuAD v1.1 or v2.0 into one record a question; yield other records unchanged.
 
     Args:
-        only: anything that is neither an article nor a record with a context is wrong.
+        only: reject records that are neither an article nor have a context.
     """
     for row in rows:
         if row.record is None or "paragraphs" not in row.record:
             if only and row.record is not None and "context" not in row.record:
                 yield Row(
-                    row.line, None, "not SQuAD", f"no `paragraphs`; found {some(list(row.record))}"
+                    row.line,
+                    None,
+                    "not SQuAD",
+                    f"no `paragraphs`; found {first_keys(list(row.record))}",
                 )
             else:
                 yield row
@@ -221,15 +219,17 @@ def squad(rows: Iterator[Row], only: bool) -> Iterator[Row]:
             yield Row(row.line, None, "not SQuAD", f"`paragraphs` of {title!r} is not a list")
             continue
         for i, paragraph in enumerate(paragraphs):
-            place = f"paragraph {i} of article {title!r}"
+            location = f"paragraph {i} of article {title!r}"
             questions = paragraph.get("qas") if isinstance(paragraph, dict) else None
             if not isinstance(questions, list) or "context" not in paragraph:
-                yield Row(row.line, None, "not SQuAD", f"{place} lacks `context` or a list `qas`")
+                yield Row(
+                    row.line, None, "not SQuAD", f"{location} lacks `context` or a list `qas`"
+                )
                 continue
             for question in questions:
                 if not isinstance(question, dict):
                     yield Row(
-                        row.line, None, "not SQuAD", f"a question in {place} is not an object"
+                        row.line, None, "not SQuAD", f"a question in {location} is not an object"
                     )
                     continue
                 yield Row(row.line, {"title": title, "context": paragraph["context"], **question})
@@ -247,8 +247,8 @@ def _object(line: int, value: Any) -> Row:
     )
 
 
-def some(keys: list[str]) -> str:
-    """The first of an object's keys."""
+def first_keys(keys: list[str]) -> str:
+    """Return the first keys of an object as text."""
     return (
         f"the keys {', '.join(map(repr, keys[:6]))}{', …' if len(keys) > 6 else ''}"
         if keys

@@ -1,13 +1,12 @@
-"""A file opened as a table: decompressed, its format found, its rows as a stream.
+"""A file opened as a table: decompressed, its format detected, its rows as a stream.
 
 The formats are in `llm.sources.readers.text`, `llm.sources.readers.tables` and
 `llm.sources.readers.json`.
 
-A reader yields `Row`s in file order: a record as the file has it, or why there is none at that
-    place. What makes the
-rest of a file unreadable (damage, an open quote, a list that never ends) is a UserError. Text is
-UTF-8 by now; bytes that are not become lone surrogates here and are refused, record by record, in
-`llm.sources.record_schema`."""
+A reader yields `Row`s in file order: a record, or the reason why there is none. Faults that make
+the rest of a file unreadable (damage, an open quote, a list without an end) raise a UserError. Text
+is UTF-8 at this point; invalid bytes become lone surrogates, and `llm.sources.record_schema`
+rejects the records that hold them."""
 
 from __future__ import annotations
 
@@ -20,14 +19,14 @@ from typing import NamedTuple
 
 from llm.errors import UserError
 from llm.sources.readers import tables
-from llm.sources.readers.compression import Counting, again, decompress, in_utf8
+from llm.sources.readers.compression import Counting, decompress, in_utf8, prepend
 from llm.sources.readers.file_types import HEAD, refuse_foreign
 from llm.sources.readers.json import json_list, jsonl, squad
 from llm.sources.readers.paths import MAX_RECORD, Input, Row, reading
 from llm.sources.readers.tables import Keep
 from llm.sources.readers.text import text
 
-CHUNK = 1 << 20  # bytes, stored, that are read at a time
+CHUNK = 1 << 20  # stored bytes read at a time
 TABULAR = {".csv": "csv", ".tsv": "tsv"}
 LINES = {".jsonl": "jsonl", ".ndjson": "jsonl"}
 
@@ -37,7 +36,7 @@ class Table(NamedTuple):
 
     format: str
     columns: list[str] | None  # the same for all rows, or None
-    labels: dict[str, list[str]]  # class names that the file brings, by column
+    labels: dict[str, list[str]]  # class names in the file, by column
     rows: Iterator[Row]
     position: Callable[[], int]  # stored bytes read so far
     notes: list[str]  # complete when the rows are exhausted
@@ -52,17 +51,17 @@ def open_table(
     encoding: str = "auto",
     header: bool = True,
 ) -> Iterator[Table]:
-    """A file as a Table, closed at the end of the block.
+    """Open a file as a Table, closed at the end of the block.
 
     Args:
         format: as `params.FilesSource.format`; auto: by extension and content.
-        kind: of the data set; plain text is read for `pretrain` only.
-        keep: given the names of a columnar file, those to read.
+        kind: kind of the data set; plain text is read for `pretrain` only.
+        keep: chooses the columns to read from those of a columnar file.
         encoding: as `params.FilesSource.encoding`.
         header: as `params.FilesSource.header`.
 
     Raises:
-        UserError: the file is empty, damaged, or of another format than said.
+        UserError: the file is empty, damaged, or not of the stated format.
     """
     with reading(source):
         if source.size() == 0:
@@ -86,12 +85,11 @@ def open_table(
             _check_head(head, source)
             name = detect(head, source, format, kind)
             if name == "json" and head.lstrip()[:1] == b"{" and b"\n" not in head:
-                # The first line is longer than what was looked at; if another object follows, it is
-                # a record.
+                # The first line is longer than `head`; if another object follows, it is a record.
                 line = content.readline(MAX_RECORD + 1)
                 if content.peek(1).lstrip()[:1] == b"{" and line.endswith(b"\n"):
                     name = "jsonl"
-                content = again(line, content)
+                content = prepend(line, content)
         if not header and name not in ("csv", "tsv"):
             raise UserError(
                 f"{source.shown}: is {name}; `header: false` is for csv and tsv. Take it out."
@@ -103,8 +101,8 @@ def open_table(
                 )
             columns, labels, rows = tables.parquet(content, source.shown, keep)
         elif name in ("csv", "tsv"):
-            judged = "" if name == "tsv" and format == "auto" else name
-            columns, rows = tables.table(content, source.shown, judged, head, kind, header, notes)
+            quoting = "" if name == "tsv" and format == "auto" else name
+            columns, rows = tables.table(content, source.shown, quoting, head, kind, header, notes)
         elif name == "text":
             rows = text(content, source.shown, notes)
         elif name == "jsonl":
@@ -119,7 +117,7 @@ def open_table(
 def _guarded(rows: Iterator[Row], source: Input) -> Iterator[Row]:
     with reading(source):
         iterator = iter(rows)
-    while True:  # only the reader's own errors are translated, not those of who consumes the rows
+    while True:  # translates the reader's errors, not those of the code that uses the rows
         with reading(source):
             row = next(iterator, None)
         if row is None:
@@ -146,7 +144,7 @@ def _check_head(head: bytes, source: Input) -> None:
 
 
 def _check_width(head: bytes, shown: str) -> None:
-    """UTF-16 and UTF-32 without a byte order mark, which a NUL in every few bytes gives away."""
+    """Refuse UTF-16 and UTF-32 without a byte order mark, recognised by their many NUL bytes."""
     head = head[: len(head) // 4 * 4]
     for guess in (
         ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
@@ -165,43 +163,43 @@ def _check_width(head: bytes, shown: str) -> None:
 
 
 def detect(head: bytes, source: Input, format: str, kind: str) -> str:
-    """text, jsonl, json, parquet, csv or tsv, from the extension and the first bytes."""
+    """Return text, jsonl, json, parquet, csv or tsv, from the extension and the first bytes."""
     suffix, start = source.suffix, head.removeprefix(codecs.BOM_UTF8).lstrip()
     if head.startswith(b"PAR1"):
-        found = "parquet"
+        detected = "parquet"
     elif suffix == ".parquet" or format == "parquet":
         raise UserError(
             f"{source.shown}: is not parquet (it begins with {head[:4]!r}). Download it again, or rename it."
         )
     elif format in ("squad", "alpaca"):
-        found = _json_container(start)
+        detected = _json_container(start)
     elif format != "auto":
-        found = format
+        detected = format
     elif suffix in TABULAR or suffix in LINES:
-        found = (TABULAR | LINES)[suffix]
+        detected = (TABULAR | LINES)[suffix]
     elif suffix == ".json":
-        found = _json_container(start)
+        detected = _json_container(start)
     elif kind == "pretrain":
-        found = _json_container(start) if suffix == "" and start[:1] in (b"{", b"[") else "text"
+        detected = _json_container(start) if suffix == "" and start[:1] in (b"{", b"[") else "text"
     elif start[:1] in (b"{", b"["):
-        found = _json_container(start)
+        detected = _json_container(start)
     else:
-        found = "tsv" if b"\t" in head.split(b"\n", 1)[0] else "text"
-    if found == "text" and kind != "pretrain":
+        detected = "tsv" if b"\t" in head.split(b"\n", 1)[0] else "text"
+    if detected == "text" and kind != "pretrain":
         raise UserError(
             f"{source.shown}: is plain text; {kind} needs records with columns: .jsonl, .json, .parquet, .csv or .tsv "
             "(a tab in its first line). Convert it, or name its format."
         )
-    if found == "jsonl" and start[:1] == b"[":
+    if detected == "jsonl" and start[:1] == b"[":
         says, more = ("name", "") if format == "auto" else ("format", " and take out format: jsonl")
         raise UserError(
             f"{source.shown}: is a JSON list, though its {says} says one JSON object a line. Rename it to .json{more}."
         )
-    return found
+    return detected
 
 
 def _json_container(start: bytes) -> str:
-    """A list or object over the file, or one object a line."""
+    """Return json for one list or object in the file, jsonl for one object a line."""
     if start[:1] != b"{":
         return "json"
     try:

@@ -1,6 +1,4 @@
-"""Where files are and what is in them: paths and globs to inputs, and inputs to bytes without their
-compression.
-"""
+"""Input files: found by paths, globs and addresses, and read with readable errors."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from llm.addresses import opened, public
 from llm.errors import UserError
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
-# Keys of fsspec's `info` that tell one version of a remote file from the next.
+# Keys of fsspec's `info` that change with the version of a remote file.
 STAMPS = (
     "size",
     "ETag",
@@ -35,44 +33,43 @@ STAMPS = (
     "last_modified",
     "mtime",
 )
-# What is taken from a directory; a file named by itself or by a glob may have any name.
+# Files read from a directory; a file named directly or by a glob may have any name.
 SUFFIXES = {".txt", ".text", ".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv"}
-DEPTH = 32  # folders below a remote one that are looked into: links there may go in circles
+DEPTH = 32  # levels of remote folders to search, because links may form cycles
 # Control characters, line separators, and bytes of a name that are not UTF-8.
 _UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-MAX_RECORD = (
-    64 << 20
-)  # characters or bytes of one line, JSON value, CSV field or document: what a reader may hold
+# Characters or bytes of one line, JSON value, CSV field or document; limits a reader's memory.
+MAX_RECORD = 64 << 20
 
 
 class Row(NamedTuple):
-    """A record and the line, or row, it begins at (from 1); or the reason why it is none."""
+    """A record and the line or row where it begins (from 1), or the reason why it is invalid."""
 
     line: int
     record: dict[str, Any] | None
-    reason: str = ""  # short, the same for all such rows: counted
-    detail: str = ""  # what was found
+    reason: str = ""  # short, equal for all such rows, so that they can be counted
+    detail: str = ""  # about this row
 
 
 @dataclass(frozen=True)
 class Input:
     """One file to read."""
 
-    shown: str  # as the params give it: for messages and the manifest
-    label: str = ""  # short, unique among the inputs, free of the checkout's place: for ids
+    shown: str  # path from the params, for messages and the manifest
+    label: str = ""  # short, unique, independent of the checkout's path; for ids
     fs: Any = field(default=None, compare=False, repr=False)  # fsspec file system; None: local
-    path: str = field(default="", compare=False)  # in the file system; "": as shown
+    path: str = field(default="", compare=False)  # in the file system; "" stands for `shown`
 
     @property
     def name(self) -> str:
-        """The file's name, without what follows it in an address."""
+        """Return the file's name, without an address's query and fragment."""
         return PurePosixPath(
             self.shown.split("?")[0].split("#")[0] if "://" in self.shown else self.shown
         ).name
 
     @property
     def suffix(self) -> str:
-        """Lower-case extension below the compression's."""
+        """Return the lower-case extension, without the compression's."""
         path = PurePosixPath(self.name)
         return PurePosixPath(
             path.stem if path.suffix.lower() in COMPRESSED else path.name
@@ -80,26 +77,24 @@ class Input:
 
     @property
     def packed(self) -> bool:
-        """Whether the name says that the content is compressed."""
+        """Return whether the name says that the content is compressed."""
         return PurePosixPath(self.shown).suffix.lower() in (*COMPRESSED, ".parquet")
 
     def open(self) -> BinaryIO:
-        """The stored bytes, still compressed."""
+        """Open the stored bytes, still compressed."""
         if self.fs is not None:
             return cast(BinaryIO, self.fs.open(self.path, "rb"))
         return open(self.path or self.shown, "rb")
 
     def size(self) -> int:
-        """Stored bytes; -1 where a server does not say."""
+        """Return the stored bytes; -1 if a server does not report them."""
         if self.fs is not None:
             size = self.fs.info(self.path).get("size")
             return -1 if size is None else int(size)
         return os.path.getsize(self.path or self.shown)
 
     def stamp(self) -> str:
-        """What changes when the file does: size, time and number of a local one, what the server
-        says of a remote.
-        """
+        """Return a text that changes with the file: size, time and inode, or a server's stamps."""
         if self.fs is not None:
             info = self.fs.info(self.path)
             return json.dumps({key: str(info[key]) for key in STAMPS if info.get(key) is not None})
@@ -116,7 +111,7 @@ class Input:
 
 @contextmanager
 def reading(source: Input) -> Iterator[None]:
-    """Errors of the file system and of decompression become a UserError that names the file."""
+    """Turn errors of the file system and of decompression into a UserError with the file's name."""
     import zstandard
 
     kind = COMPRESSED.get(PurePosixPath(source.name).suffix.lower(), "gzip")
@@ -143,16 +138,17 @@ def reading(source: Input) -> Iterator[None]:
 
 
 def find(patterns: list[str], where: str) -> list[Input]:
-    """The files of paths, directories and globs: in the order given, sorted within each, every file
-    once.
+    """Return the files of paths, directories and globs, each file once.
+
+    They are in the order of the patterns, and sorted within each.
 
     Args:
         patterns: local paths and globs, relative to the repository or absolute, or fsspec URLs.
         where: the param that holds them, for messages.
 
     Raises:
-        UserError: nothing there, a directory without data files, a glob without a match, a broken
-            link.
+        UserError: a path does not exist, a directory has no data files, a glob matches nothing, or
+            a link is broken.
     """
     found: dict[str, tuple[str, Any, str]] = {}
     for pattern in patterns:
@@ -207,7 +203,7 @@ def _local(pattern: str, where: str) -> list[str]:
         )
     if os.path.islink(path):
         raise UserError(
-            f"{where}: {pattern} is a link that leads nowhere ({os.readlink(path)}). Mend or remove it."
+            f"{where}: {pattern} is a broken link ({os.readlink(path)}). Fix or remove it."
         )
     if not glob.has_magic(path):
         near = (
@@ -215,12 +211,12 @@ def _local(pattern: str, where: str) -> list[str]:
             if os.path.isdir(os.path.dirname(path) or ".")
             else []
         )
-        here = (
+        siblings = (
             f" Its directory holds {', '.join(near[:5])}{', …' if len(near) > 5 else ''}."
             if near
             else ""
         )
-        raise UserError(f"{where}: {pattern}: no such file or directory.{here} Correct the path; it is relative to "
+        raise UserError(f"{where}: {pattern}: no such file or directory.{siblings} Correct the path; it is relative to "
                         f"{'the root' if os.path.isabs(path) else 'the repository'}.")  # fmt: skip
     if "**" in path:
         files = _deep(path)
@@ -234,7 +230,7 @@ def _local(pattern: str, where: str) -> list[str]:
 
 
 def _deep(pattern: str) -> list[str]:
-    """`a/**/b*.txt`; `glob` would follow a link loop until the system refuses the path."""
+    """Return the matches of a glob with `**`; `glob` itself would follow cycles of links."""
     base, rest = pattern.split("**", 1)
     rest = rest.lstrip("/") or "*"
     files = _walk(base.rstrip("/") or ("/" if base.startswith("/") else "."))
@@ -256,9 +252,7 @@ def _matches(path: PurePosixPath, rest: str) -> bool:
 
 
 def _walk(top: str) -> list[str]:
-    """Files below a directory, hidden ones left out; links are followed, a directory is entered
-    once.
-    """
+    """Return the files below a directory without hidden ones; cycles of links are cut."""
     entered: set[tuple[int, int]] = set()
     files: list[str] = []
     for folder, folders, names in os.walk(top, followlinks=True):
@@ -269,20 +263,17 @@ def _walk(top: str) -> list[str]:
         entered.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [os.path.join(folder, name) for name in names if not name.startswith(".")]
-    # Pipes and devices are left out; a link that leads nowhere is not: reading it will say so.
+    # Pipes and devices are left out. A broken link stays, so that reading it raises an error.
     return sorted(file for file in files if os.path.isfile(file) or not os.path.exists(file))
 
 
 def _remote(pattern: str, where: str) -> tuple[Any, dict[str, str]]:
-    """The file system, and the path in it of each address found, under the address without
-    credentials.
-    """
+    """Return the file system, and address without credentials -> path in it, of each file."""
     shown = public(pattern)
     try:
         fs, path = opened(pattern)
-        if "*" in path or (
-            "http" not in fs.protocol and glob.has_magic(path)
-        ):  # an address may hold a question mark
+        # A question mark is part of an HTTP address, and no glob.
+        if "*" in path or ("http" not in fs.protocol and glob.has_magic(path)):
             paths = [item for item in fs.glob(path) if fs.isfile(item)]
         elif _is_folder(fs, path):
             paths = [
@@ -292,9 +283,8 @@ def _remote(pattern: str, where: str) -> tuple[Any, dict[str, str]]:
             fs.info(path)
             paths = [path]
     except FileNotFoundError as error:
-        status = getattr(
-            error.__cause__, "status", None
-        )  # fsspec takes each answer that is no file for none
+        # fsspec reports a refusal as a missing file.
+        status = getattr(error.__cause__, "status", None)
         if status in (401, 403):
             raise UserError(
                 f"{where}: {shown}: the server refuses it ({status}). Where it wants credentials, put them into "
@@ -316,15 +306,13 @@ def _remote(pattern: str, where: str) -> tuple[Any, dict[str, str]]:
 
 
 def _is_folder(fs: Any, path: str) -> bool:
-    """A page is a folder by its last slash: to look for links on it, fsspec would fetch a file of
-    any size.
-    """
+    """Return whether a path is a folder; over HTTP by its last slash, as fsspec would fetch it."""
     return (
         path.endswith("/") if "http" in fs.protocol else bool(fs.info(path)["type"] == "directory")
     )
 
 
 def short(value: str, length: int = 60) -> str:
-    """The beginning of a text, on one line, quoted."""
+    """Return the beginning of a text, on one line and quoted."""
     value = " ".join(value.encode("utf-8", "replace").decode().split())
     return repr(value if len(value) <= length else value[: length - 1] + "…")

@@ -13,28 +13,27 @@ from typing import Any, BinaryIO
 from llm.errors import UserError
 from llm.sources.readers.paths import MAX_RECORD, Row, short
 
-BUFFER = 1 << 20  # bytes of a parquet column that are read at a time
-HELD = 64 << 20  # bytes of the parquet rows that are held at a time
-SNIFFED = 1 << 20  # bytes by which a TSV's quotes are judged
+BUFFER = 1 << 20  # bytes of a parquet column read at a time
+BATCH_BYTES = 64 << 20  # limit for the parquet rows in memory
+SNIFFED = 1 << 20  # bytes from which the meaning of a TSV's quotes is guessed
 _FIELD = re.compile(r'("[^"]*(?:""[^"]*)*"|[^"\t\n]*)([\t\n])')
-Keep = Callable[[list[str]], list[str]]  # given the names of the columns, those to read
+Keep = Callable[[list[str]], list[str]]  # column names -> those to read
 
 
 def table(
     file: BinaryIO, shown: str, name: str, head: bytes, kind: str, header: bool, notes: list[str]
 ) -> tuple[list[str], Iterator[Row]]:
-    """Columns and rows of CSV as RFC 4180 says (also with ; or tabs), or of TSV as GLUE writes it:
-    quotes are text.
+    """Return columns and rows of CSV (RFC 4180, also with ; or tabs) or of TSV with quotes as text.
 
     Args:
-        name: csv, tsv, or "" for a TSV whose quotes are judged by its beginning.
-        head: that beginning.
-        kind: of the data set: a file without a header may be a known one.
+        name: csv, tsv, or "" for a TSV whose quotes are guessed from its beginning.
+        head: the beginning of the file.
+        kind: kind of the data set; some published files have no header.
         header: the first line holds the names; else columns are called 0, 1, …
-        notes: gets a line where the file could mean two things.
+        notes: a line is appended where the file is ambiguous.
     """
     csv.field_size_limit(MAX_RECORD)
-    quotes = quotes_are(head) if name == "" else "marks" if name == "csv" else "text"
+    quotes = guess_quotes(head) if name == "" else "marks" if name == "csv" else "text"
     newline = "" if quotes == "marks" else None
     lines = _Lines(
         io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=newline),
@@ -62,16 +61,18 @@ def table(
 
 
 def headerless(kind: str, first: list[str]) -> list[str]:
-    """The columns of data sets that are published without a header, by a file's first record; []
-    for others.
+    """Return the columns of a data set that is published without a header, or [].
+
+    Args:
+        first: the first record of the file.
     """
     if kind != "classification":
         return []
     cola = len(first) == 4 and re.fullmatch(r"[a-z]+[-_]?\d\d", first[0]) and first[2] in ("", "*")
     if cola and first[1] in ("0", "1"):
         return ["source_code", "label", "annotation", "sentence"]
-    # AG News, and others of Zhang et al. 2015: class from 1, title, text. Named as where they have
-    # a header.
+    # AG News and others of Zhang et al. 2015: class from 1, title, text. The names are those of
+    # the versions with a header.
     if (
         len(first) == 3
         and re.fullmatch(r"[1-9]\d?", first[0])
@@ -81,38 +82,37 @@ def headerless(kind: str, first: list[str]) -> list[str]:
     return []
 
 
-def quotes_are(head: bytes) -> str:
-    """What quotes in a TSV are: "marks" around fields, as CSV and pandas write them; "text", as in
-    GLUE; or "none".
+def guess_quotes(head: bytes) -> str:
+    """Return the role of quotes in a TSV: "marks" around fields, "text" as in GLUE, or "none".
 
-    They are marks where the whole beginning fits, and a field holds a doubled quote, or the header
-    is quoted, or lines as they stand have not all the same number of fields.
+    They are marks if the beginning parses as CSV, and a field holds a doubled quote, the header is
+    quoted, or the lines have different numbers of tabs.
     """
     text = head.decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n")
-    whole = len(head) < SNIFFED
+    complete = len(head) < SNIFFED
     if not re.search(r'(?m)(?:^|\t)"', text):
         return "none"
-    lines = [line for line in text.split("\n")[: None if whole else -1] if line]
+    lines = [line for line in text.split("\n")[: None if complete else -1] if line]
     even = len({line.count("\t") for line in lines}) < 2
     at = count = 0
     counts, doubled = set(), text.startswith('"')
-    text += "\n" if whole and not text.endswith("\n") else ""
+    text += "\n" if complete and not text.endswith("\n") else ""
     while field := _FIELD.match(text, at):
         doubled |= '""' in field[1][1:-1]
         at, count = field.end(), count + 1
         if field[2] == "\n":
             counts |= {count} if count > 1 or field[1] else set()
             count = 0
-    rest = len(text) - at  # of the record that the beginning was cut in
-    fits = len(counts) < 2 and (rest == 0 if whole else rest < SNIFFED // 16)
+    rest = len(text) - at  # length of the last, truncated record
+    fits = len(counts) < 2 and (rest == 0 if complete else rest < SNIFFED // 16)
     return "marks" if fits and (doubled or not even) else "text"
 
 
 class _Lines:
-    """Lines of a table, none of them, and no record over several, longer than any record may be."""
+    """Lines of a table; refuses lines, and records over several lines, above MAX_RECORD."""
 
     def __init__(self, stream: io.TextIOWrapper, shown: str) -> None:
-        self.stream, self.shown, self.number, self.held = stream, shown, 0, 0
+        self.stream, self.shown, self.number, self.record_length = stream, shown, 0, 0
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -122,8 +122,8 @@ class _Lines:
         if not line:
             raise StopIteration
         self.number += 1
-        self.held += len(line)
-        if self.held > MAX_RECORD:
+        self.record_length += len(line)
+        if self.record_length > MAX_RECORD:
             raise UserError(
                 f"{self.shown}:{self.number}: a record of more than {MAX_RECORD >> 20} MB. Is a quote left open, or is "
                 "this no table?"
@@ -132,11 +132,13 @@ class _Lines:
 
 
 def _tsv(lines: _Lines, shown: str, unsure: bool) -> Iterator[tuple[int, list[str]]]:
-    """`unsure`: no field of the beginning had quotes around it; one that does later might mean
-    either.
+    """Yield number and fields of each line.
+
+    Args:
+        unsure: no field at the beginning was quoted, so that a later quoted one is ambiguous.
     """
     for number, line in enumerate(lines, 1):
-        lines.held = 0
+        lines.record_length = 0
         if number > 1 and not line.strip("\n"):
             continue
         fields = line.rstrip("\n").split("\t")
@@ -152,13 +154,13 @@ def _csv(lines: _Lines, delimiter: str, shown: str) -> Iterator[tuple[int, list[
     reader: Any = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         number = reader.line_num + 1
-        lines.held = 0
+        lines.record_length = 0
         try:
             fields = next(reader, None)
         except csv.Error as error:
             raise UserError(
                 f"{shown}:{number}: broken CSV up to line {reader.line_num} ({error}); expected quotes that are "
-                "closed and doubled inside a field. Mend it, or, where tabs divide the fields and quotes are plain "
+                "closed and doubled inside a field. Fix it, or, where tabs divide the fields and quotes are plain "
                 "text, set download.<name>.format: tsv."
             ) from None
         if fields is None:
@@ -177,11 +179,10 @@ def _fields(number: int, fields: list[str], names: list[str]) -> Row:
 def parquet(
     file: BinaryIO, shown: str, keep: Keep
 ) -> tuple[list[str], dict[str, list[str]], Iterator[Row]]:
-    """Rows of a parquet file, with the class names that `datasets` writes into its metadata.
+    """Return columns, class names (from the metadata of `datasets`) and rows of a parquet file.
 
-    Columns are read through small buffers, so that a row group may be larger than memory; and so
-    many rows at a time that they cannot be more than `HELD` bytes even where each is as long as its
-    column's whole dictionary."""
+    Small buffers let a row group be larger than memory. The batch size keeps the rows below
+    `BATCH_BYTES`, even if each value were as long as its column's whole dictionary."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -198,7 +199,7 @@ def parquet(
         raise _damaged(shown, error) from None
 
     def rows() -> Iterator[Row]:
-        number, batch_size = 0, max(1, min(256, HELD // max([1, *sizes])))
+        number, batch_size = 0, max(1, min(256, BATCH_BYTES // max([1, *sizes])))
         try:
             for batch in opened.iter_batches(
                 batch_size=batch_size, columns=keep(names), use_threads=False
@@ -219,18 +220,18 @@ def parquet(
 
 
 def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
-    """Names of integer classes by column, from the metadata of a file that `datasets` wrote."""
+    """Return names of integer classes by column, from the metadata that `datasets` writes."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return {
             name: list(f["names"]) for name, f in features.items() if f.get("_type") == "ClassLabel"
         }
     except (KeyError, TypeError, ValueError, AttributeError):
-        return {}  # not written by `datasets`: there are no names to find
+        return {}  # not written by `datasets`
 
 
-def _damaged(shown: str, error: BaseException, place: str = "") -> UserError:
+def _damaged(shown: str, error: BaseException, position: str = "") -> UserError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(
-        f"{shown}: truncated or damaged parquet{place} ({reason}). Copy or download it again."
+        f"{shown}: truncated or damaged parquet{position} ({reason}). Copy or download it again."
     )

@@ -1,4 +1,4 @@
-"""Plain text: a file is one document, or several with separators between them."""
+"""Plain text: one document a file, or several with separators between them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from typing import BinaryIO
 from llm.sources.readers.paths import MAX_RECORD, Row
 
 END_OF_TEXT = "<|endoftext|>"
-HEAD = 1 << 20  # characters in which a plain-text file must show its first separator
-WHOLE = 1 << 16  # characters to which a text file without separators stays one document
-PIECE = 1 << 14  # characters of the documents that a longer one is cut into, at blank lines
+HEAD = 1 << 20  # the first separator must be within these characters
+WHOLE = 1 << 16  # up to this length, a file without separators stays one document
+PIECE = 1 << 14  # a longer one is cut at blank lines into documents of about this length
 CHUNK = 1 << 20  # characters read at a time
 
 
 def text(file: BinaryIO, shown: str, notes: list[str]) -> Iterator[Row]:
-    """Documents separated by <|endoftext|>; line ends become "\\n", a document loses blank lines
-    around it.
+    """Yield documents separated by <|endoftext|>, without blank lines around them.
 
-    A file without a separator in its first MiB is one document, or, beyond 64 KiB, is cut at blank
-    lines into
-    documents of about 16 KiB: a single document would leave nothing to validate on.
+    Line ends become "\\n". A file without a separator in its first MiB is one document up to 64 KiB.
+    A longer one is cut at blank lines into documents of about 16 KiB, because a single document
+    would leave nothing to validate on.
     """
     stream = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
     buffer, line, count = stream.read(HEAD), 1, 0
@@ -29,7 +28,7 @@ def text(file: BinaryIO, shown: str, notes: list[str]) -> Iterator[Row]:
     too_long = (
         f"a document of more than {MAX_RECORD >> 20} MB; cut it with lines that hold {END_OF_TEXT}"
     )
-    ended = skipping = False  # skipping: what is left of a document that is too long
+    ended = skipping = False  # skipping: the rest of a document that is too long
     while not ended:
         more = stream.read(CHUNK)
         ended = not more
@@ -40,12 +39,11 @@ def text(file: BinaryIO, shown: str, notes: list[str]) -> Iterator[Row]:
         pieces = [
             piece for document in documents for piece in (_pieces(document) if cut else [document])
         ]
-        if cut:  # all but the last piece, in which a separator may have begun
+        if cut:  # without the last piece, which may end inside a separator
             *whole, buffer = _pieces(buffer)
             pieces += whole
-        if (
-            ended and buffer.strip() and not skipping
-        ):  # blank after the last separator is no document
+        # White space after the last separator is not a document.
+        if ended and buffer.strip() and not skipping:
             pieces.append(buffer)
         for piece in pieces:
             blank = len(piece) - len(piece.lstrip("\n"))
@@ -58,7 +56,7 @@ def text(file: BinaryIO, shown: str, notes: list[str]) -> Iterator[Row]:
         if skipping or len(buffer) > MAX_RECORD:
             if not skipping:
                 yield Row(line, None, too_long)
-            rest = buffer[-len(END_OF_TEXT) + 1 :]  # in which a separator may have begun
+            rest = buffer[-len(END_OF_TEXT) + 1 :]  # may be the start of a separator
             line += buffer.count("\n") - rest.count("\n")
             buffer, skipping = rest, True
     if cut:
@@ -68,7 +66,7 @@ def text(file: BinaryIO, shown: str, notes: list[str]) -> Iterator[Row]:
 
 
 def _pieces(document: str) -> list[str]:
-    """Cut at a blank line, else a line end, else a space, else anywhere; nothing is lost."""
+    """Cut at blank lines, else line ends, else spaces, else anywhere; nothing is lost."""
     pieces, start = [], 0
     while len(document) - start > 2 * PIECE:
         low, high = start + PIECE, start + 2 * PIECE

@@ -154,9 +154,9 @@ def test_missing_places_are_named_with_what_is_there(tmp_path: Path) -> None:
     fails(tmp_path / "*.jsonl", "the glob .* matches no file")
     fails(tmp_path / "**/*.jsonl", "the glob .* matches no file")
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
-    fails(tmp_path / "gone.txt", "leads nowhere")
+    fails(tmp_path / "gone.txt", "is a broken link")
     (tmp_path / "self.txt").symlink_to(tmp_path / "self.txt")
-    fails(tmp_path / "self.txt", "leads nowhere")
+    fails(tmp_path / "self.txt", "is a broken link")
 
 
 # name, kind, the bad record as stored, what the reason says

@@ -25,7 +25,7 @@ from llm.sources.raw import FIELDS, read
 from llm.sources.readers import compression, paths
 from llm.sources.readers import json as json_files
 from llm.sources.readers import open as readers
-from llm.sources.record_schema import Rejected, Shaper
+from llm.sources.record_schema import RecordSchema, Rejected
 
 SQUAD = {"data": [{"title": "T", "paragraphs": [{"context": "a cat sat", "qas": [
     {"id": "1", "question": "What sat?", "answers": [{"text": "cat", "answer_start": 2}]}]}]}]}  # fmt: skip
@@ -82,7 +82,7 @@ def edited(data: bytes, edits: list[tuple[str, float, bytes]]) -> bytes:
 
 def rows(path: Path, kind: str, format: str = "auto", encoding: str = "auto") -> int:
     """Rows that are read and shaped; every failure is a UserError that names the file."""
-    shaper = Shaper("mine", kind, {}, None)
+    schema = RecordSchema("mine", kind, {}, None)
     count = 0
     try:
         with readers.open_table(
@@ -94,7 +94,7 @@ def rows(path: Path, kind: str, format: str = "auto", encoding: str = "auto") ->
                 count += 1
                 if row.record is not None:
                     try:
-                        shaped = shaper.shape(row.record, table.labels)
+                        shaped = schema.convert(row.record, table.labels)
                     except Rejected:
                         continue
                     assert tuple(shaped) == FIELDS[kind]
