@@ -100,7 +100,7 @@ def compare(folder: Path, texts: list[str], preset: dict[str, Any], size: float)
     """The pass over all documents, each comparing rule alone and all together."""
     with raw.Writer(folder / "raw", "pretrain") as writer:
         for i, text in enumerate(texts):
-            writer.write({"id": str(i), "text": text, "source": ""})
+            writer.write({"id": str(i), "text": text, "source": "", "group": ""})
     print(f"\n{'comparing pass':34} {'MB/s':>8} {'removed':>9} {'paragraphs':>11}")
     rules: dict[str, dict[str, Any]] = {
         name: {name: preset[name]}

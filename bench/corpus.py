@@ -75,7 +75,9 @@ def make_raw(folder: Path, size: int) -> int:
 
     with Writer(folder, "pretrain") as writer:
         for number, text in enumerate(texts(0, size)):
-            writer.write({"id": str(number), "text": text, "source": f"source-{number % 7}"})
+            writer.write(
+                {"id": str(number), "text": text, "source": f"source-{number % 7}", "group": ""}
+            )
     write_json(folder / "manifest.json", {"bytes": writer.bytes, "rows": writer.rows})
     return writer.bytes
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from llm import params
-from llm.corpus.clean.plan import written
+from llm.corpus.clean.plan import held_out_runs, written
 from llm.errors import UserError
 from llm.runtime import outputs
 from llm.runtime.io import read_json, whole_directory, write_json
@@ -30,7 +30,11 @@ def main() -> None:
         draw = partial(
             mixture.draw_tasks, tasks, tokenizer=tokenizer, seed=seed, max_tokens=mix.max_tokens
         )
-        train = draw(splits.TRAIN, mix.examples)
+        val_fraction = read_json(TOKENS / "meta.json")["val_fraction"]
+        held_out = held_out_runs(
+            p.tokenize.clean, RAW / "pretrain", datasets.held_out_texts(tasks), val_fraction
+        )
+        train = draw(splits.TRAIN, mix.examples, held_out=held_out)
         for task in tasks:
             if task.weight > 0:
                 mix_files.check_drawn(
@@ -38,14 +42,15 @@ def main() -> None:
                 )
         val = draw(splits.VALIDATION, max(1, round(mix.examples * mixture.VALIDATION_SHARE)))
         if mix.pretrain_fraction:
-            held_out_fraction = read_json(TOKENS / "meta.json")["val_fraction"]
             for validation, side in ((False, train), (True, val)):
                 examples_of_tasks = sum(len(drawn.examples) for drawn in side.values())
                 quota = mixture.text_share(examples_of_tasks, mix.pretrain_fraction)
-                records = written(p.tokenize.clean, TOKENS).records(RAW / "pretrain")
+                records = written(p.tokenize.clean, TOKENS).records(
+                    RAW / "pretrain", val_fraction=val_fraction
+                )
                 documents = track(records, "draw pretraining text", unit="document")
                 side[TEXT] = mixture.draw_text(
-                    documents, validation, held_out_fraction, quota, tokenizer, seed, mix.max_tokens
+                    documents, validation, quota, tokenizer, seed, mix.max_tokens
                 )
         rows = {
             name: mixture.shuffled(

@@ -24,12 +24,13 @@ from llm.tokenizer.encoders import choose
 RAW, TOKENIZER, TOKENS = Path("data/raw/pretrain"), Path("data/tokenizer"), Path("data/tokens")
 
 
-def make_plan(p: params.Params, tests: list[Dataset], saved: Path) -> Plan:
+def make_plan(p: params.Params, tests: list[Dataset], saved: Path, workers: int) -> Plan:
     """Decide the fate of each document; an interrupted run left its decisions in `saved`."""
     if saved.is_dir():
         return Plan(p.tokenize.clean, saved)
-    examples = datasets.test_texts(tests)  # read only where tokenize.clean.decontaminate is on
-    return prepare(p.tokenize.clean, RAW, saved, examples, p.tokenize.workers or pool.cores())
+    # The examples are read only where tokenize.clean.decontaminate is on.
+    examples = datasets.held_out_texts(tests)
+    return prepare(p.tokenize.clean, RAW, saved, examples, workers, p.tokenize.val_fraction)
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
         pool.Workers(count) as workers,
     ):
         began = time.perf_counter()
-        plan = make_plan(p, tests, (work / FOLDER).absolute())
+        plan = make_plan(p, tests, (work / FOLDER).absolute(), worker_count(chunks, t.workers))
         tokenizer = sample.make_tokenizer(t, groups, plan, work / "tokenizer")
         sample.check_disk(sample.shard_bytes(groups, tokenizer), work, TOKENS)
         ordered = workers.ordered if t.engine == "local" else pool_dask.ordered

@@ -15,7 +15,7 @@ from llm.errors import UserError
 from llm.runtime.parquet import readable
 
 CHUNK_BYTES = 16 << 20  # bytes of text, roughly; a single document may be larger
-COLUMNS = ["id", "text", "source"]
+COLUMNS = ["id", "text", "source", "group"]
 
 
 class Chunk(NamedTuple):
@@ -73,7 +73,7 @@ def find_chunks(directory: Path, size: int = CHUNK_BYTES) -> list[Chunk]:
 
 
 def read_chunk(chunk: Chunk) -> pa.Table:
-    """Read a chunk's documents: string columns id, text and source, in one piece each.
+    """Read a chunk's documents: string columns id, text, source and group, in one piece each.
 
     Raises:
         UserError: the part is damaged.

@@ -32,7 +32,7 @@ from llm.runtime import env, pool
 from llm.runtime.io import read_json, sha256, write_json
 from llm.runtime.progress import Progress
 from llm.runtime.provenance import code_digest
-from llm.text.hashing import is_validation
+from llm.text.hashing import is_held_out
 from llm.tokenizer.bpe import Tokenizer, valid_unicode
 from llm.tokenizer.encoders import make_encoder
 from llm.tokenizer.split_points import content
@@ -81,8 +81,8 @@ class ChunkEncoder:
 
     def __call__(self, chunk: Chunk) -> Encoded:
         counts = Counts(self.tokenizer.vocab_size, self.mixture)
-        documents = read_documents(chunk, self.plan, counts.tally)
-        texts, held_out = documents["text"], is_held_out(documents["text"], self.val_fraction)
+        documents, held_out = read_documents(chunk, self.plan, counts.tally, self.val_fraction)
+        texts = documents["text"]
         ids, lengths = self.encoder.encode(texts)
         self._check(chunk, ids, lengths, documents)
         ids = np.insert(ids, np.cumsum(lengths), self.tokenizer.eos_id)
@@ -117,10 +117,24 @@ class ChunkEncoder:
                 )
 
 
-def read_documents(chunk: Chunk, plan: Plan, tally: Tally) -> dict[str, pa.StringArray]:
-    """Return id, text and source of a chunk's documents, after cleaning."""
+def read_documents(
+    chunk: Chunk, plan: Plan, tally: Tally, val_fraction: float
+) -> tuple[dict[str, pa.StringArray], np.ndarray]:
+    """Return the columns of a chunk's documents after cleaning, and a mask of the held-out ones.
+
+    A document's side follows from its group, or from its text before cleaning, so no rule moves it.
+    """
     table = read_chunk(chunk)
     columns: dict[str, Any] = {name: _whole(table[name]) for name in COLUMNS}
+    data, ends = content(columns["text"])
+    groups = columns["group"].to_pylist()
+    held_out = np.array(
+        [
+            is_held_out(group, data[a:b], val_fraction)
+            for group, (a, b) in zip(groups, pairwise(ends), strict=True)
+        ],
+        dtype=bool,
+    )
     if plan.params.active:
         rows, texts = [], []
         for row, value in enumerate(columns["text"]):
@@ -134,16 +148,8 @@ def read_documents(chunk: Chunk, plan: Plan, tally: Tally) -> dict[str, pa.Strin
         columns = {name: columns[name].take(kept_rows) for name in COLUMNS} | {
             "text": pa.array(texts, pa.string())
         }
-    return columns
-
-
-def is_held_out(texts: pa.StringArray, val_fraction: float) -> np.ndarray:
-    """Return a mask (n,) of the cleaned documents on the validation side.
-
-    Equal texts are on one side.
-    """
-    data, ends = content(texts)
-    return np.array([is_validation(data[a:b], val_fraction) for a, b in pairwise(ends)], dtype=bool)
+        held_out = held_out[rows]
+    return columns, held_out
 
 
 def _whole(column: pa.ChunkedArray) -> pa.StringArray:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from llm.corpus.chunks import Chunk, read_chunk
 from llm.corpus.clean.plan import Plan
 from llm.corpus.clean.report import Tally
-from llm.corpus.encode import is_held_out, read_documents
+from llm.corpus.encode import read_documents
 from llm.params import Tokenize
 from llm.runtime import outputs
 from llm.runtime.disk import refuse_what_cannot_fit
@@ -44,9 +44,9 @@ def training_texts(groups: list[Chunk], val_fraction: float, plan: Plan) -> Iter
     """
     total = sum(group.bytes for group in groups)
     for group in spaced(groups, max(1, len(groups) * SAMPLE_BYTES // max(1, total))):
-        texts = read_documents(group, plan, Tally())["text"]
-        for text, held_out in zip(texts, is_held_out(texts, val_fraction), strict=True):
-            if not held_out:
+        documents, held_out = read_documents(group, plan, Tally(), val_fraction)
+        for text, is_validation in zip(documents["text"], held_out, strict=True):
+            if not is_validation:
                 yield text.as_py()
 
 

@@ -12,6 +12,7 @@ from llm.runtime.io import read_json
 from llm.runtime.progress import track
 from llm.sources import raw
 from llm.tasks import mixture, splits
+from llm.tasks.base import Record
 from llm.tasks.mixture import Dataset
 
 SHOWN = 5  # labels that a message names
@@ -91,15 +92,16 @@ def remarks(datasets: list[Dataset]) -> Iterator[str]:
             yield f"{d.name}: left out, because another task tests with the same: {splits.listed(shared)}"
 
 
-def test_texts(datasets: list[Dataset]) -> Iterator[str]:
-    """Yield the input texts and references of every task's test split."""
+def held_out_texts(datasets: list[Dataset]) -> Iterator[str]:
+    """Yield the texts (as `texts` does) of every task's test and validation examples."""
     for d in datasets:
-        columns = [
-            column for column in raw.fields(d.kind) if column not in (*raw.METADATA, "label")
-        ]
-        for record in d.side(splits.TEST):
-            for value in map(record.get, columns):
-                yield from value if isinstance(value, list) else [value] if value else []
+        for record, side in zip(d.records(), d.survey.sides, strict=True):
+            if side in (splits.TEST, splits.VALIDATION):
+                yield from texts(d.kind, record)
 
 
-test_texts.__test__ = False  # type: ignore[attr-defined]  # pytest would take the name for a test
+def texts(kind: str, record: Record) -> Iterator[str]:
+    """Yield a record's inputs and references, without its label and metadata."""
+    for column in raw.fields(kind):
+        value = None if column in (*raw.METADATA, "label") else record.get(column)
+        yield from value if isinstance(value, list) else [value] if value else []

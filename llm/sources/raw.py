@@ -5,7 +5,7 @@ They are in `data/raw/<name>/part-NNNNN.parquet`, beside `manifest.json`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # Columns of each kind of data set. All are strings; `answers` is a list of strings, empty where
-# there is no answer.
+# there is no answer. The `group` of pretraining text is empty where documents stand alone.
 FIELDS: dict[str, tuple[str, ...]] = {
-    "pretrain": ("id", "text", "source"),
+    "pretrain": ("id", "text", "source", "group"),
     "summarization": ("id", "document", "summary", "group", "split"),
     "question_answering": ("id", "context", "question", "answers", "group", "split"),
     "classification": ("id", "text", "text_pair", "label", "group", "split"),
@@ -207,8 +207,8 @@ def groups(directory: Path) -> list[tuple[Path, int, int]]:
     return row_groups
 
 
-def read_group(path: Path, group: int, column: str = "text") -> list[Any]:
-    """Return one column of a row group.
+def read_group(path: Path, group: int, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Return the rows of a row group, each as a tuple of `columns`.
 
     Raises:
         UserError: the part is truncated.
@@ -216,8 +216,8 @@ def read_group(path: Path, group: int, column: str = "text") -> list[Any]:
     import pyarrow.parquet as pq
 
     with readable(path, RERUN), pq.ParquetFile(path) as file:
-        values: list[Any] = file.read_row_group(group, columns=[column])[column].to_pylist()
-        return values
+        table = file.read_row_group(group, columns=list(columns))
+        return list(zip(*(table[column].to_pylist() for column in columns), strict=True))
 
 
 def _parts(directory: Path) -> list[Path]:

@@ -72,12 +72,11 @@ class RecordFilter:
                 self.undecoded += text[:UNDECODED_BYTES].encode("utf-8", "surrogateescape")
             return
         location = f"{label}:{row.line}"
+        record["id"] = self._unique(record, location)
         if "source" in record:
             record["source"] = record["source"] or label
         else:
             record["split"] = split or record["split"]
-        record["id"] = self._unique(record, location)
-        if "group" in record:
             record["group"] = record["group"] or record["id"]
         if "label" in record:
             self.names = self.schema.class_names(class_names or {}, tuple(row.record)) or self.names

@@ -42,7 +42,7 @@ KNOWN: dict[str, list[dict[str, str]]] = {
     ],  # dolly
 }
 SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
-    "pretrain": {"text": ("text", "content", "document"), "source": ("source",)},
+    "pretrain": {"text": ("text", "content", "document"), "source": ("source",), "group": ()},
     "summarization": {"document": ("document", "article", "text", "dialogue"), "summary": ("summary", "highlights")},
     "question_answering": {
         "context": ("context",), "question": ("question",), "answers": ("answers", "answer"),

@@ -27,7 +27,7 @@ from llm.tasks.base import (
     token_prefix,
 )
 from llm.tasks.splits import TEST, TRAIN, Survey, listed
-from llm.text.hashing import is_validation
+from llm.text.ngrams import Grams
 
 T = TypeVar("T")
 LANGUAGE_MODELING = "language_modeling"  # the task name of plain pretraining text
@@ -133,11 +133,21 @@ def draw_tasks(
     tokenizer: Encoder,
     seed: int,
     max_tokens: int,
+    held_out: Grams | None = None,
 ) -> dict[str, Drawn]:
     """Draw `total` examples of one side over all tasks by weight.
 
     Other examples of the same task replace unusable ones. If the task has none left, examples of
     other tasks do.
+
+    Args:
+        datasets: the tasks.
+        side: TRAIN or VALIDATION.
+        total: number of examples.
+        tokenizer: measures the examples.
+        seed: decides which are drawn.
+        max_tokens: most tokens of an example.
+        held_out: an example that has one of these runs of words cannot be used.
     """
     by_name = {dataset.name: dataset for dataset in datasets}
     weights = {name: dataset.weight for name, dataset in by_name.items()}
@@ -147,7 +157,9 @@ def draw_tasks(
         quotas = allocate(weights, available, total)
         for name, quota in quotas.items():
             if len(drawn[name].examples) < quota:
-                drawn[name] = _draw_task(by_name[name], side, quota, tokenizer, seed, max_tokens)
+                drawn[name] = _draw_task(
+                    by_name[name], side, quota, tokenizer, seed, max_tokens, held_out
+                )
         short = {
             name: len(drawn[name].examples)
             for name in by_name
@@ -159,23 +171,31 @@ def draw_tasks(
 
 
 def _draw_task(
-    dataset: Dataset, side: int, quota: int, tokenizer: Encoder, seed: int, max_tokens: int
+    dataset: Dataset,
+    side: int,
+    quota: int,
+    tokenizer: Encoder,
+    seed: int,
+    max_tokens: int,
+    held_out: Grams | None,
 ) -> Drawn:
     labels = tuple(dataset.survey.labels)
+
+    def build(record: Record) -> Example:
+        example = render(dataset.task, dataset.name, record, labels, tokenizer, max_tokens)
+        if held_out is not None and held_out.contains_any(f"{example.prompt}\n{example.response}"):
+            raise UnusableError(f"{held_out.n}_words_held_out")
+        return example
+
     candidates = (
         (key("draw", seed, dataset.name, record["id"]), record) for record in dataset.side(side)
     )
-    return draw(
-        candidates,
-        quota,
-        lambda record: render(dataset.task, dataset.name, record, labels, tokenizer, max_tokens),
-    )
+    return draw(candidates, quota, build)
 
 
 def draw_text(
     documents: Iterable[Record],
     validation: bool,
-    val_fraction: float,
     quota: int,
     tokenizer: Encoder,
     seed: int,
@@ -184,9 +204,8 @@ def draw_text(
     """Draw chunks of plain text from one side of the pretraining split.
 
     Args:
-        documents: pretraining documents with `id` and `text`.
+        documents: pretraining documents with `id`, `text` and `held_out` (True or False).
         validation: True draws from the documents that pretraining held out, False from the others.
-        val_fraction: the one in `data/tokens/meta.json`.
         quota: number of chunks.
         tokenizer: measures the chunks.
         seed: decides which chunks are drawn.
@@ -195,7 +214,7 @@ def draw_text(
 
     def candidates() -> Iterator[tuple[int, tuple[str, str]]]:
         for document in documents:
-            if is_validation(document["text"], val_fraction) == validation:
+            if document["held_out"] == validation:
                 for i, text in enumerate(chunks(document["text"], CHUNK_CHARACTERS * max_tokens)):
                     chunk_id = f"{document['id']}#{i}"
                     yield key("draw", seed, LANGUAGE_MODELING, chunk_id), (chunk_id, text)

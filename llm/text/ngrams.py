@@ -139,21 +139,36 @@ class Grams:
         Returns:
             Indices in no order, perhaps repeated, int64.
         """
+        return self.matches(numbers)[1]
+
+    def matches(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where a text shares runs with the set, and which.
+
+        Args:
+            numbers: the text's words as `number` returns them.
+
+        Returns:
+            Positions in `numbers` at which a shared run begins, and the run's index, each int64,
+            in no order.
+        """
         self.freeze()
         assert self.hashes is not None
+        none = np.zeros(0, dtype=np.int64)
         if not len(self.hashes) or len(numbers) < self.n:
-            return np.zeros(0, dtype=np.int64)
-        matches = [
-            self._find(numbers[start : start + BLOCK + self.n - 1], self.hashes)
-            for start in range(0, len(numbers) - self.n + 1, BLOCK)
-        ]
-        return np.concatenate(matches)
+            return none, none
+        positions, runs_found = [], []
+        for start in range(0, len(numbers) - self.n + 1, BLOCK):
+            at, low = self._find(numbers[start : start + BLOCK + self.n - 1], self.hashes)
+            positions.append(at + start)
+            runs_found.append(low)
+        return np.concatenate(positions), np.concatenate(runs_found)
 
-    def _find(self, numbers: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    def _find(self, numbers: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         hashes = runs(numbers, self.n)
         at = np.flatnonzero(self._table[hashes >> np.uint64(64 - TABLE_BITS)])
         low = np.searchsorted(wanted, hashes[at])
-        matches = []
+        none = np.zeros(0, dtype=np.int64)
+        matched_at, matched = [none], [none]
         while len(at):  # usually one pass; more if several runs of the set have the same hash
             inside = low < len(wanted)
             at, low = at[inside], low[inside]
@@ -162,9 +177,10 @@ class Grams:
             same = np.ones(len(at), dtype=bool)
             for i in range(self.n):
                 same &= self.numbers[self.positions[low] + i] == numbers[at + i]
-            matches.append(low[same])
+            matched_at.append(at[same])
+            matched.append(low[same])
             at, low = at[~same], low[~same] + 1
-        return np.concatenate([*matches, np.zeros(0, dtype=np.int64)])
+        return np.concatenate(matched_at), np.concatenate(matched)
 
     def number(self, texts: Iterable[str]) -> np.ndarray:
         """Return the texts' words as numbers (n,), int32, with a border after each text."""

@@ -53,7 +53,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[Chunk]:
     folder = tmp_path_factory.mktemp("raw")
     with Writer(folder, "pretrain", part_bytes=40_000, group_bytes=2000) as writer:
         for number, text in enumerate(TEXTS):
-            writer.write({"id": f"d{number}", "text": text, "source": f"source {number % 3}"})
+            writer.write(
+                {"id": f"d{number}", "text": text, "source": f"source {number % 3}", "group": ""}
+            )
     return find_chunks(folder, SIZE)
 
 
@@ -99,7 +101,7 @@ def test_the_digest_follows_the_content_and_not_the_time(
     for name, texts in (("same", ["a", "b"]), ("again", ["a", "b"]), ("other", ["a", "c"])):
         with Writer(tmp_path / name, "pretrain") as writer:
             for text in texts:
-                writer.write({"id": "1", "text": text, "source": ""})
+                writer.write({"id": "1", "text": text, "source": "", "group": ""})
     same, again, other = (
         digest(find_chunks(tmp_path / name)) for name in ("same", "again", "other")
     )
@@ -308,7 +310,7 @@ def test_a_damaged_part_is_named_by_whichever_process_reads_it(
 ) -> None:
     with Writer(tmp_path / "raw", "pretrain", group_bytes=2000) as writer:
         for text in TEXTS[:200]:
-            writer.write({"id": "1", "text": text, "source": ""})
+            writer.write({"id": "1", "text": text, "source": "", "group": ""})
     chunks = find_chunks(tmp_path / "raw", SIZE)
     path = tmp_path / "raw" / "part-00000.parquet"
     content = path.read_bytes()
@@ -413,7 +415,7 @@ class Fifth(Plan):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_cleaned_documents_are_split_by_what_they_became_and_counted(
+def test_cleaned_documents_are_split_by_what_they_were_and_counted(
     workers: int, found: list[Chunk], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     _, counts = write(
@@ -423,7 +425,7 @@ def test_cleaned_documents_are_split_by_what_they_became_and_counted(
         texts = [
             t.upper()
             for i, t in enumerate(TEXTS)
-            if i % 5 and is_validation(t.upper(), 0.2) == (split == "val")
+            if i % 5 and is_validation(t, 0.2) == (split == "val")
         ]
         stream = TokenStream(tmp_path / "tokens", split)
         assert [tokenizer.decode(ids.tolist()) for ids in stream.documents_ids()] == texts

@@ -19,7 +19,7 @@ from llm.errors import UserError
 from llm.params import Clean
 from llm.runtime.io import sha256, write_json
 from llm.sources.raw import Writer
-from llm.text.hashing import is_validation
+from llm.text.hashing import is_held_out, is_validation
 from llm.tokenizer.bpe import Tokenizer
 
 DOCUMENTS = [
@@ -39,7 +39,7 @@ def write_shards(
     """The shards and meta.json of these documents, by way of data/raw/pretrain."""
     with Writer(folder / "raw", "pretrain", group_bytes=2000) as writer:
         for number, text in enumerate(texts):
-            writer.write({"id": str(number), "text": text, "source": "test"})
+            writer.write({"id": str(number), "text": text, "source": "test", "group": ""})
     chunks = find_chunks(folder / "raw", size=5000)
     shards, counts = encode_corpus(
         chunks, tokenizer, folder, val_fraction, shard_tokens, Plan(Clean(), None)
@@ -164,6 +164,17 @@ def test_adding_documents_moves_none_across(texts: list[str], fraction: float) -
     ][::-1]
     larger = [text for text in texts if is_validation(text, fraction)]
     assert all(is_validation(text, min(1.0, fraction * 1.5)) for text in larger)
+
+
+def test_a_group_is_on_one_side_and_a_document_without_one_alone() -> None:
+    sides = {is_held_out("an article", f"text {i}", 0.5) for i in range(50)}
+    assert len(sides) == 1
+    texts = [f"text {i}" for i in range(500)]
+    assert [is_held_out("", text, 0.2) for text in texts] == [is_validation(x, 0.2) for x in texts]
+    share = np.mean([is_held_out(f"group {i}", "", 0.02) for i in range(20000)])
+    assert abs(share - 0.02) < 4 * (0.02 * 0.98 / 20000) ** 0.5
+    smaller = [x for x in texts if is_held_out(x, "", 0.1)]
+    assert all(is_held_out(x, "", 0.3) for x in smaller)
 
 
 def test_the_split_is_the_same_today_as_ever_and_has_its_share() -> None:

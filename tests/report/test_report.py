@@ -141,7 +141,7 @@ def test_the_tokenizer_is_compared_with_gpt2s_where_that_is_at_hand(
     monkeypatch.setattr(Tokenizer, "gpt2", classmethod(lambda cls: other))
     with raw.Writer(tmp_path / "raw", "pretrain") as writer:
         for text in texts:
-            writer.write({"id": text, "text": text, "source": ""})
+            writer.write({"id": text, "text": text, "source": "", "group": ""})
     shards, counts = encode.encode_corpus(
         chunks.find_chunks(tmp_path / "raw"),
         ours,
@@ -341,7 +341,14 @@ def test_what_each_cleaning_rule_did_is_shown_with_its_examples(
     assert "Cleaning" not in html + markdown
     path = tmp_path / "metrics" / "tokenize.json"
     example = {"document": 1234, "text": "Lost <b>text</b>", "became": ""}
-    rule = {"removed": 17, "removed_bytes": 5000, "changed": 0, "edits": 0, "examples": [example]}
+    rule = {
+        "removed": 17,
+        "removed_bytes": 5000,
+        "changed": 0,
+        "edits": 0,
+        "cut_bytes": 0,
+        "examples": [example],
+    }
     masked = {
         **rule,
         "removed": 0,

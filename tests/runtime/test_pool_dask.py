@@ -55,6 +55,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[Chunk]:
                     "id": str(i),
                     "text": f"document {i} " + "the cat sat on the mat. " * (i % 40),
                     "source": "t",
+                    "group": "",
                 }
             )
     return find_chunks(raw, size=2000)

@@ -295,7 +295,9 @@ def test_usual_data_sets_are_mapped_by_their_columns(tmp_path: Path) -> None:
     assert (dolly["instruction"], dolly["input"], dolly["output"]) == ("i", "c", "r")
     assert one("instructions", {"instruction": "i", "output": "r"})["input"] == ""
     mapped = one("pretrain", {"body": "b", "url": "u"}, columns={"text": "body", "source": "url"})
-    assert (mapped["text"], mapped["source"]) == ("b", "u")
+    assert (mapped["text"], mapped["source"], mapped["group"]) == ("b", "u", "")
+    article = one("pretrain", {"text": "b", "title": "Tea"}, columns={"group": "title"})
+    assert article["group"] == "Tea"
     named = one("classification", {"text": "t", "label": "pos"}, labels={"pos": "positive"})
     assert named["label"] == "positive"
 
@@ -511,7 +513,7 @@ def test_files_to_validate_on_are_the_validation_split(tmp_path: Path) -> None:
 
 
 def test_parts_are_bounded_and_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
-    rows = [{"id": str(i), "text": f"{i} " * 50, "source": "s"} for i in range(500)]
+    rows = [{"id": str(i), "text": f"{i} " * 50, "source": "s", "group": ""} for i in range(500)]
     for name in ("a", "b"):
         with Writer(tmp_path / name, "pretrain", part_bytes=20_000, group_bytes=5_000) as writer:
             for row in rows:
@@ -651,7 +653,7 @@ def test_reading_says_what_to_do_about_missing_truncated_and_foreign_parts(tmp_p
     with pytest.raises(UserError, match="dvc repro"):
         list(read(tmp_path))
     with Writer(tmp_path, "pretrain") as writer:
-        writer.write({"id": "1", "text": "t" * 5000, "source": "s"})
+        writer.write({"id": "1", "text": "t" * 5000, "source": "s", "group": ""})
     with pytest.raises(UserError, match=r"no column label; it has id, text, source"):
         list(read(tmp_path, ["label"]))
     part = tmp_path / "part-00000.parquet"

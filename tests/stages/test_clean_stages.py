@@ -64,7 +64,10 @@ def workspace(folder: Path, clean: dict[str, Any]) -> list[str]:
         (
             "pretrain",
             "pretrain",
-            [{"id": f"p{i}", "text": text, "source": "t"} for i, text in enumerate(texts)],
+            [
+                {"id": f"p{i}", "text": text, "source": "t", "group": ""}
+                for i, text in enumerate(texts)
+            ],
         ),
         ("summarization", "summarization", tasks),
     ):
@@ -87,11 +90,11 @@ def workspace(folder: Path, clean: dict[str, Any]) -> list[str]:
     return texts
 
 
-def decoded() -> list[str]:
+def decoded(*splits: str) -> list[str]:
     tokenizer = Tokenizer.load("data/tokenizer")
     return [
         tokenizer.decode(ids.tolist())
-        for split in ("train", "val")
+        for split in splits
         for ids in TokenStream("data/tokens", split).documents_ids()
     ]
 
@@ -120,7 +123,7 @@ def test_what_the_rules_take_out_is_not_trained_on_and_every_document_is_account
     assert clean["kept"] == metrics["train_documents"] + metrics["val_documents"]
     assert clean["kept_bytes"] == metrics["train_bytes"] + metrics["val_bytes"]
     assert all(len(rule["examples"]) <= 5 for rule in rules.values())
-    found = decoded()
+    found, trained = decoded("train", "val"), decoded("train")
     assert sum("said again" in text for text in found) == 1
     assert not any("jane" in text or "\r" in text for text in found)
 
@@ -128,14 +131,18 @@ def test_what_the_rules_take_out_is_not_trained_on_and_every_document_is_account
     check = Contamination()
     for row in pq.read_table("data/mix/test/summarization.parquet").to_pylist():
         check.add_example("s", [row["document"]])
-    for text in found:
+    for text in decoded("val"):
+        check.add_example("language_modeling", [text])
+    for text in trained:
         check.scan(text)
     chunks = pq.read_table("data/mix/train.parquet").to_pylist()
     plain = [row["response"] for row in chunks if row["task"] == "language_modeling"]
     assert len(plain) > 10
     for text in plain:
         check.scan(text, "finetuning")
-    assert check.fractions() == {"s": 0.0}
+    for row in chunks:
+        check.scan(f"{row['prompt']}\n{row['response']}", "finetuning")
+    assert check.fractions() == {"language_modeling": 0.0, "s": 0.0}
     assert all(any(text in document for document in found) for text in plain)
 
 
@@ -161,7 +168,7 @@ def test_cleaning_gives_the_same_bytes_with_one_process_and_with_two(
 def test_with_every_rule_off_the_stage_writes_what_it_wrote_before(here: Path) -> None:
     texts = workspace(here, {})
     tokenize.main()
-    assert sorted(decoded()) == sorted(texts)
+    assert sorted(decoded("train", "val")) == sorted(texts)
     assert "clean" not in json.loads(Path("metrics/tokenize.json").read_text())
     assert "clean" not in json.loads(Path("data/tokens/meta.json").read_text())
     assert not Path("data/tokens/clean").exists()

@@ -79,7 +79,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Path("data/raw/pretrain"), "pretrain"
     ) as writer:  # one held-out document is of no record
         for i, text in enumerate(texts[:79]):
-            writer.write({"id": str(i), "text": text, "source": f"source {i % 2}"})
+            writer.write({"id": str(i), "text": text, "source": f"source {i % 2}", "group": ""})
 
     Path("data/mix/test").mkdir(parents=True)
     training = []

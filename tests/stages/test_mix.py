@@ -55,7 +55,7 @@ def raw_records() -> dict[str, list[dict]]:
     for i in range(240):
         base = {"id": f"r{i}", "group": f"module{i % 40}", "split": ""}
         text = sentences(rng, rng.choice([2, 3, 60])) + f" Number {i}."
-        out["pretrain"].append({"id": f"p{i}", "text": text * 3, "source": "test"})
+        out["pretrain"].append({"id": f"p{i}", "text": text * 3, "source": "test", "group": ""})
         out["summarization"].append({**base, "document": text, "summary": f"Number {i}."})
         answers = rng.choice([[], [f"{i}"], ["The"]])
         out["question_answering"].append(

@@ -63,6 +63,7 @@ def workspace(folder: Path, texts: list[str], **changes: object) -> Path:
             "id": [f"{number}-{i}" for i in range(len(part))],
             "text": part,
             "source": ["test"] * len(part),
+            "group": [""] * len(part),
         }
         pq.write_table(
             pa.table(columns), pretrain / f"part-{number:05d}.parquet", row_group_size=50

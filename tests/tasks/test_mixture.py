@@ -26,7 +26,6 @@ from llm.tasks.mixture import (
     text_share,
 )
 from llm.tasks.splits import DROPPED, TEST, TRAIN, VALIDATION, carve, normalise, survey
-from llm.text.hashing import is_validation
 from llm.tokenizer.bpe import Tokenizer
 
 classification = tasks.get("classification")
@@ -377,17 +376,18 @@ def test_plain_text_comes_from_the_asked_side_of_the_pretraining_split_and_fits(
             "id": f"p{i}",
             "text": f"Document {i}. "
             + ". ".join(" ".join(rng.choices(words, k=8)) for _ in range(i)),
+            "held_out": i % 3 == 0,
         }
         for i in range(120)
     ]
-    whole = {d["id"]: d["text"] for d in pretraining}
+    whole = {d["id"]: d for d in pretraining}
     for validation in (False, True):
-        drawn = draw_text(pretraining, validation, 0.3, 40, tokenizer(), 1, 48)
+        drawn = draw_text(pretraining, validation, 40, tokenizer(), 1, 48)
         assert len(drawn.examples) == 40
         for e in drawn.examples:
             source = whole[e.id.split("#")[0]]
-            assert is_validation(source, 0.3) == validation
-            assert e.response in source
+            assert source["held_out"] == validation
+            assert e.response in source["text"]
             assert e.prompt == ""
             assert e.task == "language_modeling"
             assert len(tokenizer().encode(e.response)) + 1 == e.response_tokens <= 48

@@ -67,7 +67,7 @@ def test_pretrain_states_the_loss_of_each_source_and_they_add_up_to_the_whole(
         for i in range(400):
             name = ("easy", "hard")[i % 2]
             text = " ".join(rng.choice(words[name], size=40)) + f" {i}"
-            writer.write({"id": f"{name}/{i}", "text": text, "source": name})
+            writer.write({"id": f"{name}/{i}", "text": text, "source": name, "group": ""})
     manifest = {"name": "pretrain", "rows": writer.rows, "bytes": writer.bytes}
     write_json(
         "data/raw/pretrain/manifest.json",

@@ -11,30 +11,36 @@ in a pass over all of them, and their decisions are looked up by the document's 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
-from functools import cached_property
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llm.corpus.clean.duplicates import repeated, similar
+from llm.corpus.clean.overlap import HeldOutTexts, lowest, without_lines
 from llm.corpus.clean.report import Tally
 from llm.corpus.clean.rules import Cleaned, Cleaner, Edit
-from llm.corpus.clean.scan import DOCUMENT, PARAGRAPH, Scanned, paragraphs, scan
+from llm.corpus.clean.scan import DOCUMENT, LINE, PARAGRAPH, Scanned, paragraphs, results, scan
 from llm.errors import UserError
 from llm.params import Clean
 from llm.runtime.io import sha256, whole_directory
 from llm.sources import raw
+from llm.text.hashing import is_held_out
 from llm.text.ngrams import Grams
 
 FOLDER = "clean"  # in data/tokens
 REMOVED = "removed.npy"  # (documents,) uint8
+LINES = "lines.npy"  # (k,) uint64, the document of each line that `decontaminate` cuts
+LINE_NUMBERS = "line_numbers.npy"  # (k,) uint32, its number in the document
 PARAGRAPHS = "paragraphs.npy"  # (k,) uint64, the document of each repeated paragraph
 NUMBERS = "paragraph_numbers.npy"  # (k,) uint32, its number in the document
+FILES = (REMOVED, LINES, LINE_NUMBERS, PARAGRAPHS, NUMBERS)
 # rules by their number in removed.npy; "": the document stays
 RULES = ("", "decontaminate", "exact_duplicates", "near_duplicates")
-REPEATED = np.dtype([("index", "<u8"), ("number", "<u4")])
 
 
 class Plan:
@@ -51,6 +57,7 @@ class Plan:
             UserError: a language or region is unknown.
         """
         self.params, self.directory, self.cleaner = params, directory, Cleaner(params)
+        self._files: dict[str, np.ndarray] = {}
 
     def __call__(self, index: int, text: str) -> Cleaned:
         """Clean the document with this index (from 0) in data/raw/pretrain."""
@@ -59,27 +66,27 @@ class Plan:
         cleaned = self.cleaner(text)
         if cleaned.text is None or self.directory is None:
             return cleaned
-        if rule := int(self._removed[index]):
+        if rule := int(self._file(REMOVED)[index]):
             return Cleaned(None, RULES[rule], None, cleaned.text)
-        first, last = np.searchsorted(
-            self._paragraphs, np.array([index, index + 1], dtype=np.uint64)
-        )
-        if first == last:
-            return cleaned
-        numbers = set(self._numbers[first:last].tolist())
-        left = "\n\n".join(
-            part for i, part in enumerate(paragraphs(cleaned.text)) if i not in numbers
-        )
-        if not left.strip():
-            return Cleaned(None, "duplicate_paragraphs", None, cleaned.text)
-        return cleaned._replace(
-            text=left,
-            edits=(cleaned.edits or {})
-            | {"duplicate_paragraphs": Edit(len(numbers), cleaned.text, left)},
-        )
+        if lines := self._numbers_of(index, LINES, LINE_NUMBERS):
+            cleaned = _edited(
+                cleaned, "decontaminate", len(lines), partial(without_lines, numbers=lines)
+            )
+        if numbers := self._numbers_of(index, PARAGRAPHS, NUMBERS):
+            cleaned = _edited(
+                cleaned,
+                "duplicate_paragraphs",
+                len(numbers),
+                partial(_without_paragraphs, numbers=numbers),
+            )
+        return cleaned
 
     def records(
-        self, source: Path, columns: list[str] | None = None, tally: Tally | None = None
+        self,
+        source: Path,
+        columns: list[str] | None = None,
+        tally: Tally | None = None,
+        val_fraction: float | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Yield the records of data/raw/pretrain that stay, with their cleaned text.
 
@@ -87,38 +94,39 @@ class Plan:
             source: data/raw/pretrain.
             columns: columns to read, `text` among them; None reads all.
             tally: counts the documents, if not None.
+            val_fraction: share of held-out documents; if not None, records say whether they are
+                `held_out`.
         """
         for index, record in enumerate(raw.read(source, columns)):
             cleaned = self(index, record["text"])
             if tally is not None:
                 tally.add(index, record["text"], cleaned)
-            if cleaned.text is not None:
-                yield {**record, "text": cleaned.text}
+            if cleaned.text is None:
+                continue
+            side = {}
+            if val_fraction is not None:
+                side["held_out"] = is_held_out(record["group"], record["text"], val_fraction)
+            yield {**record, "text": cleaned.text, **side}
 
     def digests(self) -> dict[str, Any]:
         """Return the plan's entry in meta.json, the SHA-256 of its files; empty without files."""
         if self.directory is None:
             return {}
-        return {
-            "clean": {
-                name: sha256(self.directory / name) for name in (REMOVED, PARAGRAPHS, NUMBERS)
-            }
-        }
+        return {"clean": {name: sha256(self.directory / name) for name in FILES}}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("params", "directory", "cleaner")}
+        return {**vars(self), "_files": {}}
 
-    @cached_property
-    def _removed(self) -> np.ndarray:
-        return self._load(REMOVED)
+    def _numbers_of(self, index: int, documents: str, numbers: str) -> list[int]:
+        """Return the numbers that a pair of files holds for a document."""
+        bounds = np.array([index, index + 1], dtype=np.uint64)
+        first, last = np.searchsorted(self._file(documents), bounds)
+        return [] if first == last else self._file(numbers)[first:last].tolist()
 
-    @cached_property
-    def _paragraphs(self) -> np.ndarray:
-        return self._load(PARAGRAPHS)
-
-    @cached_property
-    def _numbers(self) -> np.ndarray:
-        return self._load(NUMBERS)
+    def _file(self, name: str) -> np.ndarray:
+        if name not in self._files:
+            self._files[name] = self._load(name)
+        return self._files[name]
 
     def _load(self, name: str) -> np.ndarray:
         assert self.directory is not None
@@ -131,40 +139,87 @@ class Plan:
         return array
 
 
+def _edited(cleaned: Cleaned, rule: str, number: int, edit: Callable[[str], str]) -> Cleaned:
+    """Return the document after a rule took parts of it out; nothing left: it is removed."""
+    before = cleaned.text
+    if before is None:
+        return cleaned
+    left = edit(before)
+    if not left.strip():
+        return Cleaned(None, rule, None, before)
+    return cleaned._replace(
+        text=left, edits=(cleaned.edits or {}) | {rule: Edit(number, before, left)}
+    )
+
+
+def _without_paragraphs(text: str, numbers: Iterable[int]) -> str:
+    cut = set(numbers)
+    return "\n\n".join(part for i, part in enumerate(paragraphs(text)) if i not in cut)
+
+
 def prepare(
-    params: Clean, source: Path, out: Path, examples: Iterable[str] | None = None, workers: int = 1
+    params: Clean,
+    source: Path,
+    out: Path,
+    examples: Iterable[str] = (),
+    workers: int = 1,
+    val_fraction: float = 0.0,
 ) -> Plan:
     """Compare the documents if a rule needs it; the number of workers does not change the result.
 
     Args:
         params: the rules.
         source: data/raw/pretrain.
-        out: folder for removed.npy, paragraphs.npy and paragraph_numbers.npy; the pass also keeps
-            its scratch files there.
-        examples: texts of evaluation examples, for `decontaminate`.
+        out: folder for the files of the plan; the pass also keeps its scratch files there.
+        examples: texts of the tasks' test and validation examples, for `decontaminate`.
         workers: number of processes.
+        val_fraction: share of held-out documents, for `decontaminate` too.
 
     Raises:
         UserError: a language or region is unknown, data/raw cannot be read, or the disk is full.
     """
     if not params.compares:
         return Plan(params, None)
-    grams = None
-    if params.decontaminate:
-        grams = Grams()
-        for text in examples or ():
-            grams.add(text)
-        grams.freeze()
-    with whole_directory(out, (REMOVED, PARAGRAPHS, NUMBERS)) as directory:
+    grams = held_out_runs(params, source, examples, val_fraction, workers)
+    with whole_directory(out, FILES) as directory:
         scratch = directory / "scratch"
         scratch.mkdir()
-        scanned = scan(params, source, scratch, grams, workers)
+        scanned = scan(params, source, scratch, grams, val_fraction, workers)
         removed, dropped = decide(params, scanned)
         np.save(directory / REMOVED, removed)
-        np.save(directory / PARAGRAPHS, dropped["index"])
-        np.save(directory / NUMBERS, dropped["number"])
+        for array, documents, numbers in (
+            (scanned.lines, LINES, LINE_NUMBERS),
+            (dropped, PARAGRAPHS, NUMBERS),
+        ):
+            np.save(directory / documents, array["index"])
+            np.save(directory / numbers, array["number"])
         shutil.rmtree(scratch)
     return Plan(params, out)
+
+
+def held_out_runs(
+    params: Clean, source: Path, examples: Iterable[str], val_fraction: float, workers: int = 1
+) -> Grams | None:
+    """Return the runs of 13 words that no training text may have; None without `decontaminate`.
+
+    They are those of the examples and of the held-out documents. For the arguments see `prepare`.
+    """
+    if not params.decontaminate:
+        return None
+    chosen = results(HeldOutTexts(params, val_fraction), source, workers)
+    documents, total = lowest(chain.from_iterable(chosen))
+    if len(documents) < total:
+        print(
+            f"warning: decontaminate compares with {len(documents):,} of {total:,} held-out documents, those that "
+            "evaluation reads first. Lower tokenize.val_fraction to compare with all.",
+            file=sys.stderr,
+            flush=True,
+        )
+    grams = Grams()
+    for text in chain(examples, documents):
+        grams.add(text)
+    grams.freeze()
+    return grams
 
 
 def decide(params: Clean, scanned: Scanned) -> tuple[np.ndarray, np.ndarray]:
@@ -174,7 +229,7 @@ def decide(params: Clean, scanned: Scanned) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         The number of the rule that removes each document, (total,) uint8, and the repeated
-        paragraphs, (k,) of REPEATED, sorted.
+        paragraphs, (k,) of LINE (their numbers in place of lines'), sorted.
     """
     removed = np.zeros(scanned.total, dtype=np.uint8)
     removed[scanned.contaminated] = RULES.index("decontaminate")
@@ -184,10 +239,10 @@ def decide(params: Clean, scanned: Scanned) -> tuple[np.ndarray, np.ndarray]:
     if near := params.near_duplicates:
         later = similar(scanned.signed, scanned.signatures, near.threshold, near.num_perm, removed)
         removed[later] = RULES.index("near_duplicates")
-    dropped = [np.zeros(0, REPEATED)]
+    dropped = [np.zeros(0, LINE)]
     if params.duplicate_paragraphs:
         dropped += [
-            batch[["index", "number"]].astype(REPEATED)
+            batch[["index", "number"]].astype(LINE)
             for batch in repeated(scanned.paragraphs, PARAGRAPH, removed)
         ]
     return removed, np.sort(np.concatenate(dropped), order=["index", "number"])

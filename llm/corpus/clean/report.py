@@ -22,6 +22,7 @@ class Tally:
         self.changed: Counter[str] = Counter()  # documents
         # lines or matches, or documents if the rule edits the whole text
         self.edits: Counter[str] = Counter()
+        self.cut_bytes: Counter[str] = Counter()  # by which edits shortened documents
         self.documents = self.bytes = self.kept = self.kept_bytes = 0
         # rule -> document's index, text before, text after ("": removed)
         self.examples: dict[str, list[tuple[int, str, str]]] = {}
@@ -48,6 +49,9 @@ class Tally:
         for rule, edit in (cleaned.edits or {}).items():
             self.changed[rule] += 1
             self.edits[rule] += edit.number
+            self.cut_bytes[rule] += len(edit.before.encode("utf-8", "replace")) - len(
+                edit.after.encode("utf-8", "replace")
+            )
             if len(self.examples.get(rule, ())) < EXAMPLES:
                 # Never show the personal data that was removed.
                 old, new = around(edit.before, edit.after)
@@ -55,7 +59,7 @@ class Tally:
 
     def merge(self, other: Tally) -> None:
         """Add the tally of later documents."""
-        for name in ("removed", "removed_bytes", "changed", "edits"):
+        for name in ("removed", "removed_bytes", "changed", "edits", "cut_bytes"):
             getattr(self, name).update(getattr(other, name))
         for name in ("documents", "bytes", "kept", "kept_bytes"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -102,6 +106,7 @@ class Tally:
             "removed_bytes": self.removed_bytes[rule],
             "changed": self.changed[rule],
             "edits": self.edits[rule],
+            "cut_bytes": self.cut_bytes[rule],
             "examples": [
                 {"document": index, "text": text, "became": became}
                 for index, text, became in self.examples.get(rule, [])

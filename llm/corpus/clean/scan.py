@@ -10,24 +10,27 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
+from llm.corpus.clean.overlap import shared_lines, without_lines
 from llm.corpus.clean.rules import Cleaner
 from llm.params import Clean
 from llm.sources import raw
+from llm.text.hashing import is_held_out
 from llm.text.minhash import MIN_WORDS, minhashes
 from llm.text.ngrams import Grams, iter_words
 
 # 128-bit digest, and the document's index in data/raw
 DOCUMENT = np.dtype([("high", "<u8"), ("low", "<u8"), ("index", "<u8")])
-# the same, and the paragraph's number in its document
+LINE = np.dtype([("index", "<u8"), ("number", "<u4")])  # a document's index, a line of it
+# the same as DOCUMENT, and the paragraph's number in its document
 PARAGRAPH = np.dtype([*DOCUMENT.descr, ("number", "<u4")])
 _BORDER = re.compile(r"\n[ \t]*\n\s*")
 
@@ -47,8 +50,9 @@ def digest(text: str) -> tuple[int, int]:
 class ScannedUnit:
     """Digests and signatures of a unit."""
 
-    # indices of documents with an evaluation example
-    contaminated: list[int] = field(default_factory=list)
+    # (cut lines,) LINE of the training documents that share runs with held-out text
+    lines: list[np.ndarray] = field(default_factory=list)
+    contaminated: list[int] = field(default_factory=list)  # indices of those with no other line
     documents: list[tuple[int, int, int]] = field(default_factory=list)
     # one array a document: (eligible paragraphs,) PARAGRAPH
     paragraphs: list[np.ndarray] = field(default_factory=list)
@@ -59,19 +63,32 @@ class ScannedUnit:
 class Scanner:
     """Cleans the documents of a unit and collects what is compared with other documents."""
 
-    def __init__(self, params: Clean, examples: Grams | None) -> None:
-        self.params, self.examples, self.cleaner = params, examples, Cleaner(params)
+    def __init__(self, params: Clean, held_out: Grams | None, val_fraction: float) -> None:
+        """Keep what the rules need.
 
-    def __call__(self, texts: Iterable[tuple[int, str]]) -> ScannedUnit:
-        """Scan pairs of a document's index in data/raw (from 0) and its text."""
+        Args:
+            params: the rules.
+            held_out: runs of words that training text must not have; None leaves all text.
+            val_fraction: share of held-out documents, from which no line is cut.
+        """
+        self.params, self.held_out, self.cleaner = params, held_out, Cleaner(params)
+        self.val_fraction = val_fraction
+
+    def __call__(self, documents: Iterable[tuple[int, str, str]]) -> ScannedUnit:
+        """Scan tuples of a document's index in data/raw (from 0), its text and its group."""
         p, scanned = self.params, ScannedUnit()
-        for index, original in texts:
+        for index, original, group in documents:
             text = self.cleaner(original).text
             if text is None:
                 continue
-            if self.examples is not None and self.examples.contains_any(text):
-                scanned.contaminated.append(index)
-                continue
+            if self._shares_runs(text, original, group):
+                assert self.held_out is not None
+                numbers = shared_lines(text, self.held_out)
+                text = without_lines(text, numbers)
+                if not text.strip():
+                    scanned.contaminated.append(index)
+                    continue
+                scanned.lines.append(np.array([(index, i) for i in numbers], dtype=LINE))
             if p.exact_duplicates:
                 scanned.documents.append((*digest(text), index))
             if p.duplicate_paragraphs:
@@ -89,6 +106,13 @@ class Scanner:
                 scanned.signatures.append(minhash.hashvalues.astype(np.uint32))
         return scanned
 
+    def _shares_runs(self, text: str, original: str, group: str) -> bool:
+        return (
+            self.held_out is not None
+            and not is_held_out(group, original, self.val_fraction)
+            and self.held_out.contains_any(text)
+        )
+
 
 @dataclass(frozen=True)
 class Scanned:
@@ -99,69 +123,85 @@ class Scanned:
     signed: Path  # (signed documents,) uint64
     signatures: Path  # (signed documents, num_perm) uint32
     contaminated: list[int]
+    lines: np.ndarray  # (cut lines,) LINE, sorted
     total: int  # documents in data/raw
 
 
 def scan(
-    params: Clean, directory: Path, scratch: Path, examples: Grams | None, workers: int
+    params: Clean,
+    directory: Path,
+    scratch: Path,
+    held_out: Grams | None,
+    val_fraction: float,
+    workers: int,
 ) -> Scanned:
     """Scan every document of `directory`; the files do not depend on the number of workers.
 
     Raises:
         UserError: data/raw cannot be read.
     """
-    documents, paragraphs, signed, signatures = (
-        scratch / f"{name}.bin" for name in ("documents", "paragraphs", "signed", "signatures")
-    )
+    names = ("documents", "paragraphs", "signed", "signatures")
+    documents, paragraphs, signed, signatures = (scratch / f"{name}.bin" for name in names)
     contaminated: list[int] = []
-    starts = list(accumulate((rows for _, _, rows in raw.groups(directory)), initial=0))
-    units = [
-        (path, group, start)
-        for (path, group, _), start in zip(raw.groups(directory), starts, strict=False)
-    ]
+    lines = [np.zeros(0, dtype=LINE)]
     with ExitStack() as stack:
         files = [
             stack.enter_context(open(path, "wb"))
             for path in (documents, paragraphs, signed, signatures)
         ]
-        for scanned in _results(Scanner(params, examples), units, workers, stack):
+        for scanned in results(Scanner(params, held_out, val_fraction), directory, workers):
             contaminated.extend(scanned.contaminated)
+            lines += scanned.lines
             _append(files[0], np.array(scanned.documents, dtype=DOCUMENT))
             for paragraphs_of_one in scanned.paragraphs:
                 _append(files[1], paragraphs_of_one)
             _append(files[2], np.array(scanned.signed, dtype=np.uint64))
             _append(files[3], np.array(scanned.signatures, dtype=np.uint32))
-    return Scanned(documents, paragraphs, signed, signatures, contaminated, starts[-1])
+    total = sum(rows for _, _, rows in raw.groups(directory))
+    return Scanned(
+        documents, paragraphs, signed, signatures, contaminated, np.concatenate(lines), total
+    )
 
 
 def _append(file: BinaryIO, array: np.ndarray) -> None:
     file.write(array.tobytes())
 
 
+T = TypeVar("T")
 Unit = tuple[Path, int, int]  # file, row group, index of its first document
+Work = Callable[[Iterable[tuple[int, str, str]]], T]  # of documents: index, text, group
 
 
-def _results(
-    scanner: Scanner, units: list[Unit], workers: int, stack: ExitStack
-) -> Iterator[ScannedUnit]:
+def results(work: Work[T], directory: Path, workers: int) -> Iterator[T]:
+    """Yield what `work` returns for the documents of each row group, in order.
+
+    Args:
+        work: function of (index, text, group) tuples; it is pickled.
+        directory: data/raw/pretrain.
+        workers: number of processes.
+    """
+    groups = raw.groups(directory)
+    starts = accumulate((rows for _, _, rows in groups), initial=0)
+    units = [(path, group, start) for (path, group, _), start in zip(groups, starts, strict=False)]
     if workers == 1 or len(units) == 1:
-        _start(scanner)
-        return map(_work, units)
+        _start(work)
+        yield from map(_work, units)
+        return
     # spawn, because a fork would copy locks that pyarrow's threads hold.
     context = multiprocessing.get_context("spawn")
-    pool = stack.enter_context(context.Pool(min(workers, len(units)), _start, (scanner,)))
-    return pool.imap(_work, units)
+    with context.Pool(min(workers, len(units)), _start, (work,)) as pool:
+        yield from pool.imap(_work, units)
 
 
-_scanner: Any = None  # this process's scanner
+_this: Any = None  # this process's work
 
 
-def _start(scanner: Scanner) -> None:
-    global _scanner  # a pool's worker has no other place for it
-    _scanner = scanner
+def _start(work: Any) -> None:
+    global _this  # a pool's worker has no other place for it
+    _this = work
 
 
-def _work(unit: Unit) -> ScannedUnit:
+def _work(unit: Unit) -> Any:
     path, group, start = unit
-    scanned: ScannedUnit = _scanner(enumerate(raw.read_group(path, group), start))
-    return scanned
+    rows = raw.read_group(path, group, ("text", "group"))
+    return _this((start + i, text, its_group) for i, (text, its_group) in enumerate(rows))

@@ -119,7 +119,8 @@ def pretrain(found: Corpus, dropped: Counter[str], kept: dict[str, Any]) -> list
                 continue
             package = entries[0].package
             characters[package] += len(text)
-            rows.append({"id": split.stamp(f"{module}#{number}"), "text": text, "source": package})
+            place = split.stamp(f"{module}#{number}")
+            rows.append({"id": place, "text": text, "source": package, "group": module})
     kept["characters"] = dict(characters)
     return sorted(rows, key=lambda row: row["id"])
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llm.sources.docs.dedup import near_duplicates
+from llm.text.hashing import is_held_out, text_hash
 
 Row = dict[str, Any]
 LONG_LINE = 60  # characters from which a line must not occur in two modules
@@ -18,16 +19,12 @@ TEST_SHARE, VALIDATION_SHARE = 0.08, 0.03  # of the modules
 def split_of(module: str) -> str:
     """Return the split of a module.
 
-    It is the same in all tasks, so that pretraining can leave out the test modules.
+    It is the same in all tasks. Pretraining leaves out the test modules (the lowest hashes) and
+    holds out the validation modules (the highest, as `llm.text.hashing.is_held_out`).
     """
-    point = int.from_bytes(hashlib.blake2b(module.encode(), digest_size=8).digest(), "big") / 2**64
-    return (
-        "test"
-        if point < TEST_SHARE
-        else "validation"
-        if point < TEST_SHARE + VALIDATION_SHARE
-        else "train"
-    )
+    if text_hash(module) < TEST_SHARE * 2**64:
+        return "test"
+    return "validation" if is_held_out(module, "", VALIDATION_SHARE) else "train"
 
 
 def stamp(place: str) -> str:

@@ -25,6 +25,7 @@ from llm.errors import UserError
 from llm.params import Clean, NearDuplicates
 from llm.sources import raw
 from llm.sources.docs.dedup import near_duplicates
+from llm.text.hashing import is_held_out
 from llm.text.minhash import bands
 from llm.text.ngrams import words
 
@@ -47,7 +48,7 @@ WORDS = [
 def store(directory: Path, texts: list[str], group_bytes: int = 200) -> Path:
     with raw.Writer(directory, "pretrain", part_bytes=1000, group_bytes=group_bytes) as writer:
         for i, text in enumerate(texts):
-            writer.write({"id": f"d{i}", "text": text, "source": "test"})
+            writer.write({"id": f"d{i}", "text": text, "source": "test", "group": ""})
     return directory
 
 
@@ -164,7 +165,9 @@ def test_the_estimate_removes_nothing_that_is_unlike(tmp_path: Path) -> None:
             assert near > 0.5 - 0.25  # four standard errors of 64 values
 
 
-def test_documents_with_an_evaluation_example_are_no_first_of_anything(tmp_path: Path) -> None:
+def test_documents_are_compared_as_they_are_without_the_lines_of_evaluation_examples(
+    tmp_path: Path,
+) -> None:
     example = " ".join(f"w{i}" for i in range(20))
     quoted = f"As they say: {example.upper().replace(' ', ', ')}!"
     texts = [quoted, "kept", f"{quoted}\n\nmore text here", "kept", "more text here"]
@@ -173,10 +176,37 @@ def test_documents_with_an_evaluation_example_are_no_first_of_anything(tmp_path:
     assert found == [
         ("decontaminate", None),
         (None, "kept"),
-        ("decontaminate", None),
-        ("exact_duplicates", None),
         (None, "more text here"),
+        ("exact_duplicates", None),
+        ("exact_duplicates", None),
     ]
+
+
+def test_training_text_shares_no_run_with_held_out_documents_which_stay_whole(
+    tmp_path: Path,
+) -> None:
+    shared = " ".join(f"w{i}" for i in range(13))
+    names = [f"group {i}" for i in range(200)]
+    held = [name for name in names if is_held_out(name, "", 0.1)]
+    with raw.Writer(tmp_path / "raw", "pretrain", group_bytes=2000) as writer:
+        for i, name in enumerate(names):
+            text = f"begins{i}\n{shared}\nends{i}"
+            writer.write({"id": f"d{i}", "text": text, "source": "", "group": name})
+    params = Clean(decontaminate=True)
+    made = plan.prepare(params, tmp_path / "raw", tmp_path / "plan", [], 1, 0.1)
+    tally = Tally()
+    records = list(made.records(tmp_path / "raw", None, tally, 0.1))
+    assert len(records) == 200
+    assert [record["group"] for record in records if record["held_out"]] == held
+    assert 5 < len(held) < 40
+    for record in records:
+        assert (shared in record["text"]) == record["held_out"]
+        assert record["text"].startswith("begins")
+        assert "ends" in record["text"]
+    counts = tally.metrics(params)["rules"]["decontaminate"]
+    cut = 200 - len(held)
+    assert (counts["removed"], counts["changed"], counts["edits"]) == (0, cut, cut)
+    assert counts["cut_bytes"] == cut * len(f"{shared}\n")
 
 
 def test_documents_that_a_rule_of_their_own_removes_are_compared_with_none(tmp_path: Path) -> None:
@@ -198,6 +228,8 @@ def test_a_plan_can_be_pickled_and_says_what_its_files_are(tmp_path: Path) -> No
     )
     assert set(made.digests()["clean"]) == {
         "removed.npy",
+        "lines.npy",
+        "line_numbers.npy",
         "paragraphs.npy",
         "paragraph_numbers.npy",
     }
@@ -219,10 +251,10 @@ grams.add(" ".join(words[:40]))
 grams.freeze()
 params = Clean(decontaminate=True, exact_duplicates=True, duplicate_paragraphs=40, near_duplicates={},
                gopher_quality={"max_doc_words": 10**9}, gopher_repetition={"dup_n_grams": [[5, 0.9]]})
-scanner = Scanner(params, grams)
-scanner([(0, text[:10_000])])
+scanner = Scanner(params, grams, 0.0)
+scanner([(0, text[:10_000], '')])
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-found = scanner([(0, text)])
+found = scanner([(0, text, '')])
 print(json.dumps([len(text), len(found.paragraphs[0]), len(found.signatures),
                   (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024]))
 """

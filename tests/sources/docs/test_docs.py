@@ -25,7 +25,7 @@ from llm.sources.docs.prose import english, inline, sentences
 PACKAGES = ["json", "logging", "email", "asyncio", "unittest", "networkx", "datasets"]
 ROOT = Path(__file__).parents[3]
 FIELDS = {
-    "pretrain": ["id", "text", "source"],
+    "pretrain": ["id", "text", "source", "group"],
     "summarization": ["id", "document", "summary", "group", "split"],
     "question_answering": ["id", "context", "question", "answers", "group", "split"],
     "classification": ["id", "text", "text_pair", "label", "group", "split"],
