@@ -21,7 +21,7 @@ from llm.model.config import Config
 from llm.model.rope import frequencies
 from llm.model.transformer import Transformer
 from llm.runtime.io import read_json
-from llm.tokenizer.bpe import CHAT_TEMPLATE, GPT2_PATTERN, SPECIAL, Tokenizer
+from llm.tokenizer.bpe import CHAT_TEMPLATE, GPT2_PATTERN, PATTERN, SPECIAL, Tokenizer
 from llm.tokenizer.pretrained import PretrainedTokenizer
 
 BLOCK = 32  # weights that share a scale in q8_0
@@ -33,6 +33,7 @@ WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 MARKS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {
     GPT2_PATTERN: "gpt-2",
+    PATTERN: "llama-bpe",
     WORDS + r"\p{N}{1,3}" + MARKS: "llama-bpe",
     WORDS + r"\p{N}" + MARKS: "qwen2",
 }

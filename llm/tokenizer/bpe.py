@@ -23,19 +23,26 @@ if TYPE_CHECKING:
     import numpy as np
     import tiktoken
 
-# Both expressions have the same meaning in tiktoken (fancy-regex) and tokenizers (Oniguruma); `$`
-# and `(?i:)` would not. Possessive `++` is used for speed where it does not change the matches.
-# GPT-2's own `\s+(?!\S)` backtracks over a whole run of blanks and overflows fancy-regex's stack at
-# a million of them; {1,65536} splits such a run and changes no shorter one.
+# The splitting patterns. They have the same meaning in tiktoken (fancy-regex) and tokenizers
+# (Oniguruma); `$` and `(?i:)` would not. Possessive `++` is used for speed where it does not change
+# the matches.
+#
+# `\s+(?!\S)` of the published patterns backtracks over a whole run of blanks, and overflows
+# fancy-regex's stack at a million of them. GPT2_PATTERN splits such a run with {1,65536} and
+# changes no shorter one. BLANKS matches what `\s+(?!\S)` does in a run of any length: it takes 256
+# blanks at a time while at least two follow.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s{1,65536}(?!\S)|\s"
-# The pattern of this pipeline's tokenizers. It differs from GPT-2's: contractions match only at a
-# word's end ('some is not split), digits are in groups of at most three, and line ends stay with
-# the punctuation or blanks before them. The last two are as in GPT-4's pattern and give 2 % more
-# text per token at a vocabulary of 4,096.
-PATTERN = (
-    r"'(?:[sdmt]|ll|ve|re)(?!\p{L})| ?\p{L}++| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-    r"|\s{0,256}[\r\n]|\s{1,65536}(?!\S)|\s"
-)
+CONTRACTIONS = r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])"
+BLANKS = r"(?:\s{256}(?=\s\s))*+\s{1,257}(?!\S)"
+OTHERS = rf"\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]++[\r\n]*+|\s*[\r\n]|{BLANKS}|\s"
+# Llama-3's rule, which llama.cpp has compiled in under the name `llama-bpe`. It knows no others than
+# those compiled in, so a rule of our own would give other ids there.
+PATTERN = rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?+\p{{L}}++|{OTHERS}"
+# Llama-3's rule joins a letter to any character before it, also to a quote: `kind` at a line's
+# beginning would have other tokens than kind, and a question about `kind` would not match a line
+# that begins with it. Training splits there, so no token contains a quote and the letter after it
+# (except contractions), and applying PATTERN gives the ids that splitting there would give.
+TRAINING_PATTERN = rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}`'\"]?+\p{{L}}++|{OTHERS}"
 SPECIAL = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>")
 # In a message's text the template inserts a mark into what may be a special token. tokenizer.json
 # removes the mark after the search for special tokens, so that `transformers` treats it as text and
@@ -187,7 +194,7 @@ class Tokenizer:
         from tokenizers import models, pre_tokenizers, trainers
 
         tokenizer = tokenizers.Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizer(PATTERN)
+        tokenizer.pre_tokenizer = pre_tokenizer(TRAINING_PATTERN)
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - len(SPECIAL),
             min_frequency=2,  # a pair that occurs once is not worth a token

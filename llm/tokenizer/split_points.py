@@ -15,17 +15,18 @@ WINDOW = (
 
 # Kinds of ASCII characters. CUTS lists for each kind the kinds that may begin a new word after it.
 # Both patterns cut there: a run of letters, digits or signs ends at any other kind. There is no cut
-# - between a quote and a letter ('s may be a contraction),
+# - between a sign or a quote and a letter (PATTERN may join them, 's may be a contraction), except
+#   after two signs or a space and a sign: the two are in one match, which ends before the letter,
 # - between a sign and a line end (PATTERN keeps them together),
 # - after a blank (a space belongs to the next word, which also decides how a run of blanks is cut).
-# The patterns look ahead for a letter after a contraction and for no blank after a blank; there is
-# no cut at these positions. Any other character may be a letter or a blank, so there is no cut on
-# either side of it, except before a space if the character is not a blank.
+# The patterns look ahead only for no blank after a blank; there is no cut at this position. Any
+# other character may be a letter or a blank, so there is no cut on either side of it, except before
+# a space if the character is not a blank.
 LETTER, DIGIT, SIGN, QUOTE, SPACE, OTHER = 1, 2, 4, 8, 16, 32
 CUTS = {
     LETTER: DIGIT | SIGN | QUOTE | SPACE | OTHER,
     DIGIT: LETTER | SIGN | QUOTE | SPACE | OTHER,
-    SIGN: LETTER | DIGIT | SPACE,
+    SIGN: DIGIT | SPACE,
     QUOTE: DIGIT | SPACE,
 }
 CUT = (PATTERN, GPT2_PATTERN)  # the patterns for which these rules are valid
@@ -56,13 +57,16 @@ BLANK_CODES = [int.from_bytes(blank.encode(), "big") for blank in BLANKS]
 def cuts(data: bytes) -> np.ndarray:
     """Return where a UTF-8 text can be cut: True at each byte (len(data),) that begins a word.
 
-    The first byte is always False.
+    Whether there is a cut depends on the byte and the two before it. The first byte is always
+    False.
     """
     starts = np.zeros(len(data), dtype=bool)
     before, kind = (
         np.frombuffer(data.translate(table), dtype=np.uint8) for table in (ENDS_BEFORE, KIND)
     )
     np.not_equal(before[:-1] & kind[1:], 0, out=starts[1:])
+    sign = kind & (SIGN | QUOTE) > 0
+    starts[2:] |= (sign | (kind == SPACE))[:-2] & sign[1:-1] & (kind == LETTER)[2:]
     if not data.isascii():
         raw = np.frombuffer(data, dtype=np.uint8)
         positions = np.flatnonzero((raw[:-1] >= 128) & (raw[1:] == 32)) + 1

@@ -59,7 +59,9 @@ class Words:
     def encode_window(self, data: bytes, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of all documents data[bounds[i] : bounds[i + 1]], and their counts."""
         starts = cuts(data)
-        starts[bounds[:-1][bounds[:-1] < len(data)]] = True
+        firsts = bounds[:-1][bounds[:-1] < len(data)]
+        starts[firsts[firsts + 1 < len(data)] + 1] = False  # may depend on the document before
+        starts[firsts] = True
         positions = np.flatnonzero(starts)
         offsets = np.append(positions, len(data)).astype(np.int32)
         words = pa.StringArray.from_buffers(
