@@ -64,6 +64,7 @@ class Training(Section):
     sequence_length: Annotated[int, Field(ge=8)]
     optimizer: Literal["muon", "adamw"]
     learning_rate: Annotated[float, Field(gt=0)]
+    embedding_lr_multiplier: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)]
     betas: tuple[Fraction, Fraction]
     grad_clip: Annotated[float, Field(gt=0)]

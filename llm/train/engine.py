@@ -97,7 +97,12 @@ class Engine:
             min(processes.all_gather(fits)), self.batch_size, self.world_size
         )
         self.optimizers = Optimizers(
-            model, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.betas
+            model,
+            settings.optimizer,
+            settings.learning_rate,
+            settings.weight_decay,
+            settings.betas,
+            settings.embedding_lr_multiplier,
         )
         self.environment = run_environment(
             self.device, model.compute_dtype, self.compiled, settings.deterministic, self.sharded

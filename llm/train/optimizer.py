@@ -92,14 +92,34 @@ class Optimizers:
         lr: float,
         weight_decay: float,
         betas: tuple[float, float],
+        embedding_lr_multiplier: float = 1.0,
     ) -> None:
+        """Give each parameter its optimizer.
+
+        Args:
+            model: its trainable parameters are updated.
+            kind: `muon` or `adamw`.
+            lr: peak learning rate.
+            weight_decay: decoupled; a step shrinks every matrix by lr · weight_decay.
+            betas: AdamW's.
+            embedding_lr_multiplier: factor on the learning rate of the input embeddings. It has no
+                effect on embeddings that are tied to the output projection.
+        """
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         matrices = [name for name, p in trainable.items() if p.dim() == 2]
         muon = [name for name in matrices if kind == "muon" and ".layers." in name]
+        # Tied embeddings go by the same name, and are the output projection too.
+        tied = "lm_head.weight" not in trainable
+        embeddings = [] if tied else [n for n in matrices if n.endswith("embed_tokens.weight")]
         groups = [
             {
-                "params": [trainable[n] for n in matrices if n not in muon],
+                "params": [trainable[n] for n in matrices if n not in (*muon, *embeddings)],
                 "weight_decay": weight_decay,
+            },
+            {
+                "params": [trainable[n] for n in embeddings],
+                "weight_decay": weight_decay / embedding_lr_multiplier,
+                "lr_multiplier": embedding_lr_multiplier,
             },
             {"params": [p for n, p in trainable.items() if n not in matrices], "weight_decay": 0.0},
         ]
@@ -116,7 +136,7 @@ class Optimizers:
         """Update with the gradients that are there, then drop them."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_multiplier", 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 

@@ -38,6 +38,9 @@ class Pretraining:
         self.val = TokenStream(tokens, "val")
         self.train_set = self.windows(TokenStream(tokens, "train"))
         self.model, init_digests = initial_model(params, self.tokenizer, tokens)
+        self.settings = s
+        if init_digests:  # the multiplier is for new embeddings, which have unit variance
+            self.settings = s.model_copy(update={"embedding_lr_multiplier": 1.0})
         inputs = {
             "seed": params.seed_of("pretrain"),
             "model": params.model.model_dump(mode="json"),
@@ -54,7 +57,7 @@ class Pretraining:
 
     def trainer(self, tracker: Tracker, quick_val_set: Dataset | None = None) -> Trainer:
         """Return the run's trainer; `quick_val_set` is scored between steps (None: all of it)."""
-        s = self.params.pretrain
+        s = self.settings
         return Trainer(
             self.model,
             self.train_set,

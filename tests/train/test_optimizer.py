@@ -72,3 +72,25 @@ def test_every_trainable_parameter_has_exactly_one_optimizer() -> None:
     optimizers = Optimizers(model, "muon", 1e-3, 0.1, (0.9, 0.95))
     owned = [p for o in optimizers.optimizers for g in o.param_groups for p in g["params"]]
     assert len(owned) == len({id(p) for p in owned}) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_only_untied_input_embeddings_learn_at_the_multiplied_rate(tied: bool) -> None:
+    def moved(multiplier: float) -> dict[str, torch.Tensor]:
+        model = random_model(0, qk_norm=True, tie_word_embeddings=tied)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        optimizers = Optimizers(model, "muon", 1e-3, 0.1, (0.9, 0.95), multiplier)
+        ids = torch.randint(0, 300, (2, 17), generator=torch.Generator().manual_seed(0))
+        model.loss(ids[:, :-1], ids[:, 1:]).backward()
+        optimizers.step(1e-3)
+        return {name: p.detach() - before[name] for name, p in model.named_parameters()}
+
+    once, twelve = moved(1.0), moved(12.0)
+    for name, change in once.items():
+        factor = 12.0 if "embed_tokens" in name and not tied else 1.0
+        if factor == 1.0:
+            assert torch.equal(twelve[name], change), name
+        else:  # the decay of a step, 1e-4 of a weight, is not multiplied
+            rows = change.abs().amax(1) > 5e-4  # tokens that occur
+            assert rows.any()
+            torch.testing.assert_close(twelve[name][rows], factor * change[rows], atol=5e-3, rtol=0)
