@@ -59,4 +59,10 @@ def get(kind: str, name: str | None = None) -> Task:
         raise UserError(
             f"{module.__file__}: a kind of task needs {', '.join(missing)}. llm/tasks/base.py describes them."
         )
+    field, columns = task_class.EXTRACTIVE, ", ".join(task_class.TEST_COLUMNS)
+    if field is not None and (task_class.CLOSED or field not in task_class.TEST_COLUMNS):
+        raise UserError(
+            f"{module.__file__}: EXTRACTIVE is {field!r}; expected a text of TEST_COLUMNS ({columns}) of which the "
+            "answers are spans, in a task without CLOSED."
+        )
     return task_class()
