@@ -55,6 +55,9 @@ class Task:
     RESPONSE_TOKENS: int
     TEST_COLUMNS: dict[str, Any]  # name -> pyarrow type of the test file's own columns
     TEMPLATES: tuple[str, ...]  # phrasings, for `str.format`
+    # The fields that each of `TEMPLATES` must name, because the answer depends on them; None: the
+    # columns of the test file.
+    SHOWN: tuple[str, ...] | None = None
 
     def input_text(self, record: Record) -> str:
         """Return the text that must not be on two sides of a split."""
