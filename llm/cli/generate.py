@@ -40,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chat", action="store_true", help="wrap each prompt as the finetuning examples are"
     )
     parser.add_argument(
+        "--spans-of",
+        metavar="TEXT",
+        help="each answer is a span of this text; with --input, of the field of that name in each record",
+    )
+    parser.add_argument(
         "--temperature", type=float, default=0.0, help="0 (default): the likeliest token"
     )
     parser.add_argument(
@@ -64,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--input and --output go together: the answers to a file go to a file.")
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is {arguments.max_new_tokens}; expected at least 1.")
-    from llm.generation.prompt_files import answer, check_output, columns, read
+    from llm.generation.prompt_files import answer, check_output, columns, read, span_texts
 
     added = columns(arguments.prefix)
     if arguments.input is None:
@@ -72,12 +77,21 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         check_output(Path(arguments.output), Path(arguments.input))
         records = read(Path(arguments.input), added)
+    texts = None
+    if arguments.spans_of is not None:
+        texts = span_texts(records, arguments.spans_of, arguments.input)
     settings = decoding(arguments)
     rows = []
     for named in _answerers(arguments):
         name = arguments.model if named.name == "base" else named.name
         answers = answer(
-            named, records, settings, arguments.max_new_tokens, arguments.seed, arguments.chat
+            named,
+            records,
+            settings,
+            arguments.max_new_tokens,
+            arguments.seed,
+            arguments.chat,
+            texts,
         )
         for record, reply in zip(records, answers, strict=True):
             rows.append(record | dict(zip(added, (name, reply.text, reply.reason), strict=True)))

@@ -12,7 +12,7 @@ from llm import tasks
 from llm.errors import UserError
 from llm.evaluate import metrics
 from llm.evaluate.metrics import Measure
-from llm.evaluate.prompts import BETWEEN, NONE, Prompts, Shots, prompts, room_for
+from llm.evaluate.prompts import BETWEEN, NONE, Prompts, Shots, prompts, room_for, visible
 from llm.evaluate.test_sets import POSITIVE, TestSet
 from llm.generation.request import GREEDY
 from llm.params import Decoding
@@ -20,6 +20,7 @@ from llm.params.section import nearest
 from llm.tasks.base import key
 
 if TYPE_CHECKING:
+    from llm.generation.spans import Span
     from llm.model.transformer import Transformer
     from llm.tokenizer.bpe import Tokenizer
 
@@ -113,7 +114,7 @@ def answer(
     asked = prompts(tokenizer, test.rows, asking.chat, room, asking.shots)
     if closed:
         return _choose(model, test.rows, asked, encoded, asking, on_progress)
-    return _generate(model, tokenizer, test.rows, asked, new, asking, on_progress)
+    return _generate(model, tokenizer, test, asked, new, asking, on_progress)
 
 
 def check_limits(max_new_tokens: Mapping[str, int], tests: Sequence[TestSet]) -> None:
@@ -134,7 +135,7 @@ def answer_limit(test: TestSet, max_new_tokens: Mapping[str, int]) -> int:
 def _generate(
     model: Transformer,
     tokenizer: Tokenizer,
-    rows: Sequence[Mapping[str, Any]],
+    test: TestSet,
     asked: Prompts,
     new: int,
     asking: Asking,
@@ -146,9 +147,12 @@ def _generate(
     decoding = asking.decoding
     if asking.shots.count and not asking.chat:  # a plain answer ends before the next example
         decoding = decoding.model_copy(update={"stop_strings": (*decoding.stop_strings, BETWEEN)})
-    seeds = [key("decode", asking.seed, row["id"]) for row in rows]
+    seeds = [key("decode", asking.seed, row["id"]) for row in test.rows]
+    field = tasks.get(test.kind, test.name).EXTRACTIVE
+    spans = [None] * len(test.rows) if field is None else _spans(tokenizer, test, asked, decoding)
     requests = [
-        Request(ids, new, decoding, seed) for ids, seed in zip(asked.ids, seeds, strict=True)
+        Request(ids, new, decoding, seed, span=span)
+        for ids, seed, span in zip(asked.ids, seeds, spans, strict=True)
     ]
     stop_ids = asking.stop_ids | {tokenizer.eos_id}
     completions = complete(model, requests, stop_ids, tokenizer.decode, on_progress=on_progress)
@@ -161,7 +165,37 @@ def _generate(
         metrics.mean("unfinished", "share of answers cut at their limit|scale:0-1", unfinished),
     ]
     texts = [(completion.text or "").strip() for completion in completions]
-    return Answers(texts, {}, counts, f"{asked.form}|{decoding.describe()}, at most {new} tokens")
+    how = decoding.describe() + (f", spans of {field}" if field else "")
+    return Answers(texts, {}, counts, f"{asked.form}|{how}, at most {new} tokens")
+
+
+def _spans(
+    tokenizer: Tokenizer, test: TestSet, asked: Prompts, decoding: Decoding
+) -> list[Span | None]:
+    """Return what the answers of an extractive task are spans of: the text that each prompt shows.
+
+    None, for any answer, stands where a prompt shows none of it.
+
+    Raises:
+        UserError: no prompt shows any of it.
+    """
+    from llm.generation.spans import Spans
+
+    task, spans = tasks.get(test.kind, test.name), Spans(tokenizer)
+    field = task.EXTRACTIVE or ""
+    texts = [
+        visible(row[field] or "", row["prompt"], lost)
+        for row, lost in zip(test.rows, asked.lost, strict=True)
+    ]
+    if not any(texts):
+        raise UserError(
+            f"{test.name}: llm/tasks/{test.kind}.py says that answers are spans of {field!r} (EXTRACTIVE), but no test "
+            "prompt holds any of that column's text. Name the field that the templates show."
+        )
+    return [
+        spans.of(text, task.other_answers(row), decoding.stop_strings)
+        for row, text in zip(test.rows, texts, strict=True)
+    ]
 
 
 def _choose(

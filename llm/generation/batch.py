@@ -11,7 +11,7 @@ import torch
 from llm.generation import kv_cache
 from llm.generation.prompt_lookup import Lookup
 from llm.generation.request import Completion, Decode, Request, stopped
-from llm.generation.sampling import choose, draws, greedy
+from llm.generation.sampling import choose, draws, greedy, only
 from llm.model.transformer import Transformer
 
 
@@ -27,6 +27,7 @@ class Row:
             draws(request.seed, self.most) if request.decoding.temperature else np.zeros(self.most)
         )
         self.lookup = Lookup(request.prompt) if request.decoding.prompt_lookup_num_tokens else None
+        self.span = request.span
         self.seen: torch.Tensor | None = None
         if request.decoding.repetition_penalty != 1:
             self.seen = torch.zeros(vocab, dtype=torch.bool)
@@ -53,6 +54,8 @@ class Row:
             self.lookup.extend([token])
         if self.seen is not None:
             self.seen[token] = True
+        if self.span:
+            self.span = self.span.after(token)
 
     def finished(self, stop_ids: frozenset[int]) -> Completion | None:
         """Return the completion if the answer has ended."""
@@ -69,7 +72,8 @@ class Row:
     def end(self, reason: str) -> Completion:
         """Return the answer so far as a completion."""
         decode = self.request.decode
-        return Completion(self.out, reason, decode(self.out) if decode else None)  # type: ignore[arg-type]
+        ids = self.request.complete_words(self.out)
+        return Completion(ids, reason, decode(ids) if decode else None)  # type: ignore[arg-type]
 
 
 class Batch:
@@ -213,9 +217,12 @@ class Batch:
         """
         rows = [row for number in numbers if (row := self.rows[number])]
         settings = [row.request.decoding for row in rows]
-        if greedy(settings):
-            values, tokens = logits.max(-1)
-        else:
+        values, tokens = logits.max(-1)
+        spans = any(row.span for row in rows)
+        if spans:
+            allowed = [row.span.allowed(self.stop_ids) if row.span else None for row in rows]
+            logits = only(logits, allowed)
+        if spans or not greedy(settings):
             seen = None
             if any(row.seen is not None for row in rows):
                 none = torch.zeros(logits.shape[-1], dtype=torch.bool)
@@ -225,5 +232,4 @@ class Batch:
             tokens = choose(
                 logits, settings, seen, [float(row.draws[len(row.out)]) for row in rows]
             )
-            values = logits.amax(-1)
         return list(zip(tokens.tolist(), values.isfinite().tolist(), strict=True))

@@ -10,6 +10,7 @@ not above the worst of `beams` finished ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from llm.generation import kv_cache
 from llm.generation.request import Completion, Decode, Request, stopped
-from llm.generation.sampling import penalised
+from llm.generation.sampling import only, penalised
+from llm.generation.spans import Span
 from llm.model.transformer import Transformer
 
 NEVER = -1.0e9  # score of candidates that must not be chosen, as in transformers
@@ -34,6 +36,7 @@ class Search:
     running: list[list[int]]  # the answer so far of each beam
     scores: Tensor  # (beams,) summed log-probabilities, float32
     seen: Tensor | None  # (beams, vocab), if there is a repetition penalty
+    spans: list[Span]  # the answer so far of each beam, if it must be a span; else none
     finished: list[tuple[float, list[int]]] = field(default_factory=list)  # best first
 
 
@@ -93,7 +96,8 @@ class Beams:
             request.max_new_tokens,
             self.model.config.max_position_embeddings - len(request.prompt) + 1,
         )
-        search = Search(key, request, most, [[] for _ in range(self.beams)], scores, seen)
+        spans = [request.span] * self.beams if request.span else []
+        search = Search(key, request, most, [[] for _ in range(self.beams)], scores, seen, spans)
         done, _ = self._advance(search, logits.expand(self.beams, -1))
         if done is None:
             self.searches[group] = search
@@ -142,6 +146,8 @@ class Beams:
             scores = penalised(
                 scores, search.seen, torch.full_like(scores[:, :1], settings.repetition_penalty)
             )
+        if search.spans:
+            scores = only(scores, [span.allowed(self.stop_ids) for span in search.spans])
         kept = max(2, 1 + len(self.stop_ids)) * self.beams
         best, flat = (scores + search.scores[:, None]).flatten().topk(min(kept, self.beams * vocab))
         candidates = [(search.running[i // vocab] + [i % vocab], i // vocab) for i in flat.tolist()]
@@ -150,7 +156,11 @@ class Beams:
         # Only the first `beams` candidates may finish. The others ensure that `beams` candidates
         # remain to be continued.
         values = (best / length**settings.length_penalty).tolist()[: self.beams]
-        search.finished += [(value, candidates[i][0]) for i, value in enumerate(values) if ends[i]]
+        search.finished += [
+            (value, candidates[i][0])
+            for i, value in enumerate(values)
+            if ends[i] and value > -math.inf
+        ]
         search.finished = sorted(search.finished, key=lambda item: -item[0])[: self.beams]
         running = best + torch.tensor(ends, device=best.device) * NEVER
         search.scores, indices = running.topk(self.beams)
@@ -160,6 +170,13 @@ class Beams:
         if search.seen is not None:
             search.seen = search.seen[parents]
             search.seen[torch.arange(self.beams), [answer[-1] for answer in search.running]] = True
+        search.spans = [
+            search.spans[parent].after(answer[-1])
+            for answer, parent in zip(search.running, parents, strict=True)
+            if search.spans
+        ]
+        if search.spans and float(search.scores[0]) < NEVER / 2:  # no span has a continuation
+            return self._completion(search, "stop"), parents
         if all(ends):
             return self._completion(search, "length"), parents
         if len(search.finished) == self.beams:
@@ -183,4 +200,5 @@ class Beams:
             return completion
         if reason != "not_finite":
             reason = "length" if search.most == search.request.max_new_tokens else "context"
+        answer = search.request.complete_words(answer)
         return Completion(answer, reason, decode(answer) if decode else None)  # type: ignore[arg-type]

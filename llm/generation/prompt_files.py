@@ -12,6 +12,7 @@ from llm.errors import UserError
 from llm.generation.generate import complete
 from llm.generation.loaded_models import Named
 from llm.generation.request import Completion, Request
+from llm.generation.spans import Spans
 from llm.params import Decoding
 from llm.runtime.progress import Progress
 
@@ -82,6 +83,29 @@ def read(path: Path, added: Sequence[str] = ()) -> list[dict[str, Any]]:
     return records
 
 
+def span_texts(records: list[dict[str, Any]], spans_of: str, path: str | None) -> list[str]:
+    """Return for each record the text that its answer must be a span of.
+
+    Args:
+        records: as `read` returns them, or one prompt.
+        spans_of: the text of one prompt; or for a file the name of the field that holds it.
+        path: the file of the records, if there is one.
+
+    Raises:
+        UserError: a record has no such field, or a text has no words.
+    """
+    texts = []
+    for number, record in enumerate(records, 1):
+        text = record.get(spans_of) if path else spans_of
+        if not isinstance(text, str) or not text.strip():
+            what = f"{path}, record {number}: {spans_of!r} is {text!r}" if path else "it is empty"
+            raise UserError(
+                f"--spans-of: {what}; expected a text with words, whose spans are the answers."
+            )
+        texts.append(text)
+    return texts
+
+
 def _record(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
@@ -123,6 +147,7 @@ def answer(
     max_new_tokens: int,
     seed: int,
     chat: bool,
+    spans_of: Sequence[str] | None = None,
 ) -> list[Completion]:
     """Answer the prompts of all records together.
 
@@ -133,14 +158,16 @@ def answer(
         max_new_tokens: the most tokens of an answer.
         seed: seed of the first record; record i has `seed` + i.
         chat: wrap each prompt as the finetuning examples are.
+        spans_of: a text for each record, of which its answer is a span; None for any answers.
 
     Returns:
         An answer for each record.
 
     Raises:
-        UserError: a prompt is longer than the model's context.
+        UserError: a prompt is longer than the model's context, or the tokenizer can write no span.
     """
     context = named.model.config.max_position_embeddings
+    spans = Spans(named.tokenizer) if spans_of else None
     requests = []
     for i, record in enumerate(records):
         ids = prompt_ids(named, record, chat)
@@ -150,7 +177,15 @@ def answer(
             )
         plain = "prompt" in record and not chat
         decode = named.tokenizer.decode_after(ids) if plain else None
-        requests.append(Request(ids, max_new_tokens, decoding, seed + i, decode))
+        span = None
+        if spans and spans_of:
+            blank = plain and not record["prompt"][-1:].isspace()
+            span = spans.of(spans_of[i], (), decoding.stop_strings, blank)
+            if span is None:
+                raise UserError(
+                    f"prompt {i + 1}: the tokenizer of {named.name} cannot write the text of --spans-of."
+                )
+        requests.append(Request(ids, max_new_tokens, decoding, seed + i, decode, span))
     with Progress("generate", len(requests), "answers", quiet=len(requests) == 1) as bar:
         return complete(
             named.model,

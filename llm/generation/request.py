@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from llm.generation.spans import Span
 from llm.params import Decoding
 
 GREEDY = Decoding()
@@ -22,6 +23,7 @@ class Request:
         decoding: how tokens are chosen.
         seed: seed of the random draws.
         decode: converts the answer's ids to text, if the batch's function does not fit.
+        span: the answer must be a span of a text; None for any answer.
     """
 
     prompt: list[int]
@@ -29,6 +31,11 @@ class Request:
     decoding: Decoding = GREEDY
     seed: int = 0
     decode: Decode | None = None
+    span: Span | None = None
+
+    def complete_words(self, ids: list[int]) -> list[int]:
+        """Return the ids of an answer that was cut; a span ends at a word."""
+        return self.span.whole(ids) if self.span else ids
 
 
 @dataclass(frozen=True)

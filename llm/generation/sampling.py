@@ -26,6 +26,14 @@ def greedy(settings: Sequence[Decoding]) -> bool:
     return all(s.temperature == 0 and s.repetition_penalty == 1 for s in settings)
 
 
+def only(scores: Tensor, allowed: Sequence[Sequence[int] | None]) -> Tensor:
+    """Return scores (n, vocab), -inf for tokens that a row does not allow; None allows all."""
+    kept = torch.zeros(scores.shape, dtype=torch.bool)
+    for row, tokens in zip(kept, allowed, strict=True):
+        row[slice(None) if tokens is None else tokens] = True
+    return scores.masked_fill(~kept.to(scores.device), -torch.inf)
+
+
 def choose(
     logits: Tensor, settings: Sequence[Decoding], seen: Tensor | None, at: Sequence[float]
 ) -> Tensor:

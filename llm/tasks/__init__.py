@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import string
 import types
 
 from llm.errors import UserError
@@ -59,4 +60,36 @@ def get(kind: str, name: str | None = None) -> Task:
         raise UserError(
             f"{module.__file__}: a kind of task needs {', '.join(missing)}. llm/tasks/base.py describes them."
         )
+    _check_templates(task_class, str(module.__file__))
+    field, columns = task_class.EXTRACTIVE, ", ".join(task_class.TEST_COLUMNS)
+    if field is not None and (task_class.CLOSED or field not in task_class.TEST_COLUMNS):
+        raise UserError(
+            f"{module.__file__}: EXTRACTIVE is {field!r}; expected a text of TEST_COLUMNS ({columns}) of which the "
+            "answers are spans, in a task without CLOSED."
+        )
     return task_class()
+
+
+def _check_templates(task_class: type[Task], where: str) -> None:
+    """Raise UserError for a template that lacks a field its answer depends on, or names another."""
+    columns = tuple(task_class.TEST_COLUMNS)
+    shown = columns if task_class.SHOWN is None else task_class.SHOWN
+    needed = dict.fromkeys(name for name in (*shown, task_class.CUT, task_class.EXTRACTIVE) if name)
+    for template in task_class.TEMPLATES:
+        try:
+            parsed = list(string.Formatter().parse(template))
+        except ValueError as error:
+            raise UserError(
+                f"{where}: the template {template!r} cannot be filled ({error}); write braces of its text twice."
+            ) from None
+        names = {name for _, name, _, _ in parsed if name is not None}
+        if lacking := [f"{{{name}}}" for name in needed if name not in names]:
+            raise UserError(
+                f"{where}: the template {template!r} lacks {', '.join(lacking)}, so the model would answer without it. "
+                f"Add it; where the answer does not depend on it, leave it out of SHOWN (now {', '.join(shown)})."
+            )
+        if task_class.fields is Task.fields and (other := sorted(names - set(columns))):
+            raise UserError(
+                f"{where}: the template {template!r} names {', '.join(other)}; the fields are {', '.join(columns)} "
+                "(TEST_COLUMNS), or what a method `fields` returns."
+            )

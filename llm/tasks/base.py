@@ -49,10 +49,15 @@ class Task:
     CUT: str  # the field that is cut when an example is too long
     # True if only labels seen in training can be right: the likeliest of `choices` is the answer.
     CLOSED: bool = False
+    # The test column of whose text every answer is a span. Evaluation decodes nothing else then.
+    EXTRACTIVE: str | None = None
     # tokens left free for the response to a test prompt; they do not depend on the reference
     RESPONSE_TOKENS: int
     TEST_COLUMNS: dict[str, Any]  # name -> pyarrow type of the test file's own columns
     TEMPLATES: tuple[str, ...]  # phrasings, for `str.format`
+    # The fields that each of `TEMPLATES` must name, because the answer depends on them; None: the
+    # columns of the test file.
+    SHOWN: tuple[str, ...] | None = None
 
     def input_text(self, record: Record) -> str:
         """Return the text that must not be on two sides of a split."""
@@ -81,6 +86,10 @@ class Task:
     def references(self, record: Record) -> list[str]:
         """Return the responses that count as right."""
         return [self.target(record).strip()]
+
+    def other_answers(self, row: Record) -> tuple[str, ...]:
+        """Return the answers to a row of the test file that are allowed beside `EXTRACTIVE`'s spans."""
+        return ()
 
     def test_columns(self, record: Record, labels: Sequence[str]) -> dict[str, Any]:
         """Return the values of `TEST_COLUMNS`; texts are not cut, for the baselines."""

@@ -23,6 +23,7 @@ class Classification(Task):
     METRICS = ("accuracy", "mcc", "f1", "f1_macro")  # f1: where two classes have an order
     CUT = "text"
     CLOSED = True
+    SHOWN = ("text",)
     RESPONSE_TOKENS = 16
     TEST_COLUMNS = {"text": pa.string(), "choices": pa.list_(pa.string()), "label": pa.string()}
 

@@ -22,6 +22,7 @@ class QuestionAnswering(Task):
     METRICS = ("exact_match", "f1")
     # Questions about one context tell each other's answers, so they stay on one side of a split.
     CUT = "context"
+    EXTRACTIVE = "context"
     RESPONSE_TOKENS = 32
     TEST_COLUMNS = {"context": pa.string(), "question": pa.string()}
 
@@ -68,3 +69,7 @@ class QuestionAnswering(Task):
     def references(self, record: Record) -> list[str]:
         """Return all answers (the best match counts), or `[unanswerable]`."""
         return self.answers(record) or [UNANSWERABLE]
+
+    def other_answers(self, row: Record) -> tuple[str, ...]:
+        """Allow `unanswerable` where the prompt does."""
+        return (UNANSWERABLE,) if UNANSWERABLE in row["prompt"] else ()

@@ -13,7 +13,7 @@ from llm.text.ngrams import words
 if TYPE_CHECKING:
     from rouge_score.tokenizers import DefaultTokenizer
 
-__all__ = ["RougeTokenizer", "Writing", "sentences", "words", "writing"]
+__all__ = ["RougeTokenizer", "Writing", "sentences", "word_borders", "words", "writing"]
 
 # A sentence ends at `.`, `!` or `?` (and a closing quote or bracket) before white space and a
 # capital, a letter of a script without capitals, a digit or an opening quote or bracket; not after
@@ -82,6 +82,19 @@ def writing(references: Iterable[Iterable[str]]) -> Writing:
     return (
         "chinese" if count["unspaced"] - count["han"] < SHARE * count["unspaced"] else "characters"
     )
+
+
+def word_borders(text: str) -> tuple[list[int], list[int]]:
+    """Return the indices of a text at which a word may begin, and those at which one may end.
+
+    A word is a run of letters, marks and digits, or one character of a script without spaces; each
+    other character that is not white space counts as a word. `text[:i]` ends where a word ends.
+    """
+    inside = {i for word in _TOKEN.finditer(text) for i in range(word.start() + 1, word.end())}
+    visible = [i for i, char in enumerate(text) if not char.isspace()]
+    starts = [i for i in visible if i not in inside]
+    ends = [i + 1 for i in visible if i + 1 not in inside]
+    return starts, ends
 
 
 class RougeTokenizer:

@@ -67,8 +67,8 @@ class Tokenizer:
 
     Every tokenizer has these members, also one of another project's checkpoint
     (llm/tokenizer/pretrained.py): `vocab_size`, `eos_id`, `end_ids`, `is_chat`, `encode`,
-    `encode_batch`, `around`, `plain_ids`, `decode`, `decode_after`, `chat_ids`, `chat_batch`,
-    `conversation_ids`, `files`, `save`.
+    `encode_batch`, `around`, `plain_ids`, `decode`, `decode_after`, `token_bytes`, `chat_ids`,
+    `chat_batch`, `conversation_ids`, `files`, `save`.
     """
 
     prefix: tuple[int, ...] = ()  # ids before every conversation: a soft prompt's virtual tokens
@@ -146,6 +146,10 @@ class Tokenizer:
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Return the bytes of ids."""
         return self._encoding.decode_bytes(list(ids))
+
+    def token_bytes(self) -> dict[int, bytes]:
+        """Return the bytes of each token that is no special token, by id."""
+        return {token: piece for piece, token in self.ranks.items()}
 
     def chat_ids(self, prompt: str) -> list[int]:
         """Return the ids of a prompt in the format of the finetuning examples, up to the answer."""

@@ -8,6 +8,7 @@ so it runs in Jinja's sandbox. It sees a fixed date, so that the data do not dep
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from functools import cached_property
@@ -19,6 +20,7 @@ import numpy as np
 from llm.errors import UserError, say_once
 from llm.runtime.io import read_json
 from llm.tokenizer.bpe import Tokenizer, _json, soft_prompt_ids, valid_unicode
+from llm.tokenizer.hf_json import byte_chars
 
 if TYPE_CHECKING:
     import jinja2
@@ -38,6 +40,8 @@ SPECIAL_NAMES = (
     "cls_token",
     "mask_token",
 )
+BYTES = {char: byte for byte, char in enumerate(byte_chars())}  # how byte-level BPE writes them
+BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's tokens of single bytes
 TODAY = date(2024, 7, 26)  # the date for templates: the default of Llama 3's own templates
 # Template for base models, which have none: Alpaca's headings (Taori et al. 2023), in tokens that
 # such a model knows.
@@ -182,6 +186,23 @@ class PretrainedTokenizer(Tokenizer):
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return self.decode(ids).encode()
+
+    def token_bytes(self) -> dict[int, bytes]:
+        decoder = json.loads(self._plain.to_str())["decoder"] or {}
+        kinds = {part.get("type") for part in (decoder, *decoder.get("decoders", ()))}
+        added = self._plain.get_added_tokens_decoder()
+        pieces = {}
+        for piece, token in self._plain.get_vocab(with_added_tokens=True).items():
+            if token in added:
+                if not added[token].special:
+                    pieces[token] = piece.encode()
+            elif "ByteLevel" in kinds and BYTES.keys() >= set(piece):
+                pieces[token] = bytes(BYTES[char] for char in piece)
+            elif fallback := BYTE_FALLBACK.fullmatch(piece):
+                pieces[token] = bytes([int(fallback[1], 16)])
+            else:
+                pieces[token] = piece.replace("▁", " ").encode()
+        return pieces
 
     def chat_ids(self, prompt: str) -> list[int]:
         return self.conversation_ids([{"role": "user", "content": prompt}])

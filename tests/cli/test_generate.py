@@ -234,9 +234,50 @@ def test_a_wrong_line_is_named_and_nothing_is_written(
     assert (tmp_path / "out.jsonl").read_text() == "as it was"
 
 
+@pytest.mark.parametrize("options", [(), ("--num-beams", "3"), ("--temperature", "2")])
+def test_answers_are_spans_of_a_text_or_of_a_field(
+    models: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+) -> None:
+    chosen = ("--model", models["base"], "--max-new-tokens", "9", *options)
+    run("Where? On", *chosen, "--spans-of", "the mat and the dog")
+    answer = capsys.readouterr().out.removeprefix("Where? On").strip()
+    assert answer
+    assert set(answer.split()) <= {"the", "mat", "and", "dog"}
+    assert answer in "the mat and the dog"
+    (tmp_path / "prompts.jsonl").write_text(
+        '{"prompt": "the cat", "text": "the mat"}\n'
+        '{"messages": [{"role": "user", "content": "the dog"}], "text": "a dog (or cat)"}\n'
+    )
+    asked = ("--input", tmp_path / "prompts.jsonl", "--spans-of", "text")
+    rows = answers("--model", models["base"], *options, *asked, tmp_path=tmp_path)
+    for row in rows:
+        assert row["answer"].strip()
+        assert row["answer"].strip() in row["text"]
+    (tmp_path / "prompts.txt").write_text("the cat and the dog\n")
+    asked = ("--input", tmp_path / "prompts.txt", "--spans-of", "prompt")
+    (row,) = answers("--model", models["base"], *options, *asked, tmp_path=tmp_path)
+    assert row["answer"].strip() in "the cat and the dog"
+
+
+@pytest.mark.parametrize("record", ['{"prompt": "b"}', '{"prompt": "b", "text": 3}'])
+def test_a_record_without_the_text_whose_spans_are_the_answers_is_named(
+    models: dict[str, Path], tmp_path: Path, record: str
+) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "text": "b"}\n' + record)
+    output = tmp_path / "out.jsonl"
+    asked = ("--input", tmp_path / "p.jsonl", "--output", output, "--spans-of", "text")
+    with pytest.raises(UserError, match=r"p\.jsonl, record 2: 'text' is .*; expected a text"):
+        run("--model", models["base"], *asked)
+    assert not output.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("a", "--spans-of", " "), "--spans-of: it is empty; expected a text with words"),
         ((), "give a prompt, or a file of them"),
         (("a", "--input", "b.txt"), "give a prompt, or a file of them"),
         (("--input", "b.txt"), "--input and --output go together"),

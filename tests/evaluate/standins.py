@@ -30,6 +30,9 @@ class Bytes:
     def decode_bytes(self, ids: list[int]) -> bytes:
         return bytes(i for i in ids if i < 256)
 
+    def token_bytes(self) -> dict[int, bytes]:
+        return {i: bytes([i]) for i in range(256)}
+
     def chat_ids(self, prompt: str) -> list[int]:
         return [*self.prefix, 257, *self.encode(prompt), 258]
 

@@ -5,7 +5,9 @@ models.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,14 +18,20 @@ from llm.evaluate import answers as run
 from llm.evaluate import language, metrics, table
 from llm.evaluate.answers import Asking
 from llm.evaluate.metric_names import COUNTS
-from llm.evaluate.prompts import prompt_ids, room_for
+from llm.evaluate.prompts import Shots, prompt_ids, room_for, visible
 from llm.evaluate.scorebook import ScoreBook
 from llm.evaluate.test_sets import TestSet
 from llm.evaluate.text_baselines import text_baselines_and_contamination
+from llm.params import Decoding
+from llm.tasks.question_answering import QuestionAnswering
 from tests.evaluate.standins import Bytes, Stream, held_out_text, log_likelihood
 from tests.model.conftest import random_model
 
-COMMON = {"prompt": "Say it.", "references": ["Return the sum."], "truncated": False}
+COMMON = {
+    "prompt": "Return the sum. Say it.",
+    "references": ["Return the sum."],
+    "truncated": False,
+}
 ROWS = {
     "summarization": {"document": "Return the sum. More."},
     "question_answering": {"context": "Return the sum. More.", "question": "What?"},
@@ -57,6 +65,101 @@ def test_every_kind_of_task_is_answered_and_scored(kind: str, chat: bool) -> Non
     assert found["truncated"].value() == 0.0
 
 
+CONTEXT = "The first part of naïve text (it is long); the second one, the last."
+
+
+def asked_about(prompt: str, context: str = CONTEXT, **row: Any) -> TestSet:
+    """One question that is asked by this prompt."""
+    common = {"references": ["x"], "truncated": False, "context": context, "question": "What?"}
+    rows = [{"id": "0", "prompt": prompt, "kind": "question_answering", **common, **row}]
+    return TestSet("question_answering", "question_answering", rows)
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [Decoding(), Decoding(temperature=1.5), Decoding(num_beams=3)],
+    ids=["greedy", "sampled", "beams"],
+)
+@pytest.mark.parametrize("chat", [True, False])
+def test_an_extractive_answer_is_a_span_of_the_field_and_the_signature_says_so(
+    chat: bool, decoding: Decoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, test = random_model(max_position_embeddings=128), asked_about(f"{CONTEXT}\n\nWhat?")
+    test = TestSet(test.name, test.kind, [{**test.rows[0], "id": str(i)} for i in range(5)])
+    asking = Asking(chat, {test.kind: 20}, decoding)
+    found = run.answer(model, Bytes(), test, asking)
+    words = re.findall(r"\w+|[^\w\s]", CONTEXT)
+    for text in found.texts:
+        assert text in CONTEXT
+        assert text
+        assert re.findall(r"\w+|[^\w\s]", text)[0] in words
+        assert re.findall(r"\w+|[^\w\s]", text)[-1] in words
+    (f1,) = [m for m in run.measures(test, found.texts, found.form) if m.name == "f1"]
+    assert f"{decoding.describe()}, spans of context, at most 20 tokens" in f1.signature
+    monkeypatch.setattr(QuestionAnswering, "EXTRACTIVE", None)
+    free = run.answer(model, Bytes(), test, asking)
+    assert "spans" not in free.form
+    assert not any(text in CONTEXT for text in free.texts), "a random model copies nothing"
+
+
+def test_an_extractive_answer_is_a_span_of_what_the_prompt_shows() -> None:
+    model = random_model(max_position_embeddings=64)
+    for seed in range(8):
+        # The mixture cut the context; then the model's context loses the beginning of the prompt.
+        test = asked_about(f"Read: {CONTEXT[:43]}\n\nWhat?", truncated=True)
+        asking = Asking(True, {test.kind: 16}, Decoding(temperature=2.0), seed=seed)
+        ids, lost = prompt_ids(Bytes(), test.rows[0]["prompt"], True, room_for(64, 16))
+        assert lost > len("Read: ")
+        (text,) = run.answer(model, Bytes(), test, asking).texts
+        assert text in bytes(ids[1:-1]).decode()
+        assert text in CONTEXT[:43]
+
+
+def test_the_visible_words_of_a_field_are_those_that_the_prompt_holds() -> None:
+    text = "alpha beta, gamma delta"
+    assert visible(text, f"Read. {text} What?", 0) == text
+    assert visible(f" {text}\n", f"Read. {text} What?", 0) == text
+    assert visible(text, "Read. alpha beta, gamma What?", 0) == "alpha beta, gamma"
+    assert visible(text, "Read. alpha beta, gamma did?", 0) == "alpha beta, gamma"  # d of delta
+    assert visible(text, "Read. alpha bet", 0) == "alpha"
+    assert visible(text, f"Read. {text} What?", len("Read. al")) == "beta, gamma delta"
+    assert visible(text, f"{text} What? {text}", len(text)) == text
+    assert visible(text, f"Read. {text} What?", 99) == ""
+    assert visible(text, "What?", 0) == ""
+    assert visible("中文文本", "读。中文文 问?", 0) == "中文文"
+
+
+def test_an_unanswerable_question_may_be_called_so_where_the_prompt_does() -> None:
+    for template in QuestionAnswering.TEMPLATES_V2:
+        assert QuestionAnswering().other_answers({"prompt": template}) == ("unanswerable",)
+    model, answered = random_model(max_position_embeddings=256), set()
+    for prompt in ("Short text.", "Short text. Or say unanswerable."):
+        test = asked_about(prompt, "Short text.")
+        for seed in range(20):
+            asking = Asking(True, decoding=Decoding(temperature=30.0), seed=seed)
+            answered.add((prompt, run.answer(model, Bytes(), test, asking).texts[0]))
+    assert {text for prompt, text in answered if "Or" not in prompt} <= {
+        "Short", "Short text", "Short text.", "text", "text.", "."
+    }  # fmt: skip
+    assert "unanswerable" in {text for prompt, text in answered if "Or" in prompt}
+
+
+def test_few_plain_shots_leave_an_extractive_answer_its_end() -> None:
+    test = asked_about("Short text. What?", "Short text.")
+    model = random_model(max_position_embeddings=256, tie_word_embeddings=False)
+    model.lm_head.weight.data.zero_()  # the end of a line has the lowest id of all that may follow
+    shots = Shots(1, [("question", "answer")])
+    found = run.answer(model, Bytes(), test, Asking(False, shots=shots))
+    assert found.texts[0] in ("Short", "text", ".")
+
+
+def test_a_field_that_no_prompt_shows_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"question_answering: llm/tasks/question_answering\.py .* 'context'"
+    ):
+        run.answer(random_model(), Bytes(), asked_about("What?"), Asking(True))
+
+
 def test_a_limit_of_a_task_that_is_not_there_is_refused() -> None:
     tests = [held_out("summarization", 1)]
     run.check_limits({tests[0].name: 3, "instructions": 3}, tests)
@@ -70,7 +173,7 @@ def test_a_classification_is_the_choice_of_the_highest_likelihood() -> None:
     model, test, tokenizer = random_model(), held_out("classification", 1), Bytes()
     answers = run.answer(model, tokenizer, test, Asking(True))
     choices = ROWS["classification"]["choices"]
-    prompt = tokenizer.chat_ids("Say it.")
+    prompt = tokenizer.chat_ids(COMMON["prompt"])
     sums = np.array(
         [log_likelihood(model, prompt, [*tokenizer.encode(c), tokenizer.eos_id]) for c in choices]
     )
@@ -82,9 +185,9 @@ def test_a_classification_is_the_choice_of_the_highest_likelihood() -> None:
 
 def test_a_long_prompt_loses_its_beginning_and_is_counted() -> None:
     tokenizer = Bytes()
-    assert prompt_ids(tokenizer, "abcdef", True, 5) == ([257, *b"def", 258], True)
-    assert prompt_ids(tokenizer, "abcdef", False, 3) == ([*b"ef", 10], True)
-    assert prompt_ids(tokenizer, "ab", False, 3) == ([*b"ab", 10], False)
+    assert prompt_ids(tokenizer, "abcdef", True, 5) == ([257, *b"def", 258], 3)
+    assert prompt_ids(tokenizer, "abcdef", False, 3) == ([*b"ef", 10], 4)
+    assert prompt_ids(tokenizer, "ab", False, 3) == ([*b"ab", 10], 0)
     model, test = random_model(), held_out("summarization", 2)
     test.rows[0]["prompt"] = "long " * 100
     answers = run.answer(model, tokenizer, test, Asking(True, {"summarization": 8}))

@@ -127,6 +127,46 @@ def test_a_task_file_that_lacks_something_says_what(folder: Path) -> None:
         tasks.get("half")
 
 
+@pytest.mark.parametrize(
+    ("line", "by", "message"),
+    [
+        ("TEMPLATES = (", 'TEMPLATES = ("Say it in plain words.", ', r"words\.' lacks \{sentence\}"),
+        ("TEMPLATES = (", 'TEMPLATES = ("{sentence} {tone}", ', r"names tone; the fields are sentence"),
+        ("TEMPLATES = (", 'TEMPLATES = ("{sentence} {", ', r"cannot be filled .*braces"),
+        ("CUT = ", 'EXTRACTIVE = "text"; CUT = ', r"lacks \{text\}"),
+        ("CUT = ", 'EXTRACTIVE = "sentence"; CLOSED = True; CUT = ', r"in a task without CLOSED"),
+    ],
+)  # fmt: skip
+def test_a_template_without_a_field_that_the_answer_depends_on_is_refused(
+    folder: Path, line: str, by: str, message: str
+) -> None:
+    (folder / "rewriting.py").write_text(documented().replace(line, by, 1), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"rewriting\.py: .*{message}"):
+        tasks.get("rewriting")
+
+
+def test_a_column_that_no_answer_depends_on_may_be_left_out_of_the_templates(folder: Path) -> None:
+    source = documented().replace("pa.string()}", 'pa.string(), "kind_of_text": pa.string()}', 1)
+    (folder / "rewriting.py").write_text(source, encoding="utf-8")
+    with pytest.raises(UserError, match=r"lacks \{kind_of_text\}.* leave it out of SHOWN"):
+        tasks.get("rewriting")
+    source = source.replace("CUT = ", 'SHOWN = ("sentence",); CUT = ', 1)
+    (folder / "rewriting_too.py").write_text(source, encoding="utf-8")
+    assert tasks.get("rewriting_too").SHOWN == ("sentence",)
+
+
+def test_a_task_of_ones_own_may_be_extractive(folder: Path, tmp_path: Path) -> None:
+    source = documented().replace("CUT = ", 'EXTRACTIVE = "sentence"; CUT = ', 1)
+    (folder / "rewriting.py").write_text(source, encoding="utf-8")
+    tokenizer, text = Tokenizer.train(SENTENCES, 350), SENTENCES[0]
+    row = {"id": "1", "prompt": text, "sentence": text, "references": ["x"], "truncated": False}
+    test = test_sets.TestSet("mine", "rewriting", [row])
+    model = random_model(vocab_size=tokenizer.vocab_size, max_position_embeddings=256)
+    answers = run.answer(model, tokenizer, test, run.Asking(chat=True))
+    assert answers.texts[0] in text
+    assert "greedy, spans of sentence, at most 48 tokens" in answers.form
+
+
 def test_a_misspelt_kind_of_a_data_set_is_refused_with_the_new_one_among_the_known(
     folder: Path, tmp_path: Path
 ) -> None:

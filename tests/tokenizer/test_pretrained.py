@@ -11,6 +11,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from llm.errors import UserError
+from llm.generation.spans import Spans
 from llm.tokenizer.bpe import Tokenizer
 from llm.tokenizer.pretrained import PLAIN_TEMPLATE, PretrainedTokenizer
 
@@ -182,6 +183,23 @@ def test_a_continuation_begins_with_the_blank_that_it_has_behind_its_prompt(
             ours.decode_after(ours.plain_ids(""))(ours.encode(text)) == text
         )  # nothing stands before it
     assert ours.decode_after(ours.plain_ids("The"))([]) == ""
+
+
+@pytest.mark.parametrize("kind", ["chatml", "llama-2"])
+def test_the_bytes_of_tokens_together_are_the_text(kind: str, tmp_path: Path) -> None:
+    ours = Tokenizer.load(write(tmp_path, kind))
+    pieces = ours.token_bytes()
+    blank = " " if kind == "llama-2" else ""  # SentencePiece puts one in front
+    for text in filter(None, TEXTS):
+        ids = ours.encode(text)
+        assert b"".join(pieces[token] for token in ids) == (blank + text).encode()
+        span = Spans(ours).of(text.strip())
+        assert span is not None
+        for token in ours.encode(text.strip()):
+            assert token in span.allowed(ours.end_ids)
+            span = span.after(token)
+        assert span.may_end
+    assert not ours.end_ids & pieces.keys(), "special tokens are no text"
 
 
 def test_what_stands_around_a_prompt_is_what_the_tokenizers_file_says(tmp_path: Path) -> None:
