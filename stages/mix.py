@@ -30,7 +30,9 @@ def main() -> None:
         draw = partial(
             mixture.draw_tasks, tasks, tokenizer=tokenizer, seed=seed, max_tokens=mix.max_tokens
         )
-        val_fraction = read_json(TOKENS / "meta.json")["val_fraction"]
+        val_fraction = 0.0
+        if mix.pretrain_fraction or p.tokenize.clean.decontaminate:
+            val_fraction = read_json(TOKENS / "meta.json")["val_fraction"]
         held_out = held_out_runs(
             p.tokenize.clean, RAW / "pretrain", datasets.held_out_texts(tasks), val_fraction
         )

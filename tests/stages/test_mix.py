@@ -95,6 +95,7 @@ def set_params(path: Path, **changed) -> None:
         "val_fraction": 0.15,
     }
     params["mix"] |= {"pretrain_fraction": 0.1} | changed
+    params["tokenize"]["clean"]["decontaminate"] = False  # tests/stages/test_clean_stages.py
     params["mix"]["tasks"] = tasks = {
         name: dict(task) for name, task in params["mix"]["tasks"].items()
     }
