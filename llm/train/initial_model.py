@@ -54,7 +54,7 @@ def new_model_to_shard(config: Config, seed: int, induction: bool) -> Transforme
     """A model on the meta device, whose `fill` draws once it is sharded what one process draws.
 
     Each process draws every matrix, one at a time, and keeps its rows. The circuit lies in the
-    embeddings and the first two layers, which are put together for it.
+    embeddings, the first two layers and the output projection, which are put together for it.
     """
     with torch.device("meta"):
         model, start = (
@@ -66,7 +66,7 @@ def new_model_to_shard(config: Config, seed: int, induction: bool) -> Transforme
         model.initialize(seed)
         if not induction:
             return
-        names = [name for name, _ in start.named_parameters() if name != "lm_head.weight"]
+        names = [name for name, _ in start.named_parameters()]
         values = {name: whole(model.get_parameter(name).detach()).cpu() for name in names}
         start.load_state_dict(values, strict=False, assign=True)
         seed_induction(start, seed)
