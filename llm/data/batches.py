@@ -25,10 +25,13 @@ class Dataset(Protocol):
     num_rows: int
 
     def rows(self, ids: np.ndarray) -> Any:
-        """Return tokens, targets, segments, positions: (rows, length), or None for the last two."""
+        """Return tokens, targets, segments, positions: (rows, length), or None for the last two.
+
+        Where tokens weigh differently in the loss, the result also has `factors`, (rows, length).
+        """
 
     def label_counts(self, ids: np.ndarray) -> np.ndarray:
-        """Return the number of predicted tokens of each row, (rows,)."""
+        """Return the number of predicted tokens of each row, or their total weight, (rows,)."""
 
 
 @runtime_checkable
@@ -47,7 +50,7 @@ class MicroBatch(NamedTuple):
     step: int
     number: int  # its position in the global batch
     ids: np.ndarray  # rows of the whole global batch
-    labels: int  # predicted tokens of the whole global batch
+    labels: float  # predicted tokens of the whole global batch, or their total weight
     tensors: dict[str, Tensor]  # arguments of Transformer.loss, each (micro-batch, length)
 
 
@@ -90,14 +93,24 @@ def host_tensors(data: Dataset, ids: np.ndarray, size: int, pin: bool) -> dict[s
         size: rows to return; rows without labels fill up the rest.
         pin: use page-locked memory, from which a CUDA device copies while it computes.
     """
-    tokens, targets, segments, positions = data.rows(ids)
+    rows = data.rows(ids)
+    tokens, targets, segments, positions = rows[:4]
+    factors = getattr(rows, "factors", None)
     if missing := size - len(ids):
         tokens, targets = (
             _filled(array, missing, value) for array, value in ((tokens, 0), (targets, -100))
         )
         if segments is not None:
             segments, positions = (_filled(array, missing, 0) for array in (segments, positions))
-    arrays = {"input_ids": tokens, "targets": targets, "segments": segments, "positions": positions}
+        if factors is not None:
+            factors = _filled(factors, missing, 0)
+    arrays = {
+        "input_ids": tokens,
+        "targets": targets,
+        "segments": segments,
+        "positions": positions,
+        "factors": factors,
+    }
     tensors = {
         k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items() if v is not None
     }
@@ -113,10 +126,10 @@ def micro_batches(
 ) -> Iterator[MicroBatch]:
     """Yield the micro-batches `numbers` of each step's global batch, in `llm.data.order`'s order."""
 
-    def parts() -> Iterator[tuple[int, int, np.ndarray, int, np.ndarray]]:
+    def parts() -> Iterator[tuple[int, int, np.ndarray, float, np.ndarray]]:
         for step in steps:
             ids = batch_ids(seed, step, batch_size, data.num_rows)
-            labels = int(data.label_counts(ids).sum())
+            labels = float(data.label_counts(ids).sum())
             for number in numbers:
                 yield step, number, ids, labels, ids[number * micro : (number + 1) * micro]
 

@@ -7,16 +7,23 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from llm.data.packing import PackedExamples
+from llm.data.packing import LossWeights, PackedExamples
 from llm.errors import UserError
 from llm.runtime.parquet import readable
 from llm.tokenizer.bpe import Tokenizer
 
 
 def packed_examples(
-    path: Path, tokenizer: Tokenizer, length: int, seed: int, by_task: bool = False
+    path: Path,
+    tokenizer: Tokenizer,
+    length: int,
+    seed: int,
+    by_task: bool = False,
+    weights: LossWeights | None = None,
 ) -> dict[str, PackedExamples]:
     """Pack the examples of a parquet file into rows of `length` tokens.
+
+    `weights` are those of tokens in the loss; None: a response's tokens weigh one, others nothing.
 
     Returns:
         All examples under "", and with `by_task` also those of each task under its name.
@@ -45,6 +52,6 @@ def packed_examples(
     if not groups:
         raise UserError(f"{path} holds no examples; look at metrics/mix.json for what was dropped.")
     return {
-        name: PackedExamples(items, length, tokenizer.eos_id, seed)
+        name: PackedExamples(items, length, tokenizer.eos_id, seed, weights)
         for name, items in groups.items()
     }

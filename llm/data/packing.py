@@ -52,16 +52,33 @@ class PackedRows(NamedTuple):
     """Rows of packed examples; every array is (rows, capacity)."""
 
     tokens: np.ndarray  # int64; padding is the end token
-    targets: np.ndarray  # int64; the next token of the response, -100 elsewhere
+    targets: np.ndarray  # int64; the next token where it counts, -100 elsewhere
     segments: np.ndarray  # int32; 1 … k by example, 0 for padding
     positions: np.ndarray  # int64; from 0 in each example
+    factors: np.ndarray | None  # float32; weight of each target in the loss; None: all weigh one
+
+
+class LossWeights(NamedTuple):
+    """The weights of an example's tokens in the loss.
+
+    prompt: weight of a prompt's tokens (Shi et al. 2024, arXiv:2405.14394; GPT-1's auxiliary loss).
+    per_example: every response weighs the same in total, however long it is; otherwise every token.
+    """
+
+    prompt: float
+    per_example: bool
 
 
 class PackedExamples:
     """Examples in rows of `capacity` tokens, held as flat arrays of token ids."""
 
     def __init__(
-        self, examples: Iterable[tuple[list[int], int]], capacity: int, eos_id: int, seed: int
+        self,
+        examples: Iterable[tuple[list[int], int]],
+        capacity: int,
+        eos_id: int,
+        seed: int,
+        weights: LossWeights | None = None,
     ) -> None:
         """Pack the examples.
 
@@ -70,6 +87,7 @@ class PackedExamples:
             capacity: tokens of a row.
             eos_id: id of the end token, which pads the rows.
             seed: decides the order of packing.
+            weights: weights in the loss; None: a response's tokens weigh one, a prompt's nothing.
         """
         ids, prompts = [], []
         for tokens, prompt in examples:
@@ -83,8 +101,18 @@ class PackedExamples:
         self.packed = pack(lengths, capacity, seed)
         self.num_rows, self.num_examples = len(self.packed), len(ids)
         # A target is the next token, so the first token of an example is never a target.
-        labels = lengths - np.maximum(self.prompts, 1)
-        self._labels = np.array([labels[row].sum() for row in self.packed], dtype=np.int64)
+        labels: np.ndarray = lengths - np.maximum(self.prompts, 1)
+        self.response_weight: np.ndarray | None = None  # (examples,)
+        if weights is not None:
+            self.prompt_weight = weights.prompt
+            self.response_weight = np.ones(len(ids))
+            answers = (self.prompts > 0) & weights.per_example  # the rest is plain text
+            if answers.any():
+                self.response_weight[answers] = labels[answers].mean() / labels[answers]
+            labels = labels * self.response_weight + weights.prompt * np.maximum(
+                self.prompts - 1, 0
+            )
+        self._labels = np.array([labels[row].sum() for row in self.packed], dtype=labels.dtype)
 
     def head(self, tokens: int) -> PackedExamples:
         """Return a view of the first rows, at least one, of at most `tokens` tokens together."""
@@ -95,7 +123,7 @@ class PackedExamples:
         return view
 
     def label_counts(self, ids: np.ndarray) -> np.ndarray:
-        """Return the number of targets in each of the rows `ids`, int64 (rows,)."""
+        """Return the total weight of the targets in each of the rows `ids`, (rows,)."""
         return self._labels[ids]
 
     def rows(self, ids: np.ndarray) -> PackedRows:
@@ -105,6 +133,7 @@ class PackedExamples:
         targets = np.full(shape, -100, dtype=np.int64)
         segments = np.zeros(shape, dtype=np.int32)
         positions = np.zeros(shape, dtype=np.int64)
+        factors = None if self.response_weight is None else np.zeros(shape, dtype=np.float32)
         for r, row in enumerate(ids):
             start = 0
             for number, example in enumerate(self.packed[int(row)], 1):
@@ -113,7 +142,12 @@ class PackedExamples:
                 tokens[r, start:end] = piece
                 first = max(int(self.prompts[example]), 1)
                 targets[r, start + first - 1 : end - 1] = piece[first:]
+                if factors is not None and self.response_weight is not None:
+                    factors[r, start + first - 1 : end - 1] = self.response_weight[example]
+                    if self.prompt_weight:
+                        targets[r, start : start + first - 1] = piece[1:first]
+                        factors[r, start : start + first - 1] = self.prompt_weight
                 segments[r, start:end] = number
                 positions[r, start:end] = np.arange(len(piece))
                 start = end
-        return PackedRows(tokens, targets, segments, positions)
+        return PackedRows(tokens, targets, segments, positions, factors)

@@ -21,11 +21,16 @@ CHUNK_LOGITS_CUDA = 2**27
 MIN_CHUNK = 512
 
 Chunk = tuple[Tensor, Tensor | None, Tensor | None]
-ChunkLoss = Callable[[Tensor, Tensor, Tensor, bool, bool], Chunk]
+ChunkLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, bool], Chunk]
 
 
 def chunk_loss(
-    hidden: Tensor, weight: Tensor, targets: Tensor, for_hidden: bool, for_weight: bool
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    factors: Tensor | None,
+    for_hidden: bool,
+    for_weight: bool,
 ) -> Chunk:
     """Compute the summed loss of one chunk and its gradients.
 
@@ -33,6 +38,7 @@ def chunk_loss(
         hidden: hidden states (n, hidden).
         weight: output projection (vocab, hidden).
         targets: token ids (n,); rows with IGNORE do not count.
+        factors: float32 (n,), what each row's loss is multiplied with; None: one.
         for_hidden: compute the gradient with respect to `hidden`.
         for_weight: compute the gradient with respect to `weight`.
 
@@ -44,12 +50,15 @@ def chunk_loss(
     counted = targets != IGNORE
     wanted = targets.clamp(min=0)
     losses = torch.where(counted, total - logits.gather(-1, wanted[:, None])[:, 0], 0.0)
+    if factors is not None:
+        losses = losses * factors
     if not (for_hidden or for_weight):
         return losses.sum(), None, None
     hit = torch.arange(weight.shape[0], device=weight.device) == wanted[:, None]
-    slope = torch.where(counted[:, None], (logits - total[:, None]).exp() - hit.float(), 0.0).to(
-        hidden.dtype
-    )
+    slope = torch.where(counted[:, None], (logits - total[:, None]).exp() - hit.float(), 0.0)
+    if factors is not None:
+        slope = slope * factors[:, None]
+    slope = slope.to(hidden.dtype)
     return (
         losses.sum(),
         slope @ weight if for_hidden else None,
@@ -64,6 +73,7 @@ class _CrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
+        factors: Tensor | None,
         compute: ChunkLoss,
         wants: tuple[bool, bool],
     ) -> Tensor:
@@ -78,11 +88,14 @@ class _CrossEntropy(torch.autograd.Function):
         for rows in labelled.split(size):
             padding = size - len(rows)  # the last chunk is padded: one shape, one kernel
             chunk, labels = hidden[rows], targets[rows]
+            weights = None if factors is None else factors[rows]
             if padding:
                 chunk = torch.cat((chunk, chunk.new_zeros(padding, chunk.shape[1])))
                 labels = torch.cat((labels, labels.new_full((padding,), IGNORE)))
+                if weights is not None:
+                    weights = torch.cat((weights, weights.new_zeros(padding)))
             value, slope_hidden, slope_weight = compute(
-                chunk, cast_weight, labels, for_hidden, for_weight
+                chunk, cast_weight, labels, weights, for_hidden, for_weight
             )
             loss += value
             if by_hidden is not None:
@@ -104,11 +117,16 @@ class _CrossEntropy(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
 def cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, compute: ChunkLoss = chunk_loss
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    compute: ChunkLoss = chunk_loss,
+    factors: Tensor | None = None,
 ) -> Tensor:
     """Return the summed cross-entropy (nats, a float32 scalar) of `hidden` @ `weight`ᵀ.
 
@@ -117,8 +135,12 @@ def cross_entropy(
         weight: output projection (vocab, hidden); it is cast to the type of `hidden`.
         targets: token ids (batch, seq), IGNORE where there is no label.
         compute: `chunk_loss`, or its compiled form.
+        factors: float32 (batch, seq), what each token's loss is multiplied with; None: one.
     """
     grad = torch.is_grad_enabled()
     wants = (grad and hidden.requires_grad, grad and weight.requires_grad)
-    loss = _CrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), compute, wants)
+    flat = None if factors is None else factors.flatten()
+    loss = _CrossEntropy.apply(
+        hidden.flatten(0, 1), weight, targets.flatten(), flat, compute, wants
+    )
     return cast(Tensor, loss)

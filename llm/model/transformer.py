@@ -182,12 +182,13 @@ class Transformer(nn.Module):
         targets: Tensor,
         segments: Tensor | None = None,
         positions: Tensor | None = None,
+        factors: Tensor | None = None,
     ) -> Tensor:
         """Summed cross-entropy (nats, a float32 scalar) of `targets` (batch, seq); -100 marks
-        positions without one.
+        positions without one. `factors` (batch, seq) multiply each token's loss.
         """
         hidden = self.hidden_states(input_ids, positions, segments)
-        return cross_entropy(hidden, self.lm_head.weight, targets, self.chunk_loss)
+        return cross_entropy(hidden, self.lm_head.weight, targets, self.chunk_loss, factors)
 
     def compile_parts(self) -> None:
         """Compile one layer, used for all of them, and the loss.

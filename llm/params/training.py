@@ -120,3 +120,5 @@ class Finetune(Training):
     lora: Lora
     prompt_tuning: PromptTuning = PromptTuning()
     epochs: Annotated[float, Field(gt=0)]
+    prompt_loss_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
+    loss_per: Literal["token", "example"] = "token"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.data.examples import packed_examples
-from llm.data.packing import PackedExamples
+from llm.data.packing import LossWeights, PackedExamples
 from llm.model.hf_files import digests
 from llm.params import Params
 from llm.runtime.io import sha256
@@ -40,9 +40,10 @@ class Finetuning:
         self.tokenizer = Tokenizer.load(s.base)
         self.model = finetune_methods.prepare(s, self.tokenizer, self.seed)
         self.trainable = sum(x.numel() for x in self.model.parameters() if x.requires_grad)
-        self.train_set = packed_examples(mix / "train.parquet", self.tokenizer, length, self.seed)[
-            ""
-        ]
+        weights = LossWeights(s.prompt_loss_weight, s.loss_per == "example")
+        self.train_set = packed_examples(
+            mix / "train.parquet", self.tokenizer, length, self.seed, weights=weights
+        )[""]
         self.val_sets = packed_examples(
             mix / "val.parquet", self.tokenizer, length, self.seed, by_task=True
         )

@@ -147,7 +147,7 @@ def _largest(
     device: torch.device,
     fits: Callable[[dict[str, Tensor]], bool],
 ) -> int:
-    tokens, _, segments, positions = data.rows(np.arange(1))
+    tokens, _, segments, positions = data.rows(np.arange(1))[:4]
     labels = np.minimum(tokens, model.config.vocab_size - 1)  # nothing predicts a soft prompt
     row = {"input_ids": tokens, "targets": labels, "segments": segments, "positions": positions}
     tensors = {

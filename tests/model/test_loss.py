@@ -82,7 +82,7 @@ def test_only_what_is_asked_for_is_computed() -> None:
 
     def spy(h: Tensor, w: Tensor, t: Tensor, for_hidden: bool, for_weight: bool) -> loss.Chunk:
         asked.append((for_hidden, for_weight))
-        return chunk_loss(h, w, t, for_hidden, for_weight)
+        return chunk_loss(h, w, t, None, for_hidden, for_weight)
 
     with torch.no_grad():
         cross_entropy(hidden, weight, targets, spy)
@@ -98,7 +98,7 @@ def test_rows_without_a_label_cost_no_logits() -> None:
     def spy(h: Tensor, w: Tensor, t: Tensor, for_hidden: bool, for_weight: bool) -> loss.Chunk:
         nonlocal rows
         rows += len(h)
-        return chunk_loss(h, w, t, for_hidden, for_weight)
+        return chunk_loss(h, w, t, None, for_hidden, for_weight)
 
     cross_entropy(hidden, weight, targets, spy)
     assert rows < int((targets != -100).sum()) + max(loss.MIN_CHUNK, loss.CHUNK_LOGITS // VOCAB)
