@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.data.packing import PackedExamples, pack
+from llm.data.packing import LossWeights, PackedExamples, pack
 
 CAPACITY, EOS = 32, 0
 
@@ -65,6 +65,39 @@ def test_rows_equal_a_slow_reference(examples: list[tuple[list[int], int]], seed
         assert (rows.targets[r, padding] == -100).all()
         assert (rows.targets[r] != -100).sum() == data.label_counts(np.array([r]))[0]
     assert sorted(seen) == sorted(ids for ids, _ in examples)
+
+
+@pytest.mark.parametrize("prompt", [0.0, 0.1])
+@pytest.mark.parametrize("per_example", [False, True])
+def test_weights_of_tokens_are_those_of_their_example(prompt: float, per_example: bool) -> None:
+    # prompts of 4, 4 and 6 tokens, responses of 2, 6 and 4; and plain text, which has no prompt
+    sizes = ((6, 4), (10, 4), (10, 6), (8, 0))
+    examples = [([*range(20 * i, 20 * i + n)], p) for i, (n, p) in enumerate(sizes)]
+    data = PackedExamples(examples, CAPACITY, EOS, 0, LossWeights(prompt, per_example))
+    rows = data.rows(np.arange(data.num_rows))
+    assert rows.factors is not None
+    totals = []
+    for r in range(data.num_rows):
+        for segment in range(1, rows.segments[r].max() + 1):
+            (where,) = np.nonzero(rows.segments[r] == segment)
+            tokens, weights = rows.tokens[r, where], rows.factors[r, where]
+            length, prompt_tokens = sizes[tokens[0] // 20]
+            assert len(where) == length
+            first = max(prompt_tokens, 1)
+            response = weights[first - 1 : -1]
+            assert len(set(response.tolist())) == 1
+            assert np.allclose(weights[: first - 1], prompt)
+            assert weights[-1] == 0
+            counted = rows.targets[r, where] != -100
+            assert (rows.targets[r, where][counted] == tokens[1:][counted[:-1]]).all()
+            assert (counted == (weights > 0)).all()
+            if per_example and prompt_tokens:
+                assert response.sum() == pytest.approx(4.0)  # the mean length of a response
+            else:
+                assert (response == 1).all()
+            totals.append(length)
+        assert rows.factors[r].sum() == pytest.approx(data.label_counts(np.array([r]))[0])
+    assert sorted(totals) == [6, 8, 10, 10]
 
 
 def test_a_head_is_the_first_rows_and_leaves_the_whole_as_it_was() -> None:

@@ -24,12 +24,15 @@ def inputs(
     return hidden, weight, targets
 
 
-def reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def reference(
+    hidden: Tensor, weight: Tensor, targets: Tensor, factors: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and gradients of torch's own, in float64, from the very numbers."""
     h, w = (x.detach().double().requires_grad_() for x in (hidden, weight.to(hidden.dtype)))
-    value = F.cross_entropy(
-        (h @ w.T).flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
+    each = F.cross_entropy(
+        (h @ w.T).flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
     )
+    value = (each if factors is None else each * factors.flatten().double()).sum()
     (value / 7).backward()
     assert h.grad is not None
     assert w.grad is not None
@@ -37,11 +40,15 @@ def reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, 
 
 
 def agree_with_float64(
-    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: loss.ChunkLoss = chunk_loss
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    chunk: loss.ChunkLoss = chunk_loss,
+    factors: Tensor | None = None,
 ) -> None:
     """The loss to 1e-6, its gradients to 1e-5."""
-    expected = reference(hidden, weight, targets)
-    value = cross_entropy(hidden, weight, targets, chunk)
+    expected = reference(hidden, weight, targets, factors)
+    value = cross_entropy(hidden, weight, targets, chunk, factors)
     (value / 7).backward()
     assert hidden.grad is not None
     assert weight.grad is not None
@@ -58,6 +65,18 @@ def test_float32_agrees_with_float64_to_1e_5(
     monkeypatch.setattr(loss, "MIN_CHUNK", 128)
     monkeypatch.setattr(loss, "CHUNK_LOGITS", 128 * VOCAB)
     agree_with_float64(*inputs(tokens, labelled))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_weighted_tokens_agree_with_float64(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    monkeypatch.setattr(loss, "MIN_CHUNK", 128)
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 128 * VOCAB)
+    hidden, weight, targets = inputs(600, 0.5)
+    factors = torch.rand(targets.shape, generator=torch.Generator().manual_seed(1))
+    chunk = torch.compile(chunk_loss, dynamic=False) if compiled else chunk_loss
+    agree_with_float64(hidden, weight, targets, chunk, factors)
 
 
 def test_bfloat16_gradients_are_within_its_rounding() -> None:
@@ -80,9 +99,11 @@ def test_only_what_is_asked_for_is_computed() -> None:
     hidden, weight, targets = inputs(64, 1.0)
     asked: list[tuple[bool, bool]] = []
 
-    def spy(h: Tensor, w: Tensor, t: Tensor, for_hidden: bool, for_weight: bool) -> loss.Chunk:
+    def spy(
+        h: Tensor, w: Tensor, t: Tensor, f: Tensor | None, for_hidden: bool, for_weight: bool
+    ) -> loss.Chunk:
         asked.append((for_hidden, for_weight))
-        return chunk_loss(h, w, t, None, for_hidden, for_weight)
+        return chunk_loss(h, w, t, f, for_hidden, for_weight)
 
     with torch.no_grad():
         cross_entropy(hidden, weight, targets, spy)
@@ -95,10 +116,12 @@ def test_rows_without_a_label_cost_no_logits() -> None:
     hidden, weight, targets = inputs(4096, 0.1)
     rows = 0
 
-    def spy(h: Tensor, w: Tensor, t: Tensor, for_hidden: bool, for_weight: bool) -> loss.Chunk:
+    def spy(
+        h: Tensor, w: Tensor, t: Tensor, f: Tensor | None, for_hidden: bool, for_weight: bool
+    ) -> loss.Chunk:
         nonlocal rows
         rows += len(h)
-        return chunk_loss(h, w, t, None, for_hidden, for_weight)
+        return chunk_loss(h, w, t, f, for_hidden, for_weight)
 
     cross_entropy(hidden, weight, targets, spy)
     assert rows < int((targets != -100).sum()) + max(loss.MIN_CHUNK, loss.CHUNK_LOGITS // VOCAB)
