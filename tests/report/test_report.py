@@ -88,8 +88,8 @@ def test_a_full_run_is_shown_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert parsed.tags.count("svg") == 12, (
         "corpus, two a training stage, two a task with predictions, one a task"
     )
-    assert html.count('class="sample"') == 3 * 6 + 3 * 9 + 4 * 20, (
-        "samples, best and worst and random, training data"
+    assert html.count('class="sample"') == 3 + 3 * 6 + 3 * 9 + 4 * 20, (
+        "the first, samples, best and worst and random, training data"
     )
     for text in (html, markdown):
         assert "beam search, 4 beams" in text, "the effect of decoding settings"
