@@ -61,6 +61,11 @@ def main() -> None:
             )
             for test in tests
         }
+        every = {
+            test.name: test_sets.train_examples(path, test.name, baselines.TRAIN_EXAMPLES)
+            for test in tests
+            if (path := MIX / "all" / f"{test.name}.parquet").exists()
+        }
         book = ScoreBook(predictions, e.bootstrap, e.confidence, p.seed)
         is_main, tokenizer = tracked is not None, Tokenizer.load(base)
         names, ranges, _ = validation_sources(TOKENS, val)
@@ -83,7 +88,7 @@ def main() -> None:
             return  # the main process scores and writes
         for test in tests:
             for name, texts in baselines.answers(
-                test.kind, test.rows, examples[test.name], p.seed
+                test.kind, test.rows, examples[test.name], p.seed, every.get(test.name, ())
             ).items():
                 book.answers(f"baseline:{name}", test, Answers(texts, {}, [], f"baseline:{name}"))
         text_results = text_baselines.text_baselines_and_contamination(
@@ -91,7 +96,10 @@ def main() -> None:
         )
         for name, measures in text_results.measures.items():
             book.add(name, LANGUAGE_MODELING, measures)
-        comparison = {"finetuned - base": book.comparison("base", "finetuned")}
+        comparison = {
+            "finetuned - base": book.comparison("base", "finetuned"),
+            "finetuned - best baseline": book.against_baselines("finetuned"),
+        }
         tracked.log_metrics(
             {".".join(key): value for key, value in table.headlines(book.results).items()}
         )

@@ -42,6 +42,12 @@ def main() -> None:
                 mix_files.check_drawn(
                     task.name, train[task.name].examples, train[task.name].dropped, mix.max_tokens
                 )
+        # Baselines of tasks with labels learn from all examples, where the model learns from some.
+        every = {
+            task.name: mixture.draw_all(task, tokenizer, seed, mix.max_tokens, held_out)
+            for task in tasks
+            if task.task.CLOSED and task.weight > 0 and not train[task.name].complete(task.survey)
+        }
         val = draw(splits.VALIDATION, max(1, round(mix.examples * mixture.VALIDATION_SHARE)))
         if mix.pretrain_fraction:
             for validation, side in ((False, train), (True, val)):
@@ -67,6 +73,9 @@ def main() -> None:
             (out / "test").mkdir()
             for name, examples in rows.items():
                 mix_files.write_examples(out / f"{name}.parquet", examples)
+            for name, examples in every.items():
+                (out / "all").mkdir(exist_ok=True)
+                mix_files.write_examples(out / "all" / f"{name}.parquet", examples)
             for task in tasks:
                 test = mix_files.write_test(
                     out / "test" / f"{task.name}.parquet", task, tokenizer, mix.max_tokens

@@ -1,4 +1,4 @@
-"""Print mean and spread of the scores over experiments that differ in seeds only."""
+"""Print mean, spread and best baseline of the scores over experiments that differ in seeds only."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         help="experiments or git revisions (default: the workspace and its like)",
     )
+    parser.add_argument(
+        "--run", type=int, metavar="N", help="first run experiments until there are N seeds"
+    )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from llm.experiments.seeds import show_seeds
+    from llm.experiments.seeds import run_seeds, show_seeds
 
+    if arguments.run:
+        run_seeds(arguments.run)
     show_seeds(arguments.revisions, arguments.json)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -90,6 +91,29 @@ def sliding_window(context: str, question: str) -> str:
     return answer
 
 
+def name_match(context: str, question: str) -> str:
+    """Return what the context says at the name that the question asks for.
+
+    Reference documentation describes a name on a line of its own: `name: …`, `Returns name: …`,
+    `Raises name: …`. The name is the last one in back quotes; a question about what is returned or
+    raised looks for the lines that begin so. The answer is the line's first sentence, without its
+    full stop. A question without a name, or whose name begins no line, gets the sliding window's
+    answer.
+    """
+    names = re.findall(r"`([^`]+)`", question)
+    asked, form = (names[-1] if names else ""), re.sub(r"`[^`]+`", "", question).lower()
+    heads = {asked}
+    if "return" in form or "result" in form:
+        heads = {f"Returns {asked}", "Returns"}
+    elif "raise" in form:
+        heads = {f"Raises {asked}"}
+    for line in context.splitlines():
+        head, _, text = line.partition(": ")
+        if head in heads and text:
+            return (sentences(text) or [text])[0].rstrip(".")
+    return sliding_window(context, question)
+
+
 # -- classification
 
 
@@ -128,11 +152,21 @@ def tfidf(
 
 
 def answers(
-    kind: str, rows: Sequence[Row], train: Sequence[tuple[str, str]], seed: int
+    kind: str,
+    rows: Sequence[Row],
+    train: Sequence[tuple[str, str]],
+    seed: int,
+    every: Sequence[tuple[str, str]] = (),
 ) -> dict[str, list[str]]:
     """Return the predictions of every baseline of a kind of task: name → one text a row.
 
-    train: prompts and responses of the task's training examples.
+    Args:
+        kind: kind of task.
+        rows: test examples.
+        train: prompts and responses of the training examples that the model learns from.
+        seed: of the random baselines.
+        every: prompts and responses of all training examples of a classification, where the model
+            learns from some; empty elsewhere.
     """
     train_responses = [response for _, response in train]
     each: dict[str, Callable[[Row], str]]
@@ -146,6 +180,7 @@ def answers(
         each = {
             "random": lambda row: random_sentence(row["context"], seed, row["id"]),
             "sliding_window": lambda row: sliding_window(row["context"], row["question"]),
+            "name_match": lambda row: name_match(row["context"], row["question"]),
         }
         if not all(has_answer(row["references"]) for row in rows):
             each["unanswerable"] = lambda row: UNANSWERABLE
@@ -169,7 +204,8 @@ def answers(
             each[name] = partial(lambda name, row: own(row)[name], name)
     found = {name: [answer(row) for row in rows] for name, answer in each.items()}
     if kind == "classification":
-        found["tfidf"] = tfidf(
-            [prompt for prompt, _ in train], train_responses, [row["prompt"] for row in rows]
-        )
+        for name, examples in (("tfidf", train), ("tfidf_all", every)):
+            if examples or name == "tfidf":
+                prompts, labels = ([example[i] for example in examples] for i in (0, 1))
+                found[name] = tfidf(prompts, labels, [row["prompt"] for row in rows])
     return found

@@ -73,13 +73,56 @@ class ScoreBook:
     def comparison(self, a: str, b: str) -> dict[str, dict[str, dict[str, Any]]]:
         """Return task → metric → the difference `b` − `a`, for metrics that both models have."""
         return {
-            task: {
-                difference.metric: difference.to_json()
-                for difference in differences(
-                    [m for m in measures if m.name not in metric_names.COUNTS],
-                    self.measures[b, task], self.resamples, self.confidence, self.seed,
-                )
-            }
-            for (model, task), measures in self.measures.items()
+            task: self._differences(a, b, task, {m.name for m in scored})
+            for (model, task), scored in self.measures.items()
             if model == a and (b, task) in self.measures
-        }  # fmt: skip
+        }
+
+    def against_baselines(self, model: str) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return task → metric → the difference of a model from the best baseline of that metric.
+
+        `baseline` names it. Metrics without a baseline are left out, and so are those that the
+        baseline has over other units (zstd reads documents, a model windows of text).
+        """
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        for (name, task), scored in self.measures.items():
+            if name != model:
+                continue
+            best: dict[str, set[str]] = {}  # baseline -> the metrics that it is best at
+            for measure in scored:
+                if baseline := self._best_baseline(task, measure):
+                    best.setdefault(baseline, set()).add(measure.name)
+            tests = {
+                metric: {"baseline": baseline, **difference}
+                for baseline, metrics in best.items()
+                for metric, difference in self._differences(baseline, model, task, metrics).items()
+            }
+            if tests:
+                found[task] = tests
+        return found
+
+    def _best_baseline(self, task: str, measure: Measure) -> str | None:
+        """Return the baseline with the best value of a metric, if it has the measure's units."""
+        if measure.name in metric_names.NOT_A_SCORE or "/" in measure.name:
+            return None
+        sign = -1 if measure.name in metric_names.LOWER_IS_BETTER else 1
+        others = [
+            (sign * other.value(), name, other.statistics.shape)
+            for (name, its_task), scored in self.measures.items()
+            if its_task == task and name.startswith("baseline:")
+            for other in scored
+            if other.name == measure.name
+        ]
+        if not others:
+            return None
+        _, name, shape = max(others)
+        return name if shape == measure.statistics.shape else None
+
+    def _differences(self, a: str, b: str, task: str, metrics: set[str]) -> dict[str, Any]:
+        """Return metric → the difference `b` − `a`, of scores alone."""
+        ours, theirs = (
+            [m for m in self.measures[model, task] if m.name in metrics - {*metric_names.COUNTS}]
+            for model in (a, b)
+        )
+        found = differences(ours, theirs, self.resamples, self.confidence, self.seed)
+        return {difference.metric: difference.to_json() for difference in found}

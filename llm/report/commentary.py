@@ -7,7 +7,7 @@ from typing import Any
 from llm.evaluate import metric_names
 from llm.evaluate.metric_names import COUNTS, LOWER_IS_BETTER
 from llm.report import scores
-from llm.report.format import compact, duration, number, percent, signed, size, title
+from llm.report.format import chance, compact, duration, number, percent, signed, size, title
 
 ODDITIES = {  # metric → how the page describes a share that is not zero
     "truncated": "of the prompts lost text",
@@ -19,8 +19,8 @@ ODDITIES = {  # metric → how the page describes a share that is not zero
 
 
 def summary(data: dict[str, Any]) -> list[str]:
-    """Return the main results, one sentence each."""
-    lines: list[str] = []
+    """Return the main results, one sentence each; contamination first, since all depend on it."""
+    lines = [contaminated(data["contamination"])] if data["contamination"] else []
     pretrain, finetune, evaluate = (
         data["metrics"].get(name) or {} for name in ("pretrain", "finetune", "evaluate")
     )
@@ -42,17 +42,9 @@ def summary(data: dict[str, Any]) -> list[str]:
         metric = scores.headline(evaluate, task)
         if metric and (line := _result(evaluate, task, metric)):
             share = data["contamination"].get(task)
-            lines.append(line if share is None else f"{line[:-1]}; contamination {percent(share)}.")
+            lines.append(f"{line[:-1]}; contamination {percent(share)}." if share else line)
     if line := forgetting(data["comparison"]):
         lines.append(line)
-    if data["contamination"]:
-        task, worst = max(data["contamination"].items(), key=lambda item: item[1])
-        lines.append(
-            f"At most {percent(worst)} of a task's test examples ({title(task).lower()}) share 13 words in a row with "
-            "the training text."
-            if worst
-            else "No test example shares 13 words in a row with the training text."
-        )
     known = [timing for timing in data["timing"].values() if timing]
     if known:
         lines.append(
@@ -60,6 +52,21 @@ def summary(data: dict[str, Any]) -> list[str]:
             f"{size(max(t['peak_memory_bytes'] for t in known))} of memory, on {known[-1]['device']}."
         )
     return lines
+
+
+def contaminated(shares: dict[str, float]) -> str:
+    """Return a sentence on the share of each task's test examples that overlap with training."""
+    documents = shares.get("language_modeling")
+    examples = {task: share for task, share in shares.items() if task != "language_modeling"}
+    if not any(shares.values()):
+        held_out = "" if documents is None else " and no held-out document"
+        verb = "share" if held_out else "shares"
+        return f"No test example{held_out} {verb} 13 words in a row with the training text."
+    parts = [f"{percent(share)} ({title(task).lower()})" for task, share in examples.items()]
+    lines = [f"Of the test examples {', '.join(parts)}"] if any(examples.values()) else []
+    if documents:
+        lines.append(f"{'of' if lines else 'Of'} the held-out documents {percent(documents)}")
+    return f"{' and '.join(lines)} share 13 words in a row with the training text."
 
 
 def _result(evaluate: dict[str, Any], task: str, metric: str) -> str | None:
@@ -141,9 +148,8 @@ def _shown(metric: str) -> bool:
 
 def _gain(metric: str, gain: dict[str, Any]) -> str:
     sign = "+" if gain["difference"] > 0 else ""
-    chance = "p < 0.001" if gain["p_value"] < 0.001 else f"p = {gain['p_value']:.3f}"
     interval = f"{number(gain['low'])} to {number(gain['high'])}"
-    return f"{metric_names.label(metric)} {sign}{number(gain['difference'])} ({interval}, {chance})"
+    return f"{metric_names.label(metric)} {sign}{number(gain['difference'])} ({interval}, {chance(gain['p_value'])})"
 
 
 def forgetting(comparison: dict[str, Any]) -> str | None:
@@ -152,10 +158,10 @@ def forgetting(comparison: dict[str, Any]) -> str | None:
     if not loss:
         return None
     verb = "raised" if loss["difference"] > 0 else "lowered"
-    chance = "more than chance" if loss["p_value"] < 0.05 else "no more than chance"
+    certain = "more than chance" if loss["p_value"] < 0.05 else "no more than chance"
     return (
         f"Forgetting: finetuning {verb} the loss on held-out text from {number(loss['a'])} to {number(loss['b'])} "
-        f"nats per token (difference {signed(loss['low'])} to {signed(loss['high'])}, {chance})."
+        f"nats per token (difference {signed(loss['low'])} to {signed(loss['high'])}, {certain})."
     )
 
 

@@ -33,6 +33,11 @@ def signed(value: float) -> str:
     return f"{value:+.{3 if abs(value) < 10 else 1}f}".replace("-", "−")
 
 
+def chance(p_value: float) -> str:
+    """Format a p-value: p = 0.012, or p < 0.001."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+
+
 def setting(value: Any) -> str:
     """Format a param as in params.yaml."""
     if isinstance(value, bool) or value is None:

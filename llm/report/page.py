@@ -10,7 +10,7 @@ from llm.params import Params
 from llm.report import commentary, scores, techniques, tuning
 from llm.report.collect import collect
 from llm.report.figures import curves, predictions, scaling
-from llm.report.format import interval, licences, source_of
+from llm.report.format import chance, interval, licences, source_of
 from llm.report.render import fill
 from llm.runtime.io import write_bytes
 from llm.tracking import metrics_files
@@ -52,9 +52,15 @@ def render(template: str, data: dict[str, Any], drawings: dict[str, str]) -> str
         "interval": interval,
         "summary": commentary.summary(data),
         "tiles": commentary.tiles(data),
+        "lead": scores.lead(data["evaluate"], data["comparison"]),
+        "first_samples": {task: rows[len(rows) // 2] for task, rows in data["samples"].items()},
         "tables": scores.tables(
-            data["evaluate"], data["contamination"], data["contamination_by_text"]
+            data["evaluate"],
+            data["contamination"],
+            data["contamination_by_text"],
+            data["comparison"],
         ),
+        "chance": chance,
         "apart": commentary.contamination_by_side,
         "signatures": scores.signatures(data["evaluate"]),
         "source_of": source_of,

@@ -12,6 +12,7 @@ MODEL_LABELS = {
     "tf_idf": "TF-IDF",
     "lead": "Lead (first sentence)",
     "zstd": "zstd, dictionary",
+    "tfidf_all": "TF-IDF, all training examples",
     "unanswerable": "Always “unanswerable”",
 }
 
@@ -89,12 +90,64 @@ def model_label(model: str) -> str:
     return MODEL_LABELS.get(name, words[:1].upper() + words[1:])
 
 
+def against_baseline(
+    comparison: dict[str, Any], task: str, metric: str, level: float = 0.05
+) -> dict[str, Any] | None:
+    """Return how the finetuned model differs from the best baseline, or None if it was not tested.
+
+    The paired test's result, with `mark`: ▲ significantly better, ▼ significantly worse (p below
+    `level`), ○ no significant difference.
+    """
+    found = comparison.get("finetuned - best baseline", {}).get(task, {}).get(metric)
+    if found is None:
+        return None
+    better = (found["difference"] < 0) == (metric in LOWER_IS_BETTER)
+    mark = "○" if found["p_value"] >= level else "▲" if better else "▼"
+    return {**found, "mark": mark}
+
+
+def lead(evaluate: dict[str, Any], comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row a task for the first table: its headline metric by model and best baseline.
+
+    A row is {task, metric, base, finetuned, baseline, name, test}; a score is None where it is
+    missing, and `test` is as in `against_baseline`.
+    """
+    rows = []
+    for task in tasks(evaluate):
+        metric = headline(evaluate, task)
+        if metric is None:
+            continue
+        sign = -1 if metric in LOWER_IS_BETTER else 1
+        baselines = [
+            (sign * found["value"], model)
+            for model in models(evaluate)
+            if model.startswith("baseline:") and (found := score(evaluate, model, task, metric))
+        ]
+        best_baseline = max(baselines)[1] if baselines else ""
+        rows.append(
+            {
+                "task": task,
+                "metric": metric,
+                "base": score(evaluate, "base", task, metric),
+                "finetuned": score(evaluate, "finetuned", task, metric),
+                "baseline": score(evaluate, best_baseline, task, metric),
+                "name": best_baseline,
+                "test": against_baseline(comparison, task, metric),
+            }
+        )
+    return rows
+
+
 def tables(
-    evaluate: dict[str, Any], contamination: dict[str, float], by_text: dict[str, dict[str, float]]
+    evaluate: dict[str, Any],
+    contamination: dict[str, float],
+    by_text: dict[str, dict[str, float]],
+    comparison: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """Return one table a task: its metrics, and a row of cells for each model.
 
-    A cell is {value, low, high, best}, or None if the model has no such score. Each row has the
+    A cell is {value, low, high, best, test}, or None if the model has no such score; `test` is None
+    but for the finetuned model (`against_baseline`). Each row has the
     share of test examples that overlap with the model's own training text: pretraining text for
     the base model, pretraining and finetuning text for the finetuned one. Baselines have none.
     """
@@ -110,8 +163,11 @@ def tables(
                 found = score(evaluate, model, task, metric)
                 if found is not None and found.get("n") is not None:
                     examples.add(found["n"])
+                test = against_baseline(comparison, task, metric) if model == "finetuned" else None
                 cells.append(
-                    {**found, "best": model in winners[metric]} if found is not None else None
+                    {**found, "best": model in winners[metric], "test": test}
+                    if found is not None
+                    else None
                 )
             if any(cells):
                 seen = {"base": pretraining, "finetuned": contamination}.get(model, {})

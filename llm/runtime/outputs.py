@@ -28,7 +28,7 @@ MODEL = (
 )
 RAW = ("*/manifest.json", "*/part-*.parquet")
 TOKENS = ("meta.json", "*.npy", "clean/*.npy")
-MIX = ("*.parquet", "test/*.parquet")
+MIX = ("*.parquet", "test/*.parquet", "all/*.parquet")
 PREDICTIONS = ("*.parquet",)
 REPORT = ("report.*", "figures/*", "numbers/*", "tables/*")
 

@@ -67,6 +67,10 @@ class Drawn:
     examples: list[Example] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
 
+    def complete(self, survey: Survey) -> bool:
+        """Return whether these are all training examples of the task that can be used."""
+        return len(self.examples) + self.dropped.total() == survey.count(TRAIN)
+
 
 def allocate(
     weights: Mapping[str, float], available: Mapping[str, int], total: int
@@ -168,6 +172,15 @@ def draw_tasks(
         if not short:
             return drawn
         available.update(short)
+
+
+def draw_all(
+    dataset: Dataset, tokenizer: Encoder, seed: int, max_tokens: int, held_out: Grams | None
+) -> list[Example]:
+    """Return all usable training examples of one task, shuffled; arguments as in `draw_tasks`."""
+    total = dataset.survey.count(TRAIN)
+    drawn = _draw_task(dataset, TRAIN, total, tokenizer, seed, max_tokens, held_out)
+    return shuffled(drawn.examples, seed)
 
 
 def _draw_task(

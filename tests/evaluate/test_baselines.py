@@ -48,6 +48,28 @@ def test_a_rare_word_weighs_more_than_a_common_one_in_the_sliding_window() -> No
     assert baselines.sliding_window(context, "the kurtosis") == "The kurtosis is high."
 
 
+REFERENCE = """linear_model.lasso_path: Compute the path. It is long.
+X: Training data. Pass directly as Fortran-contiguous data.
+Returns alphas: The alphas along the path, e.g. 0.1. In order.
+Returns: A path. Or two.
+Raises ValueError: If X is empty."""
+
+
+def test_the_name_match_reads_the_line_of_the_asked_name() -> None:
+    def answer(question: str) -> str:
+        return baselines.name_match(REFERENCE, question)
+
+    assert answer("In `linear_model.lasso_path`, what is the argument `X`?") == "Training data"
+    assert answer("What does `lasso_path` return as `alphas`?") == (
+        "The alphas along the path, e.g. 0.1"
+    )
+    assert answer("What is the result of `linear_model.lasso_path`?") == "A path"
+    assert answer("When does `lasso_path` raise `ValueError`?") == "If X is empty"
+    assert answer("What is `linear_model.lasso_path`?") == "Compute the path"
+    for question in ("What is `Y`?", "What data is X?", "What makes it raise `KeyError`?"):
+        assert answer(question) == baselines.sliding_window(REFERENCE, question), "no such line"
+
+
 def test_majority_is_the_commonest_training_label() -> None:
     assert baselines.majority(["b", "a", "b", "a", "c"]) == "a"  # of equals the first by name
     assert baselines.majority([]) == ""
@@ -70,7 +92,7 @@ def test_every_kind_has_a_baseline_with_one_answer_a_row() -> None:
     }  # fmt: skip
     names = {
         "summarization": {"lead", "random"},
-        "question_answering": {"random", "sliding_window"},
+        "question_answering": {"random", "sliding_window", "name_match"},
         "classification": {"majority", "random", "tfidf"},
         "instructions": {"lead"},
     }
@@ -80,6 +102,10 @@ def test_every_kind_has_a_baseline_with_one_answer_a_row() -> None:
         )
         assert set(found) == expected
         assert all(len(texts) == 2 and all(texts) for texts in found.values())
+    train = [("red tensor", "a"), ("blue frame", "b")]
+    more = baselines.answers("classification", [row], train[:1], 0, train)
+    assert set(more) == {"majority", "random", "tfidf", "tfidf_all"}
+    assert more["tfidf"] == ["a"]
 
 
 def test_questions_without_an_answer_have_the_baseline_that_always_says_so() -> None:

@@ -88,8 +88,8 @@ def test_a_full_run_is_shown_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert parsed.tags.count("svg") == 12, (
         "corpus, two a training stage, two a task with predictions, one a task"
     )
-    assert html.count('class="sample"') == 3 * 6 + 3 * 9 + 4 * 20, (
-        "samples, best and worst and random, training data"
+    assert html.count('class="sample"') == 3 + 3 * 6 + 3 * 9 + 4 * 20, (
+        "the first, samples, best and worst and random, training data"
     )
     for text in (html, markdown):
         assert "beam search, 4 beams" in text, "the effect of decoding settings"
@@ -314,6 +314,57 @@ def test_the_page_says_whether_each_training_gives_the_same_bytes_again(
     html, markdown = render(tmp_path, monkeypatch)
     assert "Identical bytes on rerun, pretrain: pretrain&#39;s own words." in html
     assert "Identical bytes on rerun, finetune: finetune's own words." in markdown
+
+
+def test_the_page_leads_with_an_answer_a_task_and_the_scores_against_the_best_baseline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.full(tmp_path)
+    html, markdown = render(tmp_path, monkeypatch)
+    lead = markdown.split("## 1 Model")[0]
+    first = lead.splitlines()[4]
+    assert first.startswith("Of the test examples 1.3 % (summarization), 0.67 % (question answer")
+    assert first.endswith("share 13 words in a row with the training text.")
+    for task in ("Summarization", "Question answering", "Classification"):
+        assert lead.count(f"### {task}\n") == 1
+    assert lead.count("Question 20: what is `axis`?") == 3, "the middle one of 40"
+    marks = {
+        cells[1].strip(): cells[-2].strip()
+        for line in lead.splitlines()
+        if line.startswith("| ") and (cells := line.split("|"))
+    }
+    assert marks["Classification"] == "▼ −0.070, p = 0.034"
+    assert marks["Question answering"] == "▲ +0.280, p < 0.001"
+    assert marks["Summarization"] == "○ +0.081, p = 0.200"
+    assert marks["Language modeling"] == "–"
+    assert html.index("What the model does") < html.index('<div class="tiles">')
+    assert "▼ 0.570" in html
+    assert "▲ <b>0.610</b>" in html
+
+
+@pytest.mark.parametrize(
+    ("shares", "sentence"),
+    [
+        ({"a": 0.0}, "No test example shares 13 words in a row with the training text."),
+        (
+            {"a": 0.0, "language_modeling": 0.0},
+            "No test example and no held-out document share 13 words in a row with the training text.",
+        ),
+        (
+            {"a": 0.25, "b": 0.0, "language_modeling": 0.5},
+            "Of the test examples 25.0 % (a), 0 % (b) and of the held-out documents 50.0 % share 13 words in a row "
+            "with the training text.",
+        ),
+        (
+            {"a": 0.0, "language_modeling": 0.5},
+            "Of the held-out documents 50.0 % share 13 words in a row with the training text.",
+        ),
+    ],
+)
+def test_the_first_sentence_says_how_much_of_the_test_data_is_in_the_training_text(
+    shares: dict[str, float], sentence: str
+) -> None:
+    assert commentary.contaminated(shares) == sentence
 
 
 def test_every_score_has_its_contamination_beside_it(

@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from llm.errors import UserError
+from llm.evaluate.metric_names import LOWER_IS_BETTER
 from llm.model.hf_files import save_model
 from llm.runtime.io import sha256, write_json
 from llm.sources.raw import Writer
@@ -47,7 +48,7 @@ METRICS = {
 BASELINES = {
     "summarization": {"lead", "random"},
     "instructions": {"lead"},
-    "question_answering": {"random", "sliding_window"},
+    "question_answering": {"random", "sliding_window", "name_match"},
     "classification": {"majority", "random", "tfidf"},
     "language_modeling": {"unigram", "zstd"},
 }
@@ -191,6 +192,20 @@ def test_the_stage_keeps_its_contract_and_its_bytes(
             assert [found["a"], found["b"]] == values
             assert found["low"] <= found["difference"] <= found["high"]
             assert 0 < found["p_value"] <= 1
+    against = json.loads(first["comparison.json"])["finetuned - best baseline"]
+    assert set(against) == {*KINDS, "language_modeling"}
+    for task, differences in against.items():
+        for metric, found in differences.items():
+            own = {
+                model: results[model][task][metric]["value"]
+                for model in results
+                if metric in results[model].get(task, {})
+            }
+            others = [value for model, value in own.items() if model.startswith("baseline:")]
+            best = (min if metric in LOWER_IS_BETTER else max)(others)
+            assert found["a"] == own[found["baseline"]] == best
+            assert found["difference"] == found["b"] - found["a"]
+            assert found["b"] == own["finetuned"]
     rows = pq.read_table("metrics/predictions/finetuned-question_answering.parquet").to_pylist()
     assert [row["id"] for row in rows] == [
         "question_answering0",

@@ -96,7 +96,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def outputs(folder: Path) -> dict[str, str]:
     paths = [
         *folder.glob("data/tokenizer/*"),
-        *folder.glob("data/tokens/*"),
+        *(path for path in folder.glob("data/tokens/**/*") if path.is_file()),
         folder / "metrics" / "tokenize.json",
     ]
     return {str(path.relative_to(folder)): sha256(path) for path in paths}
