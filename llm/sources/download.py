@@ -6,6 +6,7 @@ which were kept."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -200,7 +201,7 @@ def fingerprint(name: str, kind: str, source: params.Source) -> str:
     )
     digest.update(code_digest("sources", "text").encode())
     digest.update(platform.python_version().encode())
-    for line in sorted({f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}):
+    for line in installed():
         digest.update(line.encode())
     for inner in source.sources.values() if isinstance(source, params.MixtureSource) else [source]:
         if isinstance(inner, params.FilesSource):
@@ -208,6 +209,12 @@ def fingerprint(name: str, kind: str, source: params.Source) -> str:
                 with paths.reading(item):
                     digest.update(f"{item.shown} {item.stamp()}".encode())
     return digest.hexdigest()[:16]
+
+
+@functools.cache
+def installed() -> list[str]:
+    """Return `distribution==version` of all that is installed; a tenth of a second, once."""
+    return sorted({f"{d.name}=={d.version}" for d in importlib.metadata.distributions()})
 
 
 def datasets_of(p: params.Params) -> Iterator[tuple[str, str, params.Source]]:

@@ -68,7 +68,7 @@ def question_answering(found: Corpus, dropped: Counter[str], kept: Row) -> list[
     rows: list[Row] = []
     names: list[tuple[str, str]] = []
     answered: set[str] = set()
-    by_name: defaultdict[tuple[str, str], list[list[str]]] = defaultdict(list)
+    by_name: defaultdict[tuple[str, str], list[Counter[str]]] = defaultdict(list)
     for entry in sorted(found.entries, key=lambda entry: stamp(entry.id)):
         for context, items in contexts(entry):
             for item in items:
@@ -78,18 +78,19 @@ def question_answering(found: Corpus, dropped: Counter[str], kept: Row) -> list[
                 answer = answer_of(item, context)
                 asked = (item.kind, (item.name or entry.name.rsplit(".", 1)[-1]).strip("_"))
                 tokens = words(answer)
+                counted = counts(tokens)
                 if not answer:
                     dropped["question_answering: no short answer"] += 1
                 elif " ".join(tokens) in answered:
                     dropped["question_answering: answer repeated"] += 1
                 elif len(by_name[asked]) >= MAX_NAME or any(
-                    f1(tokens, other) > MAX_OVERLAP
-                    for other in [*by_name[asked], name_words(asked[1])]
+                    f1(counted, other) > MAX_OVERLAP
+                    for other in [*by_name[asked], counts(name_words(asked[1]))]
                 ):
                     dropped["question_answering: answer follows from the name"] += 1
                 else:
                     answered.add(" ".join(tokens))
-                    by_name[asked].append(tokens)
+                    by_name[asked].append(counted)
                     names.append(asked)
                     place = f"{entry.id}:{item.name or 'return'}"
                     question = phrase(item, entry, answer, place)
@@ -186,13 +187,15 @@ def owner(entry: Entry) -> str:
     return ".".join(entry.name.split(".")[-2:])
 
 
-def f1(left: list[str], right: list[str]) -> float:
-    """Return SQuAD's F1 of two answers' tokens, without articles."""
-    a, b = (
-        Counter(word for word in side if word not in ("a", "an", "the")) for side in (left, right)
-    )
-    common = (a & b).total()
-    return 2 * common / (a.total() + b.total()) if common else 0.0
+def counts(words: list[str]) -> Counter[str]:
+    """Return how often each word occurs, without articles."""
+    return Counter(word for word in words if word not in ("a", "an", "the"))
+
+
+def f1(left: Counter[str], right: Counter[str]) -> float:
+    """Return SQuAD's F1 of two answers' `counts`."""
+    common = (left & right).total()
+    return 2 * common / (left.total() + right.total()) if common else 0.0
 
 
 def closed_book_f1(rows: list[Row], names: list[tuple[str, str]]) -> float:
@@ -201,10 +204,10 @@ def closed_book_f1(rows: list[Row], names: list[tuple[str, str]]) -> float:
     It is that of the better of two strategies. One repeats the name. The other gives the most
     typical answer (with the largest mean F1 to the others) that the other modules have for the same
     name, or, if the name is new, for the same kind of question."""
-    train: defaultdict[Any, list[list[str]]] = defaultdict(list)
-    held: list[tuple[tuple[str, str], list[str]]] = []
+    train: defaultdict[Any, list[Counter[str]]] = defaultdict(list)
+    held: list[tuple[tuple[str, str], Counter[str]]] = []
     for row, name in zip(rows, names, strict=True):
-        tokens = words(row["answers"][0])
+        tokens = counts(words(row["answers"][0]))
         if zlib.crc32(row["group"].encode()) % 10 == 0:
             held.append((name, tokens))
         else:
@@ -216,9 +219,9 @@ def closed_book_f1(rows: list[Row], names: list[tuple[str, str]]) -> float:
         for name, answers in train.items()
     }
     remembered = sum(
-        f1(typical.get(name) or typical.get(name[0]) or [], tokens) for name, tokens in held
+        f1(typical.get(name) or typical.get(name[0]) or Counter(), tokens) for name, tokens in held
     )
-    repeated = sum(f1(name_words(name[1]), tokens) for name, tokens in held)
+    repeated = sum(f1(counts(name_words(name[1])), tokens) for name, tokens in held)
     return max(remembered, repeated) / len(held) if held else 0.0
 
 
