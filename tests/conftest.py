@@ -18,11 +18,18 @@ os.environ.update(
 
 import dvc  # noqa: F401  its log goes to the sys.stdout of its first import, which may not be one test's own
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from tests.train.workers import Workers
 
 ROOT = Path(__file__).parents[1]
+
+# No example fails, and none is refused, because the machine is slow. (A fixture of a function that
+# many examples share is meant so.)
+UNCHECKED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("tests", deadline=None, suppress_health_check=UNCHECKED)
+settings.load_profile("tests")
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell that runs the tests in the background lets them ignore Ctrl-C, and so would every

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 
 from llm.cli import generate
 from llm.errors import UserError
+from tests import warm
 from tests.conftest import ROOT
 
 
@@ -174,7 +174,7 @@ def test_the_standard_output_can_be_the_output(
     options = (
         f"--model {models['base']} --input prompts.txt --output /dev/stdout --max-new-tokens 9"
     )
-    command = f"{sys.executable} -m llm generate {options} {shell}"
+    command = f"{warm.python()} -m llm generate {options} {shell}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(
         ["bash", "-c", command], cwd=tmp_path, env=environment, check=True, capture_output=True

@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -35,6 +34,7 @@ from llm.runtime.pool import Workers
 from llm.sources.raw import Writer
 from llm.text.hashing import is_validation
 from llm.tokenizer.bpe import Tokenizer
+from tests import warm
 
 TEXTS = [
     f"Document {i} returns the {i % 7}th value of {'the array, ' * (i % 40)}é中 <|endoftext|>.\n"
@@ -199,7 +199,7 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(
     work.mkdir()
     for place, nth in kills:
         command = [
-            sys.executable,
+            warm.python(),
             "-c",
             VICTIM,
             str(found[0].path.parent),

@@ -7,7 +7,7 @@ micro-batch gradients are added up, each the same to the last bit. Two orders di
   section 4.2), u = 2⁻²⁴, which is about √N of the
 sum for gradients that are independent. AdamW moves a weight by the learning rate η at most, so T
 steps part two runs by at most Tη · 2(N - 1)u√N in each of n weights, and the loss, at a gradient of
-norm g, by √n g times that: 1.1e-3 nats in 100 steps. Measured in 200 steps: 3.4e-5 nats. (To first
+norm g, by √n g times that: 7e-4 nats in 60 steps. Measured in 200 steps: 3.4e-5 nats. (To first
 order: that differences are not amplified is what the measurement shows.)
 """
 
@@ -26,7 +26,7 @@ from llm.errors import UserError
 from llm.parallel import processes
 from tests.train.workers import BATCH, MICRO, ROWS, Workers
 
-STEPS, HALF = 100, 50
+STEPS, HALF = 60, 30
 RATE = 0.01  # peak, of tests.train.test_trainer.settings
 WEIGHTS = 131_104
 
@@ -53,7 +53,7 @@ def wholes(
 ) -> dict[tuple[int, int], tuple[Path, list[dict[str, Any]]]]:
     """By the numbers of processes of the first half and of the second: the finished run."""
     found = {}
-    for before, after in ((1, 1), (2, 2), (4, 4), (4, 1), (4, 2), (1, 4), (2, 4)):
+    for before, after in ((1, 1), (2, 2), (4, 4), (4, 1), (1, 2), (2, 4)):
         root = tmp_path_factory.mktemp("whole") / "root"
         found[before, after] = (
             root,
@@ -114,9 +114,9 @@ def test_losses_and_weights_agree_within_the_bound_also_after_a_change_of_proces
 
 def test_a_stop_asked_of_one_process_ends_all_after_the_same_step(halves: dict) -> None:
     for world, (root, answers) in halves.items():
-        assert [path.name for path in root.glob(".state/pretrain/*/step-*")] == [
-            f"step-{HALF:08d}"
-        ], world
+        # The newest; on a slow machine the time for another one came before.
+        newest = max(path.name for path in root.glob(".state/pretrain/*/step-*"))
+        assert newest == f"step-{HALF:08d}", world
         assert len({a["digest"] for a in answers}) == 1
         assert all("error" in a for a in answers)
 

@@ -27,7 +27,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with FileLock(folder / "prepared.lock"):
         if not (folder / "prepared.done").exists():
             checkout(root)
-            run(root, "dvc", "repro", "mix", timeout=500, PYTHONHASHSEED="7")
+            run(root, "dvc", "repro", "mix", timeout=500, fresh=True, PYTHONHASHSEED="7")
             (folder / "prepared.done").touch()
     return root
 

@@ -52,9 +52,11 @@ def test_the_status_of_the_seven_stages_is_clean_and_only_what_is_made_on_demand
 
 
 def test_another_checkout_gives_the_same_bytes(first: Path, prepared: Path, tmp_path: Path) -> None:
-    """`prepared` ran the first stages elsewhere, with another hash seed; a copy of it runs the rest."""
+    """`prepared` ran the first stages elsewhere, with another hash seed, in processes of their own; a
+    copy of it runs the rest.
+    """
     second = copy(prepared, tmp_path / "elsewhere")
-    run(second, "dvc", "repro", timeout=500, PYTHONHASHSEED="7")
+    run(second, "dvc", "repro", timeout=500, fresh=True, PYTHONHASHSEED="7")
     assert hashes(second) == hashes(first)
     assert len(hashes(first)) == 19
 

@@ -91,7 +91,7 @@ def dvc_above(pid: int) -> list[int]:
     ]
 
 
-def wait(condition: Callable[[], object], what: str, timeout: float = 120.0) -> None:
+def wait(condition: Callable[[], object], what: str, timeout: float = 240.0) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout:.0f} s for {what}"
@@ -119,7 +119,11 @@ class Flow:
                 command,
                 cwd=self.root,
                 # A shell that stays between DVC and the trainer, as bash and zsh do not.
-                env={**environment(self.root), "LLM_STATE_SECONDS": "0", "SHELL": "/bin/sh"},
+                env={
+                    **environment(self.root, fresh=True),
+                    "LLM_STATE_SECONDS": "0",
+                    "SHELL": "/bin/sh",
+                },
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -153,7 +157,7 @@ class Flow:
         pid = self.wait_for_training("pretrain")
         for dvc in dvc_above(pid):
             os.kill(dvc, signal.SIGKILL)
-        wait(lambda: not trainers(self.root), "the orphan to end", 30)
+        wait(lambda: not trainers(self.root), "the orphan to end")
 
     def continued(self) -> list[int]:
         """The steps after which pretraining went on."""
@@ -186,7 +190,7 @@ def repro(root: Path) -> dict[str, str]:
     process = flow.start(*command)
     flow.wait_for_training("pretrain")
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does on Ctrl-C
-    assert process.wait(timeout=60) != 0
+    assert process.wait(timeout=240) != 0
     (stopped,) = re.findall(
         r"pretrain: stopped after step (\d+); `dvc repro` continues from there", flow.text()
     )
@@ -211,7 +215,7 @@ def repro(root: Path) -> dict[str, str]:
     flow.wait_for_training("finetune")
     assert len(flow.continued()) == 2
     os.killpg(process.pid, signal.SIGTERM)
-    process.wait(timeout=60)
+    process.wait(timeout=240)
     wait(lambda: not trainers(root), "the trainer to end")
     assert "finetune: stopped after step" in flow.text()
 
@@ -231,10 +235,10 @@ def experiment(root: Path, *options: str) -> dict[str, str]:
     command = ("dvc", "exp", "run", *options, "-n", "killed", "pretrain")
     process = flow.start(*command)
     flow.kill_trainer()
-    assert process.wait(timeout=60) != 0
+    assert process.wait(timeout=240) != 0
     process = flow.start(*command)
     flow.kill_dvc()
-    process.wait(timeout=60)
+    process.wait(timeout=240)
     flow.run(*command)
     flow.close()
     steps = flow.continued()

@@ -51,7 +51,9 @@ def test_an_experiment_in_the_workspace_waits_for_a_repro_and_removes_nothing(
     pool = ThreadPoolExecutor(1)
     # DVC waits three seconds for its own lock, which a command that starts beside it may hold
     # longer on a busy machine.
-    first = pool.submit(run, repository, "dvc", "--wait-for-lock", "repro", PYTHONPATH=str(ROOT))
+    first = pool.submit(
+        run, repository, "dvc", "--wait-for-lock", "repro", fresh=True, PYTHONPATH=str(ROOT)
+    )
     until = time.monotonic() + 240
     while not (repository / "out" / "3").exists():
         assert time.monotonic() < until
@@ -68,6 +70,7 @@ def test_an_experiment_in_the_workspace_waits_for_a_repro_and_removes_nothing(
         "other",
         "-S",
         "tenths=1",
+        fresh=True,
         PYTHONPATH=str(ROOT),
     )
     assert "Running stage 'slow'" in first.result(timeout=240).stdout  # and it succeeded
@@ -75,7 +78,9 @@ def test_an_experiment_in_the_workspace_waits_for_a_repro_and_removes_nothing(
     assert (
         len(list((repository / "out").iterdir())) == 10
     )  # the experiment's, applied to the workspace
-    again = run(repository, "dvc", "exp", "run", "-n", "other", "-S", "tenths=2", check=False)
+    again = run(
+        repository, "dvc", "exp", "run", "-n", "other", "-S", "tenths=2", check=False, fresh=True
+    )
     assert "Experiment conflicts with existing experiment 'other'" in again.stderr
 
 
@@ -84,21 +89,27 @@ def test_a_second_repro_is_refused_by_dvc_with_the_process_named_and_disturbs_no
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(
-            run, repository, "dvc", "--wait-for-lock", "repro", PYTHONPATH=str(ROOT)
+            run, repository, "dvc", "--wait-for-lock", "repro", fresh=True, PYTHONPATH=str(ROOT)
         )
         until = time.monotonic() + 240
         while not (repository / "out" / "3").exists():
             assert time.monotonic() < until
             time.sleep(0.05)
         second = run(
-            repository, "dvc", "--wait-for-lock", "repro", check=False, PYTHONPATH=str(ROOT)
+            repository,
+            "dvc",
+            "--wait-for-lock",
+            "repro",
+            check=False,
+            fresh=True,
+            PYTHONPATH=str(ROOT),
         )
         assert second.returncode != 0
         assert "is busy, it is being blocked by" in second.stderr  # as docs/RESUME.md says
         assert "(PID " in second.stderr
         assert "Running stage 'slow'" in first.result(timeout=240).stdout
     assert len(list((repository / "out").iterdir())) == 60
-    again = run(repository, "dvc", "repro", PYTHONPATH=str(ROOT))
+    again = run(repository, "dvc", "repro", fresh=True, PYTHONPATH=str(ROOT))
     assert "up to date" in again.stdout
 
 

@@ -9,12 +9,12 @@ import json
 import random
 import shutil
 import subprocess
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests import warm
 from tests.pipeline.victims import PARTIAL, POINTS
 from tests.pipeline.workspace import ROOT, environment
 
@@ -41,7 +41,7 @@ class Victims:
         self.root = root
         env = {**environment(ROOT), "DVC_ROOT": str(root), "LLM_STATE_SECONDS": "0"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.pipeline.victims"],
+            [warm.python(), "-m", "tests.pipeline.victims"],
             cwd=ROOT,
             env=env,
             stdin=subprocess.PIPE,
@@ -52,7 +52,7 @@ class Victims:
     def close(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=120)
 
     def run(
         self,

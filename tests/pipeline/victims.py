@@ -1,6 +1,6 @@
 """A process that runs stages in forked children and harms them: `python -m tests.pipeline.victims`.
 
-It imports the heavy libraries once, so that a kill and its resumption cost a second instead of ten.
+It is itself forked from `tests.warm`, so that a kill and its resumption cost a second instead of ten.
 A job is a line of JSON on standard input, the answer a line on standard output:
 
     job     {"stage", "cwd", "kill", "full"}
@@ -37,19 +37,7 @@ from typing import Any
 POINTS = ("write", "fsync", "replace", "rename", "mkdir", "rmtree", "save_file")
 PARTIAL = ("write", "save_file")  # those that a kill can leave half-done
 ROOM = ("write", "fsync", "mkdir", "save_file")  # those that a full disk refuses
-HEAVY = (  # two thirds of a tiny stage's time, were they imported in each child
-    "alembic.command",
-    "mlflow.store.model_registry.sqlalchemy_store",
-    "mlflow.store.tracking.sqlalchemy_store",
-    "pyarrow.dataset",
-    "safetensors.torch",
-    "sqlalchemy.dialects.sqlite",
-    "tiktoken",
-    "torch._dynamo",
-    "llm.tracking.run",
-    "llm.data.examples",
-    "llm.train.trainer",
-)
+MODULES = ("llm.tracking.run", "llm.data.examples", "llm.train.trainer")  # of each stage
 
 
 def caller() -> str:
@@ -251,7 +239,7 @@ def harm(job: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     import torch
 
-    for name in HEAVY:
+    for name in MODULES:
         importlib.import_module(name)
 
     torch.set_num_threads(1)

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from tests import warm
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = [
     "networkx",
@@ -71,14 +73,21 @@ def merge(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def environment(root: Path) -> dict[str, str]:
-    """What `make` sets: this Python first on the PATH; no variables of an outer DVC or MLflow."""
+def environment(root: Path, fresh: bool = False) -> dict[str, str]:
+    """What `make` sets: this Python first on the PATH; no variables of an outer DVC or MLflow.
+
+    fresh: `python` and `dvc` are processes of their own, not forks of `tests.warm`; outside of
+        pytest they always are.
+    """
     kept = {
         k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_TRACKING", "LLM_"))
     }
+    programs = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    if not fresh and "PYTEST_VERSION" in os.environ:
+        programs.insert(0, str(warm.programs()))
     return {
         **kept,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join(programs),
         "PYTHONPATH": str(root),
         "OMP_NUM_THREADS": "1",
         "GIT_CONFIG_GLOBAL": os.devnull,
@@ -90,13 +99,21 @@ def environment(root: Path) -> dict[str, str]:
 
 
 def run(
-    root: Path, *command: str, check: bool = True, timeout: float = 300, **env: str
+    root: Path,
+    *command: str,
+    check: bool = True,
+    timeout: float = 300,
+    fresh: bool = False,
+    **env: str,
 ) -> subprocess.CompletedProcess:
-    """Run a command in the checkout; with `check`, fail with all that it printed."""
+    """Run a command in the checkout; with `check`, fail with all that it printed.
+
+    fresh: see `environment`.
+    """
     done = subprocess.run(
         command,
         cwd=root,
-        env={**environment(root), **env},
+        env={**environment(root, fresh), **env},
         capture_output=True,
         text=True,
         timeout=timeout,

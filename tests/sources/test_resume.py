@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from llm.errors import UserError
 from llm.runtime import disk
 from llm.sources import download, raw
 from llm.sources.download import write_raw
+from tests import warm
 
 SMALL = (3000, 700, None)  # bytes of a part and of a row group
 CHILD = """
@@ -81,7 +81,7 @@ def content(directory: Path) -> dict[str, bytes]:
 
 
 def killed(source: params.Source, out: Path, nth: int, kind: str = "pretrain") -> None:
-    command = [sys.executable, "-c", CHILD, kind, source.model_dump_json(), str(out), str(nth)]
+    command = [warm.python(), "-c", CHILD, kind, source.model_dump_json(), str(out), str(nth)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
 

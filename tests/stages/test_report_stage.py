@@ -6,11 +6,11 @@ import json
 import os
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 
+from tests import warm
 from tests.report import workspace
 
 
@@ -24,7 +24,7 @@ def test_the_stage_writes_the_report_and_completes_the_run_of_cached_stages(tmp_
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "stages.report"],
+        [warm.python(), "-m", "stages.report"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -70,7 +70,7 @@ def test_an_unknown_param_ends_the_stage_with_one_message(tmp_path: Path) -> Non
     with open(tmp_path / "params.yaml", "a", encoding="utf-8") as file:
         file.write("\nreprot: {samples: 3}\n")
     done = subprocess.run(
-        [sys.executable, "-m", "stages.report"],
+        [warm.python(), "-m", "stages.report"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(workspace.REPOSITORY)},
         capture_output=True,

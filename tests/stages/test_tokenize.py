@@ -28,6 +28,7 @@ from llm.sources import raw
 from llm.text.hashing import is_validation
 from llm.tokenizer.bpe import Tokenizer
 from stages import tokenize
+from tests import warm
 
 ROOT = Path(__file__).parents[2]
 TEXT = "the array returns value of axis shape é中 number 2024 <|endoftext|> index's first\n\n    indented"
@@ -258,7 +259,7 @@ def test_a_killed_stage_leaves_no_worker_and_no_half_output_and_continues(
     child.wait()
     assert len(workers) >= 2
     assert not (here / "killed" / "data" / "tokens").exists()
-    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    assert psutil.wait_procs(workers, timeout=120)[1] == []
     monkeypatch.chdir(here / "killed")
     capfd.readouterr()
     tokenize.main()
@@ -276,14 +277,14 @@ def test_a_second_run_waits_for_the_first_and_gives_the_same_bytes(
     for name in ("one", "two"):
         workspace(here / name, documents(400) * 10)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DVC_ROOT": str(here)}
-    command = [sys.executable, "-m", "stages.tokenize"]
+    command = [warm.python(), "-m", "stages.tokenize"]
     runs = [
         subprocess.Popen(
             command, cwd=here / name, env=environment, stdout=subprocess.PIPE, text=True
         )
         for name in ("one", "two")
     ]
-    printed = [run.communicate(timeout=60)[0] for run in runs]
+    printed = [run.communicate(timeout=300)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
     assert sum("does the same work; waiting for it" in text for text in printed) <= 1
     assert outputs(here / "one") == outputs(here / "two")

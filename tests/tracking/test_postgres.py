@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from llm import params
 from llm.tracking import executions, mlflow_store
 from llm.tracking import run as tracking
+from tests import warm
 from tests.report import workspace
 from tests.servers import MlflowServer, Postgres
 
@@ -57,7 +57,7 @@ def test_three_stages_log_at_once_and_lose_nothing_to_a_database_that_goes_away_
     for name in ("one", "two", "three"):
         environment = {**os.environ, "PYTHONPATH": str(workspace.REPOSITORY), "DVC_EXP_NAME": name}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        command = [sys.executable, "-c", STAGE]
+        command = [warm.python(), "-c", STAGE]
         stages[name] = subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **pipes)
     ids = {name: stage.stdout.readline().strip() for name, stage in stages.items()}
     assert all(run_id not in ("", "None") for run_id in ids.values())

@@ -7,7 +7,7 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,30 @@ from llm.runtime import heartbeat
 from llm.runtime.timing import stage_timing
 from llm.tracking import executions, mlflow_store, ui
 from llm.tracking import run as tracking
+from tests import warm
 from tests.report import workspace
 
 DEAD = "http://127.0.0.1:9"
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables; making them takes a second."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow_store.Store(f"sqlite:///{path}")
+    return path
+
+
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace with a store of its own."""
+def root(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace with a store of its own, which the first use copies from `database`."""
+
+    def copied(store: mlflow_store.Store) -> None:
+        path = Path(store.uri.removeprefix("sqlite:///"))
+        if store.uri.startswith("sqlite:///") and path.parent.is_dir() and not path.exists():
+            shutil.copyfile(database, path)
+
+    monkeypatch.setattr(mlflow_store.Store, "_make_database", copied)
     workspace.minimal(tmp_path)
     monkeypatch.chdir(tmp_path)
     for name in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
@@ -165,7 +181,7 @@ def test_a_process_that_is_killed_outright_leaves_a_run_that_can_be_resumed(
         "    os.kill(os.getpid(), 9)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(workspace.REPOSITORY)}
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, env=environment, check=False)
+    done = subprocess.run([warm.python(), "-c", script], cwd=root, env=environment, check=False)
     assert done.returncode == -9
     with tracking.stage(params.load(), "pretrain") as run:
         run.log_metrics({"loss": 9.0}, step=1)
@@ -192,7 +208,7 @@ def test_a_dead_server_costs_one_warning_and_its_spool_is_replayed(
             run.log_metrics({"loss": float(step)}, step=step)
         assert run.run_id is None
         assert run.state["name"] == "workspace"
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 120  # MLflow alone would try for four minutes
     errors = capsys.readouterr().err
     assert errors.count("warning") == 1
     assert len(list((root / ".state" / "mlflow" / "spool").glob("*.jsonl"))) == 1
@@ -298,7 +314,7 @@ def test_processes_log_densely_to_a_store_that_does_not_exist(
     processes = []
     for name in names:
         environment = {**os.environ, "PYTHONPATH": str(workspace.REPOSITORY), "DVC_EXP_NAME": name}
-        command = [sys.executable, "-c", script]
+        command = [warm.python(), "-c", script]
         processes.append(
             subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
         )
@@ -311,13 +327,22 @@ def test_processes_log_densely_to_a_store_that_does_not_exist(
     assert all(len(curve(run.info.run_id, "pretrain/loss")) == 1000 for run in found)
 
 
-def test_logging_a_point_costs_microseconds(root: Path) -> None:
+def test_logging_does_not_wait_for_the_store(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply, released = mlflow_store.Store.apply, threading.Event()
+    in_time = []
+
+    def held(self: mlflow_store.Store, state: Any, operation: Any) -> None:
+        in_time.append(released.wait(120))
+        apply(self, state, operation)
+
+    monkeypatch.setattr(mlflow_store.Store, "apply", held)
     with tracking.stage(params.load(), "pretrain") as run:
-        assert run.run_id
-        began = time.perf_counter()
+        assert run.run_id  # the store has the first operation now
         for step in range(2000):
             run.log_metrics({"loss": 1.0, "learning_rate": 0.1, "grad_norm": 2.0}, step=step)
-        assert (time.perf_counter() - began) / 2000 < 500e-6
+        released.set()
+    assert all(in_time)
+    assert len(curve(run.run_id, "pretrain/loss")) == 2000
 
 
 def test_a_value_that_mlflow_refuses_does_not_block_the_rest(

@@ -1,15 +1,15 @@
 """Processes that train together: `python -m tests.train.workers RANK`, four of them for a whole
 test file.
 
-Importing torch costs more than the runs do, so each process takes many jobs, a line of JSON on
-standard input, joins the other processes of that job as under torchrun, and answers with a line of
-JSON."""
+Importing torch costs more than the runs do, so each is forked from `tests.warm`, takes many jobs, a
+line of JSON on standard input, and forks for each: that process joins the others of the job as
+under torchrun, and answers with a line of JSON."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
+import importlib
 import json
 import os
 import select
@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
+
+from tests import warm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +51,7 @@ class Workers:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "tests.train.workers", str(rank)],
+                [warm.python(), "-m", "tests.train.workers", str(rank)],
                 cwd=ROOT,
                 env=env,
                 stdin=subprocess.PIPE,
@@ -77,10 +79,6 @@ class Workers:
             ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
             assert ready, f"no answer to {line}"
             answers.append(json.loads(process.stdout.readline()))
-        if "broken" in job:
-            for process in self.processes[:world]:
-                assert process.stdout is not None
-                assert process.stdout.readline() == "begun anew\n"
         return answers
 
     def close(self) -> None:
@@ -314,33 +312,30 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
+def answered(rank: int, job: dict[str, Any]) -> str:
+    """The answer to a job, with what was said meanwhile."""
+    os.dup2(2, 1)
+    with tempfile.TemporaryFile("w+") as said:
+        with contextlib.redirect_stderr(said):
+            answer = work(rank, job)
+        said.seek(0)
+        answer["said"] = said.read()
+    return json.dumps(answer)
+
+
 def main() -> None:
+    for name in ("llm.model.lora", "llm.train.fsdp", "tests.train.test_trainer"):  # of each job
+        importlib.import_module(name)
+
     rank = int(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    if sys.argv[2:] == ["anew"]:
-        import llm.train.trainer  # noqa: F401  (the next job may allow little time)
-
-        print("begun anew", file=answers, flush=True)
     for line in sys.stdin:
-        job = json.loads(line)
-        with tempfile.TemporaryFile("w+") as said:
-            with contextlib.redirect_stderr(said):
-                answer = work(rank, job)
-            said.seek(0)
-            answer["said"] = said.read()
-        gc.collect()  # what the job held: groups, threads
-        print(json.dumps(answer), file=answers, flush=True)
-        if (
-            "broken" in job
-        ):  # a process that fails ends, and its connections with it: the others wait for that
-            os.dup2(answers.fileno(), 1)
-            for descriptor in os.listdir("/proc/self/fd"):
-                with contextlib.suppress(OSError):  # that of the folder itself is closed by now
-                    os.set_inheritable(int(descriptor), int(descriptor) < 3)
-            os.execv(
-                sys.executable, [sys.executable, "-m", "tests.train.workers", str(rank), "anew"]
-            )
+        # A process for each job: nothing of one is left for the next, and one that fails ends, and
+        # its connections with it, as the others expect.
+        if (pid := os.fork()) == 0:
+            print(answered(rank, json.loads(line)), file=answers, flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.corpus.clean import duplicates, plan
@@ -70,9 +70,7 @@ PARAGRAPH = st.sampled_from(["aa aa", "bb  bb", "bb bb", "cc", "dd dd dd", "e"])
 DOCUMENT = st.lists(PARAGRAPH, min_size=1, max_size=4).map("\n\n".join)
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60)
 @given(
     texts=st.lists(DOCUMENT, min_size=1, max_size=12),
     exact=st.booleans(),

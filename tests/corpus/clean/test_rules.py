@@ -150,9 +150,9 @@ def test_personal_data_is_masked_and_what_only_looks_like_it_stays(text: str, ma
 @pytest.mark.parametrize("text", ["a." * 500_000, "a@" * 300_000, "1.2." * 200_000, "1:" * 300_000, "- " * 500_000,
                                   " " * 1_000_000 + "x", "\n" * 1_000_000, "12 " * 100_000])  # fmt: skip
 def test_a_long_run_of_anything_takes_time_in_proportion(text: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()  # which other processes do not lengthen
     clean(text, personal_data={"email": True, "ip": True}, whitespace=True, unicode="nfc")
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_unicode_is_composed_or_mended() -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm import params
@@ -59,9 +59,7 @@ EDIT = st.tuples(
     st.floats(0, 1),
     st.binary(max_size=12),
 )
-quick = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+quick = settings(max_examples=60)
 
 
 def edited(data: bytes, edits: list[tuple[str, float, bytes]]) -> bytes:

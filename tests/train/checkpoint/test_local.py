@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from llm.train.checkpoint import local as state_module
 from llm.train.checkpoint.local import State
+from tests import warm
 
 TENSORS = {"a": torch.arange(12.0).reshape(3, 4), "b": torch.zeros(5)}
 
@@ -157,13 +157,13 @@ def test_a_twin_waits_for_the_lock(tmp_path: Path) -> None:
     for _ in range(2):
         twins.append(
             subprocess.Popen(
-                [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True
+                [warm.python(), "-c", code], env=env, stdout=subprocess.PIPE, text=True
             )
         )
         time.sleep(0.1)
     spans = []
     for twin in twins:
-        out, _ = twin.communicate(timeout=60)
+        out, _ = twin.communicate(timeout=240)
         times = [
             float(line.split()[1]) for line in out.splitlines() if line.startswith(("in", "out"))
         ]
