@@ -50,7 +50,7 @@ def checkout(prepared: Path, root: Path) -> Path:  # noqa: F811
 def variables(root: Path, **more: str) -> dict[str, str]:
     """LLM_PROCESSES says what a stage starts that nobody else has started; torchrun has."""
     return (
-        environment(root)
+        environment(root, fresh=True)
         | {"PYTHONPATH": str(ROOT), "LLM_DEVICE": "cpu", "LLM_PROCESSES": "4"}
         | more
     )
