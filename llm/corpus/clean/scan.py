@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 
-from llm.corpus.chunks import Chunk, find_chunks, read_chunk
 from llm.corpus.clean.overlap import shared_lines, without_lines
 from llm.corpus.clean.rules import Cleaner
 from llm.params import Clean
@@ -27,6 +26,9 @@ from llm.runtime.pool import Workers
 from llm.text.hashing import is_held_out
 from llm.text.minhash import MIN_WORDS, minhashes
 from llm.text.ngrams import Grams, iter_words
+
+if TYPE_CHECKING:
+    from llm.corpus.chunks import Chunk
 
 # 128-bit digest, and the document's index in data/raw
 DOCUMENT = np.dtype([("high", "<u8"), ("low", "<u8"), ("index", "<u8")])
@@ -158,7 +160,7 @@ def scan(
                 _append(files[1], paragraphs_of_one)
             _append(files[2], np.array(scanned.signed, dtype=np.uint64))
             _append(files[3], np.array(scanned.signatures, dtype=np.uint32))
-    total = sum(chunk.rows for chunk in find_chunks(directory))
+    total = sum(chunk.rows for chunk in _row_groups(directory))
     return Scanned(
         documents, paragraphs, signed, signatures, contaminated, np.concatenate(lines), total
     )
@@ -180,12 +182,20 @@ def results(work: Work[T], directory: Path, workers: int) -> Iterator[T]:
         directory: data/raw/pretrain.
         workers: number of processes.
     """
-    chunks = find_chunks(directory, size=1)
+    chunks = _row_groups(directory)
     with Workers(min(workers, len(chunks))) as pool:
         yield from pool.ordered(partial(_of_chunks, work), chunks)
 
 
+def _row_groups(directory: Path) -> list[Chunk]:
+    from llm.corpus.chunks import find_chunks  # here: later stages only look up decisions
+
+    return find_chunks(directory, size=1)
+
+
 def _of_chunks(work: Work[T]) -> Callable[[Chunk], T]:
+    from llm.corpus.chunks import read_chunk
+
     def of_chunk(chunk: Chunk) -> T:
         table = read_chunk(chunk)
         rows = zip(table["text"].to_pylist(), table["group"].to_pylist(), strict=True)
