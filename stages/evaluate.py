@@ -1,6 +1,4 @@
-"""Score base and finetuned model and the baselines on held-out examples and text:
-metrics/evaluate.json.
-"""
+"""Score the models and the baselines on held-out examples and text: metrics/evaluate.json."""
 
 from __future__ import annotations
 
@@ -9,8 +7,7 @@ from pathlib import Path
 from llm import params
 from llm.corpus.clean.plan import written
 from llm.data.shards import TokenStream, check_tokenizer
-from llm.data.val_sample import ValSample
-from llm.data.val_sources import validation_sources
+from llm.data.val_sample import validation_sample
 from llm.evaluate import baselines, language, table, test_sets, text_baselines
 from llm.evaluate.answers import Answers
 from llm.evaluate.contestant import Contestant, answer_tests, read_text
@@ -24,7 +21,7 @@ from llm.tokenizer.bpe import Tokenizer
 from llm.tracking.run import stage as tracked_stage
 
 FINETUNED, MIX, TOKENS = Path("models/finetuned"), Path("data/mix"), Path("data/tokens")
-RAW = Path("data/raw/pretrain")
+RAW, PREDICTIONS = Path("data/raw/pretrain"), Path("metrics/predictions")
 
 
 def main() -> None:
@@ -50,49 +47,40 @@ def main() -> None:
         processes.process_group(),
         processes.on_main(stage_timing("evaluate"), {}) as timing,
         processes.on_main(tracked_stage(p, "evaluate"), None) as tracked,
-        processes.on_main(
-            whole_directory("metrics/predictions", outputs.PREDICTIONS), Path()
-        ) as predictions,
+        processes.on_main(whole_directory(PREDICTIONS, outputs.PREDICTIONS), Path()) as predictions,
     ):
         timing["device"] = hardware.name(device)
-        examples = {
-            test.name: test_sets.train_examples(
-                MIX / "train.parquet", test.name, baselines.TRAIN_EXAMPLES
-            )
-            for test in tests
-        }
+        count, file = baselines.TRAIN_EXAMPLES, MIX / "train.parquet"
+        examples = {test.name: test_sets.train_examples(file, test.name, count) for test in tests}
         every = {
-            test.name: test_sets.train_examples(path, test.name, baselines.TRAIN_EXAMPLES)
+            test.name: test_sets.train_examples(path, test.name, count)
             for test in tests
             if (path := MIX / "all" / f"{test.name}.parquet").exists()
         }
         book = ScoreBook(predictions, e.bootstrap, e.confidence, p.seed)
         is_main, tokenizer = tracked is not None, Tokenizer.load(base)
-        names, ranges, _ = validation_sources(TOKENS, val)
-        text = ValSample(val, tokenizer, e.perplexity_tokens, names, ranges)
+        text = validation_sample(TOKENS, val, tokenizer, e.perplexity_tokens)
         documents = written(p.tokenize.clean, TOKENS).records(RAW, ["text", "source"])
         source_names = language.sources(text, tokenizer, documents if is_main else iter(()))
         source_names = language.largest(source_names, text.document_bytes)
-        for name, (directory, chat) in {
-            "base": (base, tokenizer.is_chat),
-            "finetuned": (FINETUNED, True),
-        }.items():
-            contestant = Contestant(
-                name, load_model(directory, device, torch.float32), directory, chat
-            )
+        models = {"base": (base, tokenizer.is_chat), "finetuned": (FINETUNED, True)}
+        for name, (directory, chat) in models.items():
+            model = load_model(directory, device, torch.float32)
+            contestant = Contestant(name, model, directory, chat)
             answer_tests(p, contestant, tests, examples, book if is_main else None)
             read_text(contestant, text, source_names, book if is_main else None)
             context = contestant.model.config.max_position_embeddings
-            del contestant
+            del contestant, model
         if tracked is None:
             return  # the main process scores and writes
         for test in tests:
-            for name, texts in baselines.answers(
+            guesses = baselines.answers(
                 test.kind, test.rows, examples[test.name], p.seed, every.get(test.name, ())
-            ).items():
+            )
+            for name, texts in guesses.items():
                 book.answers(f"baseline:{name}", test, Answers(texts, {}, [], f"baseline:{name}"))
         text_results = text_baselines.text_baselines_and_contamination(
-            tests, test_sets.train_texts(MIX / "train.parquet"), train, text, tokenizer, context
+            tests, test_sets.train_texts(file), train, text, tokenizer, context
         )
         for name, measures in text_results.measures.items():
             book.add(name, LANGUAGE_MODELING, measures)
@@ -100,18 +88,15 @@ def main() -> None:
             "finetuned - base": book.comparison("base", "finetuned"),
             "finetuned - best baseline": book.against_baselines("finetuned"),
         }
-        tracked.log_metrics(
-            {".".join(key): value for key, value in table.headlines(book.results).items()}
-        )
+        headlines = table.headlines(book.results).items()
+        tracked.log_metrics({".".join(key): value for key, value in headlines})
         write_bytes("metrics/scores.csv", table.scores_csv(book.results).encode())
         write_json("metrics/contamination.json", text_results.contamination_by_text)
         write_json("metrics/comparison.json", comparison)
-        write_json(
-            "metrics/evaluate.json", {**book.results, "contamination": text_results.contamination}
-        )
-    print(
-        table.render(book.results, text_results.contamination, text_results.contamination_by_text)
-    )
+        scores = {**book.results, "contamination": text_results.contamination}
+        write_json("metrics/evaluate.json", scores)
+    shares = text_results.contamination, text_results.contamination_by_text
+    print(table.render(book.results, *shares))
     print("\nevaluate: → metrics/evaluate.json, metrics/predictions")
 
 

@@ -39,9 +39,8 @@ def main() -> None:
         train = draw(splits.TRAIN, mix.examples, held_out=held_out)
         for task in tasks:
             if task.weight > 0:
-                mix_files.check_drawn(
-                    task.name, train[task.name].examples, train[task.name].dropped, mix.max_tokens
-                )
+                drawn = train[task.name]
+                mix_files.check_drawn(task.name, drawn.examples, drawn.dropped, mix.max_tokens)
         # Baselines of tasks with labels learn from all examples, where the model learns from some.
         every = {
             task.name: mixture.draw_all(task, tokenizer, seed, mix.max_tokens, held_out)
@@ -60,46 +59,33 @@ def main() -> None:
                 side[TEXT] = mixture.draw_text(
                     documents, validation, quota, tokenizer, seed, mix.max_tokens
                 )
-        rows = {
-            name: mixture.shuffled(
-                (example for drawn in side.values() for example in drawn.examples), seed
-            )
-            for name, side in (("train", train), ("val", val))
-        }
+        rows = {}
+        for name, side in (("train", train), ("val", val)):
+            examples = (example for drawn in side.values() for example in drawn.examples)
+            rows[name] = mixture.shuffled(examples, seed)
         if not rows["val"]:
             raise UserError(mixture.NO_VALIDATION)
         metrics = {}
         with whole_directory(OUT, outputs.MIX) as out:
             (out / "test").mkdir()
-            for name, examples in rows.items():
-                mix_files.write_examples(out / f"{name}.parquet", examples)
-            for name, examples in every.items():
+            for name, mixed in rows.items():
+                mix_files.write_examples(out / f"{name}.parquet", mixed)
+            for name, mixed in every.items():
                 (out / "all").mkdir(exist_ok=True)
-                mix_files.write_examples(out / "all" / f"{name}.parquet", examples)
+                mix_files.write_examples(out / "all" / f"{name}.parquet", mixed)
             for task in tasks:
-                test = mix_files.write_test(
-                    out / "test" / f"{task.name}.parquet", task, tokenizer, mix.max_tokens
-                )
-                metrics[task.name] = mix_files.task_metrics(
-                    task.kind, train[task.name], val[task.name], task.survey, test
-                )
+                path, name = out / "test" / f"{task.name}.parquet", task.name
+                test = mix_files.write_test(path, task, tokenizer, mix.max_tokens)
+                about = (train[name], val[name], task.survey, test)
+                metrics[name] = mix_files.task_metrics(task.kind, *about)
         if mix.pretrain_fraction:
             metrics[TEXT] = mix_files.task_metrics("pretrain", train[TEXT], val[TEXT])
-        totals = {
-            side: sum(counts[side] for counts in metrics.values())
-            for side in ("train", "val", "test")
-        }
+        sides = ("train", "val", "test")
+        totals = {side: sum(counts[side] for counts in metrics.values()) for side in sides}
         write_json("metrics/mix.json", {"tasks": metrics, **totals})
-    remarks = (f"  {line}" for line in datasets.remarks(tasks))
-    print(
-        "\n".join(
-            [
-                f"mix: {totals['train']:,} training examples → {OUT}",
-                *mix_files.describe(metrics),
-                *remarks,
-            ]
-        )
-    )
+    print(f"mix: {totals['train']:,} training examples → {OUT}")
+    for line in (*mix_files.describe(metrics), *(f"  {line}" for line in datasets.remarks(tasks))):
+        print(line)
 
 
 if __name__ == "__main__":

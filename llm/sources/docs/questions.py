@@ -11,7 +11,7 @@ from llm.sources.docs.dedup import words
 from llm.sources.docs.docstrings import Field
 from llm.sources.docs.prose import first_characters, sentences
 from llm.sources.docs.scan import Corpus, Entry
-from llm.sources.docs.split import Row, across_modules, split_of, stamp
+from llm.sources.docs.split import Row, across_modules, stamp, task_row
 
 CONTEXT_CHARACTERS = 900
 HEAD_CHARACTERS = 250
@@ -58,7 +58,7 @@ QUESTIONS = {
 }
 
 
-def question_answering(found: Corpus, dropped: Counter[str], kept: Row) -> list[Row]:
+def question_answering(corpus: Corpus, dropped: Counter[str], kept: Row) -> list[Row]:
     """Return SQuAD-like records; the answers are exact spans of the context.
 
     An answer must not follow from the name asked about: it is kept only if it differs from the
@@ -69,7 +69,7 @@ def question_answering(found: Corpus, dropped: Counter[str], kept: Row) -> list[
     names: list[tuple[str, str]] = []
     answered: set[str] = set()
     by_name: defaultdict[tuple[str, str], list[Counter[str]]] = defaultdict(list)
-    for entry in sorted(found.entries, key=lambda entry: stamp(entry.id)):
+    for entry in sorted(corpus.entries, key=lambda entry: stamp(entry.id)):
         for context, items in contexts(entry):
             for item in items:
                 if ambiguous(item, entry):
@@ -77,52 +77,37 @@ def question_answering(found: Corpus, dropped: Counter[str], kept: Row) -> list[
                     continue
                 answer = answer_of(item, context)
                 asked = (item.kind, (item.name or entry.name.rsplit(".", 1)[-1]).strip("_"))
-                tokens = words(answer)
+                tokens, earlier = words(answer), by_name[asked]
                 counted = counts(tokens)
                 if not answer:
                     dropped["question_answering: no short answer"] += 1
                 elif " ".join(tokens) in answered:
                     dropped["question_answering: answer repeated"] += 1
-                elif len(by_name[asked]) >= MAX_NAME or any(
+                elif len(earlier) >= MAX_NAME or any(
                     f1(counted, other) > MAX_OVERLAP
-                    for other in [*by_name[asked], counts(name_words(asked[1]))]
+                    for other in [*earlier, counts(name_words(asked[1]))]
                 ):
                     dropped["question_answering: answer follows from the name"] += 1
                 else:
                     answered.add(" ".join(tokens))
-                    by_name[asked].append(counted)
+                    earlier.append(counted)
                     names.append(asked)
-                    place = f"{entry.id}:{item.name or 'return'}"
-                    question = phrase(item, entry, answer, place)
-                    rows.append(
-                        {
-                            "id": stamp(place),
-                            "context": context,
-                            "question": question,
-                            "answers": [answer],
-                            "group": entry.module,
-                            "split": split_of(entry.module),
-                        }
-                    )
+                    position = f"{entry.id}:{item.name or 'return'}"
+                    question = phrase(item, entry, answer, position)
+                    texts = {"context": context, "question": question, "answers": [answer]}
+                    rows.append(task_row(position, entry.module, **texts))
     unique = {row["id"]: (row, name) for row, name in zip(rows, names, strict=True)}
     dropped["question_answering: same field twice"] += len(rows) - len(unique)
-    rows = across_modules(
-        [row for row, _ in unique.values()],
-        lambda row: row["context"],
-        "question_answering",
-        dropped,
-    )
+    rows = [row for row, _ in unique.values()]
+    rows = across_modules(rows, lambda row: row["context"], "question_answering", dropped)
     kept["closed_book_f1"] = round(closed_book_f1(rows, [unique[row["id"]][1] for row in rows]), 4)
     return rows
 
 
 def ambiguous(item: Field, entry: Entry) -> bool:
     """Return whether several fields would answer the question, or the name lists several."""
-    return (
-        "," in item.name
-        or sum(other.kind == item.kind and other.name == item.name for other in entry.doc.fields)
-        > 1
-    )
+    same = [f for f in entry.doc.fields if (f.kind, f.name) == (item.kind, item.name)]
+    return "," in item.name or len(same) > 1
 
 
 def contexts(entry: Entry) -> list[tuple[str, list[Field]]]:
@@ -149,37 +134,27 @@ def answer_of(item: Field, context: str) -> str:
     """Return the description's first sentence or clauses; "" if neither is short enough."""
     low, high = ANSWER_CHARACTERS
     text = (sentences(item.text) or [""])[0]
-    text = re.sub(r"[.,;]?\s*\((?:default|optional)[^()]*\)[. ]*$", "", text, flags=re.I).rstrip(
-        ". "
-    )
+    text = re.sub(r"[.,;]?\s*\((?:default|optional)[^()]*\)[. ]*$", "", text, flags=re.I)
+    text = text.rstrip(". ")
     if len(text) > high:
-        cuts = [
-            match.start()
-            for match in re.finditer(
-                r"[,;:] | \(| which | that is | where | so that | i\.e\.", text
-            )
-        ]
+        ends = re.finditer(r"[,;:] | \(| which | that is | where | so that | i\.e\.", text)
+        cuts = [match.start() for match in ends]
         text = text[: max((cut for cut in cuts if 30 <= cut <= high), default=0)]
-    balanced = (
-        all(text.count(a) == text.count(b) for a, b in ("()", "[]", "{}"))
-        and text.count('"') % 2 == 0
-    )
-    return (
-        text if low <= len(text) and len(text.split()) >= 3 and balanced and text in context else ""
-    )
+    balanced = all(text.count(a) == text.count(b) for a, b in ("()", "[]", "{}"))
+    balanced = balanced and text.count('"') % 2 == 0
+    long_enough = low <= len(text) and len(text.split()) >= 3
+    return text if long_enough and balanced and text in context else ""
 
 
-def phrase(item: Field, entry: Entry, answer: str, place: str) -> str:
+def phrase(item: Field, entry: Entry, answer: str, position: str) -> str:
     """Return one of several phrasings of the question, chosen by a hash of its position."""
     kind = "Results" if item.kind == "Returns" and item.name else item.kind
-    if kind == "Parameters" and re.match(
-        r"(If|Whether|When|Controls?|Determines?|Enables?|Set|Use|Specif)", answer
-    ):
+    switch = r"(If|Whether|When|Controls?|Determines?|Enables?|Set|Use|Specif)"
+    if kind == "Parameters" and re.match(switch, answer):
         kind = "Switches"
     choices = QUESTIONS[kind]
-    return choices[zlib.crc32(place.encode()) % len(choices)].format(
-        name=item.name, owner=owner(entry)
-    )
+    question = choices[zlib.crc32(position.encode()) % len(choices)]
+    return question.format(name=item.name, owner=owner(entry))
 
 
 def owner(entry: Entry) -> str:
