@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,12 @@ import httpx2 as httpx
 import psutil
 import pytest
 
+from llm.errors import UserError
+from llm.server.runtimes import Settings
+from llm.server.serve import serve
 from tests.server.conftest import QUEUE, ROWS, Running, until
 
+SETTINGS = Settings("f32", "cpu", 1, 1, ROWS, QUEUE, 256, 150)
 BODY = {"model": "base", "prompt": "the cat", "max_tokens": 1}
 # An answer that lasts: nothing else that a test needs is left when it ends by itself.
 LONG = {"model": "base", "prompt": "the cat", "max_tokens": 150, "ignore_eos": True}
@@ -139,13 +141,11 @@ def test_it_listens_on_this_machine_alone_and_says_that_its_port_is_taken(server
         if connection.status == psutil.CONN_LISTEN
     ]
     assert [address.ip for address in listening] == ["127.0.0.1"]
-    command = [sys.executable, "-m", "llm", "serve", "--port", str(listening[0].port), "models"]
-    taken = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert taken.returncode == 1
-    assert "cannot be used" in taken.stderr
+    with pytest.raises(UserError, match=r"cannot be used .*; choose another with --port"):
+        serve({}, listening[0].port, SETTINGS)
 
 
-@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])  # the fixture ends with SIGINT
 def test_its_runtimes_end_with_it(
     server: Running, directories: dict[str, Path], tmp_path: Path, how: str
 ) -> None:
