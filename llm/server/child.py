@@ -32,7 +32,7 @@ def llama_cpp(
 
     Args:
         name: of the model, in answers.
-        exact: compute all in float32, as `evaluate` does; else the cache of keys and values is float16.
+        exact: compute all in float32, as `evaluate` does; else attention is in float16.
         accelerator: use the device that the wheel was built for, if it has one.
         rows: answers side by side. connections: HTTP connections.
         length: tokens of prompt and answer. max_tokens: tokens of an answer.
@@ -52,7 +52,10 @@ def llama_cpp(
     if not accelerator:
         params.n_gpu_layers = 0
     if exact:
+        # Both are needed: flash attention rounds to float16 whatever the cache is (log-probabilities are then
+        # off by 0.001; else by 0.000001).
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(params)  # its threads serve as long as it lives
     while server:
         signal.pause()

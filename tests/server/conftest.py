@@ -17,25 +17,20 @@ import psutil
 import pytest
 import torch
 
-from llm.export.gguf_file import SPLITS
 from llm.generation.loaded_models import Shelf
 from llm.model.hf_files import save_model
 from llm.model.lora import LoraLinear, add_lora, save_adapter
 from llm.model.transformer import Transformer
-from llm.tokenizer.bpe import Tokenizer
+from llm.tokenizer.bpe import PATTERN, Tokenizer
 from tests.model.conftest import random_model
 
 ROWS, QUEUE, MAX_TOKENS = 3, 2, 150
-RULES = {name: pattern for pattern, name in SPLITS.items()}
 
 
-def model_directories(path: Path, rule: str = "llama-bpe") -> dict[str, Path]:
-    """`base`, `finetuned` and `skill`, an adapter on base.
-
-    rule: llama.cpp's name for how the tokenizer splits text.
-    """
+def model_directories(path: Path, pattern: str = PATTERN) -> dict[str, Path]:
+    """`base`, `finetuned` and `skill`, an adapter on base; `pattern` splits their texts."""
     trained = Tokenizer.train(["the cat sat on the mat and the dog ran after it " * 3], 300)
-    tokenizer = Tokenizer(trained.ranks, RULES.get(rule, rule))
+    tokenizer = Tokenizer(trained.ranks, pattern)
     for seed, name in enumerate(("base", "finetuned")):
         (path / name).mkdir(parents=True)
         save_model(_plain_speaker(seed, tokenizer), path / name, path / name, tokenizer.eos_id)
