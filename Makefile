@@ -70,7 +70,7 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	@python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev,peers,qlora,export,fast,scale,s3,postgres,tune]'
+	@python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev,peers,qlora,export,serve,fast,scale,s3,postgres,tune]'
 	@touch $@
 
 clean:

@@ -32,7 +32,7 @@ def at_least(least: float, kind: type[int] | type[float] = int) -> Callable[[str
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `shelf` reads."""
+    """Add the options that `directories` reads."""
     parser.add_argument(
         "--base", help="model directory (default: that of finetune.base in params.yaml)"
     )
@@ -44,7 +44,6 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]DIR",
         help="a PEFT directory on the base; repeatable",
     )
-    add_precision(parser)
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
@@ -57,34 +56,42 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def shelf(arguments: argparse.Namespace) -> Shelf:
-    """Return the models that the options name.
+def directories(arguments: argparse.Namespace) -> tuple[dict[str, Path], Path | None]:
+    """Return the directories of the models that the options name, by name, and that of the base.
 
     Raises:
         UserError: there are none, or two have one name.
     """
-    from llm.generation.loaded_models import Shelf, default_directories
-    from llm.parallel import hardware
+    from llm.generation.loaded_models import default_directories
 
-    directories = default_directories()
+    defaults = default_directories()
+    named = getattr(arguments, "directory", [])
+    found = {} if named else dict(defaults)
     for name in ("base", "finetuned"):
         if directory := getattr(arguments, name):
-            directories[name] = Path(directory)
-    for option in arguments.adapter:
+            found[name] = Path(directory)
+    for option in [*named, *arguments.adapter]:
         name, _, path = option.rpartition("=")
         path = Path(path)
         name = name or path.name
-        if name in directories:
-            raise UserError(
-                f"--adapter {option}: there is a model called {name!r} already; say NAME={path}."
-            )
-        directories[name] = path
-    if not directories:
+        if found.get(name, path) != path:
+            raise UserError(f"{option}: there is a model called {name!r} already; say NAME={path}.")
+        found[name] = path
+    if not found:
         raise UserError(
             "there is no models/base and no models/finetuned. Run `make repro`, or name one with --base."
         )
+    return found, found.get("base", defaults.get("base"))
+
+
+def shelf(arguments: argparse.Namespace) -> Shelf:
+    """Return the models that the options name, as `directories` does."""
+    from llm.generation.loaded_models import Shelf
+    from llm.parallel import hardware
+
+    found, _ = directories(arguments)
     device = hardware.device()
-    return Shelf(directories, device, hardware.precision(arguments.precision, device))
+    return Shelf(found, device, hardware.precision(arguments.precision, device))
 
 
 def decoding(arguments: argparse.Namespace) -> Decoding:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llm.cli.arguments import add_models, at_least, decoding, shelf
+from llm.cli.arguments import add_models, add_precision, at_least, decoding, shelf
 from llm.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_models(parser)
+    add_precision(parser)
     parser.add_argument("--model", help="who answers first (default: finetuned, else base)")
     parser.add_argument("--system", default="", help="what stands above the conversation")
     parser.add_argument(

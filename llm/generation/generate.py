@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from typing import cast
 
 from llm.errors import UserError
@@ -112,8 +112,8 @@ def complete(
 
 def stream(
     model: Transformer, request: Request, stop_ids: frozenset[int], decode: Decode
-) -> Iterator[str]:
-    """Yield the text of one answer piece by piece while it is generated; see `complete`.
+) -> Generator[str, None, Completion]:
+    """Yield the text of one answer piece by piece while it is generated, and return it; see `complete`.
 
     Raises:
         UserError: the prompt is longer than the model's context.
@@ -136,6 +136,7 @@ def stream(
         done = next((completion for _, completion in batch.step()), None)
     if piece := text.rest(done):
         yield piece
+    return done
 
 
 def _drain(

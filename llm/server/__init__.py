@@ -1,1 +1,1 @@
-"""`python -m llm serve`: OpenAI's HTTP interface on the continuous batching of `llm.generation`."""
+"""`python -m llm serve`: OpenAI's HTTP interface of llama.cpp, vLLM or `transformers`, for this machine alone."""

@@ -1,6 +1,4 @@
-"""A plain prompt of a Llama-style tokenizer: the ids and the text of `transformers`, by command and
-by server.
-"""
+"""A plain prompt of a Llama-style tokenizer: the ids and the text of `transformers`."""
 
 from __future__ import annotations
 
@@ -13,8 +11,9 @@ import torch
 
 from llm.generation.generate import complete, stream
 from llm.generation.loaded_models import Named, Shelf
+from llm.generation.request import Request
 from llm.model.hf_files import save_model
-from llm.server import schema, work
+from llm.params import Decoding
 from llm.tokenizer.bpe import Tokenizer
 from tests.cli.test_generate import run
 from tests.model.conftest import random_model
@@ -68,37 +67,26 @@ def test_the_command_prints_the_text_of_transformers(
     assert capsys.readouterr().out == theirs[1] + "\n"
 
 
-def asked(named: Named, **fields: Any) -> Any:
-    found = schema.read(
-        schema.Completion, json.dumps({"model": "m", "temperature": 0, "max_tokens": 4} | fields)
-    )
-    (request,) = work.requests(found, named, work.Limits(64, 64, 8))
-    return request
+def request(named: Named, ids: list[int], **decoding: Any) -> Request:
+    return Request(ids, 4, Decoding(**decoding), 0, named.tokenizer.decode_after(ids))
 
 
-def test_the_server_reads_the_ids_of_transformers_and_goes_on_with_its_text(
+def test_the_decoder_reads_the_ids_of_transformers_and_goes_on_with_its_text(
     named: Named, theirs: tuple[list[int], str]
 ) -> None:
-    for prompt in (PROMPT, theirs[0]):
-        request = asked(named, prompt=prompt)
-        assert request.prompt == theirs[0]
-        (answer,) = complete(named.model, [request], named.stop_ids, named.tokenizer.decode)
-        assert answer.text == theirs[1].removeprefix(PROMPT)
-        with torch.inference_mode():
-            pieces = list(stream(named.model, request, named.stop_ids, named.tokenizer.decode))
+    ids = named.tokenizer.plain_ids(PROMPT)
+    assert ids == theirs[0]
+    (answer,) = complete(named.model, [request(named, ids)], named.stop_ids)
+    assert answer.text == theirs[1].removeprefix(PROMPT)
+    pieces = stream(named.model, request(named, ids), named.stop_ids, named.tokenizer.decode)
+    with torch.inference_mode():
         assert "".join(pieces) == answer.text
-    (answer,) = complete(named.model, [asked(named, prompt=PROMPT, stop=" laz")], named.stop_ids)
+    stopped = request(named, ids, stop_strings=(" laz",))
+    (answer,) = complete(named.model, [stopped], named.stop_ids)
     assert (answer.text, answer.reason) == ("", "stop")
 
 
 def test_an_answer_in_a_conversation_begins_without_a_blank(named: Named) -> None:
-    fields = {
-        "model": "m",
-        "temperature": 0,
-        "max_tokens": 2,
-        "messages": [{"role": "user", "content": "Hi"}],
-    }
-    found = schema.read(schema.Chat, json.dumps(fields))
-    requests = work.requests(found, named, work.Limits(64, 64, 8))
-    (answer,) = complete(named.model, requests, named.stop_ids, named.tokenizer.decode)
+    ids = named.tokenizer.conversation_ids([{"role": "user", "content": "Hi"}])
+    (answer,) = complete(named.model, [Request(ids, 2)], named.stop_ids, named.tokenizer.decode)
     assert answer.text == "laz laz"

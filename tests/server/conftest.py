@@ -1,41 +1,41 @@
-"""A real server on two tiny models and an adapter."""
+"""`python -m llm serve` itself, on two tiny models and an adapter."""
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import threading
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx2 as httpx
+import psutil
 import pytest
 import torch
-import uvicorn
 
 from llm.generation.loaded_models import Shelf
 from llm.model.hf_files import save_model
 from llm.model.lora import LoraLinear, add_lora, save_adapter
-from llm.server.app import application
-from llm.server.engine import Engine
-from llm.tokenizer.bpe import Tokenizer
+from llm.model.transformer import Transformer
+from llm.tokenizer.bpe import PATTERN, Tokenizer
 from tests.model.conftest import random_model
 
-ROWS, QUEUE, SLOTS, MAX_TOKENS = 3, 2, 200, 150
+ROWS, QUEUE, MAX_TOKENS = 3, 2, 150
 
 
-def model_directories(path: Path) -> dict[str, Path]:
-    """`base`, `finetuned` and `skill`, an adapter on base."""
-    tokenizer = Tokenizer.train(["the cat sat on the mat and the dog ran after it " * 3], 300)
+def model_directories(path: Path, pattern: str = PATTERN) -> dict[str, Path]:
+    """`base`, `finetuned` and `skill`, an adapter on base; `pattern` splits their texts."""
+    trained = Tokenizer.train(["the cat sat on the mat and the dog ran after it " * 3], 300)
+    tokenizer = Tokenizer(trained.ranks, pattern)
     for seed, name in enumerate(("base", "finetuned")):
         (path / name).mkdir(parents=True)
-        model = random_model(seed, vocab_size=tokenizer.vocab_size, max_position_embeddings=256)
-        save_model(model, path / name, path / name, tokenizer.eos_id)
+        save_model(_plain_speaker(seed, tokenizer), path / name, path / name, tokenizer.eos_id)
         tokenizer.save(path / name)
-    model = random_model(0, vocab_size=tokenizer.vocab_size, max_position_embeddings=256)
+    model = _plain_speaker(0, tokenizer)
     targets = ["q_proj", "down_proj"]
     add_lora(model, 4, 8.0, 0.0, targets, seed=0)
     for module in model.modules():
@@ -51,54 +51,76 @@ def model_directories(path: Path) -> dict[str, Path]:
     return {name: path / name for name in ("base", "finetuned", "skill")}
 
 
+def _plain_speaker(seed: int, tokenizer: Tokenizer) -> Transformer:
+    """A random model that says ASCII and nothing else: runtimes show half a character, or a special token in the
+    middle of an answer, each in its own way.
+    """
+    size = tokenizer.vocab_size
+    model = random_model(
+        seed, vocab_size=size, max_position_embeddings=256, tie_word_embeddings=False
+    )
+    said = [tokenizer.decode([token]) for token in range(size - 4)]
+    odd = [token for token, text in enumerate(said) if not (text.isascii() and text.isprintable())]
+    model.lm_head.weight.data[[*odd, *range(size - 3, size)]] = 0.0
+    return model
+
+
 class Running:
-    """A server in a thread of this process."""
+    """The command in a process of its own, in an empty folder."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.socket = socket.socket()
-        self.socket.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        app = application(engine, MAX_TOKENS, ROWS + QUEUE)
-        self.uvicorn = uvicorn.Server(
-            uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
+    def __init__(self, folder: Path, *options: str | Path) -> None:
+        folder.mkdir()
+        command = [sys.executable, "-m", "llm", "serve", "--port", "0", *map(str, options)]
+        path = os.pathsep.join((os.getcwd(), os.environ.get("PYTHONPATH", "")))
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": path, "LLM_DEVICE": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
-        self.thread = threading.Thread(
-            target=lambda: asyncio.run(self.uvicorn.serve([self.socket]))
-        )
-        self.thread.start()
+        assert self.process.stdout
+        self.said = ""
+        for line in self.process.stdout:
+            self.said += line
+            if "http://" in line:
+                break
+        else:
+            pytest.fail(f"the server ended: {self.said}")
+        self.url = line.split()[1].rstrip("/")
         self.client = httpx.Client(base_url=self.url, timeout=60)
-        until(lambda: self.uvicorn.started)
 
-    def stop(self) -> None:
-        self.uvicorn.should_exit = True
-        self.thread.join()
+    def stop(self, number: int = signal.SIGTERM) -> str:
+        """End the server; return what it said."""
         self.client.close()
+        self.process.send_signal(number)
+        assert self.process.stdout
+        try:
+            self.process.wait(30)
+            return self.said + self.process.stdout.read()
+        finally:
+            self.process.kill()  # where a promise was broken; nothing else would end it
+            self.process.stdout.close()
+
+    @contextmanager
+    def held(self, model: str) -> Iterator[None]:
+        """Hold a model's runtime up, so that its answers stay under way."""
+        (child,) = [
+            process
+            for process in psutil.Process(self.process.pid).children()
+            if f'"name": "{model}"' in process.cmdline()[-1]
+        ]
+        child.suspend()
+        try:
+            yield
+        finally:
+            child.resume()
 
     def load(self, model: str = "base") -> tuple[int, int]:
         """Answers of a model under way and waiting, as the server says them."""
         found = self.client.get("/health").json()["models"][model]
         return found["running"], found["waiting"]
-
-    @contextmanager
-    def stalled(self, model: str = "base") -> Iterator[Callable[[int], None]]:
-        """A model that does no step but those that are allowed by calling with their number."""
-        lane, allowed = self.engine.lanes[model], threading.Semaphore(0)
-        free = threading.Event()
-        step = lane.batch._step
-
-        def wait(*arguments: Any) -> Any:
-            while not (free.is_set() or allowed.acquire(timeout=0.01)):
-                pass
-            return step(*arguments)
-
-        lane.batch._step = wait
-        try:
-            yield lambda count: allowed.release(count)
-        finally:
-            free.set()
-            until(lambda: self.load(model) == (0, 0))
-            lane.batch._step = step
 
 
 def until(holds: Callable[[], bool], seconds: float = 30) -> None:
@@ -120,7 +142,20 @@ def shelf(directories: dict[str, Path]) -> Shelf:
 
 
 @pytest.fixture(scope="session")
-def server(shelf: Shelf) -> Iterator[Running]:
-    running = Running(Engine([shelf.get(name) for name in shelf.directories], ROWS, SLOTS, QUEUE))
+def server(
+    directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """llama.cpp on `base`, `finetuned` and `skill`, with room for `ROWS` + `QUEUE` answers each."""
+    for package in ("xllamacpp", "gguf"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"no {package}: needs the extra `serve`")
+    limits = {"--rows": ROWS, "--queue": QUEUE, "--max-tokens": MAX_TOKENS, "--threads": 1}
+    options = [str(word) for pair in limits.items() for word in pair]
+    running = Running(
+        tmp_path_factory.mktemp("server") / "folder", *directories.values(),
+        "--base", directories["base"], *options,
+    )  # fmt: skip
+    assert "decoder" not in running.said
     yield running
-    running.stop()
+    assert "Traceback" not in running.stop(signal.SIGINT)
+    assert running.process.returncode == 0

@@ -7,12 +7,14 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llm.generation.loaded_models import Shelf
-from tests.server.conftest import Running
+from llm.server import front
+from tests.server.conftest import Running, until
 from tests.server.test_openai_client import offline
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `dev`")
@@ -62,7 +64,8 @@ def test_both_models_answer_and_remember_the_conversation(
             said.append({"role": "assistant", "content": answer.text or ""})
             shown = talk.locator(".assistant").nth(turn)
             assert shown.evaluate("p => p.firstChild.data") == answer.text
-            assert shown.locator("small").inner_text().startswith(f"{len(answer.ids)} tokens, ")
+            count = len(answer.ids) + (answer.reason == "stop")  # the end token is one
+            assert shown.locator("small").inner_text().startswith(f"{count} tokens, ")
             assert (
                 talk.locator(".user").nth(turn).inner_text() == question
             )  # as text: no element <b>
@@ -77,14 +80,15 @@ def test_a_text_is_continued_and_an_answer_can_be_stopped(page: Any, server: Run
     page.get_by_label("tokens, at most").fill("100")
     page.get_by_label("right model").select_option("skill")
     page.get_by_label("prompt", exact=True).fill("the mat")
-    with server.stalled() as allow:
-        allow(3)
+    with server.held("base"):
         page.get_by_role("button", name="Send").click()
-        left = page.get_by_role("region", name="left").locator(".assistant")
-        playwright.expect(left).not_to_have_text("")
+        until(lambda: server.load("base") == (1, 0))
         page.get_by_role("button", name="Stop").click()
+        left = page.get_by_role("region", name="left").locator(".assistant")
         playwright.expect(left.locator("small")).to_contain_text("stopped")
-    assert server.load("base") == (0, 0)
+        until(lambda: server.load("base") == (0, 0))
+    right = page.get_by_role("region", name="right").locator(".assistant")
+    playwright.expect(right).not_to_have_text("")
     assert page.mistakes == []
 
 
@@ -96,3 +100,25 @@ def test_what_the_server_refuses_is_said(page: Any) -> None:
         "max_tokens is 9999; at most 150"
     )
     playwright.expect(page.get_by_role("button", name="Send")).to_be_enabled()
+
+
+def test_a_copy_of_the_page_speaks_to_any_other_endpoint(browser: Any) -> None:
+    page, other = browser.new_page(), "http://other.example"
+    said = 'data: {"choices": [{"delta": {"content": "here"}, "finish_reason": "stop"}]}'
+    answers = {
+        "/v1/models": '{"data": [{"id": "theirs"}]}',
+        "/v1/chat/completions": f": a comment\n\n{said}\n\ndata: [DONE]\n\n",
+    }
+    page.route(
+        f"{other}/**",
+        lambda route: route.fulfill(
+            body=answers[route.request.url.removeprefix(other)],
+            headers={"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Headers": "*"},
+        ),
+    )
+    page.goto(f"{(Path(front.__file__).parent / 'page.html').as_uri()}?endpoint={other}")
+    playwright.expect(page.get_by_label("left model")).to_have_value("theirs")
+    page.get_by_label("prompt", exact=True).fill("who?")
+    page.get_by_role("button", name="Send").click()
+    playwright.expect(page.locator(".assistant").first).to_contain_text("here")
+    page.close()
