@@ -36,6 +36,9 @@ APART = {
     "download": {
         "tasks"
     },  # only the columns of a kind are used; a new prompt is no reason to fetch again
+    # documents are compared, chunk by chunk, in tokenize alone; these look its decisions up
+    "mix": {"corpus/chunks.py"},
+    "evaluate": {"corpus/chunks.py"},
     "report": {"tasks"},
     "scaling": {"evaluate", "report", "text"},  # figures of other pages
     "techniques": {"evaluate", "report", "text"},
