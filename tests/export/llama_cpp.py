@@ -24,6 +24,8 @@ params.model.path = sys.argv[1]
 params.port, params.n_ctx, params.n_parallel = int(sys.argv[2]), int(sys.argv[3]), 1
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
 if sys.argv[4] == "f32":
+    # Flash attention computes in float16 on a CPU, whatever the cache's type.
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
 server = xllamacpp.Server(params)
 print(server.listening_address, flush=True)
@@ -62,9 +64,13 @@ class LlamaCpp:
 
 
 @contextmanager
-def llama_cpp(model: Path, context: int = 512, cache: str = "f32") -> Iterator[LlamaCpp]:
-    """Serve a GGUF file. cache: type of keys and values, f32 or llama.cpp's default, f16."""
-    command = [sys.executable, "-c", START, str(model), str(free_port(0)), str(context), cache]
+def llama_cpp(model: Path, context: int = 512, attention: str = "f32") -> Iterator[LlamaCpp]:
+    """Serve a GGUF file.
+
+    attention: type in which it is computed and its keys and values are kept: f32, or llama.cpp's
+        default, f16.
+    """
+    command = [sys.executable, "-c", START, str(model), str(free_port(0)), str(context), attention]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
