@@ -25,9 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from llm.export import default_directory, export
+    from llm.export import commands, default_directory, export
 
     a = arguments
     model, adapter = Path(a.model), Path(a.adapter) if a.adapter else None
     out = Path(a.out) if a.out else default_directory(a.to, model, a.dtype, adapter)
     print(f"export: {export(a.to, model, out, a.dtype, adapter)}")
+    for command in commands(a.to, out):
+        print(f"  {command}")

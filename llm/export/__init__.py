@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -45,10 +46,11 @@ def export(
     with whole_directory(out.resolve(), replaced) as folder:
         if to == "gguf":
             from llm.export.gguf_file import write_gguf
+            from llm.export.ollama import write_modelfile
 
-            write_gguf(
-                loaded, model, folder / f"{title.removesuffix(f'-{dtype}')}-{dtype}.gguf", dtype
-            )
+            file = folder / f"{title.removesuffix(f'-{dtype}')}-{dtype}.gguf"
+            write_gguf(loaded, model, file, dtype)
+            write_modelfile(file, model, loaded.config.max_position_embeddings)
         elif to == "pt":
             _write_state_dict(loaded, folder / "model.pt")
             shutil.copyfile(model / "config.json", folder / "config.json")
@@ -80,6 +82,16 @@ def default_directory(to: str, model: Path, dtype: str, adapter: Path | None) ->
         *([dtype] if to == "gguf" else []),
     ]
     return Path("exports", "-".join(parts))
+
+
+def commands(to: str, out: Path) -> list[str]:
+    """Return the shell commands that take an export elsewhere."""
+    name = out.resolve().name
+    lines = [f"hf upload YOUR_NAME/{name} {shlex.quote(out.as_posix())}"]
+    if to == "gguf":
+        modelfile = shlex.quote((out / "Modelfile").as_posix())
+        lines.append(f"ollama create {name.lower()} -f {modelfile}")
+    return lines
 
 
 def _limit_length(path: Path, context: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from llm.evaluate.metric_names import MAIN, METRICS
 from llm.model.config import Config
 from llm.runtime.io import read_json, read_yaml, sha256, write_bytes
 from llm.tokenizer.bpe import MARK
@@ -52,6 +53,16 @@ def write_card(
         "pipeline_tag": "text-generation",
         "model_name": name,
     }
+    params = read_yaml("params.yaml") if Path("params.yaml").exists() else {}
+    scored = ours and model.name in ("base", "finetuned") and adapter is None
+    scores = Path("metrics/evaluate.json")
+    evaluated = read_json(scores) if scored and scores.exists() else {}
+    if base := _base_model(model, params, ours):
+        front["base_model"] = base
+    if hub := sorted({id for m in manifests.values() for id in _hub_datasets(m.get("source"))}):
+        front["datasets"] = hub
+    if results := _model_index(evaluated.get(model.name, {}), manifests):
+        front["model-index"] = [{"name": name, "results": results}]
     if licences:
         front |= {"license": "other", "license_name": "see-data", "license_link": LICENCE}
         text = ["The licence of the weights follows from the licences of the data:", ""]
@@ -69,14 +80,12 @@ def write_card(
             "",
             *(f"- {text}" for text in licences),
         ]
-    if ours and Path("params.yaml").exists():
-        params = read_yaml("params.yaml")
+    if ours and params:
         chosen = {key: params[key] for key in SECTIONS if key in params}
         shown = yaml.safe_dump(chosen, sort_keys=False, default_flow_style=None, width=110)
         lines += ["", "## Params", "", "```yaml", *shown.splitlines(), "```"]
-    scores = Path("metrics/evaluate.json")
-    if ours and model.name in ("base", "finetuned") and adapter is None and scores.exists():
-        lines += ["", "## Scores", "", *_scores(read_json(scores), model.name)]
+    if evaluated:
+        lines += ["", "## Scores", "", *_scores(evaluated, model.name)]
     lines += ["", "## Files", "", "| file | bytes | SHA-256 |", "|---|---|---|"]
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != "README.md":
@@ -84,6 +93,60 @@ def write_card(
                 f"| {path.relative_to(folder).as_posix()} | {path.stat().st_size:,} | `{sha256(path)}` |"
             )
     write_bytes(folder / "README.md", ("\n".join(lines) + "\n").encode())
+
+
+def _base_model(model: Path, params: dict[str, Any], ours: bool) -> str | None:
+    """Return the hub's id of the checkpoint that a model is or was trained from, if there is one."""
+    origins = [model.as_posix()]
+    if ours and model.name == "finetuned":
+        origins.append(params.get("finetune", {}).get("base", ""))
+    if ours and (model.name == "base" or origins[-1] == "models/base"):
+        origins.append(params.get("pretrain", {}).get("init", ""))
+    checkpoints = params.get("checkpoints") or {}
+    known = {f"models/checkpoints/{key}": each["id"] for key, each in checkpoints.items()}
+    return next((known[origin] for origin in reversed(origins) if origin in known), None)
+
+
+def _hub_datasets(source: Any) -> list[str]:
+    """Return the ids of the hub's datasets in a manifest's `source`."""
+    if not isinstance(source, dict):
+        return []
+    if source.get("source") == "mixture":
+        return [id for each in source.get("sources", {}).values() for id in _hub_datasets(each)]
+    return [source["id"]] if source.get("source") == "hub" else []
+
+
+def _model_index(
+    scores: dict[str, dict[str, Any]], manifests: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the results of a card's `model-index`; a score's `args` have its interval.
+
+    The form is that of https://github.com/huggingface/hub-docs/blob/main/modelcard.md.
+    """
+    results = []
+    for task, metrics in scores.items():
+        hub = _hub_datasets(manifests.get(task, {}).get("source"))
+        listed = [
+            {
+                "type": metric,
+                "name": METRICS[metric].label,
+                "value": score["value"],
+                "args": {
+                    key: score[key] for key in ("low", "high", "n", "signature") if key in score
+                },
+            }
+            for metric, score in metrics.items()
+            if metric in MAIN
+        ]
+        if listed:
+            results.append(
+                {
+                    "task": {"type": "text-generation", "name": task},
+                    "dataset": {"type": hub[0] if hub else task, "name": task, "split": "test"},
+                    "metrics": listed,
+                }
+            )
+    return results
 
 
 def _about(model: Path, config: Config, adapter: Path | None) -> list[str]:

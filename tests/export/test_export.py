@@ -312,6 +312,92 @@ def test_the_card_names_what_reads_the_form_and_where_the_licence_stands(
     assert Tokenizer.load(Path("exports/hf")).vocab_size == Tokenizer.load(directory).vocab_size
 
 
+def test_the_card_s_metadata_is_read_by_huggingface_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import ModelCard
+
+    monkeypatch.chdir(tmp_path)
+    directory = model_directory(Path("models/finetuned"))
+    hub = {"source": "hub", "id": "rajpurkar/squad", "config": None}
+    sources = {"a": hub, "b": {"source": "files", "paths": ["x.txt"]}}
+    for name, source in (
+        ("pretrain", {"source": "mixture", "sources": sources}),
+        ("question_answering", hub),
+        ("summarization", {"source": "docs"}),
+    ):
+        about = {"source": source, "licence": "CC BY 4.0", "revision": None, "rows": 1, "bytes": 2}
+        write_json(f"data/raw/{name}/manifest.json", about)
+    Path("params.yaml").write_text(
+        "checkpoints: {small: {id: org/small-model, revision: abc}}\n"
+        "pretrain: {init: models/checkpoints/small}\nfinetune: {base: models/base}\n"
+    )
+    score = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 30, "signature": "s"}
+    qa = {"f1": score, "truncated": score}
+    scores = {"question_answering": qa, "summarization": {"rouge1": {**score, "value": 0.25}}}
+    write_json("metrics/evaluate.json", {"finetuned": scores, "contamination": {}})
+    out = export("hf", directory, Path("exports/one"))
+    data = ModelCard.load(out / "README.md").data
+    assert (data.base_model, data.datasets) == ("org/small-model", ["rajpurkar/squad"])
+    assert (data.license, data.license_link) == ("other", "LICENSE.md")
+    f1, rouge = data.eval_results
+    assert (f1.dataset_type, f1.metric_type, f1.metric_value) == ("rajpurkar/squad", "f1", 0.5)
+    assert (f1.metric_name, f1.metric_args) == ("F1", {k: score[k] for k in score if k != "value"})
+    assert (rouge.dataset_type, rouge.metric_value) == ("summarization", 0.25)
+
+    Path("params.yaml").write_text(
+        "checkpoints: {small: {id: org/small-model, revision: abc}}\n"
+        "pretrain: {init: data/tokenizer}\nfinetune: {base: models/checkpoints/small}\n"
+    )
+    assert ModelCard.load(export("hf", directory, out) / "README.md").data.base_model == (
+        "org/small-model"
+    )
+    base = export("hf", model_directory(Path("models/base")), Path("exports/base"))
+    data = ModelCard.load(base / "README.md").data
+    assert (data.base_model, data.eval_results) == (None, None)
+
+
+def test_the_commands_that_take_it_elsewhere_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gguf", reason="needs the extra `export`")
+    from llm.__main__ import main
+
+    model_directory(tmp_path / "models" / "finetuned")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["llm", "export", "--to", "gguf"])
+    main()
+    printed = capsys.readouterr().out
+    assert "splitting rule" not in printed
+    assert printed.splitlines()[-3:] == [
+        "export: exports/finetuned-gguf-f16",
+        "  hf upload YOUR_NAME/finetuned-gguf-f16 exports/finetuned-gguf-f16",
+        "  ollama create finetuned-gguf-f16 -f exports/finetuned-gguf-f16/Modelfile",
+    ]
+    lines = Path("exports/finetuned-gguf-f16/Modelfile").read_text().splitlines()
+    assert lines[0] == "FROM ./finetuned-gguf-f16.gguf"
+    assert Path("exports/finetuned-gguf-f16", lines[0].removeprefix("FROM ")).is_file()
+    (template,) = [line for line in lines if line.startswith("TEMPLATE")]
+    for role, token in (("system", "<|system|>"), ("user", "<|user|>")):
+        assert f'.Role "{role}" }}}}{token}{{{{ .Content }}}}' in template
+    assert template.endswith('{{ .Content }}<|endoftext|>{{ end }}{{ end }}<|assistant|>"""')
+    assert {"PARAMETER stop <|endoftext|>", "PARAMETER num_ctx 64"} <= set(lines)
+
+
+def test_a_splitting_rule_that_llama_cpp_lacks_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gguf = pytest.importorskip("gguf", reason="needs the extra `export`")
+    directory = model_directory(tmp_path / "model")
+    (path,) = export("gguf", directory, tmp_path / "a").glob("*.gguf")
+    assert gguf.GGUFReader(path).fields["tokenizer.ggml.pre"].contents() == "llama-bpe"
+    assert "splitting rule" not in capsys.readouterr().out
+    Tokenizer(Tokenizer.load(directory).ranks, r"\S+|\s+").save(directory)
+    (path,) = export("gguf", directory, tmp_path / "b").glob("*.gguf")
+    assert gguf.GGUFReader(path).fields["tokenizer.ggml.pre"].contents() == "default"
+    assert "no splitting rule like that of" in capsys.readouterr().out
+
+
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("gguf", reason="needs the extra `export`")
     window = model_directory(tmp_path / "window", sliding_window=7)
