@@ -192,7 +192,7 @@ def tokenize(folder: Path, size: int, workers: list[int], tokenizer: str) -> Non
         seconds = second.watch()
         if second.process.returncode:
             sys.exit(f"the stage failed; its log:\n{(folder / f'{count}.log').read_text()[-2000:]}")
-        continued = "continues after" in (folder / f"{count}.log").read_text()
+        continued = "resumes after" in (folder / f"{count}.log").read_text()
         peak, together = max(first.peak, second.peak), max(first.together, second.together)
         found.append(digest(folder))
         for name in ("data/tokens", "data/tokenizer"):

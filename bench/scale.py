@@ -1,8 +1,7 @@
 """What several processes cost beside one with the same work, and what many devices would reach.
 
-    python bench/scale.py measure    # 1, 2 and 4 processes, replicated and sharded, in turns; about
-    five minutes python bench/scale.py paper      # efficiency at 8, 64 and 512 devices, by
-    llm/plan/traffic.py
+    python bench/scale.py measure    # 1, 2 and 4 processes, in turns; about five minutes
+    python bench/scale.py paper      # efficiency at 8, 64 and 512 devices (bench/traffic.py)
 
 Contestants take the same global batches of the same model. One process has as many threads as two
 processes have together, so the cores are the same; four have one thread each, and share the cores
@@ -112,7 +111,7 @@ def contest(name: str, shape: Shape, tokens: Path, steps: int) -> dict[str, Any]
 
 def measure(shape: Shape, rounds: int, steps: int) -> None:
     """Take turns, print the table, and keep the figures in bench/results."""
-    from llm.plan.traffic import minimum_bytes, sharded_bytes
+    from traffic import minimum_bytes, sharded_bytes
 
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
     with tempfile.TemporaryDirectory() as folder:
@@ -155,7 +154,7 @@ def measure(shape: Shape, rounds: int, steps: int) -> None:
 
 def paper() -> None:
     """Print the table of efficiencies."""
-    from llm.plan.traffic import H100, JOBS, efficiency
+    from traffic import H100, JOBS, efficiency
 
     print(
         f"H100: {H100.flops / 1e12:.0f} TFLOP/s at {H100.utilisation:.0%}, {H100.inside / 1e9:.0f} GB/s within ",

@@ -36,6 +36,11 @@ def no_space(path: str | Path | None, error: OSError) -> UserError:
     )
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type's name if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @functools.cache
 def say_once(message: str) -> None:
     """Print a message once, in the main process only."""

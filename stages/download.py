@@ -62,9 +62,8 @@ def print_table(manifests: dict[str, dict[str, Any]]) -> None:
         )
     for name, m in manifests.items():
         for example in m["rejected"]["examples"][:3]:
-            print(
-                f"  set aside in {name}: {example['file']}:{example['line']}: {example['reason']}"
-            )
+            location = f"{example['file']}:{example['line']}"
+            print(f"  set aside in {name}: {location}: {example['reason']}")
 
 
 if __name__ == "__main__":

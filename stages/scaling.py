@@ -34,10 +34,8 @@ def main() -> None:
         for number, rung in enumerate(rungs, 1):
             losses.append(scaling_ladder.run(rung, scaling_ladder.Prefixed(tracked, rung.name)))
             if processes.is_main():
-                print(
-                    f"scaling: run {number} of {len(rungs)}, {rung.name}: loss {losses[-1]:.4f}",
-                    flush=True,
-                )
+                run = f"run {number} of {len(rungs)}, {rung.name}"
+                print(f"scaling: {run}: loss {losses[-1]:.4f}", flush=True)
         if not processes.is_main():
             return  # the main process writes
         result = scaling_ladder.conclude(p, rungs, losses, vocabulary)

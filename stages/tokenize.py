@@ -56,21 +56,12 @@ def main() -> None:
         tokenizer = sample.make_tokenizer(t, groups, plan, work / "tokenizer")
         sample.check_disk(sample.shard_bytes(groups, tokenizer), work, TOKENS)
         ordered = workers.ordered if t.engine == "local" else pool_dask.ordered
+        sizes = t.val_fraction, t.shard_tokens
         shards, counts = encode_corpus(
-            chunks,
-            tokenizer,
-            work,
-            t.val_fraction,
-            t.shard_tokens,
-            plan,
-            ordered,
-            t.encoder,
-            weights,
+            chunks, tokenizer, work, *sizes, plan, ordered, t.encoder, weights
         )
-        meta = (
-            describe(shards, counts, tokenizer, t.val_fraction, p.pretrain.sequence_length + 1)
-            | plan.digests()
-        )
+        least = p.pretrain.sequence_length + 1
+        meta = describe(shards, counts, tokenizer, t.val_fraction, least) | plan.digests()
         with whole_directory(TOKENS, outputs.TOKENS) as out:
             shutil.copytree(work / "tokens", out, copy_function=link, dirs_exist_ok=True)
             if plan.directory:
@@ -81,9 +72,8 @@ def main() -> None:
         metrics = counts.metrics(tokenizer, t.clean)
         write_json("metrics/tokenize.json", metrics)
         timing |= {"workers": count, "encoder": choose(tokenizer, t.encoder).name}
-        timing["tokens_per_second"] = (metrics["train_tokens"] + metrics["val_tokens"]) / (
-            time.perf_counter() - began
-        )
+        tokens = metrics["train_tokens"] + metrics["val_tokens"]
+        timing["tokens_per_second"] = tokens / (time.perf_counter() - began)
     print(
         f"tokenize: {metrics['train_tokens']:,} training and {metrics['val_tokens']:,} validation tokens · "
         f"{metrics['vocab_size']:,} kinds · {metrics['bytes_per_token']:.2f} bytes a token → {TOKENS}"

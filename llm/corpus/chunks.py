@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from llm.errors import UserError
-from llm.runtime.parquet import readable
+from llm.sources import raw
 
 CHUNK_BYTES = 16 << 20  # bytes of text, roughly; a single document may be larger
 COLUMNS = ["id", "text", "source", "group"]
@@ -29,13 +25,6 @@ class Chunk(NamedTuple):
     bytes: int  # uncompressed text, and a few bytes more for each document
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[pq.ParquetFile]:
-    remedy = "Run `dvc repro -f download` to write it again."
-    with readable(path, remedy), pq.ParquetFile(path) as file:
-        yield file
-
-
 def find_chunks(directory: Path, size: int = CHUNK_BYTES) -> list[Chunk]:
     """Return all chunks of a data set, in the order of its documents.
 
@@ -46,26 +35,16 @@ def find_chunks(directory: Path, size: int = CHUNK_BYTES) -> list[Chunk]:
     Raises:
         UserError: no parts, one that is truncated, or one without the columns of documents.
     """
-    paths = sorted(Path(directory).glob("part-*.parquet"))
-    if not paths:
-        raise UserError(
-            f"{directory}: no part-*.parquet here. Run `dvc repro download` to make them."
-        )
     chunks: list[Chunk] = []
     start = 0
-    for path in paths:
-        with _readable(path) as file:
-            names = file.schema_arrow.names
-            if missing := [name for name in COLUMNS if name not in names]:
-                raise UserError(
-                    f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}. "
-                    "Run `dvc repro -f download` to write it again."
-                )
+    for path in raw.parts(directory):
+        with raw.open_part(path, COLUMNS) as file:
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+            text = file.schema_arrow.names.index("text")
             first = rows = bytes_read = 0
             for number, group in enumerate(groups, 1):
                 rows += group.num_rows
-                bytes_read += group.column(names.index("text")).total_uncompressed_size
+                bytes_read += group.column(text).total_uncompressed_size
                 if bytes_read >= size or number == len(groups):
                     chunks.append(Chunk(path, first, number, start, rows, bytes_read))
                     first, start, rows, bytes_read = number, start + rows, 0, 0
@@ -78,7 +57,7 @@ def read_chunk(chunk: Chunk) -> pa.Table:
     Raises:
         UserError: the part is damaged.
     """
-    with _readable(chunk.path) as file:
+    with raw.open_part(chunk.path) as file:
         table = file.read_row_groups(
             list(range(chunk.first, chunk.last)), columns=COLUMNS, use_threads=False
         )

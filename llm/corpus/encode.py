@@ -193,7 +193,7 @@ def encode_corpus(
         work, new_writer, Counts(tokenizer.vocab_size, mixture)
     )
     if done:
-        print(f"tokenize: continues after {done} of {len(chunks)} chunks", flush=True)
+        print(f"tokenize: resumes after {done} of {len(chunks)} chunks", flush=True)
     left = sum(chunk.bytes for chunk in chunks[done:])
     make = partial(ChunkEncoder, tokenizer, val_fraction, encoder, plan, mixture or {})
     ordered = ordered or pool.Workers(1).ordered

@@ -57,28 +57,19 @@ def push(directory: Path, url: str, block: int = BLOCK) -> str:
             f"{directory / missing[0]}: no such file. `dvc checkout` or `dvc repro tokenize` brings it."
         )
     entries, total = [], sum((directory / shard["file"]).stat().st_size for shard in listed)
-    try:
-        fs.invalidate_cache()
-        address.patiently(lambda: fs.makedirs(root, exist_ok=True))
-        with Progress("tokens", total, "B", scale=True) as progress:
-            for shard in listed:
-                entry = described(directory / shard["file"], shard, block)
-                address.patiently(
-                    partial(
-                        _put, fs, directory, posixpath.join(root, shard["file"]), entry["bytes"]
-                    )
-                )
-                entries.append(entry)
-                progress.update(entry["bytes"])
-        index = json.dumps({"block": block, "shards": entries}).encode()
-        address.patiently(lambda: fs.put_file(str(meta), posixpath.join(root, "meta.json")))
-        address.patiently(lambda: fs.pipe_file(posixpath.join(root, INDEX), index))
-    except UserError:
-        raise
-    except Exception as error:  # whatever the remote's package raises
-        raise UserError(
-            f"tokens push: {url} cannot be written ({type(error).__name__}: {error})."
-        ) from None
+    write = partial(address.require, failure="cannot be written", remedy="Fix it, and push again.")
+    fs.invalidate_cache()
+    write(lambda: fs.makedirs(root, exist_ok=True))
+    with Progress("tokens", total, "B", scale=True) as progress:
+        for shard in listed:
+            entry = described(directory / shard["file"], shard, block)
+            path = posixpath.join(root, shard["file"])
+            write(partial(_put, fs, directory, path, entry["bytes"]))
+            entries.append(entry)
+            progress.update(entry["bytes"])
+    index = json.dumps({"block": block, "shards": entries}).encode()
+    write(lambda: fs.put_file(str(meta), posixpath.join(root, "meta.json")))
+    write(lambda: fs.pipe_file(posixpath.join(root, INDEX), index))
     print(
         f"tokens: {len(entries)} shards, {total:,} bytes → {address.url}/{posixpath.basename(root)}"
     )

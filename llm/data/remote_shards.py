@@ -177,15 +177,10 @@ class RemoteTokens:
                     f"LLM_TOKENS_URL={self.address.url}: {path} may not be read ({error})."
                 ) from None
 
-        try:
-            return self.address.patiently(read)
-        except UserError:
-            raise
-        except Exception as error:  # whatever the remote's package raises
-            raise UserError(
-                f"LLM_TOKENS_URL={self.address.url} does not answer ({type(error).__name__}: {error}). Fix the "
-                "connection and start the same command again: it goes on from the last state."
-            ) from None
+        remedy = (
+            "Fix the connection and run the same command again: it resumes from the last state."
+        )
+        return self.address.require(read, "does not answer", remedy)
 
     def _index(self, directory: Path) -> tuple[int, dict[str, Blocks]]:
         """Read the bytes of a block, and the blocks of each shard."""

@@ -27,15 +27,8 @@ from llm.experiments.revisions import Revision
 from llm.runtime.io import write_where_told
 
 PREDICTIONS = "metrics/predictions"
-OTHER_COLUMNS = {
-    "id",
-    "prompt",
-    "prediction",
-    "references",
-    "log_likelihoods",
-    "mean_length",
-    *metric_names.COUNTS,
-}
+TEXTS = {"id", "prompt", "prediction", "references"}
+NOT_SCORES = TEXTS | {"log_likelihoods", "mean_length", *metric_names.COUNTS}
 LEVEL = 0.05
 PLOT = "compare.svg"  # default file of the figure
 
@@ -55,12 +48,8 @@ class Row:
         """`A`, `B`, or empty if no difference is significant."""
         if not self.significant:
             return ""
-        return (
-            "B"
-            if (self.difference.difference < 0)
-            == (self.difference.metric in metric_names.LOWER_IS_BETTER)
-            else "A"
-        )
+        lower_is_better = self.difference.metric in metric_names.LOWER_IS_BETTER
+        return "B" if (self.difference.difference < 0) == lower_is_better else "A"
 
 
 @dataclass(frozen=True)
@@ -86,20 +75,20 @@ def compare(
     """
     sides = [_predictions(revision, model) for revision, model in zip((a, b), models, strict=True)]
     notes = [f"{task}: only one side has it" for task in sorted(set(sides[0]) ^ set(sides[1]))]
-    found: list[tuple[str, Difference]] = []
+    scored: list[tuple[str, Difference]] = []
     for task in sorted(set(sides[0]) & set(sides[1])):
         one, two, note = pair(sides[0][task], sides[1][task])
         notes += [f"{task}: {note}"] if note else []
         if one["id"]:
             pairs = differences(*measures(one, two), resamples, confidence, seed)
-            found += [(task, difference) for difference in sorted(pairs, key=_place)]
-    if not found:
+            scored += [(task, difference) for difference in sorted(pairs, key=_position)]
+    if not scored:
         raise UserError(
             f"{a.name} and {b.name} share no test example: there is nothing to compare. {' '.join(notes)}"
         )
-    significant = holm([difference.p_value for _, difference in found], LEVEL)
+    significant = holm([difference.p_value for _, difference in scored], LEVEL)
     return Comparison(
-        [Row(task, d, flag) for (task, d), flag in zip(found, significant, strict=True)], notes
+        [Row(task, d, flag) for (task, d), flag in zip(scored, significant, strict=True)], notes
     )
 
 
@@ -108,24 +97,18 @@ def _predictions(revision: Revision, model: str) -> dict[str, Columns]:
     import pyarrow.parquet as pq
 
     prefix = f"{PREDICTIONS}/{model.replace(':', '_')}-"
-    found = {
-        path.removeprefix(prefix).removesuffix(".parquet"): pq.read_table(
+    paths = revision.list(PREDICTIONS)
+    own = [path for path in paths if path.startswith(prefix)]
+    if not own:
+        models = sorted({Path(path).stem.rsplit("-", 1)[0] for path in paths})
+        others = f"; it has those of {', '.join(models)}." if models else ": it is not evaluated."
+        raise UserError(f"{revision.name} has no predictions of {model!r} in {PREDICTIONS}{others}")
+    return {
+        Path(path).stem.removeprefix(Path(prefix).name): pq.read_table(
             io.BytesIO(revision.read(path))
         ).to_pydict()
-        for path in revision.list(PREDICTIONS)
-        if path.startswith(prefix)
+        for path in own
     }
-    if not found:
-        there = sorted({Path(path).stem.rsplit("-", 1)[0] for path in revision.list(PREDICTIONS)})
-        raise UserError(
-            f"{revision.name} has no predictions of {model!r} in {PREDICTIONS}"
-            + (
-                f"; it has those of {', '.join(there)}."
-                if there
-                else ": has it been evaluated? `dvc exp show` tells."
-            )
-        )
-    return found
 
 
 def pair(a: Columns, b: Columns) -> tuple[Columns, Columns, str]:
@@ -144,11 +127,9 @@ def pair(a: Columns, b: Columns) -> tuple[Columns, Columns, str]:
         {name: [column[pair[side]] for pair in kept] for name, column in (a, b)[side].items()}
         for side in (0, 1)
     ]
-    most = max(len(a["id"]), len(b["id"]))
-    note = (
-        "" if len(kept) == most else f"{len(kept)} examples are common to both; one side has {most}"
-    )
-    return rows[0], rows[1], note
+    longest = max(len(a["id"]), len(b["id"]))
+    note = f"{len(kept)} examples are common to both; one side has {longest}"
+    return rows[0], rows[1], note if len(kept) < longest else ""
 
 
 def measures(a: Columns, b: Columns) -> tuple[list[Measure], list[Measure]]:
@@ -156,33 +137,30 @@ def measures(a: Columns, b: Columns) -> tuple[list[Measure], list[Measure]]:
     sides: tuple[list[Measure], list[Measure]] = ([], [])
     names = {*a.get("prediction", ()), *b.get("prediction", ())} if "accuracy" in a else set()
     positive = (a.get(POSITIVE, [None])[0], b.get(POSITIVE, [None])[0])
-    for columns, found in zip((a, b), sides, strict=True):
+    for columns, own in zip((a, b), sides, strict=True):
         if "nats" in columns:
             nats, tokens, size = (
                 np.array(columns[name], dtype=np.float64) for name in ("nats", "tokens", "bytes")
             )
-            found += [metrics.loss(nats, tokens, ""), metrics.perplexity(nats, tokens, "")]
-            found.append(metrics.bits_per_byte(nats, size, ""))
+            own += [metrics.loss(nats, tokens, ""), metrics.perplexity(nats, tokens, "")]
+            own.append(metrics.bits_per_byte(nats, size, ""))
             continue
         for name, column in columns.items():
-            if name not in OTHER_COLUMNS and isinstance(column[0], float | int):
-                found.append(metrics.mean(name, "", column))
+            if name not in NOT_SCORES and isinstance(column[0], float | int):
+                own.append(metrics.mean(name, "", column))
         predictions, references = columns["prediction"], columns["references"]
         if "bleu" in columns:  # the column is of sentences, the score of the corpus
-            found[:] = [m for m in found if m.name != "bleu"] + [
-                metrics.bleu(predictions, references)
-            ]
+            own[:] = [m for m in own if m.name != "bleu"]
+            own.append(metrics.bleu(predictions, references))
         if "accuracy" in columns:
             labels = [texts[0] for texts in references]
-            found += metrics.classification(
-                predictions, labels, "", names, positive[0] if positive[0] == positive[1] else None
-            )[1:]
+            same = positive[0] if positive[0] == positive[1] else None
+            own += metrics.classification(predictions, labels, "", names, same)[1:]
     return sides
 
 
-def _place(difference: Difference) -> tuple[int, str]:
-    order = metric_names.rank(difference.metric)
-    return order, difference.metric
+def _position(difference: Difference) -> tuple[int, str]:
+    return metric_names.rank(difference.metric), difference.metric
 
 
 # -- for people
@@ -215,35 +193,34 @@ def show(
         if html:
             _page(first, others, models, Path(html))
             return
-        found = [compare(first, other, models) for other in others]
+        comparisons = [compare(first, other, models) for other in others]
     titles = [(f"{names[0]}, {models[0]}", f"{name}, {models[1]}") for name in names[1:]]
     if as_json:
-        comparisons = [
-            _to_json(names[0], name, models, each)
-            for name, each in zip(names[1:], found, strict=True)
+        values = [
+            _to_json(names[0], b, models, c) for b, c in zip(names[1:], comparisons, strict=True)
         ]
-        print(json.dumps(comparisons[0] if len(comparisons) == 1 else comparisons, indent=2))
+        print(json.dumps(values[0] if len(values) == 1 else values, indent=2))
     else:
-        print("\n\n".join(text(each, pair) for each, pair in zip(found, titles, strict=True)))
+        print("\n\n".join(text(each, pair) for each, pair in zip(comparisons, titles, strict=True)))
     if plot:
         from llm.report.figures.curves import for_file
         from llm.report.figures.differences import draw
 
-        write_where_told(
-            plot, for_file(draw(_drawn(found[0]), f"{names[1]} − {names[0]}")).encode()
-        )
+        svg = draw(_drawn(comparisons[0]), f"{names[1]} − {names[0]}")
+        write_where_told(plot, for_file(svg).encode())
         print(f"plot: {plot}", file=sys.stderr)
 
 
-def _to_json(a: str, b: str, models: tuple[str, str], found: Comparison) -> dict[str, Any]:
+def _to_json(a: str, b: str, models: tuple[str, str], comparison: Comparison) -> dict[str, Any]:
     rows = [
-        {"task": r.task, **asdict(r.difference), "better": r.better or None} for r in found.rows
+        {"task": r.task, **asdict(r.difference), "better": r.better or None}
+        for r in comparison.rows
     ]
-    return {"a": [a, models[0]], "b": [b, models[1]], "rows": rows, "notes": found.notes}
+    return {"a": [a, models[0]], "b": [b, models[1]], "rows": rows, "notes": comparison.notes}
 
 
-def _drawn(found: Comparison) -> list[tuple[str, Difference, str]]:
-    return [(row.task, row.difference, row.better) for row in found.rows]
+def _drawn(comparison: Comparison) -> list[tuple[str, Difference, str]]:
+    return [(row.task, row.difference, row.better) for row in comparison.rows]
 
 
 def _page(first: Revision, others: Sequence[Revision], models: tuple[str, str], path: Path) -> None:
@@ -257,28 +234,25 @@ def _page(first: Revision, others: Sequence[Revision], models: tuple[str, str], 
         try:
             experiment.answers = _predictions(revision, models[bool(number)])
             if number:
-                found = compare(first, revision, models)
-                experiment.differences = _drawn(found)
-                experiment.notes += [f"{revision.name}: {note}" for note in found.notes]
+                comparison = compare(first, revision, models)
+                experiment.differences = _drawn(comparison)
+                experiment.notes += [f"{revision.name}: {note}" for note in comparison.notes]
         except UserError as error:
             experiment.notes.append(str(error))
     comparison_page.write(experiments, path, models)
     print(f"{path}: {path.stat().st_size / 1000:,.0f} kB, one file that needs nothing beside it")
 
 
-def text(found: Comparison, names: tuple[str, str]) -> str:
+def text(comparison: Comparison, names: tuple[str, str]) -> str:
     """Return the comparison as a table."""
     lines = [["", "A", "B", "B − A", "95 % interval", "p", ""]]
     task = ""
-    for row in found.rows:
+    for row in comparison.rows:
         d = row.difference
         if row.task != task:
             task = row.task
-            lines.append(
-                [
-                    f"{task} · {d.n} {'windows' if d.metric in metric_names.LOWER_IS_BETTER else 'examples'}"
-                ]
-            )
+            unit = "windows" if d.metric in metric_names.LOWER_IS_BETTER else "examples"
+            lines.append([f"{task} · {d.n} {unit}"])
         digits = 3 if max(abs(d.a), abs(d.b)) < 10 else 1
         interval = f"[{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
         verdict = f"{row.better} is better" if row.better else "no difference shown"
@@ -291,18 +265,11 @@ def text(found: Comparison, names: tuple[str, str]) -> str:
         else line[0]
         for line in lines
     ]
-    significant = sum(bool(row.better) for row in found.rows)
+    significant, count = sum(bool(row.better) for row in comparison.rows), len(comparison.rows)
     foot = (
-        f"{significant} of {len(found.rows)} differences are significant: approximate randomisation, two-sided, at "
+        f"{significant} of {count} differences are significant: approximate randomisation, two-sided, at "
         f"{100 * LEVEL:.0f} % for all of them together (Holm)."
     )
     head = [f"A: {names[0]}", f"B: {names[1]}", ""]
-    return "\n".join(
-        [
-            *head,
-            *(line.rstrip() for line in table),
-            "",
-            foot,
-            *(f"note: {note}" for note in found.notes),
-        ]
-    )
+    notes = [f"note: {note}" for note in comparison.notes]
+    return "\n".join([*head, *(line.rstrip() for line in table), "", foot, *notes])

@@ -39,9 +39,7 @@ DEPTHS = range(1, 129)  # depths to choose from for a budget
 
 @dataclass(frozen=True)
 class Rung:
-    """One run. FLOPs are those of training, as `llm.model.config` counts them; the loss is known
-    when it has run.
-    """
+    """One run; its FLOPs are those of training, as `llm.model.config` counts them."""
 
     depth: int
     tokens: int
@@ -53,6 +51,11 @@ class Rung:
     @property
     def name(self) -> str:
         return f"depth{self.depth}-{self.tokens}"
+
+    def size(self) -> dict[str, float]:
+        """Return the entries of metrics/scaling.json that describe the run."""
+        keys = ("depth", "parameters", "tokens", "flops")
+        return {key: getattr(self, key) for key in keys}
 
 
 class Prefixed:
@@ -119,57 +122,48 @@ def run(rung: Rung, tracker: Tracker) -> float:
 
 
 def conclude(p: Params, ladder: list[Rung], losses: list[float], vocabulary: int) -> dict[str, Any]:
-    """The law of the ladder with its intervals, its prediction of the held-back run, and the best
-    sizes for budgets.
+    """Return the ladder's law, its prediction of the held-back run, and best sizes for budgets.
 
     Args:
-        losses: of the ladder, in its order, the held-back run's last.
+        losses: loss of each run, in the order of the ladder.
     """
     s = p.scaling
     n, d, l = (
         np.array(x, dtype=float)
         for x in zip(*((r.parameters, r.tokens, y) for r, y in _pairs(ladder, losses)), strict=True)
     )
-    found = scaling_law.fit(n, d, l)
+    law = scaling_law.fit(n, d, l)
     resampled = scaling_law.bootstrap(n, d, l, s.bootstrap, p.seed)
     confidence = p.evaluate.confidence
 
-    def told(value: Any) -> dict[str, float]:
+    def with_interval(value: Any) -> dict[str, float]:
         low, high = scaling_law.interval([value(other) for other in resampled], confidence)
-        return {"value": value(found), "low": low, "high": high}
+        return {"value": value(law), "low": low, "high": high}
 
     last, observed = ladder[-1], losses[-1]
-    optimal = [_optimal(p, found, told, vocabulary, last.flops * factor) for factor in LARGER]
-    predicted = told(lambda law: float(law.loss(last.parameters, last.tokens)))
+    optimal = [
+        _optimal(p, law, with_interval, vocabulary, last.flops * factor) for factor in LARGER
+    ]
+    predicted = with_interval(lambda law: float(law.loss(last.parameters, last.tokens)))
     return {
         "runs": [
-            {
-                "depth": rung.depth,
-                "parameters": rung.parameters,
-                "tokens": rung.tokens,
-                "flops": rung.flops,
-                "loss": loss,
-                "fitted": float(found.loss(rung.parameters, rung.tokens)),
-            }
+            rung.size() | {"loss": loss, "fitted": float(law.loss(rung.parameters, rung.tokens))}
             for rung, loss in _pairs(ladder, losses)
         ],
         "law": {
-            name: told(lambda law, name=name: float(getattr(law, name)))
+            name: with_interval(lambda law, name=name: float(getattr(law, name)))
             for name in scaling_law.NAMES
         }
-        | {"exponent": told(lambda law: law.exponent)},
+        | {"exponent": with_interval(lambda law: law.exponent)},
         "held_back": {
-            "depth": last.depth,
-            "parameters": last.parameters,
-            "tokens": last.tokens,
-            "flops": last.flops,
+            **last.size(),
             "observed": observed,
             "predicted": predicted,
             "error": observed - predicted["value"],
             "within": predicted["low"] <= observed <= predicted["high"],
         },
         "optimal": [best | {"beyond": _beyond(best, n, d)} for best in optimal],
-        "E_determined": told(lambda law: law.E)["high"] > DETERMINED * float(l.min()),
+        "E_determined": with_interval(lambda law: law.E)["high"] > DETERMINED * float(l.min()),
         "resamples": s.bootstrap,
         "confidence": confidence,
     }
@@ -179,30 +173,29 @@ def _pairs(ladder: list[Rung], losses: list[float]) -> list[tuple[Rung, float]]:
     return [(rung, loss) for rung, loss in zip(ladder, losses, strict=True) if not rung.held_back]
 
 
-def _optimal(p: Params, found: Law, told: Any, vocabulary: int, flops: float) -> dict[str, Any]:
-    """The best model of the dial for a budget: size and tokens of the least loss, by the FLOPs that
-    it really takes.
+def _optimal(
+    p: Params, law: Law, with_interval: Any, vocabulary: int, flops: float
+) -> dict[str, Any]:
+    """Return the model of the dial with the least loss for a budget, by the FLOPs that it takes.
 
-    `by_formula` is the same for C = 6 N D and sizes between those of the dial.
+    `by_formula` is the best size by C = 6 N D, which need not be a size of the dial.
     """
     length = p.pretrain.sequence_length
     models = [(depth, *shape_of(p, vocabulary, depth, length)) for depth in DEPTHS]
-    depth, parameters, per_token = min(models, key=lambda m: float(found.loss(m[1], flops / m[2])))
+    depth, parameters, per_token = min(models, key=lambda m: float(law.loss(m[1], flops / m[2])))
     tokens = flops / per_token
     return {
         "flops": flops,
         "depth": depth,
         "parameters": parameters,
         "tokens": round(tokens),
-        "loss": told(lambda law: float(law.loss(parameters, tokens))),
-        "by_formula": told(lambda law: law.optimal(flops)[0]),
+        "loss": with_interval(lambda law: float(law.loss(parameters, tokens))),
+        "by_formula": with_interval(lambda law: law.optimal(flops)[0]),
     }
 
 
 def _beyond(best: dict[str, Any], parameters: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
-    """How many times more parameters and tokens a model takes than the ladder's largest; at least
-    1.
-    """
+    """Return the model's parameters and tokens as multiples of the ladder's largest, at least 1."""
     return {
         "parameters": max(1.0, best["parameters"] / float(parameters.max())),
         "tokens": max(1.0, best["tokens"] / float(tokens.max())),
@@ -242,30 +235,26 @@ def announce(ladder: list[Rung]) -> None:
     )
 
 
-def describe(found: dict[str, Any]) -> list[str]:
+def describe(result: dict[str, Any]) -> list[str]:
     """Return the result in a few lines."""
-    constants, held = found["law"], found["held_back"]
+    constants, held = result["law"], result["held_back"]
 
     def shown(score: dict[str, float], digits: int = 3) -> str:
         return (
             f"{score['value']:.{digits}g} [{score['low']:.{digits}g}, {score['high']:.{digits}g}]"
         )
 
-    best = found["optimal"][0]
-    far = [
-        f"{best['beyond'][key]:.3g} times the ladder's {key}"
-        for key in best["beyond"]
-        if best["beyond"][key] > 1
-    ]
+    best = result["optimal"][0]
+    far = [f"{n:.3g} times the ladder's {key}" for key, n in best["beyond"].items() if n > 1]
     undetermined = "scaling: E, which no model can fall below, is not determined: the ladder's losses lie far above it"
     return [
         f"scaling: L = {shown(constants['E'])} + {constants['A']['value']:.4g} / N^{shown(constants['alpha'])} + "
-        f"{constants['B']['value']:.4g} / D^{shown(constants['beta'])}, from {len(found['runs'])} runs",
+        f"{constants['B']['value']:.4g} / D^{shown(constants['beta'])}, from {len(result['runs'])} runs",
         f"scaling: the held-back run ({held['parameters']:,} parameters, {held['tokens']:,} tokens) was predicted at "
         f"{shown(held['predicted'], 4)}, and came to {held['observed']:.4f} "
         f"({'within' if held['within'] else 'outside'} the interval, {100 * held['error'] / held['observed']:+.1f} %)",
         f"scaling: for {best['flops']:.2g} FLOPs the best is depth {best['depth']}: {best['parameters']:,} parameters, "
         f"{best['tokens']:,} tokens, loss {shown(best['loss'], 4)}"
         + (f"; {', '.join(far)}" if far else ""),
-        *([] if found["E_determined"] else [undetermined]),
+        *([] if result["E_determined"] else [undetermined]),
     ]

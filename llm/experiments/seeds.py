@@ -120,9 +120,8 @@ def collect(names: list[str]) -> list[Run]:
         for name in experiments():
             with Revision(name) as revision:
                 # Params are in git; the scores of others need not be on this machine.
-                if _settings(flatten(revision.yaml(PARAMS))) == runs[
-                    0
-                ].settings and SCORES in revision.list("metrics"):
+                same = _settings(flatten(revision.yaml(PARAMS))) == runs[0].settings
+                if same and SCORES in revision.list("metrics"):
                     runs.append(read(revision))
     # Runs with equal seeds have the same results: keep the first.
     by_seeds = {run.seeds: run for run in reversed(runs)}
@@ -140,12 +139,7 @@ def spreads(runs: list[Run]) -> list[Spread]:
 
     def position(item: tuple[str, str, str]) -> tuple[Any, ...]:
         model, task, metric = item
-        return (
-            MODELS.index(model),
-            task,
-            metric_names.rank(metric),
-            metric,
-        )
+        return MODELS.index(model), task, metric_names.rank(metric), metric
 
     return [_spread(key, runs) for key in sorted(common, key=position)]
 

@@ -23,6 +23,7 @@ from llm.errors import UserError
 from llm.experiments.revisions import Revision
 from llm.experiments.tuning_file import Range, Tuning, current, load
 from llm.report import tuning as report
+from llm.report.format import setting, tuned
 from llm.runtime.state_dirs import state_root
 from llm.tracking import status
 
@@ -47,11 +48,8 @@ def tune(path: Path) -> None:
     _run_again(study)
     _begin_with_the_present(study, tuning)
     failed = 0
-    while (
-        done := len(
-            study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        )
-    ) < tuning.trials:
+    ended = (TrialState.COMPLETE, TrialState.PRUNED)
+    while (done := len(study.get_trials(deepcopy=False, states=ended))) < tuning.trials:
         trial = _ask(study, tuning)
         name = f"{tuning.study}-{trial.number}"
         values = {key: trial.params[key] for key in tuning.space}
@@ -75,15 +73,9 @@ def tune(path: Path) -> None:
             print(f"tune: {name}: {tuning.metric} = {value:.5g}", flush=True)
         _write_page(study, tuning)
     best = study.best_trial
-    given = next(
-        (
-            t
-            for t in study.trials
-            if t.user_attrs.get(report.PRESENT) and t.state.name == "COMPLETE"
-        ),
-        None,
-    )
-    beside = f" (params.yaml: {given.value:.5g})" if given else ""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    present = next((t for t in complete if t.user_attrs.get(report.PRESENT)), None)
+    beside = f" (params.yaml: {present.value:.5g})" if present else ""
     print(
         f"tune: best is {tuning.study}-{best.number}, {best.value:.5g}{beside}: {_shown(best.params)}\n"
         f"tune: `dvc exp apply {tuning.study}-{best.number}` takes it over; {_write_page(study, tuning)} has all "
@@ -165,19 +157,19 @@ def _ask(study: Any, tuning: Tuning) -> Any:
 def _distributions(tuning: Tuning) -> dict[str, Any]:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    found: dict[str, Any] = {}
+    distributions: dict[str, Any] = {}
     for key, values in tuning.space.items():
         if not isinstance(values, Range):
-            found[key] = CategoricalDistribution(values)
+            distributions[key] = CategoricalDistribution(values)
         elif isinstance(values.low, int) and isinstance(values.high, int):
-            found[key] = IntDistribution(
+            distributions[key] = IntDistribution(
                 values.low, values.high, log=values.log, step=int(values.step or 1)
             )
         else:
-            found[key] = FloatDistribution(
+            distributions[key] = FloatDistribution(
                 values.low, values.high, log=values.log, step=values.step
             )
-    return found
+    return distributions
 
 
 def run_trial(
@@ -187,27 +179,19 @@ def run_trial(
     # Without --force, which would run every stage again.
     command = ["dvc", "exp", "run", "--temp", "--name", name]
     for key, value in values.items():
-        command += [
-            "--set-param",
-            f"{key}={'true' if value is True else 'false' if value is False else value}",
-        ]
+        command += ["--set-param", f"{key}={setting(value)}"]
     log = state_root() / "tuning" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     # DVC and its stages must come from this environment, even if no shell activated it.
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    environment = {
-        **os.environ,
-        "PATH": path,
-        "LLM_STUDY": tuning.study,
-        "LLM_TRIAL": str(trial.number),
-    }
+    own = {"PATH": path, "LLM_STUDY": tuning.study, "LLM_TRIAL": str(trial.number)}
     for _ in range(TRIES):
         with open(log, "w", encoding="utf-8") as file:
             process = subprocess.Popen(
                 [*command, *tuning.targets],
                 stdout=file,
                 stderr=file,
-                env=environment,
+                env={**os.environ, **own},
                 start_new_session=True,
             )
         try:
@@ -285,10 +269,7 @@ def _metric(metric: str, experiment: str) -> float:
 
 
 def _shown(values: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in values.items()
-    )
+    return ", ".join(f"{key} {tuned(value)}" for key, value in values.items())
 
 
 def _write_page(study: Any, tuning: Tuning) -> Path:

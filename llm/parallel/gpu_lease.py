@@ -1,14 +1,13 @@
-"""Which GPUs, or which share of the cores, a run takes among those that run on this machine.
+"""Leases of GPUs and cores, by which the runs on one machine share it.
 
 A lease is a locked file, which the kernel unlocks when the process ends, however it ends. All runs
-of one user share them, of several repositories too. A run in the workspace takes every GPU that is
-free, one of the queue or of a temporary directory takes one; `LLM_PROCESSES` asks for another
-number. Where none is free it waits. On a CPU, runs of the queue and of temporary directories share
-the cores; one in the workspace uses them all."""
+of a user share the leases, also those of different repositories. A run in the workspace takes every
+free GPU; a queued run, or one in a temporary directory, takes one. `LLM_PROCESSES` asks for another
+number. A run waits until GPUs are free. On a CPU, queued and temporary runs share the cores; a run
+in the workspace uses all of them."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 import tempfile
@@ -17,40 +16,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING
 
 import psutil
 
 from llm.errors import UserError
 from llm.runtime import env
+from llm.runtime.locks import locked, try_lock
+from llm.runtime.pool import cores
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 POLL = 1.0  # seconds between two looks for a free GPU
 TAKEN = "LLM_LEASED"  # in the environment of a process whose parent has the lease
 
-_held: list[IO[str]] = []  # open for as long as this process lives
+_held: list[BaseFileLock] = []  # until this process ends
 
 
 def folder() -> Path:
-    """Where the leases of this user lie."""
+    """Return the folder of this user's leases."""
     return Path(tempfile.gettempdir()) / f"llm-leases-{os.getuid()}"
 
 
 def take(processes: int | None = None) -> int | None:
-    """Lease what this process and its children compute on, once, and set CUDA_VISIBLE_DEVICES or
-    OMP_NUM_THREADS to it.
+    """Lease devices for this process and its children; set CUDA_VISIBLE_DEVICES or OMP_NUM_THREADS.
 
-    Must come before CUDA is first used. Does nothing where somebody else chose the devices
-    (torchrun, a parent).
+    Call it before CUDA is first used. It does nothing if torchrun or a parent chose the devices.
 
     Args:
-        processes: GPUs that are needed; None: as many as the place says.
+        processes: number of GPUs; None: all free ones in the workspace, one elsewhere.
 
     Returns:
-        The cores that OMP_NUM_THREADS was set to, for the process and its children together; None
-        where it was not.
+        The value of OMP_NUM_THREADS, the cores of the process and its children together; None if
+        it was not set.
 
     Raises:
-        UserError: CUDA_VISIBLE_DEVICES names GPUs, and none of them is here.
+        UserError: CUDA_VISIBLE_DEVICES names GPUs, and none of them is on this machine.
     """
     if TAKEN in os.environ or "WORLD_SIZE" in os.environ:
         return None
@@ -58,18 +60,16 @@ def take(processes: int | None = None) -> int | None:
     device = env.device() or "cuda"
     names = gpus() if device.startswith("cuda") else []
     if device.startswith("cuda:") and device[5:].isdecimal() and int(device[5:]) < len(names):
-        lease_gpus(
-            [names[int(device[5:])]], 1
-        )  # and CUDA's numbering stays, by which it was chosen
+        # CUDA's numbering stays, by which the device was chosen.
+        lease_gpus([names[int(device[5:])]], 1)
     elif names and device == "cuda":
-        wanted = processes or env.processes() or (1 if _elsewhere() else None)
+        wanted = processes or env.processes() or (1 if _shares_machine() else None)
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(lease_gpus(names, wanted))
     else:
         share = lease_cores()
-        # The number of threads decides the order in which a CPU adds up: a run in the workspace,
-        # whose bytes are to be those of the last time, has it from the machine and never from what
-        # else runs.
-        if _elsewhere() and "OMP_NUM_THREADS" not in os.environ:
+        # The number of threads decides the order of a CPU's sums. In the workspace, results must
+        # be reproducible, so there the number does not depend on other runs.
+        if _shares_machine() and "OMP_NUM_THREADS" not in os.environ:
             os.environ["OMP_NUM_THREADS"] = str(share)
             if "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(share)
@@ -78,28 +78,30 @@ def take(processes: int | None = None) -> int | None:
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
+    """Return the GPUs that this process may use, by their names in CUDA_VISIBLE_DEVICES.
 
-    CUDA leaves out a GPU that is gone (an error of the bus, a driver that lost it, a name of
-    another machine), and all that are named after it. Of several that is said; a run that was to
-    use GPUs does not go to the CPU unasked.
+    CUDA leaves out a GPU that it does not find (a bus error, a lost driver, a name from another
+    machine), and all that are named after it. This prints a warning. A run that was meant for GPUs
+    does not use the CPU instead.
 
     Raises:
-        UserError: none of those that are named is here.
+        UserError: CUDA finds none of the named GPUs.
     """
     count = cuda_devices()
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is None or count is None:
+    setting = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if setting is None or count is None:
         return [str(i) for i in range(count or 0)]
     names = list(
-        takewhile(lambda name: name not in ("", "-1"), (name.strip() for name in given.split(",")))
+        takewhile(
+            lambda name: name not in ("", "-1"), (name.strip() for name in setting.split(","))
+        )
     )
     if count < len(names):
-        gone = f"CUDA_VISIBLE_DEVICES={given}: CUDA does not find GPU {names[count]}"
+        gone = f"CUDA_VISIBLE_DEVICES={setting}: CUDA does not find GPU {names[count]}"
         if count == 0:
             raise UserError(
                 f"{gone}. `nvidia-smi -L` lists those that are here; name one of them, unset CUDA_VISIBLE_DEVICES for "
-                "all of them, or set LLM_DEVICE=cpu. A run that has begun goes on from its state."
+                "all of them, or set LLM_DEVICE=cpu. A run that has begun resumes from its state."
             )
         print(
             f"warning: {gone}, and leaves it out with all after it; {count} of {len(names)} are used",
@@ -109,81 +111,76 @@ def gpus() -> list[str]:
 
 
 def cuda_devices() -> int | None:
-    """How many CUDA shows, asked in a way that does not initialise it; None where this PyTorch is
-    one for CPUs.
-    """
+    """Return the number of CUDA devices, without initialising CUDA; None for a CPU build of PyTorch."""
     import torch
 
     return torch.cuda.device_count() if torch.backends.cuda.is_built() else None
 
 
 def lease_gpus(names: list[str], wanted: int | None) -> list[str]:
-    """Lease `wanted` of these, or with None all that are free and at least one; waits until there
-    are enough.
+    """Lease `wanted` of these GPUs, or with None all free ones; wait until there are enough.
 
-    All or none at a time, so that two runs that want several never wait for each other's.
+    It takes all at once or none, so that two runs never wait for each other's GPUs.
     """
-    said = False
+    warned = False
     while True:
-        with _guard():
-            found = [
-                (name, file)
+        with _one_at_a_time():
+            free = {
+                name: lock
                 for name in names
-                if (file := _try(folder() / f"gpu-{_plain(name)}.lock"))
-            ]
-            enough = found[:wanted] if wanted else found
-            for _, file in found[len(enough) :] if len(enough) >= (wanted or 1) else found:
-                file.close()
-            if len(enough) >= (wanted or 1):
-                _held.extend(file for _, file in enough)
-                return [name for name, _ in enough]
+                if (lock := try_lock(folder() / f"gpu-{_plain(name)}.lock"))
+            }
+            chosen = list(free)[:wanted]
+            if len(chosen) < (wanted or 1):
+                chosen = []
+            _held.extend(free.pop(name) for name in chosen)
+            for lock in free.values():
+                lock.release()
+            if chosen:
+                return chosen
         if wanted and wanted > len(names):
-            return names  # there will never be enough: who starts the processes says so
-        if not said:
+            return names  # there will never be enough; starting the processes reports it
+        if not warned:
             print(
                 f"waiting for {wanted or 1} of the GPUs {', '.join(names)}: other runs have them",
                 flush=True,
             )
-            said = True
+            warned = True
         time.sleep(POLL)
 
 
 def lease_cores() -> int:
-    """Count this process among those that compute on the CPU; returns its share of the cores, at
-    least 1.
-    """
-    with _guard():
+    """Lease a share of the cores; return their number, at least 1."""
+    with _one_at_a_time():
         alive = 0
         for path in folder().glob("cpu-*.lock"):
-            file = _try(path)
-            if file is None:
+            lock = try_lock(path)
+            if lock is None:
                 alive += 1
             else:  # its process is gone
                 path.unlink(missing_ok=True)
-                file.close()
-        mine = _try(folder() / f"cpu-{os.getpid()}.lock")
-        _held.extend([mine] if mine else [])
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return max(1, cores // max(alive + 1, queue_workers()))
+                lock.release()
+        own = try_lock(folder() / f"cpu-{os.getpid()}.lock")
+        _held.extend([own] if own else [])
+    return max(1, cores() // max(alive + 1, queue_workers()))
 
 
 def queue_workers() -> int:
-    """Workers that `dvc queue start -j N` has running: they may all compute soon, so the first
-    takes no more cores.
+    """Return the number of running workers of `dvc queue start -j N`.
+
+    They may all compute soon, so the first run must not take their cores.
     """
-    if not _elsewhere():
+    if not _shares_machine():
         return 0
-    found = 0
+    workers = 0
     for process in psutil.process_iter(["cmdline", "cwd"]):
         command = process.info["cmdline"] or []
-        found += "queue-worker" in command and process.info["cwd"] == os.environ["DVC_ROOT"]
-    return found
+        workers += "queue-worker" in command and process.info["cwd"] == os.environ["DVC_ROOT"]
+    return workers
 
 
-def _elsewhere() -> bool:
-    """Whether this is a temporary or queued run, which shares the machine with others of its kind."""
+def _shares_machine() -> bool:
+    """Return whether this is a temporary or queued run, which shares the machine with others."""
     root = env.dvc_root()
     return root is not None and root.resolve() != Path.cwd().resolve()
 
@@ -192,25 +189,14 @@ def _plain(name: str) -> str:
     return "".join(c if c.isalnum() or c == "-" else "_" for c in name)
 
 
-def _try(path: Path) -> IO[str] | None:
-    """The file, locked; None where another process has it."""
-    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (open for as long as the lease)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
-
-
 @contextmanager
-def _guard() -> Iterator[None]:
-    place = folder()
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if place.stat().st_uid != os.getuid():
+def _one_at_a_time() -> Iterator[None]:
+    """Let one process at a time choose among the leases."""
+    directory = folder()
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if directory.stat().st_uid != os.getuid():
         raise UserError(
-            f"{place} belongs to another user; have it removed, or set TMPDIR to a folder of your own."
+            f"{directory} belongs to another user; have it removed, or set TMPDIR to a folder of your own."
         )
-    with open(place / "guard", "a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(directory / "guard"):
         yield

@@ -1,7 +1,7 @@
-"""What the machine decides: device, precision and compilation. None of it is a hyperparameter.
+"""Device, precision and compilation, which follow from the machine; they are no hyperparameters.
 
-Each is a function of the hardware's class and the model, never of the moment (free memory, load),
-so that a run and its resumption choose the same.
+They depend on the kind of hardware and on the model, never on free memory or load, so a resumed run
+makes the same choices.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from llm.runtime import env
 # training FLOPs that repay compiling without a cache on two cores: 0.8 to 2.2e13, docs/LOG.md
 COMPILE_PAYS = 1.5e13
 COMPILE_PAYS_CUDA = 2.5e15  # an estimate
-COMPILE_SECONDS = (
-    16.0  # until the first step without the compiler's cache (docs/LOG.md); 1.5 with it
-)
+# Until the first step without the compiler's cache (docs/LOG.md); 1.5 with it.
+COMPILE_SECONDS = 16.0
 CONTAINER_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -31,11 +30,10 @@ CONTAINER_LIMITS = (
 
 
 def device() -> torch.device:
-    """`LLM_DEVICE` if set, else the first accelerator, else the CPU; of several processes each has
-    a device of its own.
+    """Return `LLM_DEVICE` if set, else this process's CUDA device, else the CPU.
 
     Raises:
-        UserError: the named device is unknown or not here.
+        UserError: the named device is unknown or absent.
     """
     wanted = env.device() or ("cuda" if torch.cuda.is_available() else "cpu")
     if wanted == "cuda" and "LOCAL_RANK" in os.environ:
@@ -52,7 +50,7 @@ def device() -> torch.device:
 
 
 def name(where: torch.device) -> str:
-    """The device's name for people."""
+    """Return the device's name for people."""
     from llm.runtime.timing import device_name
 
     return torch.cuda.get_device_name(where) if where.type == "cuda" else device_name()
@@ -60,7 +58,7 @@ def name(where: torch.device) -> str:
 
 @cache
 def _cpu_has_bf16() -> bool:
-    """Matrix products in bfloat16 in hardware: AVX-512 BF16 or AMX (x86), BF16 (Arm)."""
+    """Return whether the CPU multiplies bfloat16: AVX-512 BF16 or AMX (x86), BF16 (Arm)."""
     info = Path("/proc/cpuinfo")
     if platform.system() != "Linux" or not info.exists():
         return False
@@ -69,7 +67,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def precision(setting: str, where: torch.device) -> torch.dtype:
-    """Type of the activations: `auto` is bfloat16 where the hardware multiplies it."""
+    """Return the type of the activations; `auto` is bfloat16 if the hardware multiplies it."""
     if setting == "auto":
         native = torch.cuda.is_bf16_supported() if where.type == "cuda" else _cpu_has_bf16()
         return torch.bfloat16 if native else torch.float32
@@ -77,23 +75,17 @@ def precision(setting: str, where: torch.device) -> torch.dtype:
 
 
 def compiles(setting: bool | str, where: torch.device, flops: float) -> bool:
-    """Whether to use torch.compile: `auto` where a C++ compiler is at hand and the run is long
-    enough to repay it.
-    """
+    """Return whether to use torch.compile; `auto`: with a C++ compiler, for runs that repay it."""
     if setting != "auto":
         return bool(setting)
     if where.type == "cuda":
         return flops > COMPILE_PAYS_CUDA
-    has_compiler = any(
-        shutil.which(compiler) for compiler in (os.environ.get("CXX") or "g++", "clang++")
-    )
-    return has_compiler and flops > COMPILE_PAYS
+    compilers = (os.environ.get("CXX") or "g++", "clang++")
+    return any(map(shutil.which, compilers)) and flops > COMPILE_PAYS
 
 
 def total_memory(where: torch.device) -> int:
-    """Bytes that a run may use: the card's, or the machine's, or what a container leaves of it.
-    Never what is free.
-    """
+    """Return the bytes that a run may use: of the GPU, the machine or its container; not the free ones."""
     if where.type == "cuda":
         return int(torch.cuda.get_device_properties(where).total_memory)
     import psutil
@@ -106,9 +98,7 @@ def total_memory(where: torch.device) -> int:
 
 
 def matmul_flops_per_second(where: torch.device, dtype: torch.dtype) -> float:
-    """Rate of a large matrix product, measured now (best of five): the ceiling that MFU is stated
-    against.
-    """
+    """Return the rate of a large matrix product (best of five), the reference of MFU."""
     size = 8192 if where.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=where, dtype=dtype) for _ in range(2))
     best = float("inf")

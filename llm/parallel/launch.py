@@ -1,6 +1,4 @@
-"""One command on one device and on eight: a training stage starts its own processes, with
-torchrun's own engine.
-"""
+"""Launch of a training stage on all devices of this machine, by torchrun's own engine."""
 
 from __future__ import annotations
 
@@ -18,19 +16,17 @@ from llm.parallel import gpu_lease
 from llm.runtime import env
 from llm.runtime.parent_watch import end_with
 
-STOPPING = (
-    "300"  # seconds for the last step and its checkpoint after SIGTERM; torchelastic gives 30
-)
+# Seconds for the last step and its checkpoint after SIGTERM; torchelastic's default is 30.
+STOPPING = "300"
 RESTARTS = 3  # after processes that a signal ended, such as the kernel's when memory runs out
 
 
 def process_count() -> int:
-    """`LLM_PROCESSES` if set, else one for each CUDA device, unless `LLM_DEVICE` names the one to
-    use.
+    """Return `LLM_PROCESSES`, else the number of CUDA devices, or 1 if `LLM_DEVICE` is set.
 
     Raises:
-        UserError: `LLM_PROCESSES` is not a positive number, or more than 1 beside a `LLM_DEVICE`
-            that names one.
+        UserError: `LLM_PROCESSES` is not a positive number, or it is above 1 and `LLM_DEVICE` names
+            one device.
     """
     count, device = env.processes(), env.device()
     if count is not None:
@@ -48,11 +44,12 @@ def process_count() -> int:
 
 
 def on_all_devices(main: Callable[[], None], module: str) -> Callable[[], None]:
-    """`main`, or where this machine has several devices and nobody else started the processes, one
-    of it on each.
+    """Return a function that runs `main`, on several devices in a process each.
+
+    It starts no processes if torchrun did.
 
     Args:
-        module: what `python -m` runs to come to `main`.
+        module: the module that runs `main` by `python -m`.
     """
 
     def run() -> None:
@@ -68,10 +65,9 @@ def on_all_devices(main: Callable[[], None], module: str) -> Callable[[], None]:
 
 
 def _launch(module: str, count: int, cores: int) -> None:
-    """Run `python -m module` in `count` processes; start all anew where a signal ended one, from
-    the last state.
+    """Run `python -m module` in `count` processes; restart all if a signal ended one.
 
-    What a process has to say it says itself, so a failure ends here without a further message.
+    They resume from the last state. Each process prints its own error, so this adds no message.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -79,11 +75,10 @@ def _launch(module: str, count: int, cores: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", STOPPING)
-    logging.getLogger("torch.distributed.elastic").setLevel(
-        logging.CRITICAL
-    )  # it tells each failure again, at length
-    # Each process takes its share of the cores, as torchrun gives it one: more threads would wait
-    # for one another.
+    # It would repeat each failure at length.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # Each process takes its share of the cores (torchrun gives it one): more threads would wait for
+    # one another.
     if os.environ.get("OMP_NUM_THREADS") in (None, str(cores)):
         os.environ["OMP_NUM_THREADS"] = str(max(1, cores // count))
     for attempt in range(RESTARTS + 1):
@@ -106,11 +101,8 @@ def _launch(module: str, count: int, cores: int) -> None:
                 sys.exit(128 + int(error.sigval))
             except ChildFailedError as error:
                 # When one ends, the others get SIGTERM: only another signal came from outside.
-                ended = [
-                    f
-                    for f in error.failures.values()
-                    if f.exitcode < 0 and f.exitcode != -signal.SIGTERM
-                ]
+                failures = error.failures.values()
+                ended = [f for f in failures if f.exitcode < 0 and f.exitcode != -signal.SIGTERM]
         if not ended or attempt == RESTARTS:
             sys.exit(1)
         print(

@@ -30,9 +30,8 @@ T = TypeVar("T")
 # `LLM_TIMEOUT_SECONDS`: longest wait for another process within a step, compiling included
 STEP_SECONDS = 600.0
 ANSWER_SECONDS = 5.0  # time for the other processes to report that they wait as well
-PATIENCE = timedelta(
-    days=30
-)  # wait for the main process: for a lock that a twin holds, for outputs
+# The wait for the main process, which may wait for another run's lock or write outputs.
+PATIENCE = timedelta(days=30)
 
 _patient: dist.ProcessGroup | None = None  # waits for PATIENCE, and carries objects; always gloo
 _checkpoints: dist.ProcessGroup | None = None  # for the threads that write checkpoints; always gloo
@@ -40,8 +39,7 @@ _checkpoints: dist.ProcessGroup | None = None  # for the threads that write chec
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that RANK, WORLD_SIZE and LOCAL_RANK describe, for the length of the
-    block.
+    """Join the processes that RANK, WORLD_SIZE and LOCAL_RANK describe while the block runs.
 
     Raises:
         UserError: the variables are incomplete or unusable, the port is taken, or another process
@@ -51,11 +49,8 @@ def process_group() -> Iterator[None]:
     if launched_world_size() == 1:
         yield
         return
-    missing = [
-        name
-        for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-        if name not in os.environ
-    ]
+    needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if name not in os.environ]
     if missing:
         raise UserError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} asks for several processes, but {', '.join(missing)} is not set: "
@@ -79,9 +74,8 @@ def process_group() -> Iterator[None]:
         device_id=device if cuda else None,
     )
     try:
-        _patient, _checkpoints = (
-            dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2)
-        )
+        _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        _checkpoints = dist.new_group(backend="gloo", timeout=PATIENCE)
         yield
         barrier()
     except RuntimeError as error:
@@ -96,13 +90,12 @@ def process_group() -> Iterator[None]:
                 "LLM_TIMEOUT_SECONDS allows for slower ones."
             ) from None
         raise UserError(
-            f"process {rank()} ends, since another one did ({reason}); the message of that one says why."
+            f"process {rank()} ends because another one ended ({reason}); that one's message says why."
         ) from None
     finally:
         _patient = _checkpoints = None
-        if (
-            not cuda or sys.exc_info()[0] is None
-        ):  # NCCL may wait for processes that are gone; the end frees all
+        # After an error NCCL may wait for processes that are gone; the end of this one frees all.
+        if not cuda or sys.exc_info()[0] is None:
             dist.destroy_process_group()
 
 
@@ -118,8 +111,10 @@ def _no_meeting(error: Exception) -> str:
 
 
 def _silent(store: dist.Store, number: int, size: int, wait: bool) -> list[int]:
-    """Say that this process ends; with `wait`, which others do not say it soon, though they must
-    notice as well.
+    """Announce that this process ends; return the processes that do not announce it soon.
+
+    Args:
+        wait: wait for the others, which must notice the error too; without it return [].
     """
     silent: list[int] = []
     try:
@@ -130,9 +125,7 @@ def _silent(store: dist.Store, number: int, size: int, wait: bool) -> list[int]:
             if not silent:
                 break
             time.sleep(0.1)
-    except (
-        dist.DistError
-    ):  # the process with the store has ended, so the others' silence says nothing
+    except dist.DistError:  # the process with the store has ended: silence says nothing
         return []
     return silent
 
@@ -213,9 +206,9 @@ def refuse_disagreement(values: dict[str, Any], what: str) -> None:
     for number, other in enumerate(by_rank):
         for key in sorted(by_rank[0].keys() | other.keys()):
             if by_rank[0].get(key) != other.get(key):
+                first = by_rank[0].get(key)
                 raise UserError(
-                    f"{what}: {key} is {other.get(key)!r} in process {number} and "
-                    f"{by_rank[0].get(key)!r} in process 0; all "
+                    f"{what}: {key} is {other.get(key)!r} in process {number} and {first!r} in process 0; all "
                     "processes must run the same checkout with the same params and data."
                 )
 
@@ -267,14 +260,11 @@ class Loss(nn.Module):
 
 
 def parallel_loss(model: Transformer) -> DistributedDataParallel:
-    """The model's loss, whose backward pass leaves the mean of all processes' gradients in each of
-    them.
-    """
+    """Return the model's loss; its backward pass averages the gradients over all processes."""
     device = next(model.parameters()).device
     return DistributedDataParallel(
         Loss(model),
         device_ids=[device] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        # none changes in training; a base in 4 bits is one of them, and large
-        broadcast_buffers=False,
+        broadcast_buffers=False,  # they never change, and a base in 4 bits is large
     )

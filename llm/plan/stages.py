@@ -152,8 +152,8 @@ def _mixture_tokens(p: Params) -> tuple[int, str]:
         )
         tokens += 3 * sum(task["train"] for task in tasks)  # user, assistant and end-of-text tokens
         return math.ceil(tokens), f"over about {math.ceil(tokens):,} tokens of data/mix"
-    most = math.ceil(p.mix.examples * (1 + p.mix.pretrain_fraction)) * p.mix.max_tokens
-    return most, f"over at most {most:,} tokens; how many is not known before mix"
+    limit = math.ceil(p.mix.examples * (1 + p.mix.pretrain_fraction)) * p.mix.max_tokens
+    return limit, f"over at limit {limit:,} tokens; how many is not known before mix"
 
 
 def _plan(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llm.errors import UserError
+from llm.corpus.sample import spaced
 from llm.model.config import Config
 from llm.params import Params
 from llm.report import predictions, scores, techniques, tuning
@@ -49,7 +49,7 @@ def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]
         "contamination_by_text": metrics.get("contamination", {}),
         "samples": _samples(params.report.samples),
         "predictions": predictions.collect(clip_middle, evaluate),
-        "scaling": _scaling(),
+        "scaling": read_json(SCALING) if SCALING.is_file() else None,
         "studies": tuning.collect(),
         "comparison": metrics.get("comparison", {}),
         "examples": _examples(
@@ -64,19 +64,6 @@ def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]
         "overall": scores.overall(evaluate),
         "confidence": params.evaluate.confidence,
     }
-
-
-def _scaling() -> dict[str, Any] | None:
-    """Return the scaling ladder's results. Raises UserError if an older version wrote them."""
-    if not SCALING.is_file():
-        return None
-    scaling: dict[str, Any] = read_json(SCALING)
-    if "E_determined" not in scaling:
-        raise UserError(
-            f"{SCALING} was written by an earlier version. Run `dvc repro scaling/dvc.yaml` to write it again, "
-            "or delete it for a report without it."
-        )
-    return scaling
 
 
 def _model(metrics: dict[str, Any], params: Params) -> dict[str, Any] | None:
@@ -148,41 +135,21 @@ def _samples(count: int) -> dict[str, list[dict[str, Any]]]:
     The prompts are evenly spaced over the test examples, not selected.
     """
     samples = {}
-    for path in sorted(Path("metrics/predictions").glob("finetuned-*.parquet")):
-        task = path.stem.removeprefix("finetuned-")
-        if task == "language_modeling":  # windows of text, no prompts
+    for task, columns in predictions.by_task():
+        own, base = columns["finetuned"], columns.get("base", {})
+        if "prompt" not in own:  # windows of text
             continue
-        after = _rows(path)
-        base_path = path.with_name(f"base-{task}.parquet")
-        before = (
-            {row["id"]: row.get("prediction") for row in _rows(base_path)}
-            if base_path.is_file()
-            else {}
-        )
-        picked = (
-            [after[i * len(after) // count] for i in range(count)] if len(after) > count else after
-        )
+        before = dict(zip(base.get("id", ()), base.get("prediction", ()), strict=True))
         samples[task] = [
             {
-                "prompt": clip_middle(row["prompt"]),
-                "references": [clip(text, 400) for text in _list(row["references"])[:3]],
-                "base": clip(str(before[row["id"]]), 600)
-                if before.get(row["id"]) is not None
-                else None,
-                "finetuned": clip(str(row["prediction"]), 600),
+                "prompt": clip_middle(own["prompt"][i]),
+                "references": [clip(str(text), 400) for text in own["references"][i][:3]],
+                "base": clip(str(before[id]), 600) if before.get(id) is not None else None,
+                "finetuned": clip(str(own["prediction"][i]), 600),
             }
-            for row in picked
+            for i, id in spaced(list(enumerate(own["id"])), count)
         ]
     return samples
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """Read id, prompt, prediction and references of a predictions file."""
-    return list(_stream(path, ["id", "prompt", "prediction", "references"]))
-
-
-def _list(value: Any) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
 def _examples(count: int, tasks: list[str]) -> dict[str, list[dict[str, str]]]:
@@ -195,10 +162,8 @@ def _examples(count: int, tasks: list[str]) -> dict[str, list[dict[str, str]]]:
         examples = examples_of.setdefault(row["task"], [])
         if len(examples) < count:
             examples.append({"prompt": clip(row["prompt"]), "response": clip(row["response"])})
-        if (
-            all(len(done) >= count for done in examples_of.values())
-            and "language_modeling" in examples_of
-        ):
+        full = all(len(examples) >= count for examples in examples_of.values())
+        if full and "language_modeling" in examples_of:
             break
     return {task: examples for task, examples in examples_of.items() if examples}
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.data.shards import TokenStream
-from llm.data.val_sample import ValSample
-from llm.data.val_sources import validation_sources
+from llm.data.val_sample import validation_sample
 from llm.evaluate.compression import documents
 from llm.runtime.io import read_json
 from llm.tokenizer import gpt2
@@ -23,17 +22,14 @@ def corpus(metrics: dict[str, Any]) -> dict[str, Any] | None:
     if "train_tokens" not in metrics:
         return None
     totals = {
-        kind: metrics[f"train_{kind}"] + metrics.get(f"val_{kind}", 0)
-        for kind in ("documents", "tokens")
+        kind: metrics.get(f"train_{kind}", 0) + metrics.get(f"val_{kind}", 0)
+        for kind in ("documents", "tokens", "bytes")
     }
-    totals["bytes"] = metrics.get("train_bytes", 0) + metrics.get("val_bytes", 0)
     return {
         **totals,
         "bytes_per_token": metrics["bytes_per_token"],
         "unused_tokens": metrics.get("unused_tokens"),
-        "lengths": [
-            (int(size), count) for size, count in metrics.get("document_tokens", {}).items()
-        ],
+        "lengths": [(int(size), n) for size, n in metrics.get("document_tokens", {}).items()],
         "sources": [
             {
                 **row,
@@ -73,10 +69,8 @@ def compare_tokenizers() -> dict[str, Any] | None:
     gpt2_tokenizer = Tokenizer.gpt2() if gpt2.are_here() else None
     size = ours = theirs = count = 0
     val = TokenStream(TOKENS, "val")
-    names, ranges, _ = validation_sources(TOKENS, val)
-    for text, tokens in documents(
-        ValSample(val, tokenizer, COMPARED_TOKENS, names, ranges), tokenizer
-    ):
+    sample = validation_sample(TOKENS, val, tokenizer, COMPARED_TOKENS)
+    for text, tokens in documents(sample, tokenizer):
         count, ours, size = count + 1, ours + tokens - 1, size + len(text.encode())
         theirs += len(gpt2_tokenizer.encode(text)) if gpt2_tokenizer else 0
     return {

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +33,17 @@ def collect(clip: Callable[[str], str], evaluate: dict[str, Any]) -> dict[str, d
         clip: shortens a prompt.
         evaluate: content of metrics/evaluate.json.
     """
-    found = {}
-    for path in sorted(PREDICTIONS.glob("finetuned-*.parquet")):
-        task = path.stem.removeprefix("finetuned-")
-        own = read(path)
+    sections = {}
+    for task, columns in by_task():
+        own = columns["finetuned"]
         metric = metric_names.headline(own)
         if metric is None or not own["id"]:
             continue
-        columns = {"finetuned": own}
-        base = path.with_name(f"base-{task}.parquet")
-        if base.is_file():
-            columns["base"] = read(base)
         lengths = np.array([len(prompt.split()) for prompt in own["prompt"]])
         edges = np.unique(np.quantile(lengths, np.linspace(0, 1, BINS + 1)).round().astype(int))
         ranked = ranking(own, metric)
         chosen = sorted(range(len(ranked)), key=lambda i: key("shown", own["id"][i]))[:SHOWN]
-        found[task] = {
+        sections[task] = {
             "metric": metric,
             "scores": {
                 model: [float(x) for x in table[metric]] for model, table in columns.items()
@@ -64,7 +59,15 @@ def collect(clip: Callable[[str], str], evaluate: dict[str, Any]) -> dict[str, d
             "random": [example(own, i, metric, clip) for i in chosen],
             "variants": variants(evaluate, task, metric, own),
         }
-    return found
+    return sections
+
+
+def by_task() -> Iterator[tuple[str, dict[str, Columns]]]:
+    """Yield each task, and the predictions of `finetuned` and of `base` if there are some."""
+    for path in sorted(PREDICTIONS.glob("finetuned-*.parquet")):
+        task = path.stem.removeprefix("finetuned-")
+        base = path.with_name(f"base-{task}.parquet")
+        yield task, {"finetuned": read(path)} | ({"base": read(base)} if base.is_file() else {})
 
 
 def tests(model: str) -> tuple[str, int]:
@@ -111,10 +114,8 @@ def ranking(columns: Columns, metric: str) -> list[int]:
 
 def example(columns: Columns, i: int, metric: str, clip: Callable[[str], str]) -> dict[str, Any]:
     """Return one prediction and its reference, in pieces (text, whether both have it)."""
-    prediction, references = (
-        str(columns["prediction"][i]),
-        [str(text) for text in columns["references"][i] or [""]],
-    )
+    prediction = str(columns["prediction"][i])
+    references = [str(text) for text in columns["references"][i] or [""]]
     # Show the reference that has most in common with the prediction.
     marked = max(
         (overlap(prediction, text) for text in references), key=lambda pair: shared(pair[0])
@@ -175,7 +176,7 @@ def by_length(lengths: np.ndarray, values: np.ndarray, edges: np.ndarray) -> lis
         values: score of each example, (examples,).
         edges: bin borders in words, (bins + 1,).
     """
-    found = []
+    bins = []
     for j in range(max(1, len(edges) - 1)):
         low, high = edges[j], edges[min(j + 1, len(edges) - 1)]
         last = j + 2 >= len(edges)
@@ -186,7 +187,7 @@ def by_length(lengths: np.ndarray, values: np.ndarray, edges: np.ndarray) -> lis
                 if len(scores_in_bin) > 1
                 else 0.0
             )
-            found.append(
+            bins.append(
                 {
                     "low": int(low),
                     "high": int(high),
@@ -195,7 +196,7 @@ def by_length(lengths: np.ndarray, values: np.ndarray, edges: np.ndarray) -> lis
                     "error": error,
                 }
             )
-    return found
+    return bins
 
 
 def by_label(columns: dict[str, Columns], metric: str) -> dict[str, dict[str, float]]:
@@ -203,15 +204,15 @@ def by_label(columns: dict[str, Columns], metric: str) -> dict[str, dict[str, fl
     own = columns["finetuned"]
     labels = [texts[0] if texts else "" for texts in own["references"]]
     common = sorted(set(labels), key=lambda label: (-labels.count(label), label))[:LABELS]
-    found: dict[str, dict[str, float]] = {label: {} for label in common}
+    accuracies: dict[str, dict[str, float]] = {label: {} for label in common}
     for model, table in columns.items():
         if table["id"] == own["id"]:
             for label in common:
                 right = [
                     float(x) for x, true in zip(table[metric], labels, strict=True) if true == label
                 ]
-                found[label][model] = sum(right) / len(right)
-    return found
+                accuracies[label][model] = sum(right) / len(right)
+    return accuracies
 
 
 def variants(
@@ -221,7 +222,7 @@ def variants(
 
     Each is {name, how, n, value, low, high, usual}.
     """
-    found = []
+    rows = []
     for model in evaluate:
         score = (
             scores.score(evaluate, model, task, metric) if model.startswith("variant:") else None
@@ -229,7 +230,7 @@ def variants(
         if score:
             same = [float(x) for x in own[metric][: score["n"]]]
             how = re.search(r"\|((?:greedy|beam search|sampled)[^|]*)", str(score["signature"]))
-            found.append(
+            rows.append(
                 {
                     "name": model.removeprefix("variant:"),
                     "how": how[1] if how else "",
@@ -240,4 +241,4 @@ def variants(
                     "usual": sum(same) / len(same),
                 }
             )
-    return found
+    return rows

@@ -28,10 +28,10 @@ def summary(metrics: dict[str, Any]) -> dict[str, float]:
         metrics: stage → content of metrics/<stage>.json.
     """
     evaluate = metrics.get("evaluate", {})
-    found: dict[str, float | None] = {"score": scores.overall(evaluate)}
+    values: dict[str, float | None] = {"score": scores.overall(evaluate)}
     for (model, task, metric), value in headlines(evaluate).items():
-        found["_".join(([] if model == "finetuned" else [model]) + [task, metric])] = value
-    found["contamination"] = max(evaluate.get("contamination", {}).values(), default=None)
+        values["_".join(([] if model == "finetuned" else [model]) + [task, metric])] = value
+    values["contamination"] = max(evaluate.get("contamination", {}).values(), default=None)
     for name, (stage, key) in SOURCES.items():
-        found[name] = metrics.get(stage, {}).get(key)
-    return {name: value for name, value in found.items() if value is not None}
+        values[name] = metrics.get(stage, {}).get(key)
+    return {name: value for name, value in values.items() if value is not None}

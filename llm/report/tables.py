@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llm.report.predictions import PREDICTIONS, Columns, read
+from llm.report.predictions import Columns, by_task
 from llm.runtime.io import write_bytes
 
 ROWS = 1000  # MLflow's page loads the whole table
@@ -23,12 +23,7 @@ def write_tables(directory: Path) -> list[Path]:
         The files.
     """
     written = []
-    for own in sorted(PREDICTIONS.glob("finetuned-*.parquet")):
-        task = own.stem.removeprefix("finetuned-")
-        sides = {"finetuned": read(own)}
-        base = own.with_name(f"base-{task}.parquet")
-        if base.is_file():
-            sides["base"] = read(base)
+    for task, sides in by_task():
         if "prompt" in sides["finetuned"]:  # held-out text has windows, no prompts
             path = directory / "tables" / f"{task}.json"
             write_bytes(path, (json.dumps(table(sides), ensure_ascii=False) + "\n").encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from llm.report.figures.curves import BLUE, GREEN, INK, MUTED, ORANGE, drawing, to_svg
 from llm.runtime.io import read_json
 
 PATH = Path("metrics/timing/techniques.json")
@@ -23,19 +24,19 @@ def collect() -> dict[str, Any] | None:
     """Return the results of the stage `techniques`, each row with a sentence; None if it has not run."""
     if not PATH.is_file():
         return None
-    found: dict[str, Any] = read_json(PATH)
-    rows = {row["name"]: row for row in found["rows"]}
-    for row in found["rows"]:
+    results: dict[str, Any] = read_json(PATH)
+    rows = {row["name"]: row for row in results["rows"]}
+    for row in results["rows"]:
         row["why"] = sentence(row, rows.get(row["beside"]))
-    return found
+    return results
 
 
 def sentence(row: dict[str, Any], other: dict[str, Any] | None) -> str:
     """Return how the row's last technique changed memory, time and loss, compared with `other`."""
     if other is None:
-        most = max(PARTS, key=lambda part: row["memory"][part])
-        share = row["memory"][most] / row["peak_bytes"]
-        return f"The {NAMES[most]} take the largest share of memory, {_percent(share)}."
+        largest = max(PARTS, key=lambda part: row["memory"][part])
+        share = row["memory"][largest] / row["peak_bytes"]
+        return f"The {NAMES[largest]} take the largest share of memory, {_percent(share)}."
     moved = [
         part
         for part in sorted(
@@ -63,30 +64,23 @@ def sentence(row: dict[str, Any], other: dict[str, Any] | None) -> str:
 
 
 def _because(row: dict[str, Any], other: dict[str, Any], moved: list[str]) -> str:
-    """The means, as far as the two rows differ in them and what they act on has moved."""
-    found = []
-    if row["trainable_parameters"] != other["trainable_parameters"] and {
-        "gradients",
-        "optimizer",
-    } & set(moved):
-        found.append(
-            f"{_percent(row['trainable_parameters'] / row['parameters'], 1)} of the parameters are trained"
-        )
+    """Return what differs between the rows and explains the parts that changed."""
+    reasons = []
+    trained = row["trainable_parameters"]
+    if trained != other["trainable_parameters"] and {"gradients", "optimizer"} & set(moved):
+        reasons.append(f"{_percent(trained / row['parameters'], 1)} of the parameters are trained")
     if "weights" in moved:
-        bits = (
-            8
-            * row["memory"]["weights"]
-            / (row["parameters"] + row["trainable_parameters"] * (row["method"] != "full"))
-        )
-        found.append(f"{bits:.1f} bits a weight")
+        adapter = row["trainable_parameters"] if row["method"] != "full" else 0
+        bits = 8 * row["memory"]["weights"] / (row["parameters"] + adapter)
+        reasons.append(f"{bits:.1f} bits a weight")
     if "activations" in moved:
         if row["rows"] != other["rows"]:
-            found.append(f"{row['rows']} of {row['batch_rows']} sequences at a time")
+            reasons.append(f"{row['rows']} of {row['batch_rows']} sequences at a time")
         if row["activation_type"] != other["activation_type"]:
-            found.append(f"activations in {row['activation_type']}")
+            reasons.append(f"activations in {row['activation_type']}")
         if row["checkpointing"] and not other["checkpointing"]:
-            found.append("the layers' are computed again instead of being kept")
-    return f": {', '.join(found)}" if found else ""
+            reasons.append("the layers' are computed again instead of being kept")
+    return f": {', '.join(reasons)}" if reasons else ""
 
 
 def _times(ratio: float) -> str:
@@ -98,36 +92,29 @@ def _percent(share: float, digits: int = 0) -> str:
 
 
 def mega(count: float) -> str:
-    """Bytes as MB or GB."""
+    """Return bytes as MB or GB."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def draw(found: dict[str, Any] | None) -> dict[str, str]:
-    """`techniques` → SVG in stand-in colours: memory by part, and the time of a step."""
-    if not found:
+def draw(results: dict[str, Any] | None) -> dict[str, str]:
+    """Return `techniques` → SVG in stand-in colours: memory by part, and the time of a step."""
+    if not results:
         return {}
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    from llm.report.figures.curves import BLUE, GREEN, INK, MUTED, ORANGE, STYLE, to_svg
-
-    rows = found["rows"]
-    with matplotlib.rc_context(STYLE):
+    rows = results["rows"]
+    with drawing() as plt:
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(7.2, 1.1 + 0.28 * len(rows)), sharey=True, width_ratios=(3, 2)
         )
-        places = range(len(rows))
+        positions = range(len(rows))
         start = [0.0] * len(rows)
         for part, colour in zip(PARTS, (BLUE, GREEN, MUTED, ORANGE), strict=True):
             sizes = [row["memory"][part] / 1e6 for row in rows]
-            left.barh(places, sizes, left=start, height=0.6, color=colour, label=NAMES[part])
+            left.barh(positions, sizes, left=start, height=0.6, color=colour, label=NAMES[part])
             start = [a + b for a, b in zip(start, sizes, strict=True)]
-        left.set_yticks(places, [row["label"] for row in rows])
+        left.set_yticks(positions, [row["label"] for row in rows])
         left.invert_yaxis()
         left.set(title="Memory by part", xlabel="MB")
         left.legend(fontsize=7.5)
-        right.barh(places, [row["step_seconds"] for row in rows], height=0.6, color=INK)
+        right.barh(positions, [row["step_seconds"] for row in rows], height=0.6, color=INK)
         right.set(title="Time of a step", xlabel="seconds")
         return {"techniques": to_svg(figure)}

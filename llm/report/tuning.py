@@ -22,12 +22,9 @@ STATES = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed", "
 
 def describe(study: Any, name: str, metric: str) -> dict[str, Any]:
     """Return the study as plain values; trials are best first, those without a value last."""
-    known = [
-        trial for trial in study.get_trials(deepcopy=False) if trial.state.name in STATES
-    ]  # others are waiting
-    distributions = {
-        key: distribution for trial in known for key, distribution in trial.distributions.items()
-    }
+    # Other trials are waiting.
+    known = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in STATES]
+    distributions = {key: each for trial in known for key, each in trial.distributions.items()}
     fixed = {key for key, distribution in distributions.items() if distribution.single()}
     trials = []
     for trial in known:
@@ -37,22 +34,15 @@ def describe(study: Any, name: str, metric: str) -> dict[str, Any]:
                 "name": f"{name}-{trial.number}",
                 "number": trial.number,
                 "state": STATES[trial.state.name],
-                "value": trial.value
-                if trial.state.name == "COMPLETE"
-                else None,  # Optuna reports the last loss of a stopped trial
+                # Optuna reports the last loss of a stopped trial.
+                "value": trial.value if trial.state.name == "COMPLETE" else None,
                 "present": trial.user_attrs.get(PRESENT, False),
                 "last_tokens": max(seen) if seen else None,
                 "params": {key: value for key, value in trial.params.items() if key not in fixed},
             }
         )
-    minimized = study.direction.name == "MINIMIZE"
-    trials.sort(
-        key=lambda t: (
-            t["value"] is None,
-            (t["value"] or 0.0) * (1 if minimized else -1),
-            t["number"],
-        ),
-    )
+    sign = 1 if study.direction.name == "MINIMIZE" else -1
+    trials.sort(key=lambda t: (t["value"] is None, sign * (t["value"] or 0.0), t["number"]))
     return {
         "study": name,
         "metric": metric,
@@ -61,13 +51,9 @@ def describe(study: Any, name: str, metric: str) -> dict[str, Any]:
             key: value for trial in known[:1] for key, value in trial.params.items() if key in fixed
         },
         "logarithmic": sorted(
-            key
-            for key, distribution in distributions.items()
-            if getattr(distribution, "log", False)
+            k for k, each in distributions.items() if getattr(each, "log", False)
         ),
-        "importances": {
-            key: share for key, share in importances(study).items() if key not in fixed
-        },
+        "importances": {k: share for k, share in importances(study).items() if k not in fixed},
         "trials": trials,
     }
 
@@ -106,23 +92,18 @@ def collect() -> list[dict[str, Any]]:
 
 def draw(studies: list[dict[str, Any]]) -> dict[str, str]:
     """Return figure name → SVG in stand-in colours, for studies with enough finished trials."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    found = {}
-    with matplotlib.rc_context(curves.STYLE):
+    figures = {}
+    with curves.drawing() as plt:
         for number, study in enumerate(studies):
             done = [trial for trial in study["trials"] if trial["value"] is not None]
             if study["importances"]:
-                found[f"tuning_{number}"] = _overview(study, done)
-                found[f"tuning_{number}_params"] = _slices(study, done)
-    return found
+                figures[f"tuning_{number}"] = _overview(plt, study, done)
+                figures[f"tuning_{number}_params"] = _slices(plt, study, done)
+    return figures
 
 
-def _overview(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
+def _overview(plt: Any, study: dict[str, Any], done: list[dict[str, Any]]) -> str:
     """Draw importances, each finished trial's value, and the best value so far."""
-    from matplotlib import pyplot as plt
-
     shares = study["importances"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, max(2.2, 0.9 + 0.28 * len(shares))))
     names = sorted(shares, key=lambda key: shares[key])
@@ -137,17 +118,13 @@ def _overview(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
     right.plot(numbers, values, "o", color=curves.BLUE, markersize=4)
     right.step(numbers, best, where="post", color=curves.ORANGE, linewidth=1.2, label="best so far")
     right.xaxis.get_major_locator().set_params(integer=True)
-    right.set(
-        title="Trials", xlabel="trial", ylabel=study["metric"].rsplit(".", 1)[-1].rsplit(":", 1)[-1]
-    )
+    right.set(title="Trials", xlabel="trial", ylabel=_label(study))
     right.legend()
     return curves.to_svg(figure)
 
 
-def _slices(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
+def _slices(plt: Any, study: dict[str, Any], done: list[dict[str, Any]]) -> str:
     """Draw values over each of the most important params, with the best trial highlighted."""
-    from matplotlib import pyplot as plt
-
     shares = study["importances"]
     keys = sorted(shares, key=lambda key: -shares[key])[:DRAWN]
     columns = 2 if len(keys) == 4 else min(3, len(keys))
@@ -171,17 +148,14 @@ def _slices(study: dict[str, Any], done: list[dict[str, Any]]) -> str:
             panel.tick_params(axis="x", which="minor", size=0)
         elif all(isinstance(setting, int) for setting in settings) and len(set(settings)) <= FEW:
             panel.set_xticks(sorted(set(settings)))
-        panel.plot(
-            settings, [trial["value"] for trial in known], "o", color=curves.BLUE, markersize=4
-        )
-        panel.plot(
-            settings[:1],
-            [trial["value"] for trial in known[:1]],
-            "D",
-            color=curves.ORANGE,
-            markersize=5,
-        )
+        values = [trial["value"] for trial in known]
+        panel.plot(settings, values, "o", color=curves.BLUE, markersize=4)
+        panel.plot(settings[:1], values[:1], "D", color=curves.ORANGE, markersize=5)
         panel.set(xlabel=key)
     for panel in grid[:, 0]:
-        panel.set(ylabel=study["metric"].rsplit(".", 1)[-1].rsplit(":", 1)[-1])
+        panel.set(ylabel=_label(study))
     return curves.to_svg(figure)
+
+
+def _label(study: dict[str, Any]) -> str:
+    return str(study["metric"].rsplit(".", 1)[-1].rsplit(":", 1)[-1])

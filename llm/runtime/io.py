@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,14 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def files_digest(files: Iterable[Path], root: str | Path) -> str:
+    """Return one hexadecimal SHA-256 of the names (relative to `root`) and bytes of files."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(root).as_posix()}\0{sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write beside the target, fsync, rename: a reader sees the old file or the new one.
 
@@ -36,10 +44,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for other in path.parent.glob(".*.tmp"):
-        found = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)\.tmp", other.name)
-        if found and not psutil.pid_exists(int(found[1])):  # its writer was killed
-            other.unlink(missing_ok=True)
+    for other in _left_behind(path):
+        other.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -51,6 +57,13 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _left_behind(path: Path) -> list[Path]:
+    """Return the temporary files of `path` whose writers were killed."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.tmp")
+    matches = [(other, pattern.fullmatch(other.name)) for other in path.parent.glob(".*.tmp")]
+    return [other for other, match in matches if match and not psutil.pid_exists(int(match[1]))]
 
 
 def write_where_told(path: str | Path, data: bytes) -> None:
@@ -88,9 +101,8 @@ def save_tensors(
     try:
         save_file(dict(tensors), path, metadata=metadata)
     except SafetensorError as error:
-        number = re.search(
-            r"\b(?:os error|code:) (\d+)", str(error)
-        )  # the wording until 0.5 and since
+        # The wording until 0.5, and since.
+        number = re.search(r"\b(?:os error|code:) (\d+)", str(error))
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
@@ -173,22 +185,18 @@ def other_files(directory: Path, files: Sequence[str]) -> list[Path]:
     """
 
     def unreadable(error: OSError) -> None:
-        if not isinstance(
-            error, FileNotFoundError
-        ):  # a directory that another process takes away just now
+        if not isinstance(error, FileNotFoundError):  # another process just removed the directory
             raise error
 
     patterns = [(len(PurePath(pattern).parts), pattern) for pattern in files]
-    found = []
+    relative = []
     for folder, folders, names in os.walk(directory, onerror=unreadable):
-        paths = [
-            Path(folder, name)
-            for name in names + [f for f in folders if os.path.islink(os.path.join(folder, f))]
-        ]
-        found += [path.relative_to(directory) for path in paths if path.name not in LITTER]
+        names += [f for f in folders if os.path.islink(os.path.join(folder, f))]
+        paths = [Path(folder, name) for name in names if name not in LITTER]
+        relative += [path.relative_to(directory) for path in paths]
     return sorted(
         p
-        for p in found
+        for p in relative
         if not any(len(p.parts) == n and p.match(pattern) for n, pattern in patterns)
     )
 
@@ -225,18 +233,14 @@ def whole_directory(path: str | Path, files: Sequence[str]) -> Iterator[Path]:
             is unchanged.
     """
     path = Path(path)
-    if (
-        path.is_symlink()
-    ):  # to another disk, perhaps: the directory that it leads to is replaced, and the link stays
-        path = path.resolve()
+    path = path.resolve() if path.is_symlink() else path  # a link stays; its target is replaced
     refuse_other_files(path, files)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
-        found = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)\.tmp", stale.name)
-        if found and (int(found[1]) == os.getpid() or not psutil.pid_exists(int(found[1]))):
-            shutil.rmtree(stale, ignore_errors=True)
+    for stale in _left_behind(path):
+        shutil.rmtree(stale, ignore_errors=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         yield temporary
         refuse_other_files(path, files)  # again: the block may have taken hours

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llm.errors import UserError
+from llm.errors import UserError, first_line
 
 
 @contextmanager
@@ -25,5 +25,4 @@ def readable(path: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be read ({reason}). {remedy}") from None
+        raise UserError(f"{path} cannot be read ({first_line(error)}). {remedy}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import platform
 import subprocess
@@ -10,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llm.runtime.io import read_json, read_yaml, sha256
+from llm.runtime.io import files_digest, read_json, read_yaml, sha256
 
 PACKAGES = (
     *(
@@ -79,11 +78,9 @@ def code_digest(*packages: str) -> str:
         packages: names such as "model"; without any, all of `llm` and the stages.
     """
     llm = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256()
-    for directory in [llm / name for name in packages] or [llm, llm.parent / "stages"]:
-        for path in sorted(directory.rglob("*.py")):
-            digest.update(f"{path.relative_to(llm.parent).as_posix()}\0{sha256(path)}\n".encode())
-    return digest.hexdigest()
+    directories = [llm / name for name in packages] or [llm, llm.parent / "stages"]
+    files = (path for directory in directories for path in directory.rglob("*.py"))
+    return files_digest(files, llm.parent)
 
 
 def manifests() -> dict[str, dict[str, Any]]:
@@ -115,13 +112,8 @@ def lock_entries() -> list[dict[str, Any]]:
                 if item["path"].endswith(".py") or stage == "report":
                     continue
                 writer = stage if kind == "outs" else entries.get(item["path"], {}).get("stage", "")
-                entry = {
-                    "path": item["path"],
-                    "md5": item.get("md5", ""),
-                    "size": item.get("size"),
-                    "stage": writer,
-                }
-                entries[item["path"]] = entry
+                about = {"md5": item.get("md5", ""), "size": item.get("size"), "stage": writer}
+                entries[item["path"]] = {"path": item["path"], **about}
     return [entries[path] for path in sorted(entries)]
 
 

@@ -13,8 +13,8 @@ from llm.errors import UserError
 
 T = TypeVar("T")
 PATIENCE = 300.0  # seconds for which a failed action is retried
-PAUSE = 1.0  # seconds before the first retry; doubled each time, up to MOST
-MOST = 20.0
+PAUSE = 1.0  # seconds before the first retry; doubled each time, up to LONGEST_PAUSE
+LONGEST_PAUSE = 20.0
 # Connections to one S3 server; threads would have to wait for the ten of botocore's default.
 CONNECTIONS = 32
 
@@ -35,9 +35,8 @@ class Address:
         import fsspec
 
         settings = fsspec.config.conf.setdefault("s3", {}).setdefault("config_kwargs", {})
-        settings.setdefault(
-            "max_pool_connections", CONNECTIONS
-        )  # unless fsspec's own configuration says otherwise
+        # Unless fsspec's own configuration says otherwise.
+        settings.setdefault("max_pool_connections", CONNECTIONS)
         try:
             fs, root = opened(url)
         except (ImportError, ValueError) as error:
@@ -47,7 +46,7 @@ class Address:
         self.fs: Any = fs
         self.root: str = root
         self.url, self.variable = public(url), variable
-        self._told, self._lock = False, threading.Lock()
+        self._warned, self._lock = False, threading.Lock()
 
     def patiently(self, action: Callable[[], T], patience: float | None = None) -> T:
         """Return the result of an action; retry for PATIENCE seconds. It may be done twice.
@@ -67,25 +66,42 @@ class Address:
                 result = action()
             except (UserError, FileNotFoundError, PermissionError):
                 raise
-            except (
-                Exception
-            ) as error:  # packages translate a lost connection into errors of many kinds
+            except Exception as error:  # a lost connection becomes an error of many kinds
                 if time.monotonic() + pause > deadline:
                     raise
-                self._tell(error)
+                self._warn(error)
             else:
-                self._told = False
+                self._warned = False
                 return result
             time.sleep(pause)
-            pause = min(2 * pause, MOST)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def require(self, action: Callable[[], T], failure: str, remedy: str) -> T:
+        """Return the result of an action as `patiently`, or end with a message.
+
+        Args:
+            failure: what the address does not do, as the sentence's predicate.
+            remedy: what to do about it, as a sentence.
+
+        Raises:
+            UserError: the action's own, or the last error of the file system's package.
+        """
+        try:
+            return self.patiently(action)
+        except UserError:
+            raise
+        except Exception as error:  # each package has errors of its own
+            raise UserError(
+                f"{self.variable}={self.url} {failure} ({type(error).__name__}: {error}). {remedy}"
+            ) from None
 
     def failed(self, error: Exception) -> str:
         """Return the address and its error, for messages."""
         return without_credentials(f"{self.url}: {error}")
 
-    def _tell(self, error: Exception) -> None:
+    def _warn(self, error: Exception) -> None:
         """Warn once until an action succeeds again."""
         with self._lock:
-            told, self._told = self._told, True
-        if not told:
+            warned, self._warned = self._warned, True
+        if not warned:
             print(f"warning: {self.failed(error)}; trying again", file=sys.stderr, flush=True)

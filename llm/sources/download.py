@@ -21,6 +21,7 @@ from typing import Any
 from llm import params, tasks
 from llm.addresses import all_public
 from llm.errors import UserError
+from llm.params import DocsSource, FilesSource, HubSource
 from llm.runtime.io import write_json
 from llm.runtime.progress import Progress
 from llm.runtime.provenance import code_digest
@@ -78,13 +79,13 @@ def write_raw(
 def _single(
     name: str,
     kind: str,
-    source: params.SingleSource,
+    source: DocsSource | FilesSource | HubSource,
     out: Path,
     copies: Path | None,
     saved: SavedProgress,
 ) -> dict[str, Any]:
     with Writer(out, kind, position=saved.writer) as writer:
-        if isinstance(source, params.DocsSource):
+        if isinstance(source, DocsSource):
             record_filter = RecordFilter(name, RecordSchema(name, kind, {}, None), writer)
             about = _write_docs(kind, source, record_filter)
         else:
@@ -93,8 +94,8 @@ def _single(
             )
             if saved.writer is not None:
                 record_filter.restore(saved.more["gate"])
-                print(f"download: {name} continues after {writer.rows:,} records", flush=True)
-            if isinstance(source, params.FilesSource):
+                print(f"download: {name} resumes after {writer.rows:,} records", flush=True)
+            if isinstance(source, FilesSource):
                 with nullcontext(copies) if copies else TemporaryDirectory(prefix="llm-") as folder:
                     about = write_files(name, source, record_filter, Path(folder), saved)
             else:
@@ -167,9 +168,7 @@ def _mixture(
     return contents
 
 
-def _write_docs(
-    kind: str, source: params.DocsSource, record_filter: RecordFilter
-) -> dict[str, Any]:
+def _write_docs(kind: str, source: DocsSource, record_filter: RecordFilter) -> dict[str, Any]:
     from llm.sources.docs.source import records
 
     rows, about = records(kind, source.packages)
@@ -204,7 +203,7 @@ def fingerprint(name: str, kind: str, source: params.Source) -> str:
     for line in installed():
         digest.update(line.encode())
     for inner in source.sources.values() if isinstance(source, params.MixtureSource) else [source]:
-        if isinstance(inner, params.FilesSource):
+        if isinstance(inner, FilesSource):
             for item in paths.find(inner.all_paths, f"download.{name}.paths"):
                 with paths.reading(item):
                     digest.update(f"{item.shown} {item.stamp()}".encode())

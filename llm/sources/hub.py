@@ -4,7 +4,6 @@ Code that comes with a data set is never run: `datasets` 4 and later does not su
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 import threading
@@ -15,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm.errors import UserError
+from llm.errors import UserError, first_line
 from llm.params import HubSource
-from llm.runtime.io import parse_yaml, sha256
+from llm.runtime.io import files_digest, parse_yaml
 from llm.sources.manifest import NOT_STATED
 from llm.sources.readers.paths import Input, Row
 
@@ -97,13 +96,8 @@ class _explained:  # noqa: N801 - reads as a statement
     ) -> None:
         if not isinstance(error, Exception) or isinstance(error, UserError):
             return
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
-            type(error).__name__
-        ]
-        if (
-            isinstance(error, ConnectionError | TimeoutError)
-            or "Connection" in type(error).__name__
-        ):
+        name = type(error).__name__
+        if isinstance(error, ConnectionError | TimeoutError) or "Connection" in name:
             remedy = "The network failed; rerun when it is back."
         elif self.local:
             remedy = "Correct id, config or split, or fix the directory's files."
@@ -111,7 +105,7 @@ class _explained:  # noqa: N801 - reads as a statement
             remedy = (
                 "Correct id, config, split or revision; a gated data set needs `hf auth login`."
             )
-        raise UserError(f"{self.where}: {lines[0][:300].rstrip('.')}. {remedy}") from error
+        raise UserError(f"{self.where}: {first_line(error)[:300].rstrip('.')}. {remedy}") from error
 
 
 def is_local(source: HubSource) -> bool:
@@ -123,19 +117,13 @@ def revision(source: HubSource) -> str:
     """Return the pinned revision, or the digest of a local directory's files (names and content)."""
     if not is_local(source):
         return source.revision
-    digest = hashlib.sha256()
-    for path in _data_files(source.id):
-        digest.update(f"{path.relative_to(source.id).as_posix()}\0{sha256(path)}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
+    return f"sha256:{files_digest(_data_files(source.id), source.id)}"
 
 
 def stamps(source: HubSource) -> list[list[str]]:
     """Return name and stamp of each file of a local directory; [] for a pinned revision."""
-    return (
-        [[str(path), Input(str(path)).stamp()] for path in _data_files(source.id)]
-        if is_local(source)
-        else []
-    )
+    files = _data_files(source.id) if is_local(source) else []
+    return [[str(path), Input(str(path)).stamp()] for path in files]
 
 
 def licence(source: HubSource) -> str:

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from llm.errors import NO_SPACE, UserError
+from llm.errors import NO_SPACE, UserError, first_line
 from llm.runtime.io import whole_directory
 from llm.sources.hub import check_reachable
 
@@ -46,10 +46,9 @@ def fetch(model_id: str, revision: str, directory: Path) -> int:
         except Exception as error:  # from the hub's client, or from its HTTP library
             if isinstance(error, OSError) and error.errno in NO_SPACE:
                 raise
-            first = str(error).strip().splitlines()[0]
             raise UserError(
-                f"{where}: cannot be fetched ({first}). Look at the id and the commit; a model behind a licence wants "
-                "HF_TOKEN in the environment."
+                f"{where}: cannot be fetched ({first_line(error)}). Check the id and "
+                "the commit; a model behind a licence needs HF_TOKEN in the environment."
             ) from None
         # The client's cache holds times, which DVC would hash.
         shutil.rmtree(folder / ".cache", ignore_errors=True)

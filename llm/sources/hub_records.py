@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from llm.params import HubSource
@@ -23,7 +24,7 @@ def write_hub(
     Raises:
         UserError: the source is invalid or unreachable.
     """
-    stamps = hub.stamps(source)
+    stamps, writer = hub.stamps(source), record_filter.writer
     saved.check_inputs(stamps)
     notes: list[str] = saved.more.get("notes", [])
     sides = [(source.split, "train" if source.val_split or source.test_split else "")]
@@ -36,38 +37,24 @@ def write_hub(
             shown = f"{source.id}/{split}"
             stream = hub.open_split(name, source, split)
             record_filter.check_columns(stream.columns, shown)
-            start = number == saved.input and saved.more.get("begun")
-            start_rows, start_bytes = start or (
-                record_filter.writer.rows,
-                record_filter.writer.bytes,
+            # rows and bytes before this split
+            begun = (number == saved.input and saved.more.get("begun")) or (
+                writer.rows,
+                writer.bytes,
             )
             for row_number, row in saved.remaining(number, stream.rows(record_filter.schema.keep)):
                 record_filter.add(row, shown, split, side, stream.labels)
-                progress.update(mb=f"{record_filter.writer.bytes / 1e6:.1f}")
-                if (
-                    source.max_documents is not None
-                    and record_filter.writer.rows - start_rows >= source.max_documents
-                ):
-                    notes.append(
-                        f"{split}: stopped after max_documents = {source.max_documents} records"
-                    )
-                    break
-                if (
-                    source.max_bytes is not None
-                    and record_filter.writer.bytes - start_bytes >= source.max_bytes
-                ):
-                    notes.append(
-                        f"{split}: stopped after max_bytes = {source.max_bytes} bytes of text"
-                    )
-                    break
-                saved.update(
-                    record_filter,
-                    number,
-                    row_number,
-                    notes=notes,
-                    begun=(start_rows, start_bytes),
-                    stamps=stamps,
-                )
+                progress.update(mb=f"{writer.bytes / 1e6:.1f}")
+                if writer.rows - begun[0] >= (source.max_documents or math.inf):
+                    limit = f"max_documents = {source.max_documents} records"
+                elif writer.bytes - begun[1] >= (source.max_bytes or math.inf):
+                    limit = f"max_bytes = {source.max_bytes} bytes of text"
+                else:
+                    more = {"notes": notes, "begun": begun, "stamps": stamps}
+                    saved.update(record_filter, number, row_number, **more)
+                    continue
+                notes.append(f"{split}: stopped after {limit}")
+                break
     return {
         "revision": hub.revision(source),
         "licence": hub.licence(source),

@@ -5,7 +5,8 @@ They are in `data/raw/<name>/part-NNNNN.parquet`, beside `manifest.json`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from llm.runtime.parquet import readable
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 # Columns of each kind of data set. All are strings; `answers` is a list of strings, empty where
 # there is no answer. The `group` of pretraining text is empty where documents stand alone.
@@ -175,52 +177,36 @@ def read(directory: Path, columns: list[str] | None = None) -> Iterator[dict[str
     Raises:
         UserError: there are no parts, a part is truncated, or a column is missing.
     """
-    import pyarrow.parquet as pq
-
-    for path in _parts(directory):
-        with readable(path, RERUN), pq.ParquetFile(path) as file:
-            missing = [name for name in columns or [] if name not in file.schema_arrow.names]
-            if missing:
-                raise UserError(
-                    f"{path} has no column {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}. "
-                    f"Its data set is of another kind than the stage expects: set download.<name>.kind."
-                )
+    for path in parts(directory):
+        with open_part(path, columns or ()) as file:
             for batch in file.iter_batches(batch_size=1024, columns=columns):
                 yield from batch.to_pylist()
 
 
-def groups(directory: Path) -> list[tuple[Path, int, int]]:
-    """Return file, number and row count of each row group, in the order of `read`.
+@contextmanager
+def open_part(path: Path, columns: Iterable[str] = ()) -> Iterator[pq.ParquetFile]:
+    """Open a part for reading.
+
+    Args:
+        columns: columns that it must have.
 
     Raises:
-        UserError: there are no parts, or a part is truncated.
-    """
-    import pyarrow.parquet as pq
-
-    row_groups = []
-    for path in _parts(directory):
-        with readable(path, RERUN), pq.ParquetFile(path) as file:
-            rows = [
-                file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)
-            ]
-        row_groups += [(path, number, count) for number, count in enumerate(rows)]
-    return row_groups
-
-
-def read_group(path: Path, group: int, columns: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Return the rows of a row group, each as a tuple of `columns`.
-
-    Raises:
-        UserError: the part is truncated.
+        UserError: it is truncated, also while the block reads it, or lacks a column.
     """
     import pyarrow.parquet as pq
 
     with readable(path, RERUN), pq.ParquetFile(path) as file:
-        table = file.read_row_group(group, columns=list(columns))
-        return list(zip(*(table[column].to_pylist() for column in columns), strict=True))
+        names = file.schema_arrow.names
+        if missing := [name for name in columns if name not in names]:
+            raise UserError(
+                f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}. "
+                "Its data set is of another kind than the stage expects: set download.<name>.kind."
+            )
+        yield file
 
 
-def _parts(directory: Path) -> list[Path]:
+def parts(directory: Path) -> list[Path]:
+    """Return the paths of the parts in order; raise UserError if there are none."""
     paths = sorted(Path(directory).glob("part-*.parquet"))
     if not paths:
         raise UserError(

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llm.errors import UserError
+from llm.errors import UserError, first_line
+from llm.runtime.disk import refuse_what_cannot_fit
 from llm.runtime.io import write_bytes
 from llm.sources.readers.paths import Input
 
@@ -50,7 +50,8 @@ def fetch(
         part.unlink(missing_ok=True)
         write_bytes(stamp_file, stamp.encode())
     if not complete.exists():
-        _refuse_full_disk(source, folder, size - (part.stat().st_size if part.exists() else 0))
+        missing = f"{source.shown}: the bytes that are missing"
+        refuse_what_cannot_fit(missing, size - _size(part), folder, "name fewer files")
         _copy(source, part, size, on_bytes)
         if _ask(source, source.stamp) != stamp:
             part.unlink()
@@ -65,7 +66,7 @@ def _copy(source: Input, part: Path, size: int, on_bytes: Callable[[int], object
     """Extend `part` to `size` bytes (-1: to the end of the stream)."""
     idle, stream = 0, size < 0
     while True:
-        size_now = part.stat().st_size if part.exists() else 0
+        size_now = _size(part)
         if 0 <= size <= size_now:
             break
         before, reason = size_now, "the connection ended early"
@@ -76,17 +77,17 @@ def _copy(source: Input, part: Path, size: int, on_bytes: Callable[[int], object
         except OSError as error:
             if error.filename == str(part):  # the disk, not the network
                 raise
-            reason = _first_line(error)
+            reason = first_line(error)
         except Exception as error:  # each file system has errors of its own
             stream |= isinstance(error, ValueError)  # fsspec: the server supports no ranges
-            reason = _first_line(error)
-        size_now = part.stat().st_size if part.exists() else 0
+            reason = first_line(error)
+        size_now = _size(part)
         idle = 0 if size_now > before else idle + 1
         if idle >= ATTEMPTS:
             of = f" of {size:,}" if size >= 0 else ""
             raise UserError(
                 f"{source.shown}: broke off after {size_now:,}{of} bytes, {ATTEMPTS} times in a row ({reason}). "
-                "Rerun when the network is back: it goes on from there."
+                "Rerun when the network is back: it resumes there."
             )
         if idle:
             time.sleep(PAUSE * 2 ** (idle - 1))
@@ -120,7 +121,7 @@ def _ask(source: Input, question: Callable[[], Any]) -> Any:
             source.fs.invalidate_cache()
             return question()
         except Exception as error:  # each file system has errors of its own
-            reason = _first_line(error)
+            reason = first_line(error)
             if isinstance(error, FileNotFoundError):
                 break
             time.sleep(PAUSE * 2**attempt if attempt < ATTEMPTS - 1 else 0)
@@ -129,13 +130,5 @@ def _ask(source: Input, question: Callable[[], Any]) -> Any:
     )
 
 
-def _refuse_full_disk(source: Input, folder: Path, missing: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if missing > free:
-        raise UserError(
-            f"{source.shown}: {missing:,} bytes are missing, but {folder} has room for {free:,}. Free some space."
-        )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

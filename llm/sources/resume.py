@@ -6,21 +6,14 @@ import json
 from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llm.runtime.io import sha256, write_bytes
-from llm.sources.raw import Writer
+
+if TYPE_CHECKING:
+    from llm.sources.record_filter import RecordFilter
 
 T = TypeVar("T")
-
-
-class Resumable(Protocol):
-    """The part of `llm.sources.record_filter.RecordFilter` that this module needs."""
-
-    writer: Writer
-
-    def state(self) -> dict[str, Any]:
-        """Return the counts so far in a form that JSON can hold."""
 
 
 class Changed(Exception):  # noqa: N818 - says what happened
@@ -83,7 +76,7 @@ class SavedProgress:
         done = self.row if number == self.input else 0
         return islice(enumerate(rows, 1), done, None)
 
-    def update(self, record_filter: Resumable, number: int, row: int, **more: Any) -> None:
+    def update(self, record_filter: RecordFilter, number: int, row: int, **more: Any) -> None:
         """Save the progress after a row, if that row finished a part.
 
         Args:
@@ -99,13 +92,7 @@ class SavedProgress:
         if position is None:  # the part was finished by the last row of another input
             return
         more = {"gate": record_filter.state(), **more}
-        record = {
-            "of": self.dataset,
-            "input": number,
-            "row": row,
-            "writer": position,
-            "more": more,
-        }
+        record = {"of": self.dataset, "input": number, "row": row, "writer": position, "more": more}
         write_bytes(self.path, json.dumps(record).encode())
 
     def delete(self) -> None:

@@ -57,10 +57,7 @@ def current(params: Params, stage: str) -> State:
     """
     flat = flatten(params.model_dump(mode="json"))
     same = {
-        "params": {
-            key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in flat.items()
-        },
+        "params": {k: v if isinstance(v, str) else json.dumps(v) for k, v in flat.items()},
         # Empty for the repository's own store, so that the repository can be moved.
         "store": public(env.mlflow_uri() or ""),
         "experiment": params.tracking.experiment,
@@ -103,17 +100,17 @@ def _read_state(path: Path) -> State | None:
 
 def tags() -> dict[str, str]:
     """Return the tags that name this execution's code and inputs."""
-    found = {f"git.{key}": value for key, value in provenance.git().items()}
-    if "git.commit" in found:
-        found["mlflow.source.git.commit"] = found["git.commit"]
-    found |= {
+    values = {f"git.{key}": value for key, value in provenance.git().items()}
+    if "git.commit" in values:
+        values["mlflow.source.git.commit"] = values["git.commit"]
+    values |= {
         "mlflow.source.name": "dvc.yaml",
         "mlflow.source.type": "PROJECT",
         "llm.code": provenance.code_digest(),
     }
     dvc = {"dvc.exp_name": env.dvc_experiment(), "dvc.baseline": env.dvc_baseline()}
-    found |= {key: value for key, value in dvc.items() if value} | env.study()
-    return found | {f"input/{name}": digest for name, digest in provenance.input_hashes().items()}
+    values |= {key: value for key, value in dvc.items() if value} | env.study()
+    return values | {f"input/{name}": digest for name, digest in provenance.input_hashes().items()}
 
 
 def now() -> int:

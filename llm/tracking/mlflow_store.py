@@ -5,7 +5,6 @@ Only this module imports mlflow, apart from `llm.tracking.pyfunc_model`, a part 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -14,21 +13,23 @@ import re
 import sqlite3
 import sys
 import warnings
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from llm.addresses import public, without_credentials
 from llm.runtime import provenance
-from llm.runtime.io import sha256
+from llm.runtime.io import files_digest, sha256
 from llm.runtime.locks import locked
 from llm.runtime.state_dirs import repository
 from llm.tracking import executions
 from llm.tracking.executions import Operation, State
 
+T = TypeVar("T")
 EXECUTION = "llm.execution"  # the tag by which the store knows an execution
 MODEL = "llm.model"  # the tag of a run with the registered version of its model
 # Columns of MLflow's tables that contain addresses of artifacts.
@@ -93,8 +94,8 @@ class Store:
 
     def experiment_id(self, name: str) -> str | None:
         """Return the id of the experiment called `name`, or None."""
-        found = self.client.get_experiment_by_name(name)
-        return found.experiment_id if found else None
+        experiment = self.client.get_experiment_by_name(name)
+        return experiment.experiment_id if experiment else None
 
     def open(self, state: State, resume: bool = False) -> str:
         """Return the run's id; make experiment and run if they do not exist.
@@ -108,14 +109,11 @@ class Store:
         with locked(executions.directory() / "store.lock"):
             experiment = self._open_experiment(state["experiment"])
             query = f"tags.`{EXECUTION}` = '{state['execution']}'"
-            found = self.client.search_runs([experiment], query, max_results=1)
+            runs = self.client.search_runs([experiment], query, max_results=1)
             tags = {EXECUTION: state["execution"]}
             started = int(state["started"] * 1000)
-            run = (
-                found[0]
-                if found
-                else self.client.create_run(experiment, started, tags, state["name"])
-            )
+            create = self.client.create_run
+            run = runs[0] if runs else create(experiment, started, tags, state["name"])
         run_id = run.info.run_id
         if resume and run.info.status != "RUNNING":
             self.client.update_run(run_id, status="RUNNING")
@@ -123,33 +121,32 @@ class Store:
         wanted = {
             _key(key): value[:6000] for key, value in state["params"].items() if value != "null"
         }
-        params = [Param(key, value) for key, value in wanted.items() if key not in run.data.params]
-        for i in range(0, len(params), 100):
-            self.client.log_batch(run_id, params=params[i : i + 100])
+        new = [Param(key, value) for key, value in wanted.items() if key not in run.data.params]
+        for params in _batches(new, 100):
+            self.client.log_batch(run_id, params=params)
         self._ids[state["execution"]] = run_id
         return run_id
 
     def _open_experiment(self, name: str) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
             # A server chooses the folder of artifacts; a database would take the working directory.
             local = not self.uri.startswith(("http:", "https:", "databricks"))
             return self.client.create_experiment(name, artifacts(repository()) if local else None)
-        if found.lifecycle_stage == "deleted":
-            self.client.restore_experiment(found.experiment_id)
-        return found.experiment_id
+        if experiment.lifecycle_stage == "deleted":
+            self.client.restore_experiment(experiment.experiment_id)
+        return experiment.experiment_id
 
     def replay(self, current: str) -> None:
         """Write what stages could not, remove their spools; do not end the `current` run."""
         directory = executions.directory() / "spool"
         for path in sorted(directory.glob("*.jsonl")):
             with locked(directory / ".lock"):
-                records = (
-                    executions.read_spool(path) if path.exists() else []
-                )  # another process may have been faster
-                if not records or (records[0]["store"] or public(executions.own_store())) != public(
-                    self.uri
-                ):
+                if not path.exists():  # another process was faster
+                    continue
+                records = executions.read_spool(path)
+                own = public(executions.own_store())
+                if not records or (records[0]["store"] or own) != public(self.uri):
                     continue
                 for operation in records[1:]:
                     if operation["op"] != "end" or records[0]["execution"] != current:
@@ -165,13 +162,8 @@ class Store:
         except MlflowException as error:
             if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
                 raise
-            print(
-                without_credentials(
-                    f"warning: MLflow refuses {operation['op']}: {str(error)[:300]}"
-                ),
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"warning: MLflow refuses {operation['op']}: {str(error)[:300]}"
+            print(without_credentials(line), file=sys.stderr, flush=True)
 
     def _apply(self, run_id: str, state: State, operation: Operation) -> None:
         from mlflow.entities import RunTag
@@ -182,9 +174,9 @@ class Store:
             case "scalars":
                 self._log_scalars(run_id, operation["values"], operation["time"])
             case "tags":
-                tags = [RunTag(_key(key), value[:8000]) for key, value in operation["tags"].items()]
-                for i in range(0, len(tags), 100):
-                    self.client.log_batch(run_id, tags=tags[i : i + 100])
+                items = operation["tags"].items()
+                for tags in _batches([RunTag(_key(k), value[:8000]) for k, value in items], 100):
+                    self.client.log_batch(run_id, tags=tags)
             case "inputs":
                 self._log_inputs(run_id)
             case "artifacts":
@@ -200,9 +192,8 @@ class Store:
     def _curve(self, run_id: str, key: str) -> dict[int, float]:
         """Return step → value of a metric in the store, read once."""
         if (run_id, key) not in self._curves:
-            points = sorted(
-                self.client.get_metric_history(run_id, key), key=lambda point: point.timestamp
-            )
+            points = self.client.get_metric_history(run_id, key)
+            points = sorted(points, key=lambda point: point.timestamp)
             self._curves[run_id, key] = {point.step: point.value for point in points}
         return self._curves[run_id, key]
 
@@ -215,10 +206,9 @@ class Store:
             key = _key(name)
             if again or step not in self._curve(run_id, key):
                 new.setdefault((key, step), Metric(key, value, timestamp, step))
-        metrics = list(new.values())
-        for i in range(0, len(metrics), 1000):
-            self.client.log_batch(run_id, metrics=metrics[i : i + 1000])
-            for metric in metrics[i : i + 1000]:
+        for metrics in _batches(list(new.values()), 1000):
+            self.client.log_batch(run_id, metrics=metrics)
+            for metric in metrics:
                 self._curve(run_id, metric.key)[metric.step] = metric.value
 
     def _log_scalars(self, run_id: str, values: dict[str, float], timestamp: int) -> None:
@@ -237,18 +227,11 @@ class Store:
 
         inputs = []
         for name, manifest in provenance.manifests().items():
-            source = json.dumps(manifest.get("source", {}))[:65535]
-            profile = json.dumps(
-                {key: manifest.get(key) for key in ("rows", "bytes", "licence", "revision")}
-            )
-            dataset = Dataset(
-                name,
-                manifest["sha256"][:36],
-                str(manifest.get("kind", "")),
-                source,
-                profile=profile,
-            )
-            context = "pretraining" if manifest.get("kind") == "pretrain" else "finetuning"
+            source, kind = json.dumps(manifest["source"])[:65535], manifest["kind"]
+            about = {key: manifest[key] for key in ("rows", "bytes", "licence", "revision")}
+            digest = manifest["sha256"][:36]
+            dataset = Dataset(name, digest, kind, source, profile=json.dumps(about))
+            context = "pretraining" if kind == "pretrain" else "finetuning"
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
         if inputs:
             self.client.log_inputs(run_id, inputs)
@@ -258,22 +241,18 @@ class Store:
         champion.
         """
         directory = repository() / operation["directory"]
-        if (
-            not (directory / "model.safetensors").is_file()
-            or directory_digest(directory) != operation["digest"]
-        ):
+        weights = directory / "model.safetensors"
+        if not weights.is_file() or directory_digest(directory) != operation["digest"]:
             return  # replayed later, when the workspace holds another experiment's model
         name = re.sub(r"[/:]", "-", name)  # a registered model's name must not hold them
         if not self.client.search_registered_models(f"name = '{name}'", max_results=1):
             self.client.create_registered_model(name)
         score = Score(operation["score"], operation.get("tests", ""), operation.get("examples", 0))
-        version = next(
-            (v for v in self._versions(name) if v.tags.get("digest") == operation["digest"]), None
-        )
+        versions = self.client.search_model_versions(f"name = '{name}'")
+        version = next((v for v in versions if v.tags.get("digest") == operation["digest"]), None)
         if version is None:
             info = self._log_pyfunc(run_id, directory)
-            weights = sha256(directory / "model.safetensors")
-            tags = {"sha256": weights, "digest": operation["digest"], **score.tags()}
+            tags = {"sha256": sha256(weights), "digest": operation["digest"], **score.tags()}
             version = self.client.create_model_version(
                 name, info.model_uri, run_id, tags, await_creation_for=0
             )
@@ -312,9 +291,6 @@ class Store:
                 pip_requirements=[_requirement(key, versions) for key in SERVING_PACKAGES],
             )
 
-    def _versions(self, name: str) -> list[Any]:
-        return list(self.client.search_model_versions(f"name = '{name}'"))
-
 
 @dataclass(frozen=True)
 class Score:
@@ -326,12 +302,12 @@ class Score:
 
     @classmethod
     def of(cls, tags: dict[str, str]) -> Score:
-        """The score that a registered version's tags tell."""
+        """Return the score in the tags of a registered version."""
         value = float(tags["score"]) if "score" in tags else None
         return cls(value, tags.get("tests", ""), int(tags.get("examples", "0")))
 
     def tags(self) -> dict[str, str]:
-        """The same as tags of a registered version."""
+        """Return the score as tags of a registered version."""
         if self.value is None:
             return {}
         return {"score": repr(self.value), "tests": self.tests, "examples": str(self.examples)}
@@ -350,10 +326,8 @@ class Score:
 
 
 def directory_digest(directory: Path) -> str:
-    """One digest of all files of a directory and their names."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    lines = [f"{path.relative_to(directory).as_posix()} {sha256(path)}\n" for path in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    """Return one digest of all files of a directory and their names."""
+    return files_digest((path for path in directory.rglob("*") if path.is_file()), directory)
 
 
 def artifacts(root: Path) -> str:
@@ -362,21 +336,17 @@ def artifacts(root: Path) -> str:
 
 
 def follow(root: Path) -> None:
-    """Let the addresses in a repository's own store follow the repository, which was moved or
-    copied since.
+    """Correct the addresses in a repository's own store after it was moved or copied.
 
-    MLflow keeps them absolute, and would write to the old place: into the original, where this is a
-    copy."""
+    MLflow keeps absolute addresses; in a copy it would write into the original repository."""
     new = artifacts(root)
     with closing(sqlite3.connect(root / "mlflow.db", timeout=60)) as database, database:
-        found = database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
-        for (old,) in found:
-            if (
-                not old
-                or not old.startswith("file:")
-                or not old.endswith("/mlartifacts")
-                or _same_place(old, new)
-            ):
+        locations = database.execute(
+            "SELECT DISTINCT artifact_location FROM experiments"
+        ).fetchall()
+        for (old,) in locations:
+            own = old and old.startswith("file:") and old.endswith("/mlartifacts")
+            if not own or _same_folder(old, new):
                 continue
             for table, column in ADDRESSES:
                 database.execute(
@@ -385,19 +355,23 @@ def follow(root: Path) -> None:
                 )
 
 
-def _same_place(one: str, other: str) -> bool:
+def _same_folder(one: str, other: str) -> bool:
     """Return True if two addresses lead to one folder, also through links."""
     first, second = (Path(url2pathname(urlparse(uri).path)).resolve() for uri in (one, other))
     return first == second
 
 
 def _requirement(name: str, versions: dict[str, str]) -> str:
-    """The version that is installed, without what names a build of it, such as `+cpu`: registries
-    do not have those.
-    """
+    """Return a requirement of the installed version, without a build's tag such as `+cpu`."""
     return f"{name}=={versions[name].partition('+')[0]}" if name in versions else name
 
 
+def _batches(items: list[T], size: int) -> Iterator[list[T]]:
+    """Yield the items in lists of at most `size`, which is what one request may have."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
 def _key(name: str) -> str:
-    """A key that MLflow takes: word characters, '/', '.', '-', ':' and space, at most 250."""
+    """Return a key that MLflow accepts: word characters, '/', '.', '-', ':' and space, up to 250."""
     return re.sub(r"[^/\w.\- :]", "_", name)[:250]

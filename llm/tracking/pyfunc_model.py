@@ -50,15 +50,15 @@ class FinetunedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         chosen = PARAMS | (params or {})
         temperature, top_p = float(chosen["temperature"]), float(chosen["top_p"])
         column = model_input.iloc[:, 0] if hasattr(model_input, "iloc") else model_input
-        most, seed = int(chosen["max_new_tokens"]), int(chosen["seed"])
+        limit, seed = int(chosen["max_new_tokens"]), int(chosen["seed"])
         try:
-            if most < 1 or seed < 0:
+            if limit < 1 or seed < 0:
                 raise UserError(
-                    f"max_new_tokens is {most} and seed {seed}; expected at least 1 and at least 0."
+                    f"max_new_tokens is {limit} and seed {seed}; expected at least 1 and at least 0."
                 )
             settings = Decoding(temperature=temperature, top_p=top_p) if temperature else Decoding()
             requests = [
-                Request(self.tokenizer.chat_ids(str(text)), most, settings, seed + i)
+                Request(self.tokenizer.chat_ids(str(text)), limit, settings, seed + i)
                 for i, text in enumerate(column)
             ]
             answers = complete(self.model, requests, self.stop_ids, self.tokenizer.decode)

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.addresses import without_credentials
+from llm.errors import first_line
 from llm.params import Params
 from llm.runtime import heartbeat
 from llm.runtime.io import sha256, write_json
@@ -102,16 +103,10 @@ def finish(
         weights = Path(model, "model.safetensors") if model else None
         if weights and weights.is_file():
             scored = score or Score(None)
-            run.put(
-                {
-                    "op": "model",
-                    "directory": _from_root(weights.parent),
-                    "digest": directory_digest(weights.parent),
-                    "score": scored.value,
-                    "tests": scored.tests,
-                    "examples": scored.examples,
-                }
-            )
+            folder = weights.parent
+            about = {"directory": _from_root(folder), "digest": directory_digest(folder)}
+            score_of = {k: getattr(scored, k) for k in ("tests", "examples")}
+            run.put({"op": "model", **about, "score": scored.value, **score_of})
         run.put({"op": "end", "status": "FINISHED"})
         path = executions.state_path()
         with locked(path.with_suffix(".lock")):
@@ -180,12 +175,8 @@ class Run:
             self.put({"op": "scalars", "values": values})
         else:
             now = executions.now()
-            self.put(
-                {
-                    "op": "metrics",
-                    "points": [(key, value, now, step) for key, value in values.items()],
-                }
-            )
+            points = [(key, value, now, step) for key, value in values.items()]
+            self.put({"op": "metrics", "points": points})
 
     def tag_health(self, health: str) -> None:
         """Set the tag `llm.health/<stage>`: `ok`, or what is wrong, e.g. a stall."""
@@ -222,9 +213,7 @@ class Run:
                         store.replay(self.state["execution"])
                     self._drain(store)
                 except Exception as error:  # a store may raise anything; training continues
-                    self._warn(
-                        f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
-                    )
+                    self._warn(f"{type(error).__name__}: {first_line(error)[:160]}")
                     store, retry_at = None, time.monotonic() + RETRY
                     self._tried.set()
                     self._to_spool()
@@ -252,11 +241,8 @@ class Run:
                 executions.spool(self.state, operations)
             # On a full disk: the stage's own error must not be hidden by this one.
             except OSError as error:
-                print(
-                    f"warning: metrics are lost to MLflow, not to metrics/: {error}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                line = f"warning: metrics are lost to MLflow, not to metrics/: {error}"
+                print(line, file=sys.stderr, flush=True)
 
     def _warn(self, reason: str) -> None:
         if not self._warned:

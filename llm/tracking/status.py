@@ -19,6 +19,20 @@ SILENT = 60.0  # seconds without an update after which a living process counts a
 KEEP = 86400.0  # seconds for which a failed stage is shown
 
 
+HEAD = (
+    "experiment",
+    "stage",
+    "progress",
+    "loss",
+    "val",
+    "tokens/s",
+    "left",
+    "memory",
+    "pid",
+    "health",
+)
+
+
 @dataclass(frozen=True)
 class Running:
     """A stage that runs or that failed. Bytes and seconds; None: unknown, or does not apply."""
@@ -77,11 +91,9 @@ def _process(facts: dict[str, Any]) -> psutil.Process | None:
     """Return the process if it runs on this machine and its id was not reused."""
     try:
         process = psutil.Process(facts["pid"])
-        alive = (
-            process.status() != psutil.STATUS_ZOMBIE
-            and process.create_time() <= facts["started"] + 1
-        )
-        return process if alive and facts["host"] == socket.gethostname() else None
+        same = process.create_time() <= facts["started"] + 1
+        same = same and facts["host"] == socket.gethostname()
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.Error:
         return None
 
@@ -100,19 +112,18 @@ def _memory(process: psutil.Process) -> int | None:
 def _running(facts: dict[str, Any], process: psutil.Process | None, local: bool) -> Running:
     silent = time.time() - facts["updated"]
     alive = process is not None if local else "ended" not in facts and silent < SILENT
+    silence = f"no sign of life for {duration(silent)}"
     if "ended" in facts:
         health = f"ended: {facts['ended']}"
     elif not alive:
-        health = (
-            "killed: the process is gone" if local else f"no sign of life for {duration(silent)}"
-        )
+        health = "killed: the process is gone" if local else silence
     elif silent > SILENT:
-        health = f"frozen: no sign of life for {duration(silent)}"
+        health = f"frozen: {silence}"
     else:
         health = str(facts["health"])
     done, total = facts.get("done"), facts.get("total")
     return Running(
-        experiment=facts["experiment"] or _place(facts["directory"]),
+        experiment=facts["experiment"] or _workspace(facts["directory"]),
         stage=facts["stage"],
         doing=facts.get("doing", ""),
         pid=facts["pid"],
@@ -134,7 +145,7 @@ def _running(facts: dict[str, Any], process: psutil.Process | None, local: bool)
     )
 
 
-def _place(directory: str) -> str:
+def _workspace(directory: str) -> str:
     return "workspace" if Path(directory) == repository() else Path(directory).name
 
 
@@ -165,24 +176,20 @@ def waiting() -> list[str]:
     from dvc.repo import Repo
 
     with Repo(str(repository())) as repo:
-        return [
-            entry.name or entry.stash_rev[:7]
-            for entry in repo.experiments.celery_queue.iter_queued()
-        ]
+        queue = repo.experiments.celery_queue
+        return [entry.name or entry.stash_rev[:7] for entry in queue.iter_queued()]
 
 
 def show_status(as_json: bool = False, every: float | None = None) -> None:
     """Print a table once, or every `every` seconds until Ctrl-C."""
     try:
         while True:
-            found, queued = read(), waiting()
+            stages, queued = read(), waiting()
             if as_json:
-                print(
-                    json.dumps({"stages": [asdict(item) for item in found], "queued": queued}),
-                    flush=True,
-                )
+                values = {"stages": [asdict(item) for item in stages], "queued": queued}
+                print(json.dumps(values), flush=True)
             else:
-                print("\n".join(lines(found, queued)), flush=True)
+                print("\n".join(lines(stages, queued)), flush=True)
             if every is None:
                 return
             time.sleep(every)
@@ -190,23 +197,10 @@ def show_status(as_json: bool = False, every: float | None = None) -> None:
         return
 
 
-def lines(found: list[Running], queued: list[str]) -> list[str]:
+def lines(stages: list[Running], queued: list[str]) -> list[str]:
     """Return the table's lines."""
-    rows = [
-        (
-            "experiment",
-            "stage",
-            "progress",
-            "loss",
-            "val",
-            "tokens/s",
-            "left",
-            "memory",
-            "pid",
-            "health",
-        )
-    ]
-    for item in found:
+    rows = [HEAD]
+    for item in stages:
         share = f"{100 * item.progress:.0f}%" if item.progress is not None else ""
         if not share and item.done is not None:
             share = f"{tqdm.format_sizeof(item.done)} {item.unit}"
@@ -216,28 +210,16 @@ def lines(found: list[Running], queued: list[str]) -> list[str]:
         left = duration(item.seconds_left) if item.seconds_left is not None else ""
         stage = item.stage if item.doing in ("", item.stage) else f"{item.stage} ({item.doing})"
         pid = str(item.pid) if item.host == socket.gethostname() else f"{item.pid} on {item.host}"
-        losses = item.loss or "", item.val_loss or ""
-        rows.append(
-            (
-                item.experiment,
-                stage,
-                share,
-                *losses,
-                rate,
-                left,
-                " + ".join(memory),
-                pid,
-                item.health,
-            )
-        )
+        figures = (share, item.loss or "", item.val_loss or "", rate, left, " + ".join(memory))
+        rows.append((item.experiment, stage, *figures, pid, item.health))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     table = [
         "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    if not found:
+    if not stages:
         table = ["no stage runs"]
-    if any(not item.alive for item in found):
+    if any(not item.alive for item in stages):
         table.append(
             "Stages that ended resume from their last state with the same command (docs/RESUME.md)."
         )

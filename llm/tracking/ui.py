@@ -42,9 +42,8 @@ def start() -> None:
         print(f"MLflow runs at {public(uri)} already. Open {link(public(uri), experiment)}")
         return
     port = free_port(PORT)
-    with subprocess.Popen(
-        command(port), env=environment() | {"MLFLOW_BACKEND_STORE_URI": uri}
-    ) as server:
+    own = environment() | {"MLFLOW_BACKEND_STORE_URI": uri}
+    with subprocess.Popen(command(port), env=own) as server:
         try:
             wait_for(port, server)
             print(
@@ -62,10 +61,8 @@ def start() -> None:
 def stop(server: subprocess.Popen[bytes]) -> None:
     """End the server and the processes that it started, which may outlive it."""
     try:
-        processes = [
-            psutil.Process(server.pid),
-            *psutil.Process(server.pid).children(recursive=True),
-        ]
+        parent = psutil.Process(server.pid)
+        processes = [parent, *parent.children(recursive=True)]
     except psutil.NoSuchProcess:  # it ended by itself
         return
     for process in processes:

@@ -268,7 +268,7 @@ class Trainer:
         for line in self.engine.describe():
             yield f"{stage}: {line}"
         if start:
-            yield f"{stage}: continues after step {start:,} of {self.steps:,}"
+            yield f"{stage}: resumes after step {start:,} of {self.steps:,}"
         if len(self.environments) > 1:
             changed = difference(self.environments[-2], self.environments[-1])
             yield (

@@ -215,7 +215,7 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(
     saved = (work / "progress.json").exists()
     capfd.readouterr()
     digests, counts = write(found, tokenizer, work)
-    assert ("continues after" in capfd.readouterr().out) == saved
+    assert ("resumes after" in capfd.readouterr().out) == saved
     assert (digests, counts.to_json()) == expected
 
 

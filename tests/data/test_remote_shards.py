@@ -52,7 +52,7 @@ def away(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setenv("LLM_TOKENS_URL", url)
     monkeypatch.setenv("LLM_TOKENS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(remote_fs, "PAUSE", 0.01)
-    monkeypatch.setattr(remote_fs, "MOST", 0.05)
+    monkeypatch.setattr(remote_fs, "LONGEST_PAUSE", 0.05)
     return there
 
 
@@ -270,6 +270,6 @@ def test_a_remote_that_is_away_for_a_while_is_waited_for_and_then_told(
     monkeypatch.setattr(remote_fs, "PATIENCE", 0.1)
     down.set()
     with pytest.raises(
-        UserError, match=r"does not answer .*no route to host.* start the same command again"
+        UserError, match=r"does not answer .*no route to host.* run the same command again"
     ):
         stream.read(1000, 1000)

@@ -164,7 +164,7 @@ def test_one_process_that_fails_ends_all_and_each_says_why(
 ) -> None:
     answers = workers.run(2, tmp_path, steps=STEPS, broken=1)
     assert answers[1]["error"] == "data/tokens/train-00000.npy cannot be read"
-    assert "process 0 ends, since another one did" in answers[0]["error"]
+    assert "process 0 ends because another one ended" in answers[0]["error"]
 
 
 def test_rows_that_one_process_cannot_read_end_all_and_the_next_run_goes_on(

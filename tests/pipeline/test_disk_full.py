@@ -56,12 +56,12 @@ def test_a_disk_that_fills_during_a_checkpoint_costs_one_warning(
     (warning,) = warnings(log)
     assert "no checkpoint of step" in warning
     assert "No space left on device" in warning
-    assert "Training goes on from the last good one" in warning
+    assert "Training continues; the last complete one stays" in warning
     assert "Traceback" not in log
     assert 1 <= victim.checkpoint(stage) < 4
     assert victim.digests(stage) == expected
     # What there is of a state is good to continue from.
-    assert f"continues after step {victim.checkpoint(stage)} of {STEPS}" in victim.run(stage)["log"]
+    assert f"resumes after step {victim.checkpoint(stage)} of {STEPS}" in victim.run(stage)["log"]
     assert victim.digests(stage) == expected
 
 
@@ -97,7 +97,7 @@ def test_a_disk_full_at_an_output_is_an_error_that_names_it_and_the_rerun_mends_
             assert "Traceback" not in failed["log"]
             assert victim.checkpoint(stage) == STEPS
             assert not (victim.root / output).exists()
-        assert f"continues after step {STEPS} of {STEPS}" in victim.run(stage)["log"]
+        assert f"resumes after step {STEPS} of {STEPS}" in victim.run(stage)["log"]
         assert victim.digests(stage) == expected
         victim.forget_outputs(stage)
 

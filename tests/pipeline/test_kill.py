@@ -74,5 +74,5 @@ def test_a_signal_saves_the_step_and_says_how_to_continue(
     assert 5 <= step < 16
     assert f"{stage}: stopped after step {step}; `dvc repro` continues from there" in stopped["log"]
     assert "Traceback" not in stopped["log"]
-    assert f"continues after step {step} " in victim.run(stage)["log"]
+    assert f"resumes after step {step} " in victim.run(stage)["log"]
     assert victim.digests(stage) == expected

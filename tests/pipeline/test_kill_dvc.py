@@ -162,8 +162,7 @@ class Flow:
     def continued(self) -> list[int]:
         """The steps after which pretraining went on."""
         return [
-            int(step)
-            for step in re.findall(r"pretrain: continues after step (\d+) of", self.text())
+            int(step) for step in re.findall(r"pretrain: resumes after step (\d+) of", self.text())
         ]
 
     def close(self) -> None:
@@ -224,7 +223,7 @@ def repro(root: Path) -> dict[str, str]:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     flow.run(*command)
-    assert flow.text().count("finetune: continues after step") == 2
+    assert flow.text().count("finetune: resumes after step") == 2
     flow.close()
     return hashes((root / "dvc.lock").read_text(), "pretrain", "finetune")
 

@@ -205,7 +205,7 @@ def torture(
         )
         step = victims.checkpoint(stage)
         ended = victims.run(stage)
-        if (f"continues after step {step:,} " in ended["log"]) != (step > 0):
+        if (f"resumes after step {step:,} " in ended["log"]) != (step > 0):
             differences.append(f"{hits[-1]}: not continued after step {step}")
         if (digests := victims.digests(stage)) != expected:
             names = sorted(name for name, _ in digests.items() ^ expected.items())

@@ -11,7 +11,6 @@ import pytest
 
 from llm import params
 from llm.corpus.clean.plan import Plan
-from llm.errors import UserError
 from llm.params import Clean
 from llm.report import commentary, page, scores
 from llm.report import format as words
@@ -510,11 +509,3 @@ def test_a_scaling_law_is_shown_where_there_is_one(
         assert "is not determined: the losses" in text
     assert "Scaling law" in (tmp_path / "out/report.html").read_text()
     assert (tmp_path / "out/figures/scaling.svg").exists()
-    workspace.dump(
-        tmp_path / "metrics/scaling.json", {key: found[key] for key in ("runs", "law", "held_back")}
-    )
-    with pytest.raises(
-        UserError,
-        match=r"metrics/scaling.json was written by an earlier version. Run `dvc repro scaling/dvc.yaml`",
-    ):
-        page.write_report(params.load(), tmp_path / "out")

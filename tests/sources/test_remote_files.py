@@ -162,7 +162,7 @@ def test_a_network_that_stays_away_is_named_with_what_came_and_nothing_has_the_f
     source = one(server)
     server.break_after = [WHOLE, *[0] * 50]
     with pytest.raises(
-        UserError, match=r"a\.bin: broke off after [\d,]+ of 3,000,000 bytes, 5 times.*goes on"
+        UserError, match=r"a\.bin: broke off after [\d,]+ of 3,000,000 bytes, 5 times.*resumes"
     ):
         remote_files.fetch(source, tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} <= {".part", ".stamp"}
@@ -194,7 +194,8 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_begun(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(
-        UserError, match=r"a\.bin: 3,000,000 bytes are missing, but .* has room for 1,000"
+        UserError,
+        match=r"a\.bin: the bytes that are missing will take about 0\.00 GB, and .* has 0\.00 GB free",
     ):
         remote_files.fetch(one(server), tmp_path)
     assert server.sent < 10

@@ -105,7 +105,7 @@ def test_a_killed_download_goes_on_and_gives_the_same_bytes(
     rows = seen(monkeypatch)
     write_raw("pretrain", "pretrain", source, folder / "out")
     assert content(folder / "out") == content(folder / "whole")
-    assert ("continues after" in capsys.readouterr().out) == (kills != [3])
+    assert ("resumes after" in capsys.readouterr().out) == (kills != [3])
     if kills == [171]:
         assert len(rows) < 40, (
             "only what came after the last finished part is read into records again"

@@ -190,7 +190,7 @@ def test_a_process_that_is_killed_is_started_again_from_the_last_state(
     printed = process.communicate(timeout=120)[0]
     assert process.returncode == 0, printed
     assert "was ended by SIGKILL; all start again from the last state (1 of 3)" in printed
-    assert "pretrain: continues after step" in printed
+    assert "pretrain: resumes after step" in printed
     bytes_of = [(path / "models/base/model.safetensors").read_bytes() for path in (both, root)]
     assert bytes_of[0] == bytes_of[1]
 

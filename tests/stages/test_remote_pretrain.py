@@ -61,9 +61,9 @@ def test_a_model_has_the_same_bytes_though_its_tokens_are_afar_and_the_server_is
     monkeypatch.setenv("LLM_TOKENS_URL", "s3://bucket/tokens")
     monkeypatch.setenv("LLM_TOKENS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LLM_TOKENS_CACHE_GB", str(LIMIT / 1e9))
-    monkeypatch.setattr(remote_fs, "MOST", 0.5)
+    monkeypatch.setattr(remote_fs, "LONGEST_PAUSE", 0.5)
     step, sizes, write = Trainer.step, [], block_cache.BlockCache.write
-    away, tell, back = {9}, remote_fs.Address._tell, threading.Timer(0.5, s3.start)
+    away, tell, back = {9}, remote_fs.Address._warn, threading.Timer(0.5, s3.start)
 
     def noted(self: block_cache.BlockCache, name: str, data: bytes) -> None:
         write(self, name, data)
@@ -88,19 +88,19 @@ def test_a_model_has_the_same_bytes_though_its_tokens_are_afar_and_the_server_is
     monkeypatch.setattr(Trainer, "step", interrupted)
     monkeypatch.setattr(remote_fs, "PATIENCE", 1.0)
     with pytest.raises(
-        UserError, match="start the same command again: it goes on from the last state"
+        UserError, match="run the same command again: it resumes from the last state"
     ):
         pretrain.main()
     assert not MODEL.exists()
 
     s3.start()
     monkeypatch.setattr(remote_fs, "PATIENCE", 60.0)
-    monkeypatch.setattr(remote_fs.Address, "_tell", back_once_it_is_missed)
+    monkeypatch.setattr(remote_fs.Address, "_warn", back_once_it_is_missed)
     away.add(25)
     capsys.readouterr()
     pretrain.main()
     printed = capsys.readouterr()
-    assert "pretrain: continues after step" in printed.out
+    assert "pretrain: resumes after step" in printed.out
     assert "trying again" in printed.err
     assert MODEL.read_bytes() == expected
     assert LIMIT / 2 < max(sizes) <= LIMIT + 2 * BLOCK  # counted while others write and delete

@@ -263,7 +263,7 @@ def test_a_killed_stage_leaves_no_worker_and_no_half_output_and_continues(
     monkeypatch.chdir(here / "killed")
     capfd.readouterr()
     tokenize.main()
-    assert "continues after" in capfd.readouterr().out
+    assert "resumes after" in capfd.readouterr().out
     assert not list((here / "killed").glob(".state/tokenize/*/")), "finished work is removed"
     monkeypatch.chdir(here / "whole")
     monkeypatch.setattr(tokenize.find_chunks, "__defaults__", (10**9,))

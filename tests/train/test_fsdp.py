@@ -193,7 +193,7 @@ def test_cards_of_different_kinds_share_the_micro_batch_that_fits_all_of_them(
         2, tmp_path / "none", steps=3, sharded=True, cards=[("large", 4), ("small", 0)]
     )
     assert "one sequence of" in none[1]["error"]
-    assert "process 0 ends, since another one did" in none[0]["error"]
+    assert "process 0 ends because another one ended" in none[0]["error"]
 
 
 def test_cards_that_compute_in_different_types_are_refused(

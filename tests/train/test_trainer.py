@@ -160,7 +160,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(
             train(model(), state)
     monkeypatch.setattr(Trainer, "step", step)
     resumed, result = train(model(), state)
-    assert "continues after step 18" in capfd.readouterr().out
+    assert "resumes after step 18" in capfd.readouterr().out
     assert same(weights(whole), weights(resumed))
     assert result.history == expected.history
     assert result.val_loss == expected.val_loss

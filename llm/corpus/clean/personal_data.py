@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from llm.params import PersonalData
+from llm.params.clean import PersonalData
 
 # Reserved examples that belong to no one: RFC 2606 (example.com), 555-01xx, RFC 5737, RFC 3849.
 EMAIL, PHONE, IPV4, IPV6 = "email@example.com", "555-0100", "192.0.2.1", "2001:db8::1"

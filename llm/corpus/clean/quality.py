@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from llm.params import C4, GopherQuality, GopherRepetition
+from llm.params.clean import C4, GopherQuality, GopherRepetition
 from llm.text.ngrams import pieces
 
 if TYPE_CHECKING:

@@ -8,21 +8,22 @@ paragraph, and 4 · num_perm a document for near duplicates.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import accumulate, islice
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 
+from llm.corpus.chunks import Chunk, find_chunks, read_chunk
 from llm.corpus.clean.overlap import shared_lines, without_lines
 from llm.corpus.clean.rules import Cleaner
 from llm.params import Clean
-from llm.sources import raw
+from llm.runtime.pool import Workers
 from llm.text.hashing import is_held_out
 from llm.text.minhash import MIN_WORDS, minhashes
 from llm.text.ngrams import Grams, iter_words
@@ -157,7 +158,7 @@ def scan(
                 _append(files[1], paragraphs_of_one)
             _append(files[2], np.array(scanned.signed, dtype=np.uint64))
             _append(files[3], np.array(scanned.signatures, dtype=np.uint32))
-    total = sum(rows for _, _, rows in raw.groups(directory))
+    total = sum(chunk.rows for chunk in find_chunks(directory))
     return Scanned(
         documents, paragraphs, signed, signatures, contaminated, np.concatenate(lines), total
     )
@@ -168,7 +169,6 @@ def _append(file: BinaryIO, array: np.ndarray) -> None:
 
 
 T = TypeVar("T")
-Unit = tuple[Path, int, int]  # file, row group, index of its first document
 Work = Callable[[Iterable[tuple[int, str, str]]], T]  # of documents: index, text, group
 
 
@@ -180,28 +180,15 @@ def results(work: Work[T], directory: Path, workers: int) -> Iterator[T]:
         directory: data/raw/pretrain.
         workers: number of processes.
     """
-    groups = raw.groups(directory)
-    starts = accumulate((rows for _, _, rows in groups), initial=0)
-    units = [(path, group, start) for (path, group, _), start in zip(groups, starts, strict=False)]
-    if workers == 1 or len(units) == 1:
-        _start(work)
-        yield from map(_work, units)
-        return
-    # spawn, because a fork would copy locks that pyarrow's threads hold.
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(workers, len(units)), _start, (work,)) as pool:
-        yield from pool.imap(_work, units)
+    chunks = find_chunks(directory, size=1)
+    with Workers(min(workers, len(chunks))) as pool:
+        yield from pool.ordered(partial(_of_chunks, work), chunks)
 
 
-_this: Any = None  # this process's work
+def _of_chunks(work: Work[T]) -> Callable[[Chunk], T]:
+    def of_chunk(chunk: Chunk) -> T:
+        table = read_chunk(chunk)
+        rows = zip(table["text"].to_pylist(), table["group"].to_pylist(), strict=True)
+        return work((chunk.start + i, *row) for i, row in enumerate(rows))
 
-
-def _start(work: Any) -> None:
-    global _this  # a pool's worker has no other place for it
-    _this = work
-
-
-def _work(unit: Unit) -> Any:
-    path, group, start = unit
-    rows = raw.read_group(path, group, ("text", "group"))
-    return _this((start + i, text, its_group) for i, (text, its_group) in enumerate(rows))
+    return of_chunk

@@ -1,9 +1,10 @@
-"""One technique, measured in a process of its own: `python -m llm.experiments.techniques.measure
-NAME STEPS OUTPUT`.
+"""The measurement of one technique, in a process of its own.
+
+    python -m llm.experiments.techniques.measure NAME STEPS OUTPUT
 
 Memory is that of tensors, so that it means the same on a CPU and on a GPU. The activations are the
-most that a forward and backward pass of one micro-batch holds at any moment beyond weights,
-gradients and optimizer state: what is kept for the backward pass, and what is at work.
+peak of a forward and backward pass of one micro-batch, without weights, gradients and optimizer
+state.
 """
 
 from __future__ import annotations
@@ -28,17 +29,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 MIX = Path("data/mix")
-VAL_BATCHES = (
-    8  # batches of validation examples that the loss is of, or fewer where there are no more
-)
+VAL_BATCHES = 8  # batches of validation examples for the loss, or fewer if there are no more
 WARM = 2  # steps that do not count for the time: the first ones allocate
 
 
 def measure(p: params.Params, name: str, steps: int) -> dict[str, Any]:
-    """The figures of technique `name` after `steps` optimizer steps on the examples of data/mix.
+    """Return the figures of technique `name` after `steps` optimizer steps on data/mix.
 
     Raises:
-        UserError: as the stage finetune would.
+        UserError: as in the stage finetune.
     """
     from llm.parallel import processes
     from llm.train.finetuning import Finetuning
@@ -96,23 +95,20 @@ def measure(p: params.Params, name: str, steps: int) -> dict[str, Any]:
 
 
 def data_rows(count: int, available: int) -> Any:
-    """Numbers of `count` rows, the first ones again where there are too few."""
+    """Return the numbers of `count` rows; the first ones repeat if there are too few."""
     import numpy as np
 
     return np.arange(count, dtype=np.int64) % available
 
 
 def tensor_bytes(tensors: Any) -> int:
-    """Memory of tensors; one that is there twice counts once."""
-    found: dict[int, int] = {}
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
-        found[storage.data_ptr()] = storage.nbytes()
-    return sum(found.values())
+    """Return the memory of tensors; shared storage counts once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def scale_bytes(model: nn.Module) -> int:
-    """What 4-bit matrices keep beside them: scales, the scales of scales, and the code."""
+    """Return the bytes beside 4-bit matrices: scales, the scales of scales, and the code."""
     from llm.model.quantized import QuantizedLinear
 
     states = [module.state for module in model.modules() if isinstance(module, QuantizedLinear)]
@@ -124,10 +120,9 @@ def scale_bytes(model: nn.Module) -> int:
 def passing_bytes(
     run: Callable[[], None], trainable: list[nn.Parameter], device: torch.device
 ) -> int:
-    """The most bytes that `run`, a forward and backward pass, holds beyond what is there before and
-    after it.
+    """Return the peak memory of `run`, a forward and backward pass, above that before it.
 
-    A first run makes the gradients, which the second, the measured one, adds to.
+    A first run allocates the gradients, to which the second, measured one adds.
     """
     import torch
 
@@ -138,7 +133,7 @@ def passing_bytes(
         before = torch.cuda.memory_allocated(device)
         run()
         torch.cuda.synchronize(device)
-        most = torch.cuda.max_memory_allocated(device) - before
+        peak = torch.cuda.max_memory_allocated(device) - before
     else:
         with torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
@@ -149,18 +144,18 @@ def passing_bytes(
         changes = sorted(
             (e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"
         )
-        most = held = 0
+        peak = held = 0
         for _, change in changes:
             held += change
-            most = max(most, held)
+            peak = max(peak, held)
     for parameter in trainable:
         parameter.grad = None
-    return most
+    return peak
 
 
 def main() -> None:
     name, steps, output = sys.argv[1:]
-    with tempfile.TemporaryDirectory() as root:  # of the state that a non-finite loss leaves
+    with tempfile.TemporaryDirectory() as root:  # for the state that a non-finite loss leaves
         os.environ["DVC_ROOT"] = root
         write_json(output, measure(params.load(), name, int(steps)))
 

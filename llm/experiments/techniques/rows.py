@@ -16,8 +16,9 @@ LORA_RATE = 10.0
 class Technique:
     """A row of the table.
 
-    beside: the row that it is compared with, which lacks its last technique.
-    rows: sequences of a forward pass; None: the whole batch. Fewer are gradient accumulation.
+    Args:
+        beside: the row that it is compared with, which lacks its last technique.
+        rows: sequences of a forward pass; None: the whole batch. Fewer are gradient accumulation.
     """
 
     name: str
@@ -65,24 +66,22 @@ TECHNIQUES = (
 
 
 def chosen(settings: Finetune) -> tuple[list[Technique], list[str]]:
-    """Those that can be measured with these settings, and why the others cannot."""
+    """Return the techniques to measure with these settings, and why others are left out."""
     left_out = []
-    found = list(TECHNIQUES)
+    techniques = list(TECHNIQUES)
     if importlib.util.find_spec("bitsandbytes") is None:
-        found = [t for t in found if t.method != "qlora"]
+        techniques = [t for t in techniques if t.method != "qlora"]
         left_out.append(
             "QLoRA: bitsandbytes is not installed (pip install -c constraints.txt -e '.[qlora]')"
         )
     if settings.batch_tokens == settings.sequence_length:
-        found = [t for t in found if t.rows is None]
+        techniques = [t for t in techniques if t.rows is None]
         left_out.append("accumulation: a batch is one sequence (finetune.batch_tokens)")
-    return found, left_out
+    return techniques, left_out
 
 
 def settings_of(technique: Technique, settings: Finetune) -> Finetune:
-    """The params of a row: those of finetune but for the technique. Nothing is compiled, so that
-    rows compare.
-    """
+    """Return finetune's params with the technique; nothing is compiled, so that rows compare."""
     trains_all = technique.method == "full"
     rate = settings.learning_rate
     if trains_all != (settings.method == "full"):

@@ -16,7 +16,7 @@ from llm.runtime.io import read_json
 
 
 def measure_all(settings: Finetune, steps: int) -> dict[str, Any]:
-    """Rows of figures in the order of the table, and what could not be measured, with the reason.
+    """Return rows of figures in the order of the table, and why others were not measured.
 
     Raises:
         UserError: a row failed; its own message is shown above.
@@ -30,23 +30,17 @@ def measure_all(settings: Finetune, steps: int) -> dict[str, Any]:
 
 
 def measure_one(technique: Technique, steps: int) -> dict[str, Any]:
-    """The figures of one technique (llm/experiments/techniques/measure.py)."""
+    """Return the figures of one technique (`llm.experiments.techniques.measure`)."""
     environment = {
         key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")
     }
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "row.json"
-        command = [
-            sys.executable,
-            "-m",
-            "llm.experiments.techniques.measure",
-            technique.name,
-            str(steps),
-            str(output),
-        ]
+        module = ["-m", "llm.experiments.techniques.measure"]
+        command = [sys.executable, *module, technique.name, str(steps), str(output)]
         if subprocess.run(command, env=environment, check=False).returncode:
             raise UserError(
-                f"techniques: {technique.label} could not be measured; the reason stands above."
+                f"techniques: {technique.label} could not be measured; the reason is above."
             )
         row: dict[str, Any] = read_json(output)
         return row

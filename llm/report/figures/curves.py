@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llm.evaluate import metric_names
@@ -25,14 +27,8 @@ COLOURS = {
     "#0a0a0a": ("var(--gold)", "#b8860b"),
 }
 INK, RULE, MUTED, BLUE, ORANGE, GREEN, PAPER, PINK, SKY, GOLD = COLOURS
-LINES = (
-    BLUE,
-    ORANGE,
-    GREEN,
-    PINK,
-    SKY,
-    GOLD,
-)  # one a run; the seventh run is dashed in the first colour
+# One a run; the seventh run is dashed in the first colour.
+LINES = (BLUE, ORANGE, GREEN, PINK, SKY, GOLD)
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "llm",  # ids would be random
     "svg.fonttype": "none",  # text stays text: it takes the page's font, and can be searched
@@ -64,23 +60,32 @@ STYLE: dict[Any, Any] = {
 Rows = list[dict[str, float]]
 
 
+@contextmanager
+def drawing() -> Iterator[Any]:
+    """Yield pyplot, without a display and in the style of all figures."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context(STYLE):
+        yield pyplot
+
+
 def draw(
     curves: dict[str, Rows], evaluate: dict[str, Any], corpus: dict[str, Any] | None = None
 ) -> dict[str, str]:
     """Return name → SVG in stand-in colours, for figures that have data."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     figures = {}
-    with matplotlib.rc_context(STYLE):
+    with drawing() as plt:
         if corpus and len(corpus["lengths"]) > 1:
-            figures["corpus_lengths"] = _lengths(corpus["lengths"])
+            figures["corpus_lengths"] = _lengths(plt, corpus["lengths"])
         for stage, rows in curves.items():
             if len(rows) > 1:
-                figures[f"{stage}_loss"] = _loss(rows)
-                figures[f"{stage}_learning_rate"] = _learning_rate(rows)
+                figures[f"{stage}_loss"] = _loss(plt, rows)
+                figures[f"{stage}_learning_rate"] = _learning_rate(plt, rows)
         for task in scores.tasks(evaluate):
-            figures[f"scores_{task}"] = _bars(evaluate, task)
+            figures[f"scores_{task}"] = _bars(plt, evaluate, task)
     return figures
 
 
@@ -107,10 +112,8 @@ def for_file(svg: str) -> str:
     )
 
 
-def _lengths(lengths: list[tuple[int, int]]) -> str:
+def _lengths(plt: Any, lengths: list[tuple[int, int]]) -> str:
     """Draw the number of documents by length, in powers of two tokens."""
-    from matplotlib import pyplot as plt
-
     counts = dict(lengths)
     sizes = [1 << power for power in range(min(counts).bit_length() - 1, max(counts).bit_length())]
     figure, axes = plt.subplots(figsize=(4.5, 2.8))
@@ -130,26 +133,15 @@ def _power(size: int) -> str:
 
 def overlaid(curves: dict[str, Rows], title: str) -> str:
     """Draw the losses of several runs over tokens: smoothed lines, validation losses as dots."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with matplotlib.rc_context(STYLE):
+    with drawing() as plt:
         figure, axes = plt.subplots(figsize=(4.5, 3.0))
         low, high = [], []
         for number, (name, rows) in enumerate(curves.items()):
             colour, dashes = LINES[number % len(LINES)], "-" if number < len(LINES) else "--"
-            smooth = _smooth([row["loss"] for row in rows if "loss" in row])
-            axes.plot(
-                [row["tokens"] for row in rows if "loss" in row],
-                smooth,
-                dashes,
-                color=colour,
-                alpha=0.55,
-            )
-            validation = [(row["tokens"], row["val_loss"]) for row in rows if "val_loss" in row]
-            x, y = zip(*validation, strict=True) if validation else ((), ())
+            tokens, losses = _series(rows, "tokens", "loss")
+            smooth = _smooth(losses)
+            axes.plot(tokens, smooth, dashes, color=colour, alpha=0.55)
+            x, y = _series(rows, "tokens", "val_loss")
             axes.plot(x, y, dashes, color=colour, marker="o", markersize=3, linewidth=0.8)
             axes.plot([], [], dashes, color=colour, marker="o", markersize=3, label=name)
             low.append(min((*smooth, *y)))
@@ -165,49 +157,41 @@ def overlaid(curves: dict[str, Rows], title: str) -> str:
         return to_svg(figure)
 
 
+def _series(rows: Rows, x: str, y: str) -> tuple[list[float], list[float]]:
+    """Return the values of two columns, of the rows that have the second one."""
+    known = [row for row in rows if y in row]
+    return [row[x] for row in known], [row[y] for row in known]
+
+
 def _start(smooth: list[float]) -> float:
     """Return the highest loss to show; the first steps would flatten the rest of the curve."""
     return smooth[min(len(smooth) - 1, len(smooth) // 40)]
 
 
-def _loss(rows: Rows) -> str:
-    from matplotlib import pyplot as plt
-
+def _loss(plt: Any, rows: Rows) -> str:
     figure, axes = plt.subplots(figsize=(4.5, 2.8))
-    steps = [row["step"] for row in rows if "loss" in row]
-    losses = [row["loss"] for row in rows if "loss" in row]
-    validation = [(row["step"], row["val_loss"]) for row in rows if "val_loss" in row]
+    steps, losses = _series(rows, "step", "loss")
     smooth = _smooth(losses)
     axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=0.8)
     axes.plot(steps, smooth, color=BLUE, label="training")
-    if validation:
-        x, y = zip(*validation, strict=True)
+    x, y = _series(rows, "step", "val_loss")
+    if y:
         axes.plot(x, y, color=ORANGE, marker="o", markersize=3, label="validation")
-    low = min(min(smooth), *(y for _, y in validation)) if validation else min(smooth)
-    high = _start(smooth)
+    low, high = min((*smooth, *y)), _start(smooth)
     axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low)) if high > low else None
     axes.set(title="Loss", xlabel="step", ylabel="nats per token")
     axes.legend()
     return to_svg(figure)
 
 
-def _learning_rate(rows: Rows) -> str:
-    from matplotlib import pyplot as plt
-
+def _learning_rate(plt: Any, rows: Rows) -> str:
     figure, axes = plt.subplots(figsize=(4.5, 2.8))
-    known = [row for row in rows if "learning_rate" in row]
-    axes.plot(
-        [row["step"] for row in known],
-        [row["learning_rate"] for row in known],
-        color=BLUE,
-        label="learning rate",
-    )
+    axes.plot(*_series(rows, "step", "learning_rate"), color=BLUE, label="learning rate")
     axes.set(title="Learning rate and gradient norm", xlabel="step", ylabel="learning rate")
     axes.set_ylim(bottom=0)
-    norms = [(row["step"], row["grad_norm"]) for row in rows if "grad_norm" in row]
-    if norms:
+    x, y = _series(rows, "step", "grad_norm")
+    if y:
         other = axes.twinx()
-        x, y = zip(*norms, strict=True)
         other.plot(x, y, color=ORANGE, linewidth=0.8, alpha=0.8)
         other.set_ylim(0, 1.15 * sorted(y)[int(0.98 * (len(y) - 1))] or 1)
         other.set_ylabel("gradient norm before clipping", color=ORANGE)
@@ -215,20 +199,18 @@ def _learning_rate(rows: Rows) -> str:
     return to_svg(figure)
 
 
-def _bars(evaluate: dict[str, Any], task: str) -> str:
+def _bars(plt: Any, evaluate: dict[str, Any], task: str) -> str:
     """Draw each model's headline metric with its interval, best first."""
-    from matplotlib import pyplot as plt
-
     metric = scores.headline(evaluate, task) or scores.metrics(evaluate, task)[0]
-    found = [
+    scored = [
         (m, s)
         for m in scores.models(evaluate)
         if (s := scores.score(evaluate, m, task, metric)) is not None
     ]
     lower = metric in metric_names.LOWER_IS_BETTER
-    found.sort(key=lambda item: item[1]["value"], reverse=lower)
-    figure, axes = plt.subplots(figsize=(4.5, 0.9 + 0.27 * len(found)))
-    for row, (model, score) in enumerate(found):
+    scored.sort(key=lambda item: item[1]["value"], reverse=lower)
+    figure, axes = plt.subplots(figsize=(4.5, 0.9 + 0.27 * len(scored)))
+    for row, (model, score) in enumerate(scored):
         value = score["value"]
         colour = BLUE if model == "finetuned" else GREEN if model == "base" else MUTED
         axes.barh(row, value, color=colour, height=0.62, alpha=1.0 if colour == BLUE else 0.65)
@@ -245,7 +227,7 @@ def _bars(evaluate: dict[str, Any], task: str) -> str:
             color=INK,
             fontsize=8.5,
         )
-    axes.set_yticks(range(len(found)), [scores.model_label(model) for model, _ in found])
+    axes.set_yticks(range(len(scored)), [scores.model_label(model) for model, _ in scored])
     axes.tick_params(axis="y", labelcolor=INK)
     axes.grid(False, axis="y")
     axes.margins(x=0.16)

@@ -6,33 +6,27 @@ from typing import Any
 
 from llm.evaluate import metric_names
 from llm.evaluate.paired import Difference
-from llm.report.figures.curves import BLUE, INK, MUTED, ORANGE, STYLE, to_svg
+from llm.report.figures.curves import BLUE, INK, MUTED, ORANGE, drawing, to_svg
 
 LEFT_OUT = ("perplexity",)  # says what bits per byte say, on a scale of its own
 
 
 def draw(rows: list[tuple[str, Difference, str]], title: str, b: str = "B") -> str:
-    """An SVG in stand-in colours: (task, difference, which side is better) a line, side B, called
-    `b`, to the right.
+    """Return an SVG in stand-in colours with a line for each difference.
+
+    Args:
+        rows: task, difference, and the better side.
+        b: name of side B, which is better to the right.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     shown = [row for row in rows if row[1].metric not in LEFT_OUT]
-    panels = [
-        (
-            "points of 100",
-            [row for row in shown if row[1].metric not in metric_names.LOWER_IS_BETTER],
-        ),
-        (
-            "lower by, nats per token or bits per byte",
-            [r for r in shown if r[1].metric in metric_names.LOWER_IS_BETTER],
-        ),
-    ]
-    panels = [(unit, group) for unit, group in panels if group]
-    with matplotlib.rc_context(STYLE):
+    panels = []
+    for lower, unit in (
+        (False, "points of 100"),
+        (True, "lower by, nats per token or bits per byte"),
+    ):
+        group = [row for row in shown if (row[1].metric in metric_names.LOWER_IS_BETTER) == lower]
+        panels += [(unit, group)] if group else []
+    with drawing() as plt:
         heights = [len(group) + 1.5 for _, group in panels]
         figure, all_axes = plt.subplots(
             len(panels),

@@ -7,33 +7,28 @@ from typing import Any
 import numpy as np
 
 from llm.evaluate import metric_names
-from llm.report.figures.curves import BLUE, GREEN, PAPER, STYLE, to_svg
+from llm.report.figures.curves import BLUE, GREEN, PAPER, drawing, to_svg
 
 COLOUR = {"finetuned": BLUE, "base": GREEN}
 BARS = 10  # of a histogram, between 0 and 1
 
 
 def draw(predictions: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """`predictions_<task>` → SVG in stand-in colours."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    with matplotlib.rc_context(STYLE):
-        return {f"predictions_{task}": _figure(found) for task, found in predictions.items()}
+    """Return `predictions_<task>` → SVG in stand-in colours."""
+    with drawing() as plt:
+        return {f"predictions_{task}": _figure(plt, data) for task, data in predictions.items()}
 
 
-def _figure(found: dict[str, Any]) -> str:
-    from matplotlib import pyplot as plt
-
-    label = metric_names.label(found["metric"])
+def _figure(plt: Any, data: dict[str, Any]) -> str:
+    label = metric_names.label(data["metric"])
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(7.2, max(2.5, 0.7 + 0.2 * len(found["by_label"])))
+        1, 2, figsize=(7.2, max(2.5, 0.7 + 0.2 * len(data["by_label"])))
     )
-    if found["by_label"]:
-        _labels(left, found["by_label"])
+    if data["by_label"]:
+        _labels(left, data["by_label"])
     else:
-        _spread(left, found["scores"], label)
-    for model, bins in found["by_length"].items():
+        _spread(left, data["scores"], label)
+    for model, bins in data["by_length"].items():
         middle = [f"{b['low']}–{b['high']}" for b in bins]
         right.errorbar(
             middle, [b["mean"] for b in bins], yerr=[b["error"] for b in bins], color=COLOUR[model], marker="o",
@@ -50,13 +45,13 @@ def _figure(found: dict[str, Any]) -> str:
 
 
 def _spread(axes: Any, values_of: dict[str, list[float]], label: str) -> None:
-    """A histogram; every score that has a figure lies between 0 and 1."""
+    """Draw a histogram; every score that has a figure is between 0 and 1."""
     edges = np.linspace(0, 1, BARS + 1)
     width = 0.9 / BARS / len(values_of)
-    for place, (model, values) in enumerate(values_of.items()):
+    for position, (model, values) in enumerate(values_of.items()):
         counts, _ = np.histogram(np.clip(values, 0, 1), edges)
         axes.bar(
-            edges[:-1] + width * (place + 0.5) + 0.05 / BARS, counts / max(1, len(values)), width=width,
+            edges[:-1] + width * (position + 0.5) + 0.05 / BARS, counts / max(1, len(values)), width=width,
             color=COLOUR[model], label=model,
         )  # fmt: skip
     axes.set(
@@ -67,7 +62,7 @@ def _spread(axes: Any, values_of: dict[str, list[float]], label: str) -> None:
 
 
 def _labels(axes: Any, shares: dict[str, dict[str, float]]) -> None:
-    """The share of each label's examples that are right: finetuned as a bar, base as a mark on it."""
+    """Draw the accuracy on each label: finetuned as a bar, base as a mark on it."""
     names = list(shares)[::-1]
     axes.barh(
         range(len(names)),

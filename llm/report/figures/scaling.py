@@ -1,6 +1,4 @@
-"""The ladder of `llm.experiments.scaling_ladder` as a figure: each size's losses over tokens, the
-law through them, the run held back.
-"""
+"""The scaling ladder as a figure: each size's losses over tokens, the law, the held-back run."""
 
 from __future__ import annotations
 
@@ -12,33 +10,22 @@ from llm.evaluate.scaling_law import NAMES, Law
 from llm.report.figures import curves
 
 
-def draw(found: dict[str, Any]) -> str:
-    """SVG in the stand-in colours of `llm.report.figures.curves`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    law = Law(**{name: found["law"][name]["value"] for name in NAMES})
-    held, runs = found["held_back"], found["runs"]
+def draw(result: dict[str, Any]) -> str:
+    """Return an SVG in the stand-in colours of `llm.report.figures.curves`."""
+    law = Law(**{name: result["law"][name]["value"] for name in NAMES})
+    held, runs = result["held_back"], result["runs"]
     sizes = sorted({run["parameters"] for run in runs})
     least, most = min(run["tokens"] for run in runs), max(run["tokens"] for run in [*runs, held])
     tokens = np.geomspace(least / 1.3, most * 1.3, 60)
-    with matplotlib.rc_context(curves.STYLE):
+    with curves.drawing() as plt:
         figure, axes = plt.subplots(figsize=(6.2, 3.6))
         for rank, size in enumerate([*sizes, held["parameters"]]):
             last = size == held["parameters"]
             colour = curves.ORANGE if last else curves.BLUE
             strength = 1.0 if last else 0.35 + 0.65 * rank / max(1, len(sizes) - 1)
             losses = law.loss(size, tokens)
-            axes.plot(
-                tokens,
-                losses,
-                color=colour,
-                alpha=strength,
-                linestyle="--" if last else "-",
-                linewidth=1.1,
-            )
+            line = "--" if last else "-"
+            axes.plot(tokens, losses, line, color=colour, alpha=strength, linewidth=1.1)
             axes.annotate(
                 f"{size / 1e6:,.2f}M" if size < 1e9 else f"{size / 1e9:,.2f}B",
                 (tokens[-1], float(np.asarray(losses)[-1])),
@@ -49,26 +36,12 @@ def draw(found: dict[str, Any]) -> str:
                 fontsize=8,
             )
             own = [run for run in runs if run["parameters"] == size]
-            points = [(run["tokens"], run["loss"]) for run in own]
-            if points:
-                axes.plot(
-                    *zip(*points, strict=True), "o", color=colour, alpha=strength, markersize=4
-                )
-        predicted = held["predicted"]
-        axes.plot(
-            [held["tokens"]] * 2,
-            [predicted["low"], predicted["high"]],
-            color=curves.ORANGE,
-            linewidth=1.6,
-        )
-        axes.plot(
-            held["tokens"],
-            held["observed"],
-            "D",
-            color=curves.ORANGE,
-            markersize=5,
-            label="held back: observed",
-        )
+            x, y = ([run[key] for run in own] for key in ("tokens", "loss"))
+            axes.plot(x, y, "o", color=colour, alpha=strength, markersize=4)
+        x, interval = [held["tokens"]], [held["predicted"]["low"], held["predicted"]["high"]]
+        axes.plot(x * 2, interval, color=curves.ORANGE, linewidth=1.6)
+        label = "held back: observed"
+        axes.plot(x, held["observed"], "D", color=curves.ORANGE, markersize=5, label=label)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -49,15 +49,9 @@ class Field:
 
     def line(self, types: bool = True) -> str:
         """Return the field as a line; without `types`, its type stands only in for a missing text."""
-        head = {"Returns": f"Returns {self.name}".strip(), "Raises": f"Raises {self.name}"}.get(
-            self.kind, self.name
-        )
+        head = f"{self.kind} {self.name}" if self.kind in ("Returns", "Raises") else self.name
         type_ = "" if self.kind == "Raises" or (self.text and not types) else self.type
-        return (
-            f"{head}: {type_}. {self.text}"
-            if type_ and self.text
-            else f"{head}: {type_ or self.text}"
-        )
+        return f"{head.strip()}: " + ". ".join(part for part in (type_, self.text) if part)
 
 
 @dataclass(slots=True)
@@ -104,9 +98,8 @@ def split_sections(lines: list[str]) -> list[tuple[str, str, list[str]]]:
             if key in HEADINGS:
                 sections.append((HEADINGS[key], "numpydoc", []))
             elif sections[-1][0] == "preamble":
-                sections[-1][2].extend(
-                    ["", bare.rstrip(".:") + ".", ""]
-                )  # a title of prose: a paragraph of its own
+                # A title of prose becomes a paragraph of its own.
+                sections[-1][2].extend(["", bare.rstrip(".:") + ".", ""])
             else:
                 sections.append(("Notes", "numpydoc", []))
             i += 2
@@ -115,9 +108,8 @@ def split_sections(lines: list[str]) -> list[tuple[str, str, list[str]]]:
         elif bare.endswith(":") and key in HEADINGS and not bare[:1].islower():
             end = block_end(lines, i + 1, indent(line))
             if end == i + 1:  # the heading's block is not indented
-                end = next(
-                    (j for j in range(i + 2, len(lines)) if not lines[j].strip()), len(lines)
-                )
+                blanks = (j for j in range(i + 2, len(lines)) if not lines[j].strip())
+                end = next(blanks, len(lines))
             sections.append((HEADINGS[key], "google", lines[i + 1 : end]))
             sections.append(("preamble" if HEADINGS[key] else "Notes", "text", []))
             i = end
@@ -180,18 +172,13 @@ def field_of(
     name = inline(name).strip(" :*")
     type_ = inline(type_).strip(" .,;:")
     parts = prose(lines, dropped)
-    text = (
-        " ".join(part if part[-1] in ".:;!?" else f"{part}." for part in parts[:-1])
-        + " "
-        + "".join(parts[-1:])
-    )
-    text = text.strip().removeprefix("- ")
+    ended = [part if part[-1] in ".:;!?" else f"{part}." for part in parts[:-1]]
+    text = " ".join([*ended, *parts[-1:]]).strip().removeprefix("- ")
     text = re.sub(r"[,;]?\s(?:- |\n- )(?=\S)", "; ", text) if "\n- " in text else text
     text = re.sub(r"([:.!?]);", r"\1", text).strip()
     type_ = "" if unreadable(type_) or len(type_) > 90 else type_
-    if name.startswith("_") or (
-        kind != "Returns" and not re.fullmatch(r"[\w.]+(, \*{0,2}[\w.]+){0,3}", name)
-    ):
+    named = kind == "Returns" or re.fullmatch(r"[\w.]+(, \*{0,2}[\w.]+){0,3}", name)
+    if name.startswith("_") or not named:
         dropped["field without a name"] += 1
     elif len(text) < 8:
         dropped["field without a description"] += 1

@@ -81,11 +81,8 @@ def strip_blocks(lines: list[str], dropped: Counter[str]) -> list[str]:
         bare = line.strip()
         if bare.startswith(("```", "~~~")):
             dropped["code block"] += 1
-            end = next(
-                (j for j in range(i + 1, len(lines)) if lines[j].strip().startswith(bare[:3])),
-                len(lines),
-            )
-            i = end + 1
+            ends = (j for j in range(i + 1, len(lines)) if lines[j].strip().startswith(bare[:3]))
+            i = next(ends, len(lines)) + 1
         elif bare.startswith((">>>", "In [", "Out[")):
             dropped["doctest"] += 1
             while i < len(lines) and lines[i].strip():
@@ -99,20 +96,11 @@ def strip_blocks(lines: list[str], dropped: Counter[str]) -> list[str]:
                     inner.pop(0)
                 pad = match[1]
                 title = [] if name in ("admonition", "rubric", "topic") else [match[3].strip()]
-                out += [
-                    "",
-                    *(
-                        pad + text if text else ""
-                        for text in [*title, *strip_blocks(inner, dropped)]
-                    ),
-                    "",
-                ]
+                content = [*title, *strip_blocks(inner, dropped)]
+                out += ["", *(pad + text if text else "" for text in content), ""]
             else:
-                dropped[
-                    f"directive {name}"
-                    if name in ("math", "versionadded", "deprecated")
-                    else "directive"
-                ] += 1
+                known = name in ("math", "versionadded", "deprecated")
+                dropped[f"directive {name}" if known else "directive"] += 1
                 if out and out[-1].rstrip().endswith(":"):
                     out.append("")
             i = end
@@ -252,11 +240,7 @@ def unreadable(sentence: str) -> str:
         return "sentence with a formula"
     if "::=" in sentence:
         return "grammar rule"
-    if (
-        ">>>" in sentence
-        or "http" in sentence
-        or re.search(r"(?<!:):\w+:(?=\w|`)|\.\. \w+::|::$|\|\w+\|", sentence)
-    ):
+    if re.search(r">>>|http|(?<!:):\w+:(?=\w|`)|\.\. \w+::|::$|\|\w+\|", sentence):
         return "leftover markup"
     if PLACEHOLDER.search(sentence):
         return "placeholder"

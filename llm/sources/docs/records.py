@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from llm.sources.docs.dedup import words
 from llm.sources.docs.prose import STOPWORDS, first_characters, sentences
-from llm.sources.docs.scan import Corpus
-from llm.sources.docs.split import Row, across_modules, split_of, stamp
+from llm.sources.docs.scan import Corpus, Entry
+from llm.sources.docs.split import Row, across_modules, task_row
 
 # -- summarization
 
@@ -19,29 +19,24 @@ DOCUMENT_CHARACTERS = (200, 1200)
 MIN_SUPPORT = 0.5
 
 
-def summarization(found: Corpus, dropped: Counter[str], kept: Row) -> list[Row]:
+def summarization(corpus: Corpus, dropped: Counter[str], kept: Row) -> list[Row]:
     """Return docstring bodies with their summary lines, where the body supports the summary."""
     rows: list[Row] = []
-    for entry in found.entries:
-        document = first_characters(
-            [*entry.doc.body, *entry.doc.notes, *(item.line() for item in entry.doc.fields)],
-            DOCUMENT_CHARACTERS[1],
-        )
+    for entry in corpus.entries:
+        document = first_characters(details(entry), DOCUMENT_CHARACTERS[1])
         if len(document) < DOCUMENT_CHARACTERS[0]:
             dropped["summarization: document under 200 characters"] += 1
         elif reason := poor_summary(entry.doc.summary, document):
             dropped[f"summarization: {reason}"] += 1
         else:
-            rows.append(
-                {
-                    "id": stamp(entry.id),
-                    "document": document,
-                    "summary": entry.doc.summary,
-                    "group": entry.module,
-                    "split": split_of(entry.module),
-                }
-            )
+            texts = {"document": document, "summary": entry.doc.summary}
+            rows.append(task_row(entry.id, entry.module, **texts))
     return across_modules(rows, lambda row: row["document"], "summarization", dropped)
+
+
+def details(entry: Entry) -> list[str]:
+    """Return an entry's paragraphs and fields, all but its summary."""
+    return [*entry.doc.body, *entry.doc.notes, *(item.line() for item in entry.doc.fields)]
 
 
 def poor_summary(summary: str, document: str) -> str:
@@ -85,21 +80,14 @@ ALIASES = re.compile(r"\b(?:np|pd|nx|mpl|plt|hf|HF(?:_\w+)?)\b")
 MASK = "[library]"
 
 
-def classification(found: Corpus, dropped: Counter[str], kept: Row) -> list[Row]:
+def classification(corpus: Corpus, dropped: Counter[str], kept: Row) -> list[Row]:
     """Return texts labelled with their library, its name masked; at most `PER_CLASS` a library."""
     rows: list[Row] = []
-    own = sorted(
-        {entry.package for entry in found.entries if not NAMES.fullmatch(entry.package)}
-        - {"datasets"}
-    )
-    for entry in found.entries:
-        prose = [
-            entry.doc.summary,
-            *entry.doc.body,
-            *entry.doc.notes,
-            *(item.line() for item in entry.doc.fields),
-        ]
-        text = mask(first_characters([part for part in prose if part], TEXT_CHARACTERS[1]), own)
+    packages = {entry.package for entry in corpus.entries} - {"datasets"}
+    own = sorted(package for package in packages if not NAMES.fullmatch(package))
+    for entry in corpus.entries:
+        parts = [part for part in (entry.doc.summary, *details(entry)) if part]
+        text = mask(first_characters(parts, TEXT_CHARACTERS[1]), own)
         if len(text) > TEXT_CHARACTERS[1]:
             text = first_characters([text], TEXT_CHARACTERS[1])
         if len(text) < TEXT_CHARACTERS[0]:
@@ -108,16 +96,8 @@ def classification(found: Corpus, dropped: Counter[str], kept: Row) -> list[Row]
             dropped["classification: mostly names"] += 1
         else:
             label = LABELS.get(entry.package, entry.package)
-            rows.append(
-                {
-                    "id": stamp(entry.id),
-                    "text": text,
-                    "text_pair": None,
-                    "label": label,
-                    "group": entry.module,
-                    "split": split_of(entry.module),
-                }
-            )
+            columns = {"text": text, "text_pair": None, "label": label}
+            rows.append(task_row(entry.id, entry.module, **columns))
     rows = across_modules(rows, lambda row: row["text"], "classification", dropped)
     counts: Counter[str] = Counter()
     balanced = []

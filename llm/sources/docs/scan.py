@@ -61,17 +61,9 @@ class Entry:
     def text(self, name: str) -> str:
         """Return the whole entry as readable text: "name: summary", paragraphs, one line a field."""
         doc = self.doc
-        lines = "\n".join(item.line() for item in doc.fields)
-        return "\n\n".join(
-            part
-            for part in (
-                f"{name}: {doc.summary}" if doc.summary else f"{name}.",
-                *doc.body,
-                lines,
-                *doc.notes,
-            )
-            if part
-        )
+        head = f"{name}: {doc.summary}" if doc.summary else f"{name}."
+        fields = "\n".join(item.line() for item in doc.fields)
+        return "\n\n".join(part for part in (head, *doc.body, fields, *doc.notes) if part)
 
 
 @dataclass(slots=True)
@@ -125,12 +117,8 @@ def source_files(package: str, dropped: Counter[str]) -> Iterator[tuple[str, Pat
         if reason := skipped(package, parts):
             dropped[reason] += 1
         else:
-            dotted = [
-                package,
-                *parts[:-1],
-                *([] if parts[-1] == "__init__.py" else [parts[-1][:-3]]),
-            ]
-            yield ".".join(dotted), path
+            file = [] if parts[-1] == "__init__.py" else [parts[-1][:-3]]
+            yield ".".join([package, *parts[:-1], *file]), path
 
 
 def skipped(package: str, parts: tuple[str, ...]) -> str:
@@ -138,9 +126,8 @@ def skipped(package: str, parts: tuple[str, ...]) -> str:
     if SKIPPED_DIRECTORIES & set(parts[:-1]):
         return "file: tests, vendored or generated"
     name = parts[-1]
-    if name.startswith(("test_", "conftest", "setup.")) or name.endswith(
-        ("_test.py", "_pb2.py", "_pb2_grpc.py")
-    ):
+    ends = ("_test.py", "_pb2.py", "_pb2_grpc.py")
+    if name.startswith(("test_", "conftest", "setup.")) or name.endswith(ends):
         return "file: tests, vendored or generated"
     for part in parts:
         allowed = part in PRIVATE_NAMES or (part == name and package in PRIVATE_FILES)
@@ -169,20 +156,17 @@ def module_entries(package: str, module: str, path: Path, dropped: Counter[str])
         if not doc.summary and not doc.fields:
             dropped["docstring: nothing left"] += 1
             continue
-        place = f"{module}:{qualname}"
-        seen[place] += 1
-        if seen[place] > 1:
-            place = f"{place}~{seen[place]}"
-        entries.append(
-            Entry(
-                place, package, module, public_name(module, qualname, home), qualname or module, doc
-            )
-        )
+        id = f"{module}:{qualname}"
+        seen[id] += 1
+        if seen[id] > 1:
+            id = f"{id}~{seen[id]}"
+        name = public_name(module, qualname, home)
+        entries.append(Entry(id, package, module, name, qualname or module, doc))
     return entries
 
 
 def docstrings(tree: ast.Module, dropped: Counter[str]) -> Iterator[tuple[str, str, str]]:
-    """(qualified name, docstring, public module where a decorator tells it) in source order."""
+    """Yield qualified name, docstring, and the public module if a decorator names it, in order."""
     stack: list[tuple[ast.AST, str]] = [(tree, "")]
     while stack:
         node, scope = stack.pop()
@@ -208,25 +192,19 @@ def added_docstring(call: ast.Call) -> Iterator[tuple[str, str, str]]:
     if function == "add_docstr" and len(call.args) == 2:
         name, text = ast.unparse(call.args[0]), literal(call.args[1])
         if text and not name.rsplit(".", 1)[-1].startswith("_"):
-            yield (
-                name.split(".", 1)[-1],
-                text.replace("{{", "{").replace("}}", "}"),
-                name.split(".", 1)[0],
-            )
+            text = text.replace("{{", "{").replace("}}", "}")
+            yield name.split(".", 1)[-1], text, name.split(".", 1)[0]
     elif function == "add_newdoc" and len(call.args) in (2, 3):
-        place = [literal(arg) for arg in call.args[:-1]]
+        path = [literal(arg) for arg in call.args[:-1]]
         last = call.args[-1]
         if isinstance(last, ast.Tuple) and len(last.elts) == 2:
-            place.append(literal(last.elts[0]))
+            path.append(literal(last.elts[0]))
             last = last.elts[1]
         text = literal(last)
-        names = [part for part in place if part]
+        names = [part for part in path if part]
         if text and names and not names[-1].startswith("_"):
-            yield (
-                ".".join(names[1:]) or names[0],
-                text,
-                "numpy" if names[0].startswith("numpy") else "",
-            )
+            home = "numpy" if names[0].startswith("numpy") else ""
+            yield ".".join(names[1:]) or names[0], text, home
 
 
 def literal(node: ast.expr) -> str:
@@ -246,11 +224,8 @@ def literal(node: ast.expr) -> str:
 def set_module(node: ast.AST) -> str:
     """Return the module that `@set_module("numpy")` says a function belongs to, else ""."""
     for decorator in getattr(node, "decorator_list", []):
-        if (
-            isinstance(decorator, ast.Call)
-            and getattr(decorator.func, "id", "") == "set_module"
-            and decorator.args
-        ):
+        function = getattr(decorator, "func", None)
+        if getattr(function, "id", "") == "set_module" and decorator.args:
             return literal(decorator.args[0])
     return ""
 
@@ -261,11 +236,8 @@ def public_name(module: str, qualname: str, home: str) -> str:
     if home:
         parts = [home]
     elif module.startswith("numpy.") and any(part.startswith("_") for part in parts):
-        parts = (
-            ["numpy"]
-            if parts[1] in ("_core", "lib", "matrixlib")
-            else [p for p in parts if not p.startswith("_")]
-        )
+        public = [part for part in parts if not part.startswith("_")]
+        parts = ["numpy"] if parts[1] in ("_core", "lib", "matrixlib") else public
     else:
         parts = [part for part in parts if not part.startswith("_")]
     return ".".join([*parts, qualname] if qualname else parts)
@@ -282,15 +254,7 @@ def topics(dropped: Counter[str]) -> list[Entry]:
         value = getattr(node, "value", None)
         if isinstance(value, ast.Dict):
             for name, text in sorted(ast.literal_eval(value).items()):
+                module, title = f"pydoc_data.topics.{name}", f"Python, {name.lower()}"
                 doc = parse(text, dropped)
-                entries.append(
-                    Entry(
-                        f"topics:{name}",
-                        PYTHON,
-                        f"pydoc_data.topics.{name}",
-                        f"Python, {name.lower()}",
-                        name,
-                        doc,
-                    )
-                )
+                entries.append(Entry(f"topics:{name}", PYTHON, module, title, name, doc))
     return entries

@@ -17,14 +17,7 @@ from typing import Any
 
 from llm.errors import UserError
 from llm.runtime.pool import Workers, cores
-from llm.sources.docs import questions, split
-from llm.sources.docs.dedup import (
-    JACCARD,
-    PERMUTATIONS,
-    SHINGLE_WORDS,
-    drop_near_duplicates,
-    drop_repeated_paragraphs,
-)
+from llm.sources.docs import dedup, questions, split
 from llm.sources.docs.records import classification, summarization
 from llm.sources.docs.scan import (
     DISTRIBUTIONS,
@@ -67,7 +60,8 @@ def records(
         "licence": "; ".join(f"{name}: {licence(name)}" for name in chosen),
         "revision": ", ".join([f"Python {platform.python_version()}", *versions(chosen)]),
         "notes": "Docstrings of the installed packages, read with ast, never imported. "
-        f"Near duplicates: MinHash-LSH, {SHINGLE_WORDS}-word shingles, {PERMUTATIONS} permutations, Jaccard {JACCARD}; "
+        f"Near duplicates: MinHash-LSH, {dedup.SHINGLE_WORDS}-word shingles, "
+        f"{dedup.PERMUTATIONS} permutations, Jaccard {dedup.JACCARD}; "
         f"between modules of a task {split.NEAR}.",
     }
     return _records(kind, chosen, info), info
@@ -76,22 +70,22 @@ def records(
 def _records(
     kind: str, packages: tuple[str, ...], info: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    found = corpus(packages)
-    dropped = Counter(found.dropped)
+    scanned = corpus(packages)
+    dropped = Counter(scanned.dropped)
     build: Callable[[Corpus, Counter[str], dict[str, Any]], list[dict[str, Any]]] = {
         "pretrain": pretrain,
         "summarization": summarization,
         "question_answering": questions.question_answering,
         "classification": classification,
     }[kind]
-    info["kept"] |= {"modules": found.modules, "docstrings": len(found.entries)}
-    rows = build(found, dropped, info["kept"])
+    info["kept"] |= {"modules": scanned.modules, "docstrings": len(scanned.entries)}
+    rows = build(scanned, dropped, info["kept"])
     info["kept"]["records"] = len(rows)
     info["dropped"] |= dict(sorted(dropped.items()))
     yield from rows
 
 
-def pretrain(found: Corpus, dropped: Counter[str], kept: dict[str, Any]) -> list[dict[str, Any]]:
+def pretrain(scanned: Corpus, dropped: Counter[str], kept: dict[str, Any]) -> list[dict[str, Any]]:
     """Return documents of a few thousand characters: modules in source order, and Python's topics.
 
     The first entry of a document has its full name, the others the name inside the module.
@@ -99,7 +93,7 @@ def pretrain(found: Corpus, dropped: Counter[str], kept: dict[str, Any]) -> list
     rows = []
     characters: Counter[str] = Counter()
     modules: dict[str, list[Entry]] = {}
-    for entry in [*found.entries, *found.topics]:
+    for entry in [*scanned.entries, *scanned.topics]:
         modules.setdefault(entry.module, []).append(entry)
     for module, entries in modules.items():
         if split.split_of(module) == "test":
@@ -131,24 +125,21 @@ def pretrain(found: Corpus, dropped: Counter[str], kept: dict[str, Any]) -> list
 @functools.cache
 def corpus(packages: tuple[str, ...]) -> Corpus:
     """Read, parse and deduplicate; cached, so that the four kinds share one scan."""
-    found = Corpus()
+    result = Corpus()
     entries: list[Entry] = []
-    files = [
-        (package, *file) for package in packages for file in source_files(package, found.dropped)
-    ]
-    found.modules = len(files)
-    parts = [
-        files[first : first + FILES_AT_A_TIME] for first in range(0, len(files), FILES_AT_A_TIME)
-    ]
+    files = [(name, *file) for name in packages for file in source_files(name, result.dropped)]
+    result.modules = len(files)
+    starts = range(0, len(files), FILES_AT_A_TIME)
+    parts = [files[start : start + FILES_AT_A_TIME] for start in starts]
     with Workers(min(cores(), len(parts))) as workers:
         for scanned, dropped in workers.ordered(_scanner, parts):
             entries += scanned
-            found.dropped += dropped
-    entries = drop_repeated_paragraphs(entries, found.dropped)
-    found.entries = drop_near_duplicates(entries, found.dropped)
+            result.dropped += dropped
+    entries = dedup.drop_repeated_paragraphs(entries, result.dropped)
+    result.entries = dedup.drop_near_duplicates(entries, result.dropped)
     if PYTHON in packages:
-        found.topics = drop_near_duplicates(topics(found.dropped), found.dropped)
-    return found
+        result.topics = dedup.drop_near_duplicates(topics(result.dropped), result.dropped)
+    return result
 
 
 def _scanner() -> Callable[[list[tuple[str, str, Path]]], tuple[list[Entry], Counter[str]]]:
@@ -190,9 +181,5 @@ def licence(package: str) -> str:
     for key in ("license_expression", "license"):
         if 0 < len(stated.get(key, "")) < 100:
             return str(stated[key])
-    classified = [
-        item.rsplit(" :: ", 1)[-1]
-        for item in stated.get("classifier", [])
-        if item.startswith("License")
-    ]
-    return ", ".join(classified) or "see the package"
+    classifiers = [item for item in stated.get("classifier", []) if item.startswith("License")]
+    return ", ".join(item.rsplit(" :: ", 1)[-1] for item in classifiers) or "see the package"

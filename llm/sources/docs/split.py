@@ -27,9 +27,18 @@ def split_of(module: str) -> str:
     return "validation" if is_held_out(module, "", VALIDATION_SHARE) else "train"
 
 
-def stamp(place: str) -> str:
+def stamp(position: str) -> str:
     """Return a record's id; it begins with a hash, so that the first ids are a fair sample."""
-    return f"{hashlib.blake2b(place.encode(), digest_size=4).hexdigest()}:{place}"
+    return f"{hashlib.blake2b(position.encode(), digest_size=4).hexdigest()}:{position}"
+
+
+def task_row(position: str, module: str, **columns: Any) -> Row:
+    """Return a record of a task with its id, group and split.
+
+    Args:
+        position: unique in the task; it names the entry.
+    """
+    return {"id": stamp(position), **columns, "group": module, "split": split_of(module)}
 
 
 def across_modules(

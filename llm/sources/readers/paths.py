@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from llm.addresses import opened, public
-from llm.errors import UserError
+from llm.errors import UserError, first_line
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
 # Keys of fsspec's `info` that change with the version of a remote file.
@@ -150,26 +150,26 @@ def find(patterns: list[str], where: str) -> list[Input]:
         UserError: a path does not exist, a directory has no data files, a glob matches nothing, or
             a link is broken.
     """
-    found: dict[str, tuple[str, Any, str]] = {}
+    files: dict[str, tuple[str, Any, str]] = {}
     for pattern in patterns:
         if "://" in pattern:
             fs, urls = _remote(pattern, where)
             for url, path in urls.items():
                 if "file" in fs.protocol:
-                    found.setdefault(os.path.realpath(path), (path, None, path))
+                    files.setdefault(os.path.realpath(path), (path, None, path))
                 else:
-                    found.setdefault(url, (url, fs, path))
+                    files.setdefault(url, (url, fs, path))
         else:
             for path in _local(pattern, where):
-                found.setdefault(
+                files.setdefault(
                     os.path.realpath(path), (PurePosixPath(path).as_posix(), None, path)
                 )
-    for shown, _, _ in found.values():
+    for shown, _, _ in files.values():
         if _UNSHOWABLE.search(shown):
             raise UserError(
                 f"{where}: the name {shown!r} holds a line end or a character that is none. Rename it."
             )
-    parents = [str(PurePosixPath(key).parent) for key in found]
+    parents = [str(PurePosixPath(key).parent) for key in files]
     try:
         top = os.path.commonpath(parents)
     except ValueError:  # URLs beside local paths
@@ -181,7 +181,7 @@ def find(patterns: list[str], where: str) -> list[Input]:
             system,
             path,
         )
-        for key, (shown, system, path) in found.items()
+        for key, (shown, system, path) in files.items()
     ]
 
 
@@ -296,9 +296,8 @@ def _remote(pattern: str, where: str) -> tuple[Any, dict[str, str]]:
             f"{where}: {shown} needs another package ({error}). Install it with pip."
         ) from None
     except Exception as error:  # each file system has errors of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{where}: {shown} cannot be opened ({reason}). Check the address and the network."
+            f"{where}: {shown} cannot be opened ({first_line(error)}). Check the address and the network."
         ) from None
     if not paths:
         raise UserError(f"{where}: {shown}: nothing found there. Correct the address.")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, BinaryIO
 
-from llm.errors import UserError
+from llm.errors import UserError, first_line
 from llm.sources.readers.paths import MAX_RECORD, Row, short
 
 BUFFER = 1 << 20  # bytes of a parquet column read at a time
@@ -231,7 +231,6 @@ def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
 
 
 def _damaged(shown: str, error: BaseException, position: str = "") -> UserError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(
-        f"{shown}: truncated or damaged parquet{position} ({reason}). Copy or download it again."
+        f"{shown}: truncated or damaged parquet{position} ({first_line(error)}). Copy or download it again."
     )

@@ -1,18 +1,13 @@
-"""Training state on disk: killed anywhere, a run continues where it was and ends with the same
-bytes.
+"""Training state on disk, from which a killed run resumes and ends with the same bytes.
 
-A state lives in `$DVC_ROOT/.state/<stage>/<fingerprint>/`, outside DVC's outputs (DVC deletes those
-before a stage runs) and shared by the workspace, temporary and queued runs of one repository. The
-fingerprint covers all that the
-result depends on: params, input digests, code, library versions. Another fingerprint is another
-    state, so a changed
-param can never continue an old run.
+A state is in `$DVC_ROOT/.state/<stage>/<fingerprint>/`, outside DVC's outputs, which DVC deletes
+before a stage runs. The workspace, temporary and queued runs of a repository share it. The
+fingerprint covers all that the result depends on: params, input digests, code, library versions. So
+a run with a changed param never resumes from an old state.
 
-    inputs.json             what the fingerprint covers, part by part
-    lock                    held while a process trains
-    latest                  name of the newest complete checkpoint
-    step-00000120/          tensors.safetensors, or shard-*.safetensors; meta.json (with the digests
-    of all)
+    inputs.json       what the fingerprint covers, part by part
+    latest            name of the newest complete checkpoint
+    step-00000120/    tensors.safetensors or shard-*.safetensors, and meta.json with their digests
 """
 
 from __future__ import annotations
@@ -45,7 +40,7 @@ KEEP = 2  # checkpoints: the newest, and one to fall back to
 
 
 def code_version() -> dict[str, str]:
-    """Digest of the source that decides what is computed, and the versions that do."""
+    """Return the digest of the code, and the versions, that decide what is computed."""
     return {"code": code_digest(*CODE), "torch": torch.__version__}
 
 
@@ -53,19 +48,23 @@ class State:
     """The checkpoints of one training run, identified by everything that it depends on."""
 
     def __init__(self, stage: str, inputs: dict[str, Any]) -> None:
-        """`inputs`: JSON values by name, e.g. params sections and file digests."""
+        """Name a state.
+
+        Args:
+            inputs: JSON values by name, such as sections of params and digests of files.
+        """
         self.stage, self.inputs = stage, inputs
         self.fingerprint = fingerprint(inputs)
         self.directory = state_root() / stage / self.fingerprint
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
-        self._awaited = False  # the checkpoint in flight
+        self._awaited = False  # True if `save` waits for the checkpoint in flight
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock; a twin that trains the same thing waits and then finds the finished state.
+        """Hold the lock. Another run with the same inputs waits, and then finds the finished state.
 
-        Of several processes that train together the first holds it for all.
+        The main process holds it for all processes that train together.
 
         Raises:
             UserError: these processes do not agree on what the run depends on.
@@ -78,54 +77,46 @@ class State:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         if not self.directory.exists():
-            self._say_what_changed()
+            self._print_changes()
         waiting = f"{self.stage}: process {{pid}} trains the same run; waiting for it"
         with locked_state(self.directory, self.inputs, waiting):
             self._locked()
             yield
 
     def _locked(self) -> None:
-        """Extend me: called once the lock is held, before a checkpoint is loaded."""
+        """Do nothing; a subclass may act once the lock is held, before a checkpoint is loaded."""
 
     def save(
         self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], wait: bool = False
     ) -> None:
         """Write a checkpoint in the background, one at a time.
 
-        The tensors are copied first, so training may go on at once. A full disk is told once and
-        does not stop
-        training: the last good checkpoint stays.
+        The tensors are copied first, so training continues at once. A full disk causes one warning
+        and does not stop training; the last complete checkpoint stays.
         """
         self.wait()
         self._awaited = wait
         if any(is_sharded(tensor) for tensor in tensors.values()):
             self._save_shards(step, tensors, meta)
-            if wait:
-                self.wait()
-            return
-        copies = {
-            name: value.detach().to("cpu", copy=True).contiguous()
-            for name, value in tensors.items()
-        }
-        self._writer = threading.Thread(
-            target=self._write_safely, args=(step, copies, meta), daemon=True
-        )
-        self._writer.start()
+        else:
+            copies = {
+                name: value.detach().to("cpu", copy=True).contiguous()
+                for name, value in tensors.items()
+            }
+            self._start(lambda: self._write(step, copies, meta), step)
         if wait:
             self.wait()
 
     def _save_shards(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """As `save`, called in every process: each writes its part, and the first makes a
-        checkpoint of them.
-        """
-        made: OSError | None = None
+        """Save in every process: each writes its part, and the main one completes the checkpoint."""
+        problem: OSError | None = None
         if processes.is_main():
             try:
                 self._temporary(step)
             except OSError as error:
-                made = error
-        if processes.all_gather(str(made) if made else None)[0] is not None:
-            self._tell(step, made or OSError())
+                problem = error
+        if processes.all_gather(str(problem) if problem else None)[0] is not None:
+            self._failed(step, problem or OSError())
             return
         temporary = self._final(step).with_suffix(".tmp")
         future = sharded.start(tensors, temporary)
@@ -135,12 +126,23 @@ class State:
                 files = sharded.files(future, temporary)
                 if processes.is_main():
                     self._commit(step, temporary, {**meta, "files": files})
-            except (OSError, RuntimeError) as error:  # RuntimeError: a process ended
+            except (OSError, RuntimeError):  # RuntimeError: a process ended
                 if processes.is_main():
                     shutil.rmtree(temporary, ignore_errors=True)
-                self._tell(step, error)
+                raise
 
-        self._writer = threading.Thread(target=commit, daemon=True)
+        self._start(commit, step)
+
+    def _start(self, write: Callable[[], None], step: int) -> None:
+        """Write in a thread; a failure there causes a warning."""
+
+        def write_safely() -> None:
+            try:
+                write()
+            except (OSError, RuntimeError) as error:
+                self._failed(step, error)
+
+        self._writer = threading.Thread(target=write_safely, daemon=True)
         self._writer.start()
 
     def wait(self) -> None:
@@ -152,18 +154,18 @@ class State:
     def load(
         self, empty: Callable[[str, torch.Size], Tensor] | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest checkpoint whose digests hold, or None. Broken ones are named and passed over.
+        """Return the newest checkpoint whose digests match, or None; warn of each broken one.
 
-        empty: of a sharded model, what a tensor of some name and (whole) shape is read into; called
-            in all processes.
+        Args:
+            empty: for a sharded model, makes the tensor that one of a name and (whole) shape is read
+                into; called in all processes.
         """
         from safetensors.torch import load
 
         pointer = self.directory / "latest"
         latest = pointer.read_bytes().decode(errors="replace").strip() if pointer.exists() else None
         paths = self._candidates()
-        # A checkpoint newer than the pointer is complete as well: the kill fell between the rename
-        # and the pointer.
+        # A checkpoint newer than the pointer is complete too: a kill came between the two.
         if latest is not None and latest not in [path.name for path in paths]:
             warn(
                 f"{self.stage}: checkpoint {latest!r}, the newest according to {pointer}, is not there."
@@ -187,33 +189,29 @@ class State:
         return None
 
     def _sound_shards(self, path: Path) -> dict[str, Any]:
-        """Check a checkpoint together; its meta.json. Raises ValueError, in every process, where it
-        is broken.
+        """Return meta.json of a checkpoint that all processes check.
+
+        Raises:
+            ValueError: in every process, if it is broken.
         """
         meta: dict[str, Any] = {}
         try:
             meta = _meta(path)
-            found = sharded.problem(path, meta)
+            problem = sharded.problem(path, meta)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            found = str(error)
-        if (found := sharded.agreed(found)) is not None:
-            raise ValueError(found)
+            problem = str(error)
+        if (problem := sharded.agreed(problem)) is not None:
+            raise ValueError(problem)
         return meta
 
     def _candidates(self) -> list[Path]:
-        """Whole checkpoints, newest first."""
+        """Return the complete checkpoints, newest first."""
         return sorted((p for p in self.directory.glob("step-????????") if p.is_dir()), reverse=True)
 
-    def _write_safely(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        try:
-            self._write(step, tensors, meta)
-        except OSError as error:
-            self._tell(step, error)
-
-    def _tell(self, step: int, error: Exception) -> None:
+    def _failed(self, step: int, error: Exception) -> None:
         if self._failure is None:
             warn(
-                f"{self.stage}: no checkpoint of step {step}: {error}. Training goes on from the last good one."
+                f"{self.stage}: no checkpoint of step {step}: {error}. Training continues; the last complete one stays."
             )
         self._failure = error
 
@@ -221,7 +219,7 @@ class State:
         return self.directory / f"step-{step:08d}"
 
     def _temporary(self, step: int) -> Path:
-        """A new folder to write a checkpoint in; what others left unfinished is deleted."""
+        """Make a folder to write a checkpoint in, and delete unfinished ones."""
         for stale in self.directory.glob("step-*.tmp"):
             shutil.rmtree(stale)
         temporary = self._final(step).with_suffix(".tmp")
@@ -240,7 +238,7 @@ class State:
             raise
 
     def _commit(self, step: int, temporary: Path, meta: dict[str, Any]) -> None:
-        """Make a folder with all its tensors a checkpoint."""
+        """Turn a folder that has all tensors into a checkpoint."""
         final = self._final(step)
         write_bytes(
             temporary / "meta.json", json.dumps({**meta, "meta_sha256": _digest(meta)}).encode()
@@ -253,26 +251,24 @@ class State:
         write_bytes(self.directory / "latest", final.name.encode())
         self._committed(final)
         steps = self._candidates()
-        passed_over = [
-            path for path in steps if path.name > final.name
-        ]  # broken, or training would be further
-        for path in passed_over + steps[len(passed_over) + KEEP :]:
+        # Newer ones are broken: training would have resumed from them.
+        broken = [path for path in steps if path.name > final.name]
+        for path in broken + steps[len(broken) + KEEP :]:
             shutil.rmtree(path)
 
     def _committed(self, checkpoint: Path) -> None:
-        """Extend me: called in the writing thread once a checkpoint is complete."""
+        """Do nothing; a subclass may act in the writing thread once a checkpoint is complete."""
 
-    def _say_what_changed(self) -> None:
-        """Where an unfinished older state of this stage exists, say why it is not continued."""
-        newest: tuple[float, Path] | None = None
-        for path in self.directory.parent.glob("*/inputs.json"):
-            newest = max(newest or (0.0, path), (path.stat().st_mtime, path))
+    def _print_changes(self) -> None:
+        """Print why an older state of this stage, if there is one, is not resumed."""
+        paths = self.directory.parent.glob("*/inputs.json")
+        newest = max(paths, key=lambda path: path.stat().st_mtime, default=None)
         if newest is None:
             return
         try:
-            old = json.loads(newest[1].read_text(encoding="utf-8"))
+            old = json.loads(newest.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            warn(f"{newest[1]} cannot be read ({error}).")
+            warn(f"{newest} cannot be read ({error}).")
             return
         before, after = flatten(old), flatten(self.inputs)
         changed = [
@@ -285,12 +281,12 @@ class State:
             for key in changed
         )
         print(
-            f"{self.stage}: starts afresh, since {shown} changed; the old state stays in {newest[1].parent}"
+            f"{self.stage}: starts afresh, since {shown} changed; the old state stays in {newest.parent}"
         )
 
 
 def _meta(path: Path) -> dict[str, Any]:
-    """A checkpoint's meta.json. Raises OSError or ValueError."""
+    """Return a checkpoint's meta.json; raise OSError or ValueError if it is unusable."""
     meta: dict[str, Any] = json.loads((path / "meta.json").read_text(encoding="utf-8"))
     if meta.pop("meta_sha256", None) != _digest(meta):
         raise ValueError("its meta.json is not what was written")
@@ -298,9 +294,7 @@ def _meta(path: Path) -> dict[str, Any]:
 
 
 def _digest(meta: dict[str, Any]) -> str:
-    """Digest of JSON values; what was written and read again has the same, since floats keep all
-    their digits.
-    """
+    """Return a digest of JSON values; it survives writing and reading, as floats keep all digits."""
     return hashlib.sha256(json.dumps(meta).encode()).hexdigest()
 
 

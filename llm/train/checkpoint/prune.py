@@ -1,4 +1,4 @@
-"""What training states are on disk, and deleting old ones."""
+"""A list of the training states on disk, and the removal of old ones."""
 
 from __future__ import annotations
 
@@ -11,24 +11,21 @@ from llm.runtime.state_dirs import lock_of, state_root
 
 
 def _states() -> list[tuple[str, Path, int, float]]:
-    """Stage, directory, bytes and time of the last change of each state, newest first; half-deleted
-    ones too.
+    """Return stage, directory, bytes and time of the last change of each state, newest first.
+
+    States that are half deleted are among them.
     """
-    marks = [
-        path
-        for pattern in ("inputs.json", "step-*")
-        for path in state_root().glob(f"*/*/{pattern}")
-    ]
-    found = []
-    for directory in {mark.parent for mark in marks}:
+    states = []
+    patterns = ("*/*/inputs.json", "*/*/step-*")
+    for directory in {path.parent for p in patterns for path in state_root().glob(p)}:
         size = 0
         for path in directory.rglob("*"):
             try:
                 size += path.stat().st_size if path.is_file() else 0
             except FileNotFoundError:  # a checkpoint that its trainer has just replaced
                 continue
-        found.append((directory.parent.name, directory, size, directory.stat().st_mtime))
-    return sorted(found, key=lambda item: (item[0], -item[3]))
+        states.append((directory.parent.name, directory, size, directory.stat().st_mtime))
+    return sorted(states, key=lambda item: (item[0], -item[3]))
 
 
 def list_states() -> None:
@@ -57,6 +54,10 @@ def prune_states() -> None:
                     shutil.rmtree(directory)
                     freed += size
         seen.add(stage)
+    for lock in state_root().glob(f"*/{'[0-9a-f]' * 16}.lock"):
+        with locked_if_free(lock) as unused:
+            if unused and not lock.with_suffix("").exists():
+                lock.unlink()
     print(
         f"freed {freed / 1e6:.1f} MB; kept the newest state of {', '.join(sorted(seen)) or 'no stage'}"
     )

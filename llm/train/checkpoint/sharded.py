@@ -1,10 +1,9 @@
-"""Checkpoints of a sharded model: each process writes what it holds, and any number of processes
-reads it.
+"""Checkpoints of a sharded model: each process writes its part; any number of processes reads them.
 
-PyTorch's torch.distributed.checkpoint does both, in safetensors files that say which rows they
-hold. (Its own format keeps the table of contents in a pickle.) The checkpoint counts once the first
-process has written the digests of all files into meta.json and given the folder its name:
-llm/train/checkpoint/local.py."""
+PyTorch's torch.distributed.checkpoint does both, in safetensors files that name their rows. (Its
+own format has a table of contents in a pickle.) A checkpoint is complete once the main process has
+written the digests of all files into meta.json and renamed the folder
+(`llm.train.checkpoint.local`)."""
 
 from __future__ import annotations
 
@@ -19,13 +18,11 @@ from torch import Tensor
 from llm.parallel import processes
 from llm.runtime.io import sha256
 
-WHOLE = "tensors.safetensors"  # of a state that one process wrote
+WHOLE = "tensors.safetensors"  # the file that a single process writes
 
 
 def start(tensors: dict[str, Tensor], directory: Path) -> Future[Any]:
-    """Copy the tensors, and write this process's shards in the background; all processes must do
-    so.
-    """
+    """Copy the tensors and write this process's shards in the background; all processes call it."""
     from torch.distributed.checkpoint import HuggingFaceStorageWriter, async_save
 
     writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
@@ -33,31 +30,31 @@ def start(tensors: dict[str, Tensor], directory: Path) -> Future[Any]:
 
 
 def files(future: Future[Any], directory: Path) -> dict[str, str]:
-    """Digests of the files that all processes wrote, by name.
+    """Return the digests of the files that all processes wrote, by name.
 
     Raises:
-        OSError: in every process, where one of them could not write.
+        OSError: in every process, if one of them could not write.
     """
     problem: str | None = None
-    mine: dict[str, str] = {}
+    own: dict[str, str] = {}
     try:
         future.result()
         prefix = f"shard-{processes.rank() + 1:05d}-"  # DCP's name
-        mine = {path.name: sha256(path) for path in directory.glob(f"{prefix}*")}
+        own = {path.name: sha256(path) for path in directory.glob(f"{prefix}*")}
     except Exception as error:  # DCP's own, which wraps those of all processes; or OSError
         problem = str(error).strip().splitlines()[-1]
-    answers = processes.all_gather((mine, problem), processes.checkpoint_group())
+    answers = processes.all_gather((own, problem), processes.checkpoint_group())
     for number, (_, reason) in enumerate(answers):
         if reason is not None:
             raise OSError(f"process {number}: {reason}")
-    return {name: digest for found, _ in answers for name, digest in found.items()}
+    return {name: digest for digests, _ in answers for name, digest in digests.items()}
 
 
 def problem(path: Path, meta: dict[str, Any]) -> str | None:
-    """What is wrong with a checkpoint's files; each process reads its part of them."""
+    """Return the fault of a checkpoint's files, or None; each process reads some of them."""
     listed = meta.get("files") or {WHOLE: meta["sha256"]}
-    found = {item.name for item in path.glob("*.safetensors")}
-    for name in sorted(listed.keys() ^ found):
+    present = {item.name for item in path.glob("*.safetensors")}
+    for name in sorted(listed.keys() ^ present):
         return (
             f"shard {name} is missing"
             if name in listed
@@ -70,9 +67,10 @@ def problem(path: Path, meta: dict[str, Any]) -> str | None:
 
 
 def read(path: Path, empty: Callable[[str, torch.Size], Tensor]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, of which each process reads the rows that it holds.
+    """Return the tensors of a checkpoint; each process reads its own rows.
 
-    empty: by name and shape of the whole, what a tensor is read into.
+    Args:
+        empty: makes the tensor to read into, from the name and the whole tensor's shape.
     """
     from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
@@ -89,6 +87,6 @@ def read(path: Path, empty: Callable[[str, torch.Size], Tensor]) -> dict[str, Te
     return tensors
 
 
-def agreed(found: str | None) -> str | None:
-    """The first process's problem that has one, in every process."""
-    return next((answer for answer in processes.all_gather(found) if answer is not None), None)
+def agreed(problem: str | None) -> str | None:
+    """Return the first problem that any process has, in every process."""
+    return next((answer for answer in processes.all_gather(problem) if answer is not None), None)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm.train.checkpoint import local as state_module
+from llm.train.checkpoint import local
 from llm.train.checkpoint.local import State
 from tests import warm
 
@@ -135,7 +135,7 @@ def test_a_full_disk_is_told_once_and_does_not_stop_training(
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(state_module, "_sync", full)
+    monkeypatch.setattr(local, "_sync", full)
     for step in (4, 5):
         state.save(step, TENSORS, {"step": step}, wait=True)
     monkeypatch.undo()

@@ -154,7 +154,7 @@ def test_the_loss_of_the_remote_is_survived_and_nobody_waits_for_it(
     s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A minute is too long for a test: two seconds."""
-    monkeypatch.setattr(remote_fs, "MOST", 0.5)
+    monkeypatch.setattr(remote_fs, "LONGEST_PAUSE", 0.5)
     url = f"s3://bucket/{tmp_path.name}"
     state = state_of(tmp_path / "first", monkeypatch, url)
     with state.locked():
@@ -176,7 +176,7 @@ def test_a_remote_that_fails_is_asked_again_and_one_that_goes_on_failing_does_no
 ) -> None:
     monkeypatch.setattr(remote_fs, "PATIENCE", 2.0)
     monkeypatch.setattr(remote_fs, "PAUSE", 0.01)
-    monkeypatch.setattr(remote_fs, "MOST", 0.02)
+    monkeypatch.setattr(remote_fs, "LONGEST_PAUSE", 0.02)
     state = state_of(tmp_path / "first", monkeypatch, f"memory://{tmp_path.name}")
     write, failures = state.remote.fs.pipe_file, [ConnectionError("reset by peer")] * 3
 
@@ -204,7 +204,7 @@ def test_training_does_not_wait_for_a_remote_that_stays_away(
 ) -> None:
     monkeypatch.setattr(remote_fs, "PATIENCE", 400.0)
     monkeypatch.setattr(remote_fs, "PAUSE", 0.01)
-    monkeypatch.setattr(remote_fs, "MOST", 0.02)
+    monkeypatch.setattr(remote_fs, "LONGEST_PAUSE", 0.02)
     monkeypatch.setattr(remote, "BETWEEN", 0.1)
     state = state_of(tmp_path / "first", monkeypatch, f"memory://{tmp_path.name}")
 

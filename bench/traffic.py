@@ -1,6 +1,6 @@
 """Bytes that training processes exchange, by formula, and the efficiency that follows.
 
-bench/scale.py compares these bytes with counted ones; docs/SCALE.md shows the output of
+scale.py compares these bytes with counted ones; docs/SCALE.md shows the output of
 `python bench/scale.py paper`.
 """
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from llm.plan.traffic import H100, JOBS, efficiency, minimum_bytes, muon_bytes, sharded_bytes
+from bench.traffic import H100, JOBS, efficiency, minimum_bytes, muon_bytes, sharded_bytes
 
 
 def test_one_process_sends_nothing() -> None:
