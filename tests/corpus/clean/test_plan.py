@@ -22,7 +22,8 @@ from llm.corpus.clean import duplicates, plan
 from llm.corpus.clean.report import Tally
 from llm.corpus.clean.scan import paragraphs
 from llm.errors import UserError
-from llm.params import Clean, NearDuplicates
+from llm.params import Clean
+from llm.params.clean import NearDuplicates
 from llm.sources import raw
 from llm.sources.docs.dedup import near_duplicates
 from llm.text.hashing import is_held_out
