@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from llm.corpus.chunks import Chunk, read_chunk
 from llm.corpus.clean.plan import Plan
@@ -15,6 +14,7 @@ from llm.params import Tokenize
 from llm.runtime import outputs
 from llm.runtime.disk import refuse_what_cannot_fit
 from llm.runtime.io import whole_directory
+from llm.text.spaced import spaced
 from llm.tokenizer.bpe import Tokenizer
 
 # bytes of text to train BPE on; docs/LOG.md shows that more does not help
@@ -22,16 +22,6 @@ SAMPLE_BYTES = 100_000_000
 # row groups, and bytes of text in each, from which tokens a byte are estimated
 ESTIMATE_GROUPS, ESTIMATE_BYTES = 8, 1 << 16
 MARGIN = 1.1  # free disk asked for, as a multiple of the estimate
-T = TypeVar("T")
-
-
-def spaced(items: Sequence[T], count: int) -> list[T]:
-    """Return `count` of the items at equal distances, or all of them if there are no more."""
-    return (
-        list(items)
-        if count >= len(items)
-        else [items[i * len(items) // count] for i in range(count)]
-    )
 
 
 def training_texts(groups: list[Chunk], val_fraction: float, plan: Plan) -> Iterator[str]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm.corpus.sample import spaced
 from llm.errors import UserError
 from llm.evaluate import metric_names
 from llm.evaluate.paired import Difference
@@ -23,6 +22,7 @@ from llm.report.figures import differences
 from llm.report.render import fill
 from llm.runtime.flatten import flatten
 from llm.runtime.io import write_where_told
+from llm.text.spaced import spaced
 from llm.tracking import metrics_files
 
 # The stages with a curve and a validation loss.

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llm.corpus.sample import spaced
 from llm.model.config import Config
 from llm.params import Params
 from llm.report import predictions, scores, techniques, tuning
@@ -18,6 +17,7 @@ from llm.runtime import provenance
 from llm.runtime.flatten import flatten
 from llm.runtime.io import read_json
 from llm.runtime.parquet import readable
+from llm.text.spaced import spaced
 from llm.tracking import metrics_files
 
 CLIP = 1600  # characters of a text in the report
