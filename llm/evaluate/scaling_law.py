@@ -8,6 +8,7 @@ convergence; intervals come from a bootstrap; constants keep all their digits.""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from itertools import product
 
@@ -55,7 +56,8 @@ class Law:
     def optimal(self, flops: float) -> tuple[float, float]:
         """Parameters and tokens of the least loss for C = 6 N D (Hoffmann et al., eq. 4)."""
         g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
-        parameters = g * (flops / 6) ** self.exponent
+        # A law fitted to a resample of few runs may put no weight on size: then g underflows.
+        parameters = max(g * (flops / 6) ** self.exponent, sys.float_info.min)
         return parameters, flops / 6 / parameters
 
 
