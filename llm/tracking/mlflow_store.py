@@ -227,8 +227,9 @@ class Store:
 
         inputs = []
         for name, manifest in provenance.manifests().items():
-            source, kind = json.dumps(manifest["source"])[:65535], manifest["kind"]
-            about = {key: manifest[key] for key in ("rows", "bytes", "licence", "revision")}
+            source = json.dumps(manifest.get("source", {}))[:65535]
+            kind = str(manifest.get("kind", ""))
+            about = {key: manifest.get(key) for key in ("rows", "bytes", "licence", "revision")}
             digest = manifest["sha256"][:36]
             dataset = Dataset(name, digest, kind, source, profile=json.dumps(about))
             context = "pretraining" if kind == "pretrain" else "finetuning"
