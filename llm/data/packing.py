@@ -63,10 +63,12 @@ class LossWeights(NamedTuple):
 
     prompt: weight of a prompt's tokens (Shi et al. 2024, arXiv:2405.14394; GPT-1's auxiliary loss).
     per_example: every response weighs the same in total, however long it is; otherwise every token.
+    prefix: number of a prompt's first tokens that are not predicted, such as virtual tokens.
     """
 
     prompt: float
     per_example: bool
+    prefix: int = 0
 
 
 class PackedExamples:
@@ -104,14 +106,13 @@ class PackedExamples:
         labels: np.ndarray = lengths - np.maximum(self.prompts, 1)
         self.response_weight: np.ndarray | None = None  # (examples,)
         if weights is not None:
-            self.prompt_weight = weights.prompt
+            self.prompt_weight, self.prefix = weights.prompt, max(weights.prefix, 1)
             self.response_weight = np.ones(len(ids))
             answers = (self.prompts > 0) & weights.per_example  # the rest is plain text
             if answers.any():
                 self.response_weight[answers] = labels[answers].mean() / labels[answers]
-            labels = labels * self.response_weight + weights.prompt * np.maximum(
-                self.prompts - 1, 0
-            )
+            predicted = np.maximum(self.prompts - self.prefix, 0)
+            labels = labels * self.response_weight + weights.prompt * predicted
         self._labels = np.array([labels[row].sum() for row in self.packed], dtype=labels.dtype)
 
     def head(self, tokens: int) -> PackedExamples:
@@ -145,8 +146,9 @@ class PackedExamples:
                 if factors is not None and self.response_weight is not None:
                     factors[r, start + first - 1 : end - 1] = self.response_weight[example]
                     if self.prompt_weight:
-                        targets[r, start : start + first - 1] = piece[1:first]
-                        factors[r, start : start + first - 1] = self.prompt_weight
+                        prompt = slice(start + self.prefix - 1, start + first - 1)
+                        targets[r, prompt] = piece[self.prefix : first]
+                        factors[r, prompt] = self.prompt_weight
                 segments[r, start:end] = number
                 positions[r, start:end] = np.arange(len(piece))
                 start = end

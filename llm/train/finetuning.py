@@ -40,7 +40,9 @@ class Finetuning:
         self.tokenizer = Tokenizer.load(s.base)
         self.model = finetune_methods.prepare(s, self.tokenizer, self.seed)
         self.trainable = sum(x.numel() for x in self.model.parameters() if x.requires_grad)
-        weights = LossWeights(s.prompt_loss_weight, s.loss_per == "example")
+        weights = LossWeights(
+            s.prompt_loss_weight, s.loss_per == "example", len(self.tokenizer.prefix)
+        )
         self.train_set = packed_examples(
             mix / "train.parquet", self.tokenizer, length, self.seed, weights=weights
         )[""]

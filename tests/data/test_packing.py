@@ -100,6 +100,15 @@ def test_weights_of_tokens_are_those_of_their_example(prompt: float, per_example
     assert sorted(totals) == [6, 8, 10, 10]
 
 
+def test_virtual_tokens_of_a_prompt_are_no_targets() -> None:
+    data = PackedExamples([([90, 91, 1, 2, 3, 4, 5], 5)], 7, EOS, 0, LossWeights(0.5, False, 2))
+    rows = data.rows(np.arange(1))
+    assert rows.targets[0].tolist() == [-100, 1, 2, 3, 4, 5, -100]
+    assert rows.factors is not None
+    assert rows.factors[0].tolist() == [0, 0.5, 0.5, 0.5, 1, 1, 0]
+    assert data.label_counts(np.arange(1))[0] == 3.5
+
+
 def test_a_head_is_the_first_rows_and_leaves_the_whole_as_it_was() -> None:
     examples = [(list(range(10 * i, 10 * i + 10)), 4) for i in range(8)]
     whole = PackedExamples(examples, capacity=20, eos_id=0, seed=3)
