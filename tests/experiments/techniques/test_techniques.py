@@ -48,6 +48,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("r: 32   ", "r: 4"),
         ("  sequence_length: 512         # tokens of a packed row", "  sequence_length: 128 # "),
         ("max_tokens: 384", "max_tokens: 100"),
+        (
+            "  optimizer: muon\n  learning_rate: 0.004\n",
+            "  optimizer: adamw\n  learning_rate: 0.002\n",
+        ),
     ):
         assert text.count(old) == 1, old
         text = text.replace(old, new)
@@ -165,7 +169,8 @@ def test_rows_that_cannot_be_measured_are_left_out_with_the_reason(
 
 def test_lora_has_ten_times_the_rate_of_full_finetuning() -> None:
     settings = params.load(workspace.REPOSITORY / "params.yaml").finetune
-    for method, expected in (("lora", (0.0002, 0.002)), ("full", (0.002, 0.02))):
+    rate = settings.learning_rate
+    for method, expected in (("lora", (rate / 10, rate)), ("full", (rate, 10 * rate))):
         given = settings.model_copy(update={"method": method})
         rates = {t.method: settings_of(t, given).learning_rate for t in TECHNIQUES}
         assert (rates["full"], rates["lora"]) == pytest.approx(expected)
