@@ -27,14 +27,14 @@ def parser() -> argparse.ArgumentParser:
         purpose = (module.__doc__ or "").splitlines()[0]
         command = commands.add_parser(name.replace("_", "-"), help=purpose, description=purpose)
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(entry=module.run)
     return parser
 
 
 def main() -> None:
     """Parse the arguments and run the command."""
     arguments = parser().parse_args()
-    arguments.run(arguments)
+    arguments.entry(arguments)
 
 
 def run() -> None:

@@ -34,7 +34,7 @@ import uuid
 from pathlib import Path
 from typing import NoReturn
 
-# What stages and DVC import, where it takes more than a few hundredths of a second.
+# Modules that stages and DVC import and that take more than a few hundredths of a second.
 HEAVY = (
     "torch._dynamo",
     "torch.distributed.fsdp",
@@ -58,7 +58,7 @@ HEAVY = (
     "dvc.repo",
 )
 
-# Where libraries are installed.
+# Folders of installed libraries.
 INSTALLED = [
     path for path in sys.path[1:] if path not in os.environ.get("PYTHONPATH", "").split(os.pathsep)
 ]
@@ -125,7 +125,7 @@ def serve(folder: Path, owner: int) -> None:
     names = [
         Path(f"/proc/self/task/{task}/comm").read_text() for task in os.listdir("/proc/self/task")
     ]
-    # Arrow's allocator starts its thread anew in a forked process; another thread would be lost.
+    # A fork copies no threads. Arrow's allocator restarts its own; any other would be lost.
     assert [name for name in names if "jemalloc" not in name] == ["python\n"], names
     gc.collect()
     gc.freeze()
@@ -138,7 +138,7 @@ def serve(folder: Path, owner: int) -> None:
     poll = select.poll()
     poll.register(listening, select.POLLIN)
     poll.register(over := os.pidfd_open(owner), select.POLLIN)
-    # Of each command, by the descriptor of its process and by that of its connection.
+    # Each running command, under the descriptor of its process and under that of its connection.
     running: dict[int, tuple[int, int, socket.socket]] = {}
     while (ready := poll.poll()[0][0]) != over:
         if ready == listening.fileno():
@@ -225,7 +225,7 @@ def become(
 
 
 def run(name: str, arguments: list[str]) -> None:
-    """What the interpreter does with `-m MODULE`, `-c CODE` and FILE, and the program `dvc`."""
+    """Run `-m MODULE`, `-c CODE` or FILE as the interpreter does, or the program `dvc`."""
     if name == "dvc":
         from dvc.cli import main
 

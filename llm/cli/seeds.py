@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from llm.cli.arguments import at_least
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -12,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="experiments or git revisions (default: the workspace and its like)",
     )
     parser.add_argument(
-        "--run", type=int, metavar="N", help="first run experiments until there are N seeds"
+        "--run", type=at_least(1), metavar="N", help="first run experiments until there are N seeds"
     )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 

@@ -120,7 +120,7 @@ class Span:
 
     @property
     def may_end(self) -> bool:
-        """Whether the answer so far is a span."""
+        """Return whether the answer so far is a span."""
         return self.begun and not self.ends.isdisjoint(self.positions)
 
     def allowed(self, stop_ids: Iterable[int]) -> list[int]:

@@ -1,6 +1,6 @@
-"""What stands in front of the runtimes: who may ask, how much at a time, and which model answers.
+"""The proxy in front of the runtimes: it refuses foreign hosts and pages, limits requests, and finds the model.
 
-Requests and answers pass as they are; OpenAI's interface is the runtime's.
+Other requests and all answers pass unchanged; the runtime implements OpenAI's interface.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class Source:
 
 
 def sources(directories: Mapping[str, Path], base: Path | None) -> dict[str, Source]:
-    """Return models by name; an adapter goes on `base`.
+    """Return the models by name. The base of every adapter is `base`.
 
     Raises:
         UserError: there is no base for an adapter.

@@ -74,7 +74,7 @@ async def _serve(
                 _lives(model, process)
             await asyncio.sleep(POLL)
     except asyncio.CancelledError:
-        pass
+        pass  # a signal asked the server to stop
     finally:
         await runner.cleanup()
 

@@ -74,7 +74,7 @@ def merge(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def environment(root: Path, fresh: bool = False) -> dict[str, str]:
-    """What `make` sets: this Python first on the PATH; no variables of an outer DVC or MLflow.
+    """Return the environment that `make` sets: this Python first on the PATH, no variables of DVC or MLflow.
 
     fresh: `python` and `dvc` are processes of their own, not forks of `tests.warm`; outside of
         pytest they always are.

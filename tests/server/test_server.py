@@ -1,4 +1,4 @@
-"""What stands in front of llama.cpp: who is refused, how much is taken, and how it ends."""
+"""The proxy in front of llama.cpp: whom it refuses, its limits, and how the server stops."""
 
 from __future__ import annotations
 
