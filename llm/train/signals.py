@@ -22,7 +22,10 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            # A stage that was told to stop still has to say where it stopped. SIGTERM may come again
+            # before it has: from DVC, which was told too, and from `end_with_dvc` when DVC has ended.
+            if self.signal is None or number != signal.SIGTERM:
+                signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
