@@ -37,9 +37,10 @@ def packed_examples(
     for batch in table.to_batches(max_chunksize=1024):
         columns = batch.to_pydict()
         prompts = tokenizer.chat_batch(columns["prompt"])
-        responses = tokenizer.encode_batch(columns["response"])
-        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            head = prompt if columns["prompt"][i] else []  # plain text has no prompt
+        responses = tokenizer.response_batch(columns["response"])
+        for i, (head, response) in enumerate(zip(prompts, responses, strict=True)):
+            if not columns["prompt"][i]:  # plain text
+                head, response = [], tokenizer.encode(columns["response"][i])
             ids = [*head, *response, tokenizer.eos_id]
             if len(ids) > length:
                 raise UserError(

@@ -108,7 +108,8 @@ def answer(
     check_vocabulary(model, tokenizer, asking.who)
     closed = tasks.get(test.kind, test.name).CLOSED
     names = sorted({choice for row in test.rows for choice in row["choices"]}) if closed else []
-    encoded = {name: [*tokenizer.encode(name), tokenizer.eos_id] for name in names}
+    encode = tokenizer.response_ids if asking.chat else tokenizer.encode
+    encoded = {name: [*encode(name), tokenizer.eos_id] for name in names}
     new = max(map(len, encoded.values())) if closed else answer_limit(test, asking.max_new_tokens)
     room = room_for(model.config.max_position_embeddings, new)
     asked = prompts(tokenizer, test.rows, asking.chat, room, asking.shots)

@@ -136,7 +136,7 @@ def _shot_ids(tokenizer: Tokenizer, prompt: str, response: str, chat: bool) -> l
     of text.
     """
     if chat:
-        return [*tokenizer.chat_ids(prompt), *tokenizer.encode(response), tokenizer.eos_id]
+        return [*tokenizer.chat_ids(prompt), *tokenizer.response_ids(response), tokenizer.eos_id]
     return tokenizer.encode(f"{prompt}\n{response}{BETWEEN}")
 
 

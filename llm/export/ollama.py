@@ -14,7 +14,7 @@ END, USER, ASSISTANT, SYSTEM = SPECIAL
 TEMPLATE = (
     f'{{{{ range .Messages }}}}{{{{ if eq .Role "system" }}}}{SYSTEM}{{{{ .Content }}}}'
     f'{{{{ else if eq .Role "user" }}}}{USER}{{{{ .Content }}}}'
-    f'{{{{ else if eq .Role "assistant" }}}}{ASSISTANT}{{{{ .Content }}}}{END}{{{{ end }}}}'
+    f'{{{{ else if eq .Role "assistant" }}}}{ASSISTANT} {{{{ .Content }}}}{END}{{{{ end }}}}'
     f"{{{{ end }}}}{ASSISTANT}"
 )
 

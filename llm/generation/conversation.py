@@ -88,7 +88,7 @@ class Conversation:
         request, text = Request(ids, room, self.decoding, seed), ""
         try:
             for piece in stream(
-                self.named.model, request, self.named.stop_ids, self.named.tokenizer.decode
+                self.named.model, request, self.named.stop_ids, self.named.tokenizer.decode_response
             ):
                 text += piece
                 print(piece, end="", flush=True)

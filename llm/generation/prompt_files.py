@@ -191,7 +191,7 @@ def answer(
             named.model,
             requests,
             named.stop_ids,
-            named.tokenizer.decode,
+            named.tokenizer.decode_response,
             on_progress=lambda n: bar.update(n),
         )
 

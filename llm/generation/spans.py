@@ -26,8 +26,8 @@ SEPARATOR = b"\xff"  # no UTF-8 text holds this byte
 class Vocabulary(Protocol):
     """The part of `llm.tokenizer.bpe.Tokenizer` that this module needs."""
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text."""
+    def response_ids(self, text: str) -> list[int]:
+        """Ids of an answer."""
 
     def token_bytes(self) -> dict[int, bytes]:
         """Bytes of each token that is no special token."""
@@ -48,8 +48,9 @@ class Spans:
             for end in range(1, len(piece)):
                 self.tokens.setdefault(piece[:end], [])
             self.tokens.setdefault(piece, []).append(token)
-        # SentencePiece puts a blank in front of every text that it encodes.
-        self.blank = self.pieces.get(tokenizer.encode("a")[0], b"").startswith(b" ")
+        # This pipeline's chat template has a blank before an answer, and SentencePiece puts one in
+        # front of every text.
+        self.blank = self.pieces.get(tokenizer.response_ids("a")[0], b"").startswith(b" ")
 
     def of(
         self,

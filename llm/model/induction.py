@@ -18,8 +18,10 @@ import torch
 from llm.model.attention import Attention
 from llm.model.transformer import Transformer
 
-# Previous tokens that are compared: one alone often stands at several positions.
-BACK = 3
+# Previous tokens that are written to each position, and those that are compared: one alone often
+# stands at several positions. The fourth is there to be learned from: in `name`? and an answer, the
+# name's last tokens stand three and four positions back.
+BACK, COMPARED = 4, 3
 # Rotary pairs that identify a previous position: the fastest, in which neighbours differ most.
 FAST_PAIRS = 8
 # Tokens are compared in rotary pairs that turn less than one radian over this distance.
@@ -36,13 +38,13 @@ COPIED, READ = 0.5, 0.13
 def seed_induction(model: Transformer, seed: int) -> None:
     """Initialize heads of the first two layers, and the output, as an induction circuit, in place.
 
-    In the first layer three heads write the token at distance 1, 2 and 3 to each position. In the
+    In the first layer four heads write the token at distance 1 to 4 to each position. In the
     second layer one head finds positions that follow the current three tokens, and copies the token
     there; more matching tokens weigh more, and the nearest weighs most. Another head compares one
     token alone. The output projection predicts what is copied.
 
     Dimension 0 of the embedding becomes a constant, from which the first layer computes queries and
-    keys that depend on the position alone. The circuit needs two layers, three heads and a hidden
+    keys that depend on the position alone. The circuit needs two layers, four heads and a hidden
     size of some 3 · head_dim, and untied embeddings, whose scale is that of the residual stream;
     other models are not changed.
     """
@@ -99,7 +101,7 @@ def seed_induction(model: Transformer, seed: int) -> None:
     shares = slow[torch.randperm(2 * nearest, generator=generator)].split(widths)
     # The current token stands in the embedding, with weight 1, and the others where heads wrote.
     now = [WRITTEN * token[:nearest], *before]
-    for head, compared in ((0, BACK), (1, 1)):
+    for head, compared in ((0, COMPARED), (1, 1)):
         q, kv = rows(head), rows(head // group)
         second_layer.q_proj.weight[q] = second_layer.k_proj.weight[kv] = 0.0
         for back, (share, width) in enumerate(zip(shares, widths, strict=True)):

@@ -29,6 +29,9 @@ class Encoder(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids."""
 
+    def response_ids(self, text: str) -> list[int]:
+        """Ids of an answer, without the end token."""
+
     def chat_ids(self, prompt: str) -> list[int]:
         """A prompt as a conversation's first turn, ready for the answer."""
 
@@ -180,7 +183,7 @@ def _response(task: Task, record: Record, tokenizer: Encoder) -> tuple[str, int]
     response = task.target(record).strip()
     if not response:
         raise UnusableError("empty_target")
-    return response, len(tokenizer.encode(response)) + 1
+    return response, len(tokenizer.response_ids(response)) + 1
 
 
 def _render(

@@ -53,9 +53,11 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ '<|system|>' + " + CONTENT + " }}"
     "{% elif message['role'] == 'user' %}{{ '<|user|>' + " + CONTENT + " }}"
-    "{% elif message['role'] == 'assistant' %}{{ '<|assistant|>' + "
-    + CONTENT
-    + " + '<|endoftext|>' }}"
+    # A blank comes before an answer, so that its first word has the tokens that it has in the middle
+    # of a text: a model that copies an answer from its prompt then copies tokens, and does not have
+    # to learn for each word how it is written without the blank.
+    "{% elif message['role'] == 'assistant' %}{{ '<|assistant|>'"
+    " + ('' if message['content'].startswith(' ') else ' ') + " + CONTENT + " + '<|endoftext|>' }}"
     "{% else %}{{ raise_exception('unknown role ' + message['role']) }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -68,7 +70,7 @@ class Tokenizer:
     Every tokenizer has these members, also one of another project's checkpoint
     (llm/tokenizer/pretrained.py): `vocab_size`, `eos_id`, `end_ids`, `is_chat`, `encode`,
     `encode_batch`, `around`, `plain_ids`, `decode`, `decode_after`, `token_bytes`, `chat_ids`,
-    `chat_batch`, `conversation_ids`, `files`, `save`.
+    `chat_batch`, `conversation_ids`, `response_batch`, `decode_response`, `files`, `save`.
     """
 
     prefix: tuple[int, ...] = ()  # ids before every conversation: a soft prompt's virtual tokens
@@ -162,6 +164,18 @@ class Tokenizer:
             for ids in self.encode_batch(prompts)
         ]
 
+    def response_ids(self, text: str) -> list[int]:
+        """Return the ids of an answer after `chat_ids`, without the end token."""
+        return self.encode(text if text.startswith(" ") else f" {text}")
+
+    def response_batch(self, texts: list[str]) -> list[list[int]]:
+        """Return `response_ids` of several answers, computed on all cores."""
+        return self.encode_batch([text if text.startswith(" ") else f" {text}" for text in texts])
+
+    def decode_response(self, ids: Iterable[int]) -> str:
+        """Return the text of an answer's ids, without the template's blank."""
+        return self.decode(ids).removeprefix(" ")
+
     def conversation_ids(
         self, messages: Iterable[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> list[int]:
@@ -181,9 +195,11 @@ class Tokenizer:
                 raise UserError(
                     f"unknown role {message['role']!r}: expected one of {', '.join(roles)}."
                 )
-            ids += [roles[message["role"]], *self.encode(message["content"])]
+            ids.append(roles[message["role"]])
             if message["role"] == "assistant":
-                ids.append(self.eos_id)
+                ids += [*self.response_ids(message["content"]), self.eos_id]
+            else:
+                ids += self.encode(message["content"])
         return [*ids, self.assistant_id] if add_generation_prompt else ids
 
     # -- training
@@ -277,7 +293,9 @@ class Tokenizer:
         if Path(directory).as_posix() != "data/tokenizer":
             again = "Copy the directory again; one that a stage wrote comes back by `dvc repro`."
         content = read_json(described)
-        if not path.exists() and not _is_ours(content):
+        template = Path(directory) / "tokenizer_config.json"
+        other = template.exists() and read_json(template).get("chat_template") != CHAT_TEMPLATE
+        if other or (not path.exists() and not _is_ours(content)):
             return PretrainedTokenizer.load(directory)
         try:
             pattern = content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]

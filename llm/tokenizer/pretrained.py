@@ -215,6 +215,15 @@ class PretrainedTokenizer(Tokenizer):
         encoded = self._special.encode_batch_fast(texts, add_special_tokens=False)
         return [[*self.prefix, *encoding.ids] for encoding in encoded]
 
+    def response_ids(self, text: str) -> list[int]:
+        return self.encode(text)
+
+    def response_batch(self, texts: list[str]) -> list[list[int]]:
+        return self.encode_batch(texts)
+
+    def decode_response(self, ids: Iterable[int]) -> str:
+        return self.decode(ids)
+
     def conversation_ids(
         self, messages: Iterable[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> list[int]:

@@ -61,7 +61,7 @@ class FinetunedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
                 Request(self.tokenizer.chat_ids(str(text)), limit, settings, seed + i)
                 for i, text in enumerate(column)
             ]
-            answers = complete(self.model, requests, self.stop_ids, self.tokenizer.decode)
+            answers = complete(self.model, requests, self.stop_ids, self.tokenizer.decode_response)
         except (UserError, ValueError) as error:
             raise mlflow.exceptions.MlflowException.invalid_parameter_value(str(error)) from None
         return [answer.text for answer in answers]

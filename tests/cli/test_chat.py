@@ -41,7 +41,10 @@ def talk(
 
 def reply(named: Named, messages: list[dict[str, str]]) -> str:
     request = Request(named.tokenizer.conversation_ids(messages), 8)
-    return complete(named.model, [request], named.stop_ids, named.tokenizer.decode)[0].text or ""
+    return (
+        complete(named.model, [request], named.stop_ids, named.tokenizer.decode_response)[0].text
+        or ""
+    )
 
 
 def user(text: str) -> dict[str, str]:

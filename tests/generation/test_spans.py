@@ -44,6 +44,9 @@ class Toy:
     def encode(self, text: str) -> list[int]:
         return [byte + 1 for byte in text.encode()]
 
+    def response_ids(self, text: str) -> list[int]:
+        return self.encode(text)
+
     def token_bytes(self) -> dict[int, bytes]:
         return PIECES
 

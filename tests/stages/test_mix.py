@@ -136,7 +136,8 @@ def test_the_files_hold_what_the_contract_says(workspace):
         assert table.column_names == ["id", "task", "prompt", "response"]
         for row in table.to_pylist():
             ids = tokenizer.chat_ids(row["prompt"]) if row["prompt"] else []
-            assert len(ids) + len(tokenizer.encode(row["response"])) + 1 <= MAX_TOKENS
+            encode = tokenizer.response_ids if row["prompt"] else tokenizer.encode
+            assert len(ids) + len(encode(row["response"])) + 1 <= MAX_TOKENS
             assert (row["prompt"] == "") == (row["task"] == "language_modeling")
             assert row["response"]
     counts = {name: table["task"].to_pylist() for name, table in tables.items()}

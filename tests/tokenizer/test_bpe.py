@@ -136,7 +136,7 @@ def test_transformers_reads_it_with_the_same_ids_and_chat_template(
         *tokenizer.encode("Be brief."),
         *tokenizer.chat_ids(messages[0]["content"]),
     ]
-    assert ids == [*expected, *tokenizer.encode("One."), tokenizer.eos_id]
+    assert ids == [*expected, *tokenizer.encode(" One."), tokenizer.eos_id]
 
 
 def test_special_strings_in_a_message_are_text_in_transformers_too(
