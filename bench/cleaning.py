@@ -1,5 +1,4 @@
-"""How fast each cleaning rule is, alone, on real text; and what the pass that compares documents
-takes.
+"""The speed of each cleaning rule alone, on real text, and of the pass that compares documents.
 
     python -m bench.cleaning [--text DIR] [--megabytes 20]
 

@@ -1,5 +1,6 @@
-"""How long it takes to find the test examples that the training text contains: 200 MB against
-10,000 by default.
+"""The time to find the test examples that the training text contains.
+
+By default 200 MB are searched for 10,000 examples.
 
     python -m bench.contamination [--text DIR] [--megabytes 200] [--examples 10000]
 

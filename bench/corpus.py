@@ -137,7 +137,7 @@ class Run:
             return 0.0
 
     def chunks(self) -> int:
-        """Of the corpus."""
+        """Return the number of chunks of the corpus."""
         from llm.corpus.chunks import find_chunks
 
         self._chunks: int = getattr(self, "_chunks", None) or len(
@@ -160,7 +160,7 @@ def _children(process: Any) -> list[Any]:
 
 
 def digest(folder: Path) -> str:
-    """Of all that the stage wrote."""
+    """Return the digest of all files that the stage wrote."""
     whole = hashlib.sha256()
     for path in sorted([*folder.glob("data/tok*/*"), folder / "metrics/tokenize.json"]):
         with open(path, "rb") as file:

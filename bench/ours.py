@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class NoTracker:
-    """Where nothing is logged."""
+    """A tracker that logs nothing."""
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Forget them."""

@@ -1,6 +1,4 @@
-"""What exactness costs: checkpoints, tracking and the loader, each beside the steps that it is part
-of.
-"""
+"""The cost of checkpoints, of tracking and of the loader, each beside the steps that it is part of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the benches' figures go: bench/results/train.json, and Markdown tables on the screen."""
+"""Output of the benches' figures: bench/results/train.json, and Markdown tables on the screen."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATH = Path(__file__).resolve().parent / "results" / "train.json"
 
 
 def machine() -> dict[str, Any]:
-    """What a figure must be read with."""
+    """Return the machine and the versions that figures belong to."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -61,10 +61,10 @@ def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def median(values: Iterable[float]) -> float:
-    """Of at least one value."""
+    """Return the median of at least one value."""
     return statistics.median(values)
 
 
 def against(value: float, goal: float, at_least: bool) -> str:
-    """Whether a goal is met, in a word."""
+    """Return "met" or "NOT met"."""
     return "met" if (value >= goal if at_least else value <= goal) else "NOT met"

@@ -1,4 +1,4 @@
-"""What several processes cost beside one with the same work, and what many devices would reach.
+"""The cost of several processes beside one with the same work, and a forecast for many devices.
 
     python bench/scale.py measure    # 1, 2 and 4 processes, in turns; about five minutes
     python bench/scale.py paper      # efficiency at 8, 64 and 512 devices (bench/traffic.py)

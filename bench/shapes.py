@@ -31,16 +31,16 @@ class Shape:
 
     @property
     def head_dim(self) -> int:
-        """Of each attention head."""
+        """Dimension of each attention head."""
         return self.hidden // self.heads
 
     def parameters(self) -> int:
-        """Of the Llama-style model."""
+        """Return the number of parameters of the Llama-style model."""
         layer = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate + 2 * self.hidden
         return self.layers * layer + self.vocab * self.hidden + self.hidden
 
     def gpt_parameters(self) -> int:
-        """Of nanoGPT's model of this width and depth (no biases), learned positions included."""
+        """Return those of nanoGPT's model of this width and depth: no biases, learned positions."""
         return (
             self.layers * (12 * self.hidden**2 + 2 * self.hidden)
             + (self.vocab + self.block + 1) * self.hidden

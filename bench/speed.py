@@ -133,8 +133,8 @@ def measure(shape: Shape, folder: Path, nanogpt: Path | None, rounds: int) -> di
 
 
 def compile_seconds(shape: Shape, folder: Path) -> dict[str, float]:
-    """What the first step takes beyond a later one: with an empty cache, and in a second process
-    with the first's.
+    """Return the seconds that the first step takes beyond a later one: with an empty cache, and in
+    a second process with the cache of the first.
     """
     found = {}
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache-compile")}

@@ -119,7 +119,7 @@ def ours(gate: Gate, folder: Path, vocabulary: Path, encoder: str) -> None:
 
 
 def nanogpt(gate: Gate, folder: Path, vocabulary: Path) -> None:
-    """What nanoGPT's data/openwebtext/prepare.py does, on these files."""
+    """Do what nanoGPT's data/openwebtext/prepare.py does, on these files."""
     os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
     os.environ["HF_HUB_OFFLINE"] = "1"
     import datasets

@@ -27,7 +27,7 @@ SECTIONS = {
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line asks for."""
+    """Arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "section", choices=(*SECTIONS, "all", "show"), help="show: print the stored tables"

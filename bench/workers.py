@@ -143,7 +143,7 @@ class Worker:
         self.process.join()
 
     def result(self) -> Any:
-        """What the function returns, when it has done its steps."""
+        """Return the result of the function, when it has done its steps."""
         value = self._answer("end")
         self.process.join()
         return value

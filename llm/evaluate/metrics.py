@@ -254,7 +254,7 @@ def question_answering(
 
 
 def has_answer(references: Iterable[str]) -> bool:
-    """Whether a question has an answer: a reference that is neither empty nor `unanswerable`."""
+    """Return whether a question has an answer: a reference other than "" and `unanswerable`."""
     return any(normalize_answer(_no_answer(text)) for text in references)
 
 

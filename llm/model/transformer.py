@@ -204,7 +204,7 @@ class Transformer(nn.Module):
         self.chunk_loss = torch.compile(chunk_loss, dynamic=False)
 
     def causal_mask(self, seq: int, segments: Tensor | None, device: torch.device) -> Tensor | None:
-        """Where a query may look, (batch or 1, 1, seq, seq); None: at all before it, and itself."""
+        """Return true where a query may look, (batch or 1, 1, seq, seq); None for a plain causal mask."""
         window = self.config.sliding_window
         if segments is None and (window is None or window >= seq):
             return None  # plain causal

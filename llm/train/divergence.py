@@ -1,5 +1,6 @@
-"""Whether a loss curve runs away. It is watched, not acted upon: what to do about it is the user's
-to say.
+"""Detection of a loss that diverges.
+
+The run is not stopped: the user decides what to do.
 """
 
 from __future__ import annotations

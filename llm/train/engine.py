@@ -256,7 +256,7 @@ class Engine:
         return {key: value.to(self.device, non_blocking=True) for key, value in tensors.items()}
 
     def describe(self) -> Iterator[str]:
-        """What is about to be computed, and how, for people."""
+        """Yield lines that tell a person what is about to be computed, and how."""
         config = self.model.config
         trained = sum(p.numel() for p in self.trainable().values())
         epochs = self.steps * self.batch_size / self.train_set.num_rows
@@ -277,7 +277,7 @@ class Engine:
         yield " · ".join(how)
 
     def conditions(self) -> dict[str, Any]:
-        """How it is computed, for the timing file."""
+        """Return how the run is computed, for the timing file."""
         return {
             "device": hardware.name(self.device),
             "dtype": str(self.model.compute_dtype).removeprefix("torch."),

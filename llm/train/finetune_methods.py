@@ -1,4 +1,6 @@
-"""What `finetune.method` trains, and what it leaves: an adapter in PEFT's files, and a whole model.
+"""The methods of `finetune.method`: the weights they train and the files they write.
+
+Each writes an adapter in PEFT's files, and a whole model.
 
     lora           low-rank updates beside the layers' matrices           llm/model/lora.py
     qlora          the same beside matrices in 4 bits                     llm/model/quantized.py
@@ -93,7 +95,7 @@ def check(
 
 
 def versions(s: Finetune) -> dict[str, str]:
-    """Of libraries that decide what is computed, beside torch."""
+    """Return the versions of the libraries, beside torch, that decide what is computed."""
     return {"bitsandbytes": require_bitsandbytes()} if s.method == "qlora" else {}
 
 

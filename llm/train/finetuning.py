@@ -20,7 +20,7 @@ from llm.train.training_log import Tracker
 
 
 class Finetuning:
-    """What the params `finetune` describe, on the mixed examples of one folder."""
+    """The run that the params `finetune` describe, on the mixed examples of one folder."""
 
     def __init__(
         self, params: Params, mix: Path, name: str = "finetune", steps: int | None = None

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 
 def wanted(config: Config, s: Training, adapter: int = 0, shardable: bool = True) -> bool:
-    """Whether to shard: as `LLM_SHARDING` says, else where a copy for each process would not fit
-    with one sequence.
+    """Return whether to shard the model: as `LLM_SHARDING` says, otherwise where a copy for each
+    process would not fit with one sequence.
 
     Known before the processes have met, since a sharded model is never made whole.
 

@@ -1,5 +1,6 @@
-"""What training needs of memory and disk, by formula, before anything is allocated. All figures are
-bytes.
+"""Formulas for the memory and disk that training needs, known before anything is allocated.
+
+All figures are bytes.
 """
 
 from __future__ import annotations

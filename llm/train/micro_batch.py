@@ -1,5 +1,6 @@
-"""How many sequences go through the model at a time: by formula, and on a GPU confirmed by one dry
-batch.
+"""Choice of the micro-batch, the sequences that go through the model at a time.
+
+A formula gives it; on a GPU one trial batch confirms it.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from llm.train.training_log import Tracker
 
 
 class Pretraining:
-    """What the params `pretrain` describe, on the token shards of one folder."""
+    """The run that the params `pretrain` describe, on the token shards of one folder."""
 
     def __init__(self, params: Params, tokens: Path, name: str = "pretrain") -> None:
         """Make the model and name the state.

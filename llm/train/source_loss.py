@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class SourceLabels(NamedTuple):
-    """Where the documents of a validation stream end, and whose they are."""
+    """The ends of the documents of a validation stream, and the source of each."""
 
     ends: np.ndarray  # places of the end tokens, sorted
     sources: np.ndarray  # (documents,) place of each document's source
@@ -67,8 +67,9 @@ class SourceWindows:
         return self.counts[ids]
 
     def _mine(self, i: int) -> np.ndarray:
-        """Whether the source is that of each token that window i predicts; a document's end token
-        is its own.
+        """Return for each token that window i predicts whether it is of this source.
+
+        A document's end token belongs to the document.
         """
         start = i * self.windows.length + 1
         places = np.arange(start, min(start + self.windows.length, self.windows.predicted + 1))
