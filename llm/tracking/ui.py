@@ -49,7 +49,9 @@ def start() -> None:
             print(
                 f"\nOpen {link(f'http://{HOST}:{port}', experiment)}\nCtrl-C stops it.", flush=True
             )
-            code = server.wait()
+            # Not server.wait(): a signal that comes just before that call would be seen at its end.
+            while (code := server.poll()) is None:
+                time.sleep(0.2)
         except KeyboardInterrupt:
             return
         finally:

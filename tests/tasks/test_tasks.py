@@ -114,7 +114,7 @@ def test_a_training_example_fits_and_only_the_end_of_the_long_field_is_cut(
         assume(False)
     ids = [
         *tokenizer().chat_ids(example.prompt),
-        *tokenizer().encode(example.response),
+        *tokenizer().response_ids(example.response),
         tokenizer().eos_id,
     ]
     assert len(ids) == example.prompt_tokens + example.response_tokens <= max_tokens
