@@ -29,14 +29,15 @@ repro: $(VENV)/.run
 	@dvc --wait-for-lock repro
 	@echo "Report: metrics/report/report.html     Compare runs: make ui"
 
-PYTEST = OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 python -m pytest --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# Every promise once: without the tests marked `slow`, each of which names its faster sibling.
+# Every promise once: without the tests marked `slow`, each of which names its faster sibling. One
+# process more than there are cores, since a test often waits for a process that it started.
 test: $(VENV)/.dev
-	@LLM_KILLS=10 $(PYTEST) -m 'not slow'
+	@LLM_KILLS=10 $(PYTEST) -n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) -m 'not slow'
 
 test-all: $(VENV)/.dev
-	@$(PYTEST)
+	@$(PYTEST) -n logical
 
 torture: $(VENV)/.dev
 	@LLM_KILLS=$(N) python -m pytest tests/pipeline/test_kill.py --timeout 36000
