@@ -18,10 +18,12 @@ import torch
 from llm.model.attention import Attention
 from llm.model.transformer import Transformer
 
-# Previous tokens that are written to each position, and those that are compared: one alone often
-# stands at several positions. The fourth is there to be learned from: in `name`? and an answer, the
-# name's last tokens stand three and four positions back.
-BACK, COMPARED = 4, 3
+# Previous tokens that the second layer compares: one alone often stands at several positions.
+COMPARED = 3
+# Previous tokens that the first layer writes to each position, where the model has room. Training
+# uses the fourth: at the start of the answer to "… `name`?" the last two tokens of the name stand
+# three and four positions back.
+WRITTEN_BACK = 4
 # Rotary pairs that identify a previous position: the fastest, in which neighbours differ most.
 FAST_PAIRS = 8
 # Tokens are compared in rotary pairs that turn less than one radian over this distance.
@@ -38,13 +40,14 @@ COPIED, READ = 0.5, 0.13
 def seed_induction(model: Transformer, seed: int) -> None:
     """Initialize heads of the first two layers, and the output, as an induction circuit, in place.
 
-    In the first layer four heads write the token at distance 1 to 4 to each position. In the
-    second layer one head finds positions that follow the current three tokens, and copies the token
-    there; more matching tokens weigh more, and the nearest weighs most. Another head compares one
-    token alone. The output projection predicts what is copied.
+    In the first layer four heads write the tokens at distances 1 to 4 to each position; three heads
+    do where the model has only three, or is too narrow for the fourth. In the second layer one head
+    finds positions that follow the current three tokens, and copies the token there; more matching
+    tokens weigh more, and the nearest weighs most. Another head compares one token alone. The
+    output projection predicts what is copied.
 
     Dimension 0 of the embedding becomes a constant, from which the first layer computes queries and
-    keys that depend on the position alone. The circuit needs two layers, four heads and a hidden
+    keys that depend on the position alone. The circuit needs two layers, three heads and a hidden
     size of some 3 · head_dim, and untied embeddings, whose scale is that of the residual stream;
     other models are not changed.
     """
@@ -57,13 +60,14 @@ def seed_induction(model: Transformer, seed: int) -> None:
     nearest = len(pairs)
     second = nearest * 3 // 5
     widths = [nearest, second, nearest - second]
+    room = (hidden - 1 - 2 * size) // max(nearest, 1)  # subspaces for previous tokens
+    distances = min(WRITTEN_BACK, config.num_attention_heads, room)
     if (
         config.num_hidden_layers < 2
-        or config.num_attention_heads < BACK
+        or distances < COMPARED
         or config.tie_word_embeddings
         or half < FAST_PAIRS
         or widths[-1] < 1
-        or hidden - 1 < BACK * nearest + 2 * size
     ):
         return
     generator = torch.Generator().manual_seed(seed)
@@ -71,7 +75,8 @@ def seed_induction(model: Transformer, seed: int) -> None:
     basis = torch.cat((torch.zeros(1, hidden - 1), torch.linalg.qr(random.double())[0].float())).T
     # Orthogonal subspaces of the residual stream. The embeddings are removed from those that heads
     # write to, so that they hold nothing else.
-    *before, copied, token = basis[: BACK * nearest + 2 * size].split([nearest] * BACK + [size] * 2)
+    sizes = [nearest] * distances + [size] * 2
+    *before, copied, token = basis[: sum(sizes)].split(sizes)
     embeddings = model.model.embed_tokens.weight
     written = torch.cat((*before, copied)).to(embeddings.device)
     embeddings -= embeddings @ written.T @ written
@@ -85,7 +90,7 @@ def seed_induction(model: Transformer, seed: int) -> None:
 
     key = torch.zeros(size)
     key[:FAST_PAIRS] = 1.0
-    for head in range(BACK):
+    for head in range(distances):
         turn = (head + 1) * angles[:FAST_PAIRS]
         query = torch.zeros(size)
         query[:FAST_PAIRS], query[half : half + FAST_PAIRS] = turn.cos(), -turn.sin()

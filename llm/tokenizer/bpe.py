@@ -166,11 +166,11 @@ class Tokenizer:
 
     def response_ids(self, text: str) -> list[int]:
         """Return the ids of an answer after `chat_ids`, without the end token."""
-        return self.encode(text if text.startswith(" ") else f" {text}")
+        return self.encode(_with_blank(text))
 
     def response_batch(self, texts: list[str]) -> list[list[int]]:
         """Return `response_ids` of several answers, computed on all cores."""
-        return self.encode_batch([text if text.startswith(" ") else f" {text}" for text in texts])
+        return self.encode_batch([_with_blank(text) for text in texts])
 
     def decode_response(self, ids: Iterable[int]) -> str:
         """Return the text of an answer's ids, without the template's blank."""
@@ -293,9 +293,8 @@ class Tokenizer:
         if Path(directory).as_posix() != "data/tokenizer":
             again = "Copy the directory again; one that a stage wrote comes back by `dvc repro`."
         content = read_json(described)
-        template = Path(directory) / "tokenizer_config.json"
-        other = template.exists() and read_json(template).get("chat_template") != CHAT_TEMPLATE
-        if other or (not path.exists() and not _is_ours(content)):
+        ours = _has_our_template(directory) and (path.exists() or _is_ours(content))
+        if not ours:
             return PretrainedTokenizer.load(directory)
         try:
             pattern = content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
@@ -335,6 +334,21 @@ def soft_prompt_ids(directory: Path) -> tuple[int, ...]:
         return ()
     first = int(read_json(directory / "config.json")["vocab_size"])
     return tuple(range(first, first + int(read_json(path)["num_virtual_tokens"])))
+
+
+def _with_blank(text: str) -> str:
+    """Return an answer as `CHAT_TEMPLATE` writes it."""
+    return text if text.startswith(" ") else f" {text}"
+
+
+def _has_our_template(directory: str | Path) -> bool:
+    """Tell whether the chat template of a directory, where it has one, is `CHAT_TEMPLATE`.
+
+    A model of an earlier version has another, and was trained with it.
+    """
+    path = Path(directory) / "tokenizer_config.json"
+    config = read_json(path) if path.exists() else {}
+    return isinstance(config, dict) and config.get("chat_template", CHAT_TEMPLATE) == CHAT_TEMPLATE
 
 
 def _is_ours(described: Any) -> bool:

@@ -22,8 +22,9 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            # A stage that was told to stop still has to say where it stopped. SIGTERM may come again
-            # before it has: from DVC, which was told too, and from `end_with_dvc` when DVC has ended.
+            # After a request to stop, the stage still prints the step at which it stopped. Keep the
+            # handler of SIGTERM until then: `end_with_dvc` sends another SIGTERM when DVC ends, and
+            # the default handler would end the process before the message.
             if self.signal is None or number != signal.SIGTERM:
                 signal.signal(number, handler)  # type: ignore[arg-type]
 

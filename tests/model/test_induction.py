@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -44,6 +46,17 @@ def test_of_several_positions_after_the_current_token_the_longest_match_is_copie
     assert int((guessed == ids[:, 83]).sum()) > 40
 
 
+@pytest.mark.parametrize("heads", [{"num_attention_heads": 3, "num_key_value_heads": 3}, {}])
+def test_a_model_without_room_for_a_fourth_token_has_the_circuit_all_the_same(
+    heads: dict[str, int],
+) -> None:
+    model = Transformer(replace(CONFIG, hidden_size=192, **heads))
+    model.initialize(0)
+    seed_induction(model, 0)
+    first, again = losses(model)
+    assert again < first - 0.3
+
+
 def test_drawing_is_a_function_of_the_seed() -> None:
     models = [Transformer(CONFIG) for _ in range(3)]
     for model, seed in zip(models, (0, 0, 1), strict=True):
@@ -59,8 +72,6 @@ def test_drawing_is_a_function_of_the_seed() -> None:
     [{"num_hidden_layers": 1}, {"hidden_size": 64, "head_dim": 64}, {"tie_word_embeddings": True}],
 )
 def test_a_model_that_the_circuit_does_not_fit_is_left_alone(change: dict[str, int | bool]) -> None:
-    from dataclasses import replace
-
     model = Transformer(replace(CONFIG, **change))
     model.initialize(0)
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import re
 import shutil
@@ -137,6 +138,35 @@ def test_transformers_reads_it_with_the_same_ids_and_chat_template(
         *tokenizer.chat_ids(messages[0]["content"]),
     ]
     assert ids == [*expected, *tokenizer.encode(" One."), tokenizer.eos_id]
+
+
+def test_a_model_with_an_earlier_chat_template_keeps_it(directory: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    blank = "('' if message['content'].startswith(' ') else ' ') + "
+    assert blank in config["chat_template"]
+    config["chat_template"] = config["chat_template"].replace(blank, "")
+    path.write_text(json.dumps(config))
+    talk = [
+        {"role": "user", "content": "What <|is|> it?"},
+        {"role": "assistant", "content": "One."},
+    ]
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    expected = theirs.apply_chat_template(talk, return_dict=False)
+    ours = Tokenizer.load(tmp_path)
+    assert ours.conversation_ids(talk, add_generation_prompt=False) == expected
+    prompt = ours.chat_ids(talk[0]["content"])
+    assert [*prompt, *ours.response_ids("One."), ours.eos_id] == expected
+
+
+def test_an_answer_is_read_as_it_was_written(tokenizer: Tokenizer) -> None:
+    for text in ("One.", " One.", "", "\n", "é"):
+        ids = tokenizer.response_ids(text)
+        assert tokenizer.decode(ids) == (text if text.startswith(" ") else f" {text}")
+        assert tokenizer.decode_response(ids) == text.removeprefix(" ")
+        assert tokenizer.response_batch([text]) == [ids]
 
 
 def test_special_strings_in_a_message_are_text_in_transformers_too(
@@ -306,8 +336,6 @@ def test_a_small_corpus_yields_fewer_tokens_and_a_pair_seen_once_none() -> None:
 def test_gpt2s_merges_lead_to_the_published_tokens(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import json
-
     import tokenizers
 
     ours = gpt2(data_dir, tmp_path, monkeypatch)
@@ -380,6 +408,14 @@ def test_a_broken_file_is_named_with_what_writes_it(
         Tokenizer.load(place)
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_a_broken_configuration_is_named(content: str, directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"tokenizer_config\.json"):
+        Tokenizer.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"pre_tokenizer": None}, {"added_tokens": []}, {"pre_tokenizer": {"type": "ByteLevel"}}],
@@ -387,8 +423,6 @@ def test_a_broken_file_is_named_with_what_writes_it(
 def test_a_tokenizer_of_another_kind_is_refused(
     change: dict, directory: Path, tmp_path: Path
 ) -> None:
-    import json
-
     content = json.loads((directory / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps(content | change))
     (tmp_path / "ranks.tiktoken").write_bytes((directory / "ranks.tiktoken").read_bytes())

@@ -96,7 +96,8 @@ def expected(
         for i, prompt in enumerate(prompts)
     ]
     return [
-        c.text for c in complete(model, requests, frozenset({tokenizer.eos_id}), tokenizer.decode)
+        c.text
+        for c in complete(model, requests, frozenset({tokenizer.eos_id}), tokenizer.decode_response)
     ]
 
 

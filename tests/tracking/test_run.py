@@ -406,7 +406,9 @@ def test_the_final_model_is_registered_and_answers_and_the_better_one_is_champio
     ids = generate(
         load_model(root / "models" / "2"), [tokenizer.chat_ids("Return")], 5, tokenizer.eos_id
     )
-    assert served.predict(["Return"], params={"max_new_tokens": 5}) == [tokenizer.decode(ids[0])]
+    assert served.predict(["Return"], params={"max_new_tokens": 5}) == [
+        tokenizer.decode_response(ids[0])
+    ]
 
 
 def test_the_same_bytes_are_registered_once_and_fewer_examples_make_no_champion(root: Path) -> None:
