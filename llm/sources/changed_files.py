@@ -63,16 +63,16 @@ def changes(p: params.Params, raw: Path = Path("data/raw")) -> list[str]:
             for file in read_files(read_json(path))
             if "://" not in file["path"]
         }
-        now = {item.shown: item for item in _local(name, source)}
-        for shown, item in now.items():
-            known = noted.get(shown, {})
-            if shown not in recorded:
-                lines.append(f"{name}: {shown} is new")
+        now = {item.title: item for item in _local(name, source)}
+        for title, item in now.items():
+            known = noted.get(title, {})
+            if title not in recorded:
+                lines.append(f"{name}: {title} is new")
                 continue
-            untouched = (known.get("sha256"), known.get("stamp")) == (recorded[shown], item.stamp())
-            if not untouched and item.sha256() != recorded[shown]:
-                lines.append(f"{name}: {shown} has other bytes")
-        lines += [f"{name}: {shown} is gone" for shown in recorded if shown not in now]
+            untouched = (known.get("sha256"), known.get("stamp")) == (recorded[title], item.stamp())
+            if not untouched and item.sha256() != recorded[title]:
+                lines.append(f"{name}: {title} has other bytes")
+        lines += [f"{name}: {title} is gone" for title in recorded if title not in now]
     return lines
 
 

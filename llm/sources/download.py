@@ -206,7 +206,7 @@ def fingerprint(name: str, kind: str, source: params.Source) -> str:
         if isinstance(inner, FilesSource):
             for item in paths.find(inner.all_paths, f"download.{name}.paths"):
                 with paths.reading(item):
-                    digest.update(f"{item.shown} {item.stamp()}".encode())
+                    digest.update(f"{item.title} {item.stamp()}".encode())
     return digest.hexdigest()[:16]
 
 

@@ -34,16 +34,16 @@ def write_hub(
         for number, (split, side) in enumerate(sides):
             if number < saved.input:
                 continue
-            shown = f"{source.id}/{split}"
+            title = f"{source.id}/{split}"
             stream = hub.open_split(name, source, split)
-            record_filter.check_columns(stream.columns, shown)
+            record_filter.check_columns(stream.columns, title)
             # rows and bytes before this split
             begun = (number == saved.input and saved.more.get("begun")) or (
                 writer.rows,
                 writer.bytes,
             )
             for row_number, row in saved.remaining(number, stream.rows(record_filter.schema.keep)):
-                record_filter.add(row, shown, split, side, stream.labels)
+                record_filter.add(row, title, split, side, stream.labels)
                 progress.update(mb=f"{writer.bytes / 1e6:.1f}")
                 if writer.rows - begun[0] >= (source.max_documents or math.inf):
                     limit = f"max_documents = {source.max_documents} records"

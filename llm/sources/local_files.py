@@ -65,15 +65,15 @@ def write_files(
         for number, remote in enumerate(files):
             item = fetch(remote, copies, partial(_show_fetched, progress, fetched))
             stamp = item.stamp()
-            stamps.append([item.shown, stamp])
+            stamps.append([item.title, stamp])
             if number == min(saved.input, len(files) - 1):
                 saved.check_inputs(stamps)
-            split = splits.get(item.shown, "")
-            stopped[split] += record_filter.kept[item.shown]  # by an earlier, killed call
+            split = splits.get(item.title, "")
+            stopped[split] += record_filter.kept[item.title]  # by an earlier, killed call
             if number < saved.input:  # already in `stored`
                 continue
             if source.max_documents is not None and stopped[split] >= source.max_documents:
-                notes.append(f"{item.shown} was not read: max_documents was reached")
+                notes.append(f"{item.title} was not read: max_documents was reached")
                 stored.append(_stored(item, stamp, wanted))
                 continue
             with open_table(
@@ -85,12 +85,12 @@ def write_files(
                 source.header,
             ) as table:
                 record_filter.check_columns(
-                    table.columns, item.shown, table.format in ("csv", "tsv") and source.header
+                    table.columns, item.title, table.format in ("csv", "tsv") and source.header
                 )
                 last = 0
                 for row_number, row in saved.remaining(number, table.rows):
                     before = record_filter.writer.rows
-                    record_filter.add(row, item.shown, item.label, split, table.labels)
+                    record_filter.add(row, item.title, item.label, split, table.labels)
                     stopped[split] += record_filter.writer.rows - before
                     if source.max_documents is not None and stopped[split] >= source.max_documents:
                         break
@@ -108,7 +108,7 @@ def write_files(
     return {
         "revision": joined(source.revision or "", _revision(stored)),
         "licence": source.licence or NOT_STATED,
-        "kept": {item.shown: record_filter.kept[item.shown] for item in files},
+        "kept": {item.title: record_filter.kept[item.title] for item in files},
         "inputs": stored,
         "notes": joined(*notes),
     }
@@ -126,10 +126,10 @@ def _pinned(source: FilesSource, files: list[Input], where: str) -> dict[str, st
     Raises:
         UserError: a digest names a file that is not among them.
     """
-    unknown = sorted(set(source.sha256) - {item.shown for item in files})
+    unknown = sorted(set(source.sha256) - {item.title for item in files})
     if unknown:
         raise UserError(
-            f"{where}.sha256: {unknown[0]} is not among the files found ({', '.join(i.shown for i in files[:5])}"
+            f"{where}.sha256: {unknown[0]} is not among the files found ({', '.join(i.title for i in files[:5])}"
             f"{', …' if len(files) > 5 else ''}). Write it as there."
         )
     return source.sha256
@@ -145,15 +145,15 @@ def _stored(item: Input, stamp: str, wanted: dict[str, str]) -> dict[str, Any]:
     with reading(item):
         if item.stamp() != stamp:
             raise UserError(
-                f"{item.shown}: changed while it was read. Rerun when whatever writes it has finished."
+                f"{item.title}: changed while it was read. Rerun when whatever writes it has finished."
             )
         size = item.size()
-    if wanted.get(item.shown, digest) != digest:
+    if wanted.get(item.title, digest) != digest:
         raise UserError(
-            f"{item.shown}: its SHA-256 is {digest}, expected {wanted[item.shown]}: it is damaged, or another version. "
+            f"{item.title}: its SHA-256 is {digest}, expected {wanted[item.title]}: it is damaged, or another version. "
             "Get the right one, or correct the param sha256."
         )
-    return {"path": item.shown, "bytes": size, "sha256": digest}
+    return {"path": item.title, "bytes": size, "sha256": digest}
 
 
 def _own_splits(source: FilesSource, where: str) -> dict[str, str]:
@@ -167,19 +167,19 @@ def _own_splits(source: FilesSource, where: str) -> dict[str, str]:
     for key, split in (("paths", "train"), ("val_paths", "validation"), ("test_paths", "test")):
         paths = getattr(source, key)
         for item in find(paths, f"{where}.{key}") if paths else []:
-            before = keys.setdefault(item.shown if item.fs else os.path.realpath(item.path), key)
+            before = keys.setdefault(item.title if item.fs else os.path.realpath(item.path), key)
             if before != key:
                 raise UserError(
-                    f"{where}: {item.shown} is in {before} and in {key}; take it out of one of them."
+                    f"{where}: {item.title} is in {before} and in {key}; take it out of one of them."
                 )
-            splits[item.shown] = split
+            splits[item.title] = split
     return splits if source.val_paths or source.test_paths else {}
 
 
 def _named_splits(files: list[Input]) -> dict[str, str]:
     """Return the split of each file where all have the hub's names: train-00000-of-00001.parquet."""
-    matches = {item.shown: HUB_NAME.match(item.name) for item in files}
-    splits = {shown: match[1] for shown, match in matches.items() if match}
+    matches = {item.title: HUB_NAME.match(item.name) for item in files}
+    splits = {title: match[1] for title, match in matches.items() if match}
     return splits if len(splits) == len(files) and len(set(splits.values())) > 1 else {}
 
 

@@ -41,7 +41,7 @@ def fetch(
     if source.fs is None:
         return source
     folder.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(source.shown.encode()).hexdigest()[:32]
+    name = hashlib.sha256(source.title.encode()).hexdigest()[:32]
     complete, part, stamp_file = folder / name, folder / f"{name}.part", folder / f"{name}.stamp"
     stamp = _ask(source, source.stamp)
     size = _ask(source, source.size)
@@ -50,13 +50,13 @@ def fetch(
         part.unlink(missing_ok=True)
         write_bytes(stamp_file, stamp.encode())
     if not complete.exists():
-        missing = f"{source.shown}: the bytes that are missing"
+        missing = f"{source.title}: the bytes that are missing"
         refuse_what_cannot_fit(missing, size - _size(part), folder, "name fewer files")
         _copy(source, part, size, on_bytes)
         if _ask(source, source.stamp) != stamp:
             part.unlink()
             raise UserError(
-                f"{source.shown}: changed while it was downloaded. Rerun when it stays as it is."
+                f"{source.title}: changed while it was downloaded. Rerun when it stays as it is."
             )
         os.replace(part, complete)
     return dataclasses.replace(source, fs=None, path=str(complete))
@@ -86,7 +86,7 @@ def _copy(source: Input, part: Path, size: int, on_bytes: Callable[[int], object
         if idle >= ATTEMPTS:
             of = f" of {size:,}" if size >= 0 else ""
             raise UserError(
-                f"{source.shown}: broke off after {size_now:,}{of} bytes, {ATTEMPTS} times in a row ({reason}). "
+                f"{source.title}: broke off after {size_now:,}{of} bytes, {ATTEMPTS} times in a row ({reason}). "
                 "Rerun when the network is back: it resumes there."
             )
         if idle:
@@ -94,7 +94,7 @@ def _copy(source: Input, part: Path, size: int, on_bytes: Callable[[int], object
     if 0 <= size < size_now:
         part.unlink()
         raise UserError(
-            f"{source.shown}: {size_now:,} bytes came, but the server says {size:,}. Rerun to try again."
+            f"{source.title}: {size_now:,} bytes came, but the server says {size:,}. Rerun to try again."
         )
 
 
@@ -126,7 +126,7 @@ def _ask(source: Input, question: Callable[[], Any]) -> Any:
                 break
             time.sleep(PAUSE * 2**attempt if attempt < ATTEMPTS - 1 else 0)
     raise UserError(
-        f"{source.shown}: cannot be read ({reason}). Check the address and the network, and rerun."
+        f"{source.title}: cannot be read ({reason}). Check the address and the network, and rerun."
     )
 
 

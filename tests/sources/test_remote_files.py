@@ -116,7 +116,7 @@ def test_a_file_comes_whole_and_is_not_asked_for_again(server: Server, tmp_path:
     sent = server.sent
     again = remote_files.fetch(one(server), tmp_path)
     assert copied(again) == CONTENT
-    assert again.shown == server.url + "/a.bin"
+    assert again.title == server.url + "/a.bin"
     assert server.sent - sent < 1000
     assert not list(tmp_path.glob("*.part"))
 

@@ -84,11 +84,11 @@ class _Filter(io.RawIOBase):
 class _Zstd(_Filter):
     """Decompressed zstd frames; `zstandard`'s own stream reader accepts truncated files."""
 
-    def __init__(self, file: io.BufferedReader[Any], shown: str) -> None:
+    def __init__(self, file: io.BufferedReader[Any], title: str) -> None:
         import zstandard
 
         super().__init__()
-        self.file, self.shown = file, shown
+        self.file, self.title = file, title
         self.decompressor = zstandard.ZstdDecompressor()
         self.frame = self.decompressor.decompressobj()
         self.inside = False  # inside a frame
@@ -103,7 +103,7 @@ class _Zstd(_Filter):
             if not chunk:
                 if self.inside:
                     raise UserError(
-                        f"{self.shown}: ends in the middle of its zstd data; it is incomplete: copy it again."
+                        f"{self.title}: ends in the middle of its zstd data; it is incomplete: copy it again."
                     )
                 return b""
             self.inside = True
@@ -142,16 +142,16 @@ class _Xz(_Filter):
 class _Believable(_Filter):
     """Refuses content that unpacks to far more than text does (a "gzip bomb")."""
 
-    def __init__(self, content: BinaryIO, stored: Counting, shown: str) -> None:
+    def __init__(self, content: BinaryIO, stored: Counting, title: str) -> None:
         super().__init__()
-        self.content, self.stored, self.shown, self.count = content, stored, shown, 0
+        self.content, self.stored, self.title, self.count = content, stored, title, 0
 
     def next(self) -> bytes:
         data = self.content.read(CHUNK)
         self.count += len(data)
         if self.count > BOMB_BYTES and self.count > BOMB_RATIO * self.stored.count:
             raise UserError(
-                f"{self.shown}: {self.stored.count:,} stored bytes unpack to more than {self.count:,}, over "
+                f"{self.title}: {self.stored.count:,} stored bytes unpack to more than {self.count:,}, over "
                 f"{BOMB_RATIO} times as much; that is no text. Take it out of the paths, or unpack it first if it is."
             )
         return data
@@ -160,9 +160,9 @@ class _Believable(_Filter):
 class _Transcoded(_Filter):
     """Text converted to UTF-8; bytes outside the encoding are kept, and rejected later."""
 
-    def __init__(self, content: BinaryIO, encoding: str, shown: str) -> None:
+    def __init__(self, content: BinaryIO, encoding: str, title: str) -> None:
         super().__init__()
-        self.content, self.encoding, self.shown, self.at = content, encoding, shown, 0
+        self.content, self.encoding, self.title, self.at = content, encoding, title, 0
         errors = "strict" if encoding.startswith("utf") else "surrogateescape"
         self.decoder = codecs.getincrementaldecoder(encoding)(errors)
         self.ended = False
@@ -175,7 +175,7 @@ class _Transcoded(_Filter):
                 text = self.decoder.decode(data, self.ended)
             except UnicodeError as error:
                 raise UserError(
-                    f"{self.shown}: is not {self.encoding} after byte {self.at:,} ({error.__class__.__name__}: "
+                    f"{self.title}: is not {self.encoding} after byte {self.at:,} ({error.__class__.__name__}: "
                     f"{getattr(error, 'reason', error)}). Copy it again, or say its encoding: download.<name>.encoding."
                 ) from None
             self.at += len(data)
@@ -204,14 +204,14 @@ def decompress(
     skippable_frame = named == "zstd" and head[1:4] == b"\x2a\x4d\x18"
     if named and codec != named and not skippable_frame:
         raise UserError(
-            f"{source.shown}: is not {named} data, though its name says so (it begins with {head!r}). "
+            f"{source.title}: is not {named} data, though its name says so (it begins with {head!r}). "
             "Copy or download it again, or rename it."
         )
     content: Any
     if codec == "gzip":
         content = gzip.GzipFile(fileobj=file)
     elif codec == "zstd" or named == "zstd":
-        content = io.BufferedReader(_Zstd(file, source.shown), CHUNK)
+        content = io.BufferedReader(_Zstd(file, source.title), CHUNK)
     # "BZh" alone may be text, so the mark of the first block is checked too.
     elif codec == "bzip2" and (named or head[4:8] == b"1AY&"):
         content = bz2.BZ2File(file)
@@ -219,7 +219,7 @@ def decompress(
         content = io.BufferedReader(_Xz(file), CHUNK)
     else:
         return file
-    return io.BufferedReader(_Believable(cast(BinaryIO, content), stored, source.shown), CHUNK)
+    return io.BufferedReader(_Believable(cast(BinaryIO, content), stored, source.title), CHUNK)
 
 
 class _Prepended(_Filter):
@@ -238,7 +238,7 @@ def prepend(read: bytes, content: io.BufferedReader[Any]) -> io.BufferedReader[A
     return io.BufferedReader(_Prepended(read, cast(BinaryIO, content)), CHUNK)
 
 
-def in_utf8(content: io.BufferedReader[Any], encoding: str, shown: str) -> io.BufferedReader[Any]:
+def in_utf8(content: io.BufferedReader[Any], encoding: str, title: str) -> io.BufferedReader[Any]:
     """Return the stream converted to UTF-8.
 
     Args:
@@ -253,7 +253,7 @@ def in_utf8(content: io.BufferedReader[Any], encoding: str, shown: str) -> io.Bu
         encoding = detected
     if codecs.lookup(encoding).name == "utf-8":
         return content
-    return io.BufferedReader(_Transcoded(cast(BinaryIO, content), encoding, shown), CHUNK)
+    return io.BufferedReader(_Transcoded(cast(BinaryIO, content), encoding, title), CHUNK)
 
 
 def looks_like(sample: bytes) -> str:

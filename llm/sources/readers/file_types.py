@@ -46,7 +46,7 @@ FORMATS = (
 )
 
 
-def refuse_foreign(head: bytes, shown: str, packed: bool) -> None:
+def refuse_foreign(head: bytes, title: str, packed: bool) -> None:
     """Refuse an archive, a pointer or another unsupported file.
 
     Args:
@@ -58,10 +58,10 @@ def refuse_foreign(head: bytes, shown: str, packed: bool) -> None:
     """
     for magic, what, remedy in FORMATS:
         if head.startswith(magic) and (packed or what != "compressed twice"):
-            raise UserError(f"{shown}: is {what}. {remedy}.")
+            raise UserError(f"{title}: is {what}. {remedy}.")
     if first := _first_member(head):
         remedy = UNPACK.format(command="mkdir FOLDER; tar -xf FILE -C FOLDER")
-        raise UserError(f"{shown}: is a tar archive (its first member: {first!r}). {remedy}.")
+        raise UserError(f"{title}: is a tar archive (its first member: {first!r}). {remedy}.")
 
 
 def _first_member(head: bytes) -> str:

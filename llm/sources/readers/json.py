@@ -61,9 +61,9 @@ def jsonl(file: BinaryIO) -> Iterator[Row]:
             )
 
 
-def json_list(file: BinaryIO, shown: str) -> Iterator[Row]:
+def json_list(file: BinaryIO, title: str) -> Iterator[Row]:
     """Yield the items of a JSON list, or of the list `data` of an object, one at a time."""
-    window = _Window(file, shown)
+    window = _Window(file, title)
     opening = window.peek()
     if opening == "{":
         record: dict[str, Any] = {}
@@ -77,26 +77,26 @@ def json_list(file: BinaryIO, shown: str) -> Iterator[Row]:
                 yield _object(1, record)
                 return
             raise UserError(
-                f"{shown}: a JSON object with {first_keys(list(record))}; expected a list of records, or an object "
+                f"{title}: a JSON object with {first_keys(list(record))}; expected a list of records, or an object "
                 "whose `data` is a list (SQuAD). Convert it to one JSON object a line (.jsonl)."
             )
     elif opening != "[":
         raise UserError(
-            f"{shown}:{window.line}: expected a JSON list or object, found {short(window.rest())}."
+            f"{title}:{window.line}: expected a JSON list or object, found {short(window.rest())}."
         )
     for line, item in window.items():
         yield _object(line, item)
     if opening == "[" and window.peek():
         raise UserError(
-            f"{shown}:{window.line}: text after the end of the JSON list: {short(window.rest())}."
+            f"{title}:{window.line}: text after the end of the JSON list: {short(window.rest())}."
         )
 
 
 class _Window:
     """A JSON text in a stream; only the current value is in memory."""
 
-    def __init__(self, file: BinaryIO, shown: str) -> None:
-        self.file, self.shown = file, shown
+    def __init__(self, file: BinaryIO, title: str) -> None:
+        self.file, self.title = file, title
         self.decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
         self.buffer, self.at, self.line, self.ended = "", 0, 1, False
 
@@ -130,7 +130,7 @@ class _Window:
                 else "the end of the file: it is incomplete; copy or download it again"
             )
             raise UserError(
-                f"{self.shown}:{self.line}: expected {' or '.join(expected)} in the JSON, found {what}."
+                f"{self.title}:{self.line}: expected {' or '.join(expected)} in the JSON, found {what}."
             )
         self._advance(self.at + 1)
         return character
@@ -148,11 +148,11 @@ class _Window:
                 problem = f"{error.msg} at line {self.line + self.buffer.count(chr(10), self.at, error.pos)}"
             except ValueError as error:  # raised by `_object_of`
                 raise UserError(
-                    f"{self.shown}:{self.line}: {error}. Take one of them out."
+                    f"{self.title}:{self.line}: {error}. Take one of them out."
                 ) from None
             except RecursionError:
                 raise UserError(
-                    f"{self.shown}:{self.line}: JSON nested too deeply; expected flat records."
+                    f"{self.title}:{self.line}: JSON nested too deeply; expected flat records."
                 ) from None
             buffered = len(self.buffer) - self.at
             if self.ended or buffered > MAX_RECORD:
@@ -162,7 +162,7 @@ class _Window:
                     else "it is damaged"
                 )
                 raise UserError(
-                    f"{self.shown}:{self.line}: not valid JSON ({problem}); {rule}. "
+                    f"{self.title}:{self.line}: not valid JSON ({problem}); {rule}. "
                     "Fix that place, or copy the file again."
                 )
             self._fill(max(CHUNK, buffered))

@@ -66,7 +66,7 @@ def open_table(
     with reading(source):
         if source.size() == 0:
             raise UserError(
-                f"{source.shown}: the file is empty. Put the data there, or take it out of the paths."
+                f"{source.title}: the file is empty. Put the data there, or take it out of the paths."
             )
         raw = source.open()
     counter = Counting(raw)
@@ -78,9 +78,9 @@ def open_table(
         with reading(source):
             content = decompress(stored, counter, source)
             packed = content is not stored
-            refuse_foreign(content.peek(HEAD)[:HEAD], source.shown, packed)
+            refuse_foreign(content.peek(HEAD)[:HEAD], source.title, packed)
             if not content.peek(4).startswith(b"PAR1"):
-                content = in_utf8(content, encoding, source.shown)
+                content = in_utf8(content, encoding, source.title)
             head = content.peek(CHUNK)
             _check_head(head, source)
             name = detect(head, source, format, kind)
@@ -92,23 +92,23 @@ def open_table(
                 content = prepend(line, content)
         if not header and name not in ("csv", "tsv"):
             raise UserError(
-                f"{source.shown}: is {name}; `header: false` is for csv and tsv. Take it out."
+                f"{source.title}: is {name}; `header: false` is for csv and tsv. Take it out."
             )
         if name == "parquet":
             if packed:
                 raise UserError(
-                    f"{source.shown}: parquet inside another compression cannot be read. Decompress it."
+                    f"{source.title}: parquet inside another compression cannot be read. Decompress it."
                 )
-            columns, labels, rows = tables.parquet(content, source.shown, keep)
+            columns, labels, rows = tables.parquet(content, source.title, keep)
         elif name in ("csv", "tsv"):
             quoting = "" if name == "tsv" and format == "auto" else name
-            columns, rows = tables.table(content, source.shown, quoting, head, kind, header, notes)
+            columns, rows = tables.table(content, source.title, quoting, head, kind, header, notes)
         elif name == "text":
-            rows = text(content, source.shown, notes)
+            rows = text(content, source.title, notes)
         elif name == "jsonl":
             rows = jsonl(content)
         else:
-            rows = json_list(content, source.shown)
+            rows = json_list(content, source.title)
         if name not in ("text", "parquet", "csv", "tsv"):
             rows = squad(rows, only=format == "squad")
         yield Table(name, columns, labels, _guarded(rows, source), lambda: counter.count, notes)
@@ -126,24 +126,24 @@ def _guarded(rows: Iterator[Row], source: Input) -> Iterator[Row]:
 
 
 def _check_head(head: bytes, source: Input) -> None:
-    shown = source.shown
+    title = source.title
     if not head:
         raise UserError(
-            f"{shown}: nothing is left after decompression; it is empty. Copy or download it again."
+            f"{title}: nothing is left after decompression; it is empty. Copy or download it again."
         )
     if not head.strip(b"\0"):
         raise UserError(
-            f"{shown}: holds only NUL bytes, as after a copy that broke off. Copy or download it again."
+            f"{title}: holds only NUL bytes, as after a copy that broke off. Copy or download it again."
         )
     if not head.startswith(b"PAR1"):
-        _check_width(head[: 1 << 12], shown)
+        _check_width(head[: 1 << 12], title)
     if not head.strip() and len(head) < CHUNK:
         raise UserError(
-            f"{shown}: holds only white space. Put the data there, or take it out of the paths."
+            f"{title}: holds only white space. Put the data there, or take it out of the paths."
         )
 
 
-def _check_width(head: bytes, shown: str) -> None:
+def _check_width(head: bytes, title: str) -> None:
     """Refuse UTF-16 and UTF-32 without a byte order mark, recognised by their many NUL bytes."""
     head = head[: len(head) // 4 * 4]
     for guess in (
@@ -157,7 +157,7 @@ def _check_width(head: bytes, shown: str) -> None:
             continue
         if "\0" not in decoded and sum(map(str.isascii, decoded)) * 2 > len(decoded):
             raise UserError(
-                f"{shown}: looks like {guess} without a byte order mark; expected UTF-8. "
+                f"{title}: looks like {guess} without a byte order mark; expected UTF-8. "
                 f"Say so: download.<name>.encoding: {guess}."
             )
 
@@ -169,7 +169,7 @@ def detect(head: bytes, source: Input, format: str, kind: str) -> str:
         detected = "parquet"
     elif suffix == ".parquet" or format == "parquet":
         raise UserError(
-            f"{source.shown}: is not parquet (it begins with {head[:4]!r}). Download it again, or rename it."
+            f"{source.title}: is not parquet (it begins with {head[:4]!r}). Download it again, or rename it."
         )
     elif format in ("squad", "alpaca"):
         detected = _json_container(start)
@@ -187,13 +187,13 @@ def detect(head: bytes, source: Input, format: str, kind: str) -> str:
         detected = "tsv" if b"\t" in head.split(b"\n", 1)[0] else "text"
     if detected == "text" and kind != "pretrain":
         raise UserError(
-            f"{source.shown}: is plain text; {kind} needs records with columns: .jsonl, .json, .parquet, .csv or .tsv "
+            f"{source.title}: is plain text; {kind} needs records with columns: .jsonl, .json, .parquet, .csv or .tsv "
             "(a tab in its first line). Convert it, or name its format."
         )
     if detected == "jsonl" and start[:1] == b"[":
         says, more = ("name", "") if format == "auto" else ("format", " and take out format: jsonl")
         raise UserError(
-            f"{source.shown}: is a JSON list, though its {says} says one JSON object a line. Rename it to .json{more}."
+            f"{source.title}: is a JSON list, though its {says} says one JSON object a line. Rename it to .json{more}."
         )
     return detected
 

@@ -55,7 +55,7 @@ class Row(NamedTuple):
 class Input:
     """One file to read."""
 
-    shown: str  # path from the params, for messages and the manifest
+    title: str  # path from the params, for messages and the manifest
     label: str = ""  # short, unique, independent of the checkout's path; for ids
     fs: Any = field(default=None, compare=False, repr=False)  # fsspec file system; None: local
     path: str = field(default="", compare=False)  # in the file system; "" stands for `shown`
@@ -64,7 +64,7 @@ class Input:
     def name(self) -> str:
         """Return the file's name, without an address's query and fragment."""
         return PurePosixPath(
-            self.shown.split("?")[0].split("#")[0] if "://" in self.shown else self.shown
+            self.title.split("?")[0].split("#")[0] if "://" in self.title else self.title
         ).name
 
     @property
@@ -78,27 +78,27 @@ class Input:
     @property
     def packed(self) -> bool:
         """Return whether the name says that the content is compressed."""
-        return PurePosixPath(self.shown).suffix.lower() in (*COMPRESSED, ".parquet")
+        return PurePosixPath(self.title).suffix.lower() in (*COMPRESSED, ".parquet")
 
     def open(self) -> BinaryIO:
         """Open the stored bytes, still compressed."""
         if self.fs is not None:
             return cast(BinaryIO, self.fs.open(self.path, "rb"))
-        return open(self.path or self.shown, "rb")
+        return open(self.path or self.title, "rb")
 
     def size(self) -> int:
         """Return the stored bytes; -1 if a server does not report them."""
         if self.fs is not None:
             size = self.fs.info(self.path).get("size")
             return -1 if size is None else int(size)
-        return os.path.getsize(self.path or self.shown)
+        return os.path.getsize(self.path or self.title)
 
     def stamp(self) -> str:
         """Return a text that changes with the file: size, time and inode, or a server's stamps."""
         if self.fs is not None:
             info = self.fs.info(self.path)
             return json.dumps({key: str(info[key]) for key in STAMPS if info.get(key) is not None})
-        status = os.stat(self.path or self.shown)
+        status = os.stat(self.path or self.title)
         return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
 
     def sha256(self) -> str:
@@ -120,17 +120,17 @@ def reading(source: Input) -> Iterator[None]:
         yield
     except EOFError:
         raise UserError(
-            f"{source.shown}: ends in the middle of its {kind} data; {broken}."
+            f"{source.title}: ends in the middle of its {kind} data; {broken}."
         ) from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{source.shown}: corrupt gzip ({error}); {broken}.") from None
+        raise UserError(f"{source.title}: corrupt gzip ({error}); {broken}.") from None
     except lzma.LZMAError as error:
-        raise UserError(f"{source.shown}: corrupt xz ({error}); {broken}.") from None
+        raise UserError(f"{source.title}: corrupt xz ({error}); {broken}.") from None
     except zstandard.ZstdError as error:
-        raise UserError(f"{source.shown}: corrupt zstd ({error}); {broken}.") from None
+        raise UserError(f"{source.title}: corrupt zstd ({error}); {broken}.") from None
     except OSError as error:
         raise UserError(
-            f"{source.shown}: cannot be read ({error.strerror or error}). Check path and rights."
+            f"{source.title}: cannot be read ({error.strerror or error}). Check path and rights."
         ) from None
 
 
@@ -164,10 +164,10 @@ def find(patterns: list[str], where: str) -> list[Input]:
                 files.setdefault(
                     os.path.realpath(path), (PurePosixPath(path).as_posix(), None, path)
                 )
-    for shown, _, _ in files.values():
-        if _UNSHOWABLE.search(shown):
+    for title, _, _ in files.values():
+        if _UNSHOWABLE.search(title):
             raise UserError(
-                f"{where}: the name {shown!r} holds a line end or a character that is none. Rename it."
+                f"{where}: the name {title!r} holds a line end or a character that is none. Rename it."
             )
     parents = [str(PurePosixPath(key).parent) for key in files]
     try:
@@ -176,12 +176,12 @@ def find(patterns: list[str], where: str) -> list[Input]:
         top = ""
     return [
         Input(
-            shown,
-            PurePosixPath(os.path.relpath(key, top)).as_posix() if top else shown,
+            title,
+            PurePosixPath(os.path.relpath(key, top)).as_posix() if top else title,
             system,
             path,
         )
-        for key, (shown, system, path) in files.items()
+        for key, (title, system, path) in files.items()
     ]
 
 
@@ -269,7 +269,7 @@ def _walk(top: str) -> list[str]:
 
 def _remote(pattern: str, where: str) -> tuple[Any, dict[str, str]]:
     """Return the file system, and address without credentials -> path in it, of each file."""
-    shown = public(pattern)
+    title = public(pattern)
     try:
         fs, path = opened(pattern)
         # A question mark is part of an HTTP address, and no glob.
@@ -287,20 +287,20 @@ def _remote(pattern: str, where: str) -> tuple[Any, dict[str, str]]:
         status = getattr(error.__cause__, "status", None)
         if status in (401, 403):
             raise UserError(
-                f"{where}: {shown}: the server refuses it ({status}). Where it wants credentials, put them into "
+                f"{where}: {title}: the server refuses it ({status}). Where it wants credentials, put them into "
                 "~/.netrc: docs/DATA.md."
             ) from None
         paths = []
     except ImportError as error:  # s3fs, gcsfs, adlfs, …: fsspec names the package
         raise UserError(
-            f"{where}: {shown} needs another package ({error}). Install it with pip."
+            f"{where}: {title} needs another package ({error}). Install it with pip."
         ) from None
     except Exception as error:  # each file system has errors of its own
         raise UserError(
-            f"{where}: {shown} cannot be opened ({first_line(error)}). Check the address and the network."
+            f"{where}: {title} cannot be opened ({first_line(error)}). Check the address and the network."
         ) from None
     if not paths:
-        raise UserError(f"{where}: {shown}: nothing found there. Correct the address.")
+        raise UserError(f"{where}: {title}: nothing found there. Correct the address.")
     return fs, {public(fs.unstrip_protocol(item)): item for item in sorted(paths)}
 
 

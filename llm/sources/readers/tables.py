@@ -21,7 +21,7 @@ Keep = Callable[[list[str]], list[str]]  # column names -> those to read
 
 
 def table(
-    file: BinaryIO, shown: str, name: str, head: bytes, kind: str, header: bool, notes: list[str]
+    file: BinaryIO, title: str, name: str, head: bytes, kind: str, header: bool, notes: list[str]
 ) -> tuple[list[str], Iterator[Row]]:
     """Return columns and rows of CSV (RFC 4180, also with ; or tabs) or of TSV with quotes as text.
 
@@ -37,21 +37,21 @@ def table(
     newline = "" if quotes == "marks" else None
     lines = _Lines(
         io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=newline),
-        shown,
+        title,
     )
     if quotes == "marks":
         if name == "":
             notes.append(
-                f"{shown}: quotes around fields are read as CSV's; format: tsv would keep them as text"
+                f"{title}: quotes around fields are read as CSV's; format: tsv would keep them as text"
             )
         first = head.split(b"\n", 1)[0].decode("utf-8", "replace")
-        records = _csv(lines, "\t" if name == "" else max(",;\t", key=first.count), shown)
+        records = _csv(lines, "\t" if name == "" else max(",;\t", key=first.count), title)
     else:
-        records = _tsv(lines, shown, unsure=quotes == "none")
+        records = _tsv(lines, title, unsure=quotes == "none")
     number, names = next(records, (1, []))
     if header and (known := headerless(kind, names)):
         notes.append(
-            f"{shown} has no header; its columns are read as {', '.join(known)}, as its publisher has them"
+            f"{title} has no header; its columns are read as {', '.join(known)}, as its publisher has them"
         )
     elif not header:
         known = [str(position) for position in range(len(names))]
@@ -111,8 +111,8 @@ def guess_quotes(head: bytes) -> str:
 class _Lines:
     """Lines of a table; refuses lines, and records over several lines, above MAX_RECORD."""
 
-    def __init__(self, stream: io.TextIOWrapper, shown: str) -> None:
-        self.stream, self.shown, self.number, self.record_length = stream, shown, 0, 0
+    def __init__(self, stream: io.TextIOWrapper, title: str) -> None:
+        self.stream, self.title, self.number, self.record_length = stream, title, 0, 0
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -125,13 +125,13 @@ class _Lines:
         self.record_length += len(line)
         if self.record_length > MAX_RECORD:
             raise UserError(
-                f"{self.shown}:{self.number}: a record of more than {MAX_RECORD >> 20} MB. Is a quote left open, or is "
+                f"{self.title}:{self.number}: a record of more than {MAX_RECORD >> 20} MB. Is a quote left open, or is "
                 "this no table?"
             )
         return line
 
 
-def _tsv(lines: _Lines, shown: str, unsure: bool) -> Iterator[tuple[int, list[str]]]:
+def _tsv(lines: _Lines, title: str, unsure: bool) -> Iterator[tuple[int, list[str]]]:
     """Yield number and fields of each line.
 
     Args:
@@ -144,13 +144,13 @@ def _tsv(lines: _Lines, shown: str, unsure: bool) -> Iterator[tuple[int, list[st
         fields = line.rstrip("\n").split("\t")
         if unsure and any(field[:1] == '"' for field in fields):
             raise UserError(
-                f"{shown}:{number}: a field in quotes, the first one of the file: {short(line)}. Say what "
+                f"{title}:{number}: a field in quotes, the first one of the file: {short(line)}. Say what "
                 "they are, download.<name>.format: csv (marks around it, as of pandas) or tsv (a part of the text)."
             )
         yield number, fields
 
 
-def _csv(lines: _Lines, delimiter: str, shown: str) -> Iterator[tuple[int, list[str]]]:
+def _csv(lines: _Lines, delimiter: str, title: str) -> Iterator[tuple[int, list[str]]]:
     reader: Any = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         number = reader.line_num + 1
@@ -159,7 +159,7 @@ def _csv(lines: _Lines, delimiter: str, shown: str) -> Iterator[tuple[int, list[
             fields = next(reader, None)
         except csv.Error as error:
             raise UserError(
-                f"{shown}:{number}: broken CSV up to line {reader.line_num} ({error}); expected quotes that are "
+                f"{title}:{number}: broken CSV up to line {reader.line_num} ({error}); expected quotes that are "
                 "closed and doubled inside a field. Fix it, or, where tabs divide the fields and quotes are plain "
                 "text, set download.<name>.format: tsv."
             ) from None
@@ -177,7 +177,7 @@ def _fields(number: int, fields: list[str], names: list[str]) -> Row:
 
 
 def parquet(
-    file: BinaryIO, shown: str, keep: Keep
+    file: BinaryIO, title: str, keep: Keep
 ) -> tuple[list[str], dict[str, list[str]], Iterator[Row]]:
     """Return columns, class names (from the metadata of `datasets`) and rows of a parquet file.
 
@@ -196,7 +196,7 @@ def parquet(
             for i in range(group.num_columns)
         ]
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(shown, error) from None
+        raise _damaged(title, error) from None
 
     def rows() -> Iterator[Row]:
         number, batch_size = 0, max(1, min(256, BATCH_BYTES // max([1, *sizes])))
@@ -214,7 +214,7 @@ def parquet(
                     else:
                         yield Row(number, record)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise _damaged(shown, error, f" after row {number}") from None
+            raise _damaged(title, error, f" after row {number}") from None
 
     return names, class_names(opened.schema_arrow.metadata), rows()
 
@@ -230,7 +230,7 @@ def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
         return {}  # not written by `datasets`
 
 
-def _damaged(shown: str, error: BaseException, position: str = "") -> UserError:
+def _damaged(title: str, error: BaseException, position: str = "") -> UserError:
     return UserError(
-        f"{shown}: truncated or damaged parquet{position} ({first_line(error)}). Copy or download it again."
+        f"{title}: truncated or damaged parquet{position} ({first_line(error)}). Copy or download it again."
     )

@@ -15,7 +15,7 @@ PIECE = 1 << 14  # a longer one is cut at blank lines into documents of about th
 CHUNK = 1 << 20  # characters read at a time
 
 
-def text(file: BinaryIO, shown: str, notes: list[str]) -> Iterator[Row]:
+def text(file: BinaryIO, title: str, notes: list[str]) -> Iterator[Row]:
     """Yield documents separated by <|endoftext|>, without blank lines around them.
 
     Line ends become "\\n". A file without a separator in its first MiB is one document up to 64 KiB.
@@ -61,7 +61,7 @@ def text(file: BinaryIO, shown: str, notes: list[str]) -> Iterator[Row]:
             buffer, skipping = rest, True
     if cut:
         notes.append(
-            f"{shown} has no {END_OF_TEXT}: cut at blank lines or line ends into {count} documents of about 16 kB"
+            f"{title} has no {END_OF_TEXT}: cut at blank lines or line ends into {count} documents of about 16 kB"
         )
 
 
