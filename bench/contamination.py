@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def _plain(tests: list[str], texts: list[str]) -> None:
-    """The same question asked of sets of tuples, on a piece of the text: seconds, and whether the
+    """Ask the same question of sets of tuples, on a piece of the text: seconds, and whether the
     answers agree.
     """
     some, size = [], 0

@@ -279,7 +279,7 @@ def limit_memory(limit: int) -> Path | None:
 
 
 def train(folder: str, steps: str, limit: str) -> None:
-    """In a process of its own: some steps of the default model on the shards; prints figures as
+    """Take, in a process of its own, some steps of the default model on the shards; prints figures as
     JSON.
     """
     group = limit_memory(int(limit)) if int(limit) else None

@@ -60,7 +60,7 @@ def random_model(size: str) -> Any:
 
 
 def peer_of(model: Any, dtype: Any, eos_id: int) -> Any:
-    """The same weights in transformers."""
+    """Return the same weights in transformers."""
     import transformers
 
     from llm.model.hf_files import save_model

@@ -36,7 +36,7 @@ QUICK = 0.2  # quantile of the steps that counts: what another program slowed do
 
 
 def work(name: str, shape: Shape, tokens: Path, folder: Path, steps: int) -> None:
-    """In one process of a contestant: take steps, and let the first process print what they took,
+    """Take steps in one process of a contestant, and let the first process print what they took,
     as JSON.
     """
     import psutil

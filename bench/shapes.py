@@ -55,7 +55,7 @@ MEMORY = Shape("32k vocabulary", vocab=32768, hidden=256, intermediate=704, laye
 
 
 def write_tokens(folder: Path, train: np.ndarray, val: np.ndarray, vocab: int) -> None:
-    """The same ids in both projects' forms: shards with meta.json, and nanoGPT's .bin files with
+    """Write the same ids in both projects' forms: shards with meta.json, and nanoGPT's .bin files with
     meta.pkl.
     """
     folder.mkdir(parents=True, exist_ok=True)

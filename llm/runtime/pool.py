@@ -96,7 +96,7 @@ _function: Callable[[Any], Any]
 
 
 def _start(functions: SimpleQueue[Any], parent: int) -> None:
-    """In each process: leave Ctrl-C to the parent, end with it, use one core."""
+    """Make a worker process leave Ctrl-C to its parent, end with it, and use one core."""
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), name="end-with-parent", daemon=True).start()

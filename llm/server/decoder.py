@@ -47,7 +47,7 @@ class Asked(BaseModel):
 
     @property
     def decoding(self) -> Decoding:
-        """As the decoder takes it."""
+        """Return the settings as the decoder takes them."""
         top_p = self.top_p if self.temperature and self.top_p < 1 else None
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         return Decoding(temperature=self.temperature, top_p=top_p, stop_strings=stops)

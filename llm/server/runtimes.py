@@ -1,4 +1,4 @@
-"""Which runtime answers for a model, the files that it reads, and the command that starts it.
+"""The runtime that answers for a model, the files that it reads, and the command that starts it.
 
 llama.cpp answers on a CPU and on a Mac, vLLM on CUDA, and this project's own decoder where they cannot. What a runtime
 reads and the model directory lacks (a GGUF file, merged weights) is made once and kept in `.state/serve`, by the
@@ -35,7 +35,7 @@ class UnsuitableError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """How models are served.
+    """The settings of serving.
 
     dtype: of the weights, f32 | f16 | q8_0; q8_0 is llama.cpp's alone.
     device: "cpu", "cuda" or "mps".

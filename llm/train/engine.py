@@ -128,7 +128,7 @@ class Engine:
         )
 
     def open_exchange(self) -> None:
-        """With data parallelism: wrap the loss in DDP and run one empty step.
+        """Wrap the loss in DDP, with data parallelism, and run one empty step.
 
         DistributedDataParallel lays out its buckets anew after the first backward pass, and the
         layout decides the order in which three processes or more add up. Once this is done before
@@ -252,7 +252,7 @@ class Engine:
         return host_tensors(data, ids, self.micro, pin=self.device.type == "cuda")
 
     def to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The same on the device."""
+        """Return the tensors on the device."""
         return {key: value.to(self.device, non_blocking=True) for key, value in tensors.items()}
 
     def describe(self) -> Iterator[str]:

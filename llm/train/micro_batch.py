@@ -71,7 +71,7 @@ def micro_batch(stage: str, model: Transformer, data: Dataset, length: int, batc
 def sharded_micro_batch(
     stage: str, model: Transformer, data: Dataset, length: int, batch_size: int, compiled: bool
 ) -> int:
-    """As `micro_batch`, for a model on the meta device that is to be sharded; called in every
+    """Do what `micro_batch` does, for a model on the meta device that is to be sharded; called in every
     process.
     """
     device = hardware.device()
@@ -104,7 +104,7 @@ def fitting_micro_batch(stage: str, model: Transformer, data: Dataset, micro: in
 def fitting_in_shards(
     stage: str, model: Transformer, data: Dataset, micro: int, device: torch.device, compiled: bool
 ) -> int:
-    """As `fitting_micro_batch`, for a model on the meta device that is to be sharded over all
+    """Do what `fitting_micro_batch` does, for a model on the meta device that is to be sharded over all
     processes.
 
     Where one process runs out of memory, the others would wait for its part in vain. So each tries
