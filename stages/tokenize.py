@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 from llm import params
 from llm.corpus import sample
 from llm.corpus.chunks import digest, find_chunks
-from llm.corpus.clean.plan import FOLDER, Plan, prepare
-from llm.corpus.encode import decided_by, describe, encode_corpus, worker_count
+from llm.corpus.clean.plan import FOLDER, Plan, held_out_runs, prepare
+from llm.corpus.encode import Encoded, decided_by, describe, encode_corpus, worker_count
+from llm.corpus.task_documents import encode_examples
 from llm.data.val_sources import mixture, save_validation
 from llm.runtime import outputs, pool, pool_dask
 from llm.runtime.io import link, read_json, refuse_other_files, whole_directory, write_json
@@ -19,6 +21,7 @@ from llm.runtime.state_dirs import unfinished
 from llm.runtime.timing import stage_timing
 from llm.sources import datasets
 from llm.tasks.mixture import Dataset
+from llm.tokenizer.bpe import Tokenizer
 from llm.tokenizer.encoders import choose
 
 RAW, TOKENIZER, TOKENS = Path("data/raw/pretrain"), Path("data/tokenizer"), Path("data/tokens")
@@ -31,6 +34,15 @@ def make_plan(p: params.Params, tests: list[Dataset], saved: Path, workers: int)
     # The examples are read only where tokenize.clean.decontaminate is on.
     examples = datasets.held_out_texts(tests)
     return prepare(p.tokenize.clean, RAW, saved, examples, workers, p.tokenize.val_fraction)
+
+
+def task_documents(p: params.Params, tests: list[Dataset], tokenizer: Tokenizer) -> Encoded:
+    """Return the tasks' training examples that `tokenize.task_examples` asks for."""
+    t, examples = p.tokenize, datasets.held_out_texts(tests)
+    held_out = held_out_runs(t.clean, RAW, examples, t.val_fraction)
+    return encode_examples(
+        tests, t.task_examples, tokenizer, p.seed, p.pretrain.sequence_length, held_out
+    )
 
 
 def main() -> None:
@@ -57,8 +69,9 @@ def main() -> None:
         sample.check_disk(sample.shard_bytes(groups, tokenizer), work, TOKENS)
         ordered = workers.ordered if t.engine == "local" else pool_dask.ordered
         sizes = t.val_fraction, t.shard_tokens
+        last = partial(task_documents, p, tests, tokenizer) if t.task_examples else None
         shards, counts = encode_corpus(
-            chunks, tokenizer, work, *sizes, plan, ordered, t.encoder, weights
+            chunks, tokenizer, work, *sizes, plan, ordered, t.encoder, weights, last
         )
         least = p.pretrain.sequence_length + 1
         meta = describe(shards, counts, tokenizer, t.val_fraction, least) | plan.digests()

@@ -166,6 +166,7 @@ def encode_corpus(
     ordered: Ordered | None = None,
     encoder: str = "auto",
     mixture: dict[str, float] | None = None,
+    last: Callable[[], Encoded] | None = None,
 ) -> tuple[dict[str, Any], Counts]:
     """Write train and val shards into `work`/tokens; resume a run that was killed.
 
@@ -179,6 +180,7 @@ def encode_corpus(
         ordered: `Workers.ordered`, or a cluster's; None encodes in this process.
         encoder: `tokenize.encoder`.
         mixture: weights by source, if the corpus is a mixture.
+        last: encodes documents that follow those of the chunks; None: there are none.
 
     Returns:
         File, tokens and sha256 of each shard, by split; counts of the corpus.
@@ -212,6 +214,12 @@ def encode_corpus(
                 )
                 saved = time.monotonic()
             progress.update(chunk.bytes)
+    if last is not None and done == len(chunks):
+        encoded = last()
+        for split, writer in writers.items():
+            writer.add(encoded.ids[split])
+        counts.merge(encoded.counts)
+        done += 1
     shards = {split: writer.close() for split, writer in writers.items()}
     _save(work, done, {split: {"shards": shards[split], "filled": 0} for split in SPLITS}, counts)
     return shards, counts
@@ -296,7 +304,7 @@ def describe(
 def code_version() -> dict[str, str]:
     """Return the digest of our code, and the package versions, that decide the written bytes."""
     versions = {name: version(name) for name in ("tiktoken", "tokenizers", "pyarrow")}
-    return {"code": code_digest("corpus", "text", "tokenizer"), **versions}
+    return {"code": code_digest("corpus", "tasks", "text", "tokenizer"), **versions}
 
 
 def decided_by(p: Params, raw: Path) -> dict[str, Any]:
@@ -313,7 +321,9 @@ def decided_by(p: Params, raw: Path) -> dict[str, Any]:
     inputs["raw"] = sha256(raw / "manifest.json")
     if t.tokenizer == "pretrained":
         inputs["source"] = sha256(Path(t.origin) / "tokenizer.json")
-    if t.clean.decontaminate:
+    if t.task_examples:
+        inputs["drawn"] = [p.seed, p.pretrain.sequence_length]
+    if t.clean.decontaminate or t.task_examples:
         inputs["examples"] = {
             name: sha256(raw.parent / name / "manifest.json") for name in p.mix.tasks
         }

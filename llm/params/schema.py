@@ -40,6 +40,7 @@ class Tokenize(Section):
     val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
     shard_tokens: Annotated[int, Field(ge=1024)]
     workers: Positive | None = None  # processes; None: one for each core. No effect on the output
+    task_examples: dict[str, Positive] = {}  # by task
     encoder: Literal["auto", "words", "tiktoken"] = "auto"  # no effect on the output
     engine: Literal["local", "dask"] = "local"  # no effect on the output
     clean: Clean = Clean()
@@ -126,6 +127,11 @@ class Params(Section):
             if name != "pretrain" and name not in self.mix.tasks:
                 raise ValueError(
                     f"download.{name} is not used: add it to mix.tasks{nearest(name, self.mix.tasks)}"
+                )
+        for name in self.tokenize.task_examples:
+            if name not in self.mix.tasks:
+                raise ValueError(
+                    f"tokenize.task_examples.{name}: mix.tasks has no such task{nearest(name, self.mix.tasks)}"
                 )
         clean, text = self.tokenize.clean, self.download["pretrain"]
         repeats = text.max_repeats if isinstance(text, MixtureSource) else 1.0

@@ -161,7 +161,7 @@ def draw_tasks(
         quotas = allocate(weights, available, total)
         for name, quota in quotas.items():
             if len(drawn[name].examples) < quota:
-                drawn[name] = _draw_task(
+                drawn[name] = draw_task(
                     by_name[name], side, quota, tokenizer, seed, max_tokens, held_out
                 )
         short = {
@@ -179,11 +179,11 @@ def draw_all(
 ) -> list[Example]:
     """Return all usable training examples of one task, shuffled; arguments as in `draw_tasks`."""
     total = dataset.survey.count(TRAIN)
-    drawn = _draw_task(dataset, TRAIN, total, tokenizer, seed, max_tokens, held_out)
+    drawn = draw_task(dataset, TRAIN, total, tokenizer, seed, max_tokens, held_out)
     return shuffled(drawn.examples, seed)
 
 
-def _draw_task(
+def draw_task(
     dataset: Dataset,
     side: int,
     quota: int,
@@ -192,6 +192,7 @@ def _draw_task(
     max_tokens: int,
     held_out: Grams | None,
 ) -> Drawn:
+    """Draw `quota` usable examples of one task; arguments as in `draw_tasks`."""
     labels = tuple(dataset.survey.labels)
 
     def build(record: Record) -> Example:
