@@ -67,7 +67,8 @@ def test_float32_agrees_with_float64_to_1e_5(
     agree_with_float64(*inputs(tokens, labelled))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+# Slow: its sibling is the loss that is not compiled.
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_weighted_tokens_agree_with_float64(
     monkeypatch: pytest.MonkeyPatch, compiled: bool
 ) -> None:

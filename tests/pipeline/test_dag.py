@@ -51,9 +51,12 @@ def test_the_status_of_the_seven_stages_is_clean_and_only_what_is_made_on_demand
     assert set(shown) == {"scaling/dvc.yaml:scaling", "techniques/dvc.yaml:techniques"}
 
 
+@pytest.mark.slow
 def test_another_checkout_gives_the_same_bytes(first: Path, prepared: Path, tmp_path: Path) -> None:
     """`prepared` ran the first stages elsewhere, with another hash seed, in processes of their own; a
     copy of it runs the rest.
+
+    Slow: its sibling is "repro" in test_kill_dvc.py, which compares two checkouts of `prepared`.
     """
     second = copy(prepared, tmp_path / "elsewhere")
     run(second, "dvc", "repro", timeout=500, fresh=True, PYTHONHASHSEED="7")

@@ -46,6 +46,8 @@ def server(database: Postgres, tmp_path: Path) -> Iterator[MlflowServer]:
     started.stop()
 
 
+# Slow: its siblings are in test_run.py: a dead server, and processes that log densely to one store.
+@pytest.mark.slow
 def test_three_stages_log_at_once_and_lose_nothing_to_a_database_that_goes_away_and_comes_back(
     database: Postgres, server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
