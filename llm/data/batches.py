@@ -17,6 +17,9 @@ from torch import Tensor
 from llm.data.order import batch_ids
 
 T = TypeVar("T")
+# Fields of rows, beside tokens, targets, segments and positions, that a loss may take: weights of
+# the targets (PackedExamples); the answer of each target, and its reference (PackedPairs).
+FIELDS = ("factors", "answers", "reference")
 
 
 class Dataset(Protocol):
@@ -27,7 +30,8 @@ class Dataset(Protocol):
     def rows(self, ids: np.ndarray) -> Any:
         """Return tokens, targets, segments, positions: (rows, length), or None for the last two.
 
-        Where tokens weigh differently in the loss, the result also has `factors`, (rows, length).
+        The result may have more fields, each (rows, length), for a loss that needs them: those of
+        `FIELDS`.
         """
 
     def label_counts(self, ids: np.ndarray) -> np.ndarray:
@@ -95,21 +99,20 @@ def host_tensors(data: Dataset, ids: np.ndarray, size: int, pin: bool) -> dict[s
     """
     rows = data.rows(ids)
     tokens, targets, segments, positions = rows[:4]
-    factors = getattr(rows, "factors", None)
+    more = {name: getattr(rows, name, None) for name in FIELDS}
     if missing := size - len(ids):
         tokens, targets = (
             _filled(array, missing, value) for array, value in ((tokens, 0), (targets, -100))
         )
         if segments is not None:
             segments, positions = (_filled(array, missing, 0) for array in (segments, positions))
-        if factors is not None:
-            factors = _filled(factors, missing, 0)
+        more = {k: None if v is None else _filled(v, missing, 0) for k, v in more.items()}
     arrays = {
         "input_ids": tokens,
         "targets": targets,
         "segments": segments,
         "positions": positions,
-        "factors": factors,
+        **more,
     }
     tensors = {
         k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items() if v is not None

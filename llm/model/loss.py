@@ -80,8 +80,7 @@ class _CrossEntropy(torch.autograd.Function):
         for_hidden, for_weight = wants
         cast_weight = weight.to(hidden.dtype)
         labelled = (targets != IGNORE).nonzero()[:, 0]
-        budget = CHUNK_LOGITS_CUDA if hidden.device.type == "cuda" else CHUNK_LOGITS
-        size = min(max(MIN_CHUNK, budget // weight.shape[0]), len(targets))
+        size = min(_chunk_size(hidden.device, weight), len(targets))
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         by_hidden = torch.zeros_like(hidden) if for_hidden else None
         by_weight = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
@@ -119,6 +118,28 @@ class _CrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+@torch.no_grad()
+def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of each target (nats), float32 (batch, seq); 0 where there is none.
+
+    Args:
+        hidden: hidden states (batch, seq, hidden).
+        weight: output projection (vocab, hidden); it is cast to the type of `hidden`.
+        targets: token ids (batch, seq), IGNORE where there is no label.
+    """
+    states, wanted, cast_weight = hidden.flatten(0, 1), targets.flatten(), weight.to(hidden.dtype)
+    losses = torch.zeros(len(wanted), device=hidden.device)
+    for rows in (wanted != IGNORE).nonzero()[:, 0].split(_chunk_size(hidden.device, weight)):
+        logits = (states[rows] @ cast_weight.T).float()
+        losses[rows] = logits.logsumexp(-1) - logits.gather(-1, wanted[rows][:, None])[:, 0]
+    return losses.view(targets.shape)
+
+
+def _chunk_size(device: torch.device, weight: Tensor) -> int:
+    budget = CHUNK_LOGITS_CUDA if device.type == "cuda" else CHUNK_LOGITS
+    return max(MIN_CHUNK, budget // weight.shape[0])
 
 
 def cross_entropy(

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from llm.params.align import Align
 from llm.params.clean import Clean
 from llm.params.download import MixtureSource, Source
 from llm.params.evaluate import Evaluate
@@ -96,6 +97,7 @@ class Params(Section):
     pretrain: Pretrain
     mix: Mix
     finetune: Finetune
+    align: Align | None = None
     evaluate: Evaluate
     scaling: Scaling = Scaling()
     report: Report

@@ -30,6 +30,8 @@ RAW = ("*/manifest.json", "*/part-*.parquet")
 TOKENS = ("meta.json", "*.npy", "clean/*.npy")
 MIX = ("*.parquet", "test/*.parquet", "all/*.parquet")
 PREDICTIONS = ("*.parquet",)
+PREFERENCES = ("*.parquet", "manifest.json")
+ALIGNED_SCORES = ("*.parquet", "*.json")
 REPORT = ("report.*", "figures/*", "numbers/*", "tables/*")
 
 WRITTEN = {
@@ -42,6 +44,10 @@ WRITTEN = {
     "models/finetuned": MODEL,
     "metrics/predictions": PREDICTIONS,
     "metrics/report": REPORT,
+    "data/preferences": PREFERENCES,
+    "models/aligned_adapter": ADAPTER,
+    "models/aligned": MODEL,
+    "metrics/aligned": ALIGNED_SCORES,
 }
 
 
