@@ -16,7 +16,8 @@ import yaml
 from llm.errors import UserError
 from llm.export import default_directory, export
 from llm.model.hf_files import load_model, save_model
-from llm.model.lora import add_lora, save_adapter
+from llm.model.lora import add_lora
+from llm.model.lora_files import save_lora
 from llm.runtime.io import sha256, write_json
 from llm.tokenizer.bpe import Tokenizer
 from tests.model.conftest import random_model
@@ -168,7 +169,7 @@ def test_an_adapter_is_merged_on_the_way_out(tmp_path: Path) -> None:
     add_lora(model, 4, 8.0, 0.0, ["q_proj"], 0)
     model.model.layers[0].self_attn.q_proj.lora_B.data.fill_(0.1)
     (tmp_path / "adapter").mkdir()
-    save_adapter(
+    save_lora(
         model,
         tmp_path / "adapter",
         {"r": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": ["q_proj"]},

@@ -17,8 +17,8 @@ import torch
 
 from llm.data.examples import packed_examples
 from llm.errors import UserError
+from llm.model.adapters import load_adapter
 from llm.model.hf_files import digests, load_model, save_model
-from llm.model.lora import load_adapter
 from llm.model.transformer import Transformer
 from llm.params import Finetune
 from llm.runtime import outputs
@@ -30,7 +30,7 @@ from llm.train.trainer import Trainer
 from llm.train.training_log import Untracked
 from tests.model.conftest import random_model
 
-METHODS = ["lora", "qlora", "full", "prompt_tuning"]
+METHODS = ["lora", "qlora", "dora", "ia3", "full", "prompt_tuning"]
 LORA = {
     "r": 4,
     "alpha": 8.0,
