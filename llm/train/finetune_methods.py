@@ -72,8 +72,10 @@ def prepare(s: Finetune, tokenizer: Tokenizer, seed: int) -> Transformer:
 
 def _sharded(s: Finetune, base: Path) -> bool:
     config = load_config(base)
-    shardable = s.method in ("full", "lora") and not (base / PROMPT).is_dir()
-    return fsdp.wanted(config, s, adapter_size(config, s), shardable)
+    refused = f"finetune.method={s.method}" if s.method not in ("full", "lora") else ""
+    if (base / PROMPT).is_dir():
+        refused = f"{base}, which has a soft prompt,"
+    return fsdp.wanted(config, s, adapter_size(config, s), refused)
 
 
 def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:

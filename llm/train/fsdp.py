@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def wanted(
-    config: Config, s: Training, adapter: AdapterSize = NO_ADAPTER, shardable: bool = True
+    config: Config, s: Training, adapter: AdapterSize = NO_ADAPTER, refused: str = ""
 ) -> bool:
     """Return whether to shard the model: as `LLM_SHARDING` says, otherwise where a copy for each
     process would not fit with one sequence.
@@ -39,8 +39,8 @@ def wanted(
 
     Args:
         adapter: what is trained in place of the whole model.
-        shardable: false where weights are no plain parameters, or the method reads them before they
-            are filled.
+        refused: what makes sharding impossible, such as a method that reads weights before they are
+            filled; empty: it is possible.
 
     Raises:
         UserError: an unknown mode, or `fsdp` where it cannot be.
@@ -48,11 +48,12 @@ def wanted(
     mode = env.sharding()
     if processes.launched_world_size() == 1:
         return False
-    if mode == "fsdp" and not shardable:
+    if mode == "fsdp" and refused:
         raise UserError(
-            "LLM_SHARDING=fsdp: only finetune.method=full and lora are sharded; unset it, or choose ddp."
+            f"LLM_SHARDING=fsdp: {refused} is not sharded, only finetune.method=full and lora are; unset it, or "
+            "choose ddp."
         )
-    if mode or not shardable:
+    if mode or refused:
         return mode == "fsdp"
     where = hardware.device()
     replicated = training_memory(
