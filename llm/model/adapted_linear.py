@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import cast
 
@@ -16,7 +17,7 @@ from llm.model.transformer import Transformer
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-class AdaptedLinear(Linear):
+class AdaptedLinear(Linear, ABC):
     """A frozen linear map whose function an adapter changes. A subclass has its parameters."""
 
     def __init__(self, base: nn.Linear) -> None:
@@ -37,6 +38,7 @@ class AdaptedLinear(Linear):
         """Return what the base makes of x, (…, out_features)."""
         return super().forward(x) if self.quantized is None else self.quantized(x)
 
+    @abstractmethod
     def merged(self) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias of the plain linear map that is the same function.
 
@@ -45,7 +47,6 @@ class AdaptedLinear(Linear):
         Raises:
             UserError: the weight is quantized; the result would include its rounding error.
         """
-        raise NotImplementedError
 
     def exact_weight(self) -> Tensor:
         """Return the base's weight in float64, for merging.
