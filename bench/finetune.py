@@ -57,7 +57,8 @@ def make_base(gate: Gate, folder: Path, vocab: int) -> None:
     """Write the base model and the adapter that training starts from."""
     from llm.model.config import Config
     from llm.model.hf_files import save_model
-    from llm.model.lora import add_lora, save_adapter
+    from llm.model.lora import add_lora
+    from llm.model.lora_files import save_lora
     from llm.model.transformer import Transformer
 
     s = SPEED["25M"]
@@ -69,7 +70,7 @@ def make_base(gate: Gate, folder: Path, vocab: int) -> None:
     save_model(model, folder / "base", folder, eos_id=0)
     add_lora(model, 16, 32.0, 0.0, TARGETS, SEED)
     lora = {"r": 16, "alpha": 32.0, "dropout": 0.0, "target_modules": TARGETS}
-    save_adapter(model, folder / "adapter", lora, base=str(folder / "base"))
+    save_lora(model, folder / "adapter", lora, base=str(folder / "base"))
 
 
 def ours(gate: Gate, folder: Path, vocab: int, precision: str, compiled: bool) -> None:
@@ -79,8 +80,8 @@ def ours(gate: Gate, folder: Path, vocab: int, precision: str, compiled: bool) -
     os.environ["DVC_ROOT"] = str(folder / f"state-{precision}-{compiled}")
     from llm import params
     from llm.data.order import batch_ids
+    from llm.model.adapters import load_adapter
     from llm.model.hf_files import load_model
-    from llm.model.lora import load_adapter
     from llm.train.checkpoint.local import State
     from llm.train.trainer import Trainer
     from llm.train.training_log import Untracked

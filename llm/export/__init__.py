@@ -25,8 +25,9 @@ def export(
         UserError: the model is unusable or has no place in that form; a package is missing; `out`
             holds other files than those of an earlier export of the same.
     """
+    from llm.model.adapted_linear import merge_adapter
+    from llm.model.adapters import load_adapter
     from llm.model.hf_files import PROMPT, TOKENIZER_FILES, load_config, load_model
-    from llm.model.lora import load_adapter, merge_lora
 
     if out.resolve() == model.resolve():
         raise UserError(f"--out {out} is the model itself; name another directory.")
@@ -38,7 +39,7 @@ def export(
     loaded = load_model(model, keep_stored=True)
     if adapter is not None:
         load_adapter(loaded, adapter, model)
-        merge_lora(loaded)
+        merge_adapter(loaded)
     if loaded.soft_prompt is not None and to != "hf":
         raise UserError(
             f"{adapter or model} has a soft prompt, which a {to} file has no place for; use --to hf."

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from llm.errors import UserError
+from llm.model.adapters import load_adapter
 from llm.model.hf_files import load_model, stop_ids
-from llm.model.lora import load_adapter
 from llm.model.transformer import Transformer
 from llm.tokenizer.bpe import Tokenizer
 

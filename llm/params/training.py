@@ -116,7 +116,7 @@ class PromptTuning(Section):
 
 class Finetune(Training):
     base: Annotated[str, Field(min_length=1)] = BASE
-    method: Literal["lora", "qlora", "full", "prompt_tuning"]
+    method: Literal["lora", "qlora", "dora", "ia3", "full", "prompt_tuning"]
     lora: Lora
     prompt_tuning: PromptTuning = PromptTuning()
     epochs: Annotated[float, Field(gt=0)]

@@ -18,7 +18,8 @@ from llm.plan.plan import Plan
 from llm.runtime.io import read_json
 from llm.runtime.state_dirs import repository
 from llm.train import fsdp
-from llm.train.memory import adapter_parameters, training_disk, training_memory
+from llm.train.adapter_size import NO_ADAPTER, AdapterSize, adapter_size
+from llm.train.memory import training_disk, training_memory
 from llm.train.micro_batch import default_micro_batch
 
 # Share of the measured matrix-product rate that training reaches where no earlier run measured it. CPU:
@@ -47,7 +48,16 @@ def pretrain_plan(p: Params, config: Config | None = None, machine: Machine | No
     evaluated = s.eval_tokens * ((s.steps - 1) // s.eval_every)
     sharded = machine is None and fsdp.wanted(config, s)
     return _plan(
-        "pretrain", config, s, s.steps, epochs, data, evaluated, 0, machine=machine, sharded=sharded
+        "pretrain",
+        config,
+        s,
+        s.steps,
+        epochs,
+        data,
+        evaluated,
+        NO_ADAPTER,
+        machine=machine,
+        sharded=sharded,
     )
 
 
@@ -70,10 +80,7 @@ def finetune_plan(
         steps = max(1, math.ceil(s.epochs * tokens / s.batch_tokens))
     else:
         data = "over data/mix"
-    adapter = {
-        "full": 0,
-        "prompt_tuning": s.prompt_tuning.num_virtual_tokens * config.hidden_size,
-    }.get(s.method, adapter_parameters(config, s.lora.r, s.lora.target_modules))
+    adapter = adapter_size(config, s)
     evaluated = s.eval_tokens * ((steps - 1) // s.eval_every + 1)
     stored = None if s.method == "full" else _stored(p)
     quantized = s.method == "qlora"
@@ -164,7 +171,7 @@ def _plan(
     epochs: float | None,
     data: str,
     evaluated: int,
-    adapter: int,
+    adapter: AdapterSize,
     quantized: bool = False,
     stored: str | None = None,
     machine: Machine | None = None,
@@ -181,7 +188,7 @@ def _plan(
     micro = default_micro_batch(config, s.sequence_length, rows, where, machine.memory)
     share = 1.0
     if source.startswith("typical"):  # a measured rate counts both in already
-        share = (2 / 3 if adapter else 1.0) * (
+        share = (2 / 3 if adapter.parameters else 1.0) * (
             4 / 3 if s.grad_checkpointing else 1.0
         )  # no gradient of frozen weights
     seconds = (share * flops + per_token / 3 * evaluated) / (
@@ -211,9 +218,9 @@ def _plan(
     return Plan(
         stage=stage,
         architecture=config.architecture,
-        parameters=config.parameters() + adapter,
+        parameters=config.parameters() + adapter.parameters,
         embedding_parameters=embeddings,
-        trained_parameters=adapter or config.parameters(),
+        trained_parameters=adapter.parameters or config.parameters(),
         batch_tokens=s.batch_tokens,
         steps=steps,
         tokens=tokens,

@@ -16,8 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from llm.errors import UserError
+from llm.model.adapted_linear import merge_adapter
+from llm.model.adapters import load_adapter
 from llm.model.hf_files import PROMPT, load_config, load_model, save_model
-from llm.model.lora import load_adapter, merge_lora
 from llm.model.transformer import Transformer
 from llm.runtime.io import read_json, sha256, whole_directory, write_bytes
 from llm.runtime.pool import cores
@@ -90,7 +91,7 @@ class Source:
         model = load_model(self.directory, keep_stored=True)
         if self.adapter is not None:
             load_adapter(model, self.adapter, self.directory)
-            merge_lora(model)
+            merge_adapter(model)
         return model
 
     def kept(self, what: str, make: Callable[[Path], None]) -> Path:

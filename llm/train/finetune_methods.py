@@ -4,6 +4,8 @@ Each writes an adapter in PEFT's files, and a whole model.
 
     lora           low-rank updates beside the layers' matrices           llm/model/lora.py
     qlora          the same beside matrices in 4 bits                     llm/model/quantized.py
+    dora           the same, and a length for each row of the matrices    llm/model/dora.py
+    ia3            scales of keys, values and the MLP's activations       llm/model/ia3.py
     full           every weight
     prompt_tuning  vectors in front of every prompt                       llm/model/soft_prompt.py
 
@@ -18,9 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import UserError
+from llm.model.adapted_linear import merge_adapter
+from llm.model.adapter_files import write_base
+from llm.model.adapters import load_adapter
 from llm.model.config import Config
+from llm.model.dora import add_dora
 from llm.model.hf_files import PROMPT, load_config, load_model, model_to_shard, save_model
-from llm.model.lora import add_lora, draw_lora, load_adapter, merge_lora, save_adapter, write_base
+from llm.model.ia3 import add_ia3, save_ia3
+from llm.model.lora import add_lora, draw_lora
+from llm.model.lora_files import save_lora
 from llm.model.quantized import require_bitsandbytes
 from llm.model.soft_prompt import add_prompt, save_prompt
 from llm.model.transformer import Transformer
@@ -29,7 +37,7 @@ from llm.runtime import outputs
 from llm.runtime.io import whole_directory, write_bytes
 from llm.tokenizer.bpe import Tokenizer
 from llm.train import fsdp
-from llm.train.memory import adapter_parameters
+from llm.train.adapter_size import adapter_size
 
 NO_ADAPTER = (
     b"finetune.method is `full`: every weight was trained, and models/finetuned holds them.\n"
@@ -50,10 +58,13 @@ def prepare(s: Finetune, tokenizer: Tokenizer, seed: int) -> Transformer:
         model = model_to_shard(base, keep_stored)
     else:
         model = load_model(base, keep_stored=keep_stored, quantize=s.method == "qlora")
-    if s.method in ("lora", "qlora"):
-        add_lora(model, lora.r, lora.alpha, lora.dropout, lora.target_modules, seed, lora.rslora)
+    if s.method in ("lora", "qlora", "dora"):
+        add = add_dora if s.method == "dora" else add_lora
+        add(model, lora.r, lora.alpha, lora.dropout, lora.target_modules, seed, lora.rslora)
         if model.fill is not None:
             model.fill = _both(model.fill, partial(draw_lora, model, seed))
+    elif s.method == "ia3":
+        add_ia3(model)
     elif s.method == "prompt_tuning":
         tokenizer.prefix = add_prompt(model, s.prompt_tuning.num_virtual_tokens, seed)
     return model.train()
@@ -61,11 +72,10 @@ def prepare(s: Finetune, tokenizer: Tokenizer, seed: int) -> Transformer:
 
 def _sharded(s: Finetune, base: Path) -> bool:
     config = load_config(base)
-    adapter = (
-        0 if s.method == "full" else adapter_parameters(config, s.lora.r, s.lora.target_modules)
-    )
-    shardable = s.method in ("full", "lora") and not (base / PROMPT).is_dir()
-    return fsdp.wanted(config, s, adapter, shardable)
+    refused = f"finetune.method={s.method}" if s.method not in ("full", "lora") else ""
+    if (base / PROMPT).is_dir():
+        refused = f"{base}, which has a soft prompt,"
+    return fsdp.wanted(config, s, adapter_size(config, s), refused)
 
 
 def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
@@ -113,8 +123,10 @@ def write(
     """
     base = Path(s.base)
     with whole_directory(adapter, outputs.ADAPTER) as directory:
-        if s.method in ("lora", "qlora"):
-            save_adapter(model, directory, s.lora.model_dump(), base=s.base)
+        if s.method in ("lora", "qlora", "dora"):
+            save_lora(model, directory, s.lora.model_dump(), base=s.base)
+        elif s.method == "ia3":
+            save_ia3(model, directory, base=s.base)
         elif s.method == "prompt_tuning":
             save_prompt(model, directory, base=s.base)
         if s.method == "full":
@@ -124,7 +136,7 @@ def write(
     if s.method == "qlora":
         model = load_model(base, keep_stored=True)
         load_adapter(model, adapter)
-    merge_lora(model)
+    merge_adapter(model)
     with whole_directory(finetuned, outputs.MODEL) as directory:
         save_model(model, directory, base, tokenizer.eos_id)
         if not (directory / "ranks.tiktoken").exists():

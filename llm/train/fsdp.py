@@ -21,6 +21,7 @@ from llm.model.transformer import Transformer
 from llm.parallel import hardware, processes
 from llm.params import Training
 from llm.runtime import env
+from llm.train.adapter_size import NO_ADAPTER, AdapterSize
 from llm.train.memory import training_memory
 
 if TYPE_CHECKING:
@@ -28,15 +29,18 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def wanted(config: Config, s: Training, adapter: int = 0, shardable: bool = True) -> bool:
+def wanted(
+    config: Config, s: Training, adapter: AdapterSize = NO_ADAPTER, refused: str = ""
+) -> bool:
     """Return whether to shard the model: as `LLM_SHARDING` says, otherwise where a copy for each
     process would not fit with one sequence.
 
     Known before the processes have met, since a sharded model is never made whole.
 
     Args:
-        adapter: trained parameters of LoRA; 0: the whole model is trained.
-        shardable: false where weights are no plain parameters.
+        adapter: what is trained in place of the whole model.
+        refused: what makes sharding impossible, such as a method that reads weights before they are
+            filled; empty: it is possible.
 
     Raises:
         UserError: an unknown mode, or `fsdp` where it cannot be.
@@ -44,11 +48,12 @@ def wanted(config: Config, s: Training, adapter: int = 0, shardable: bool = True
     mode = env.sharding()
     if processes.launched_world_size() == 1:
         return False
-    if mode == "fsdp" and not shardable:
+    if mode == "fsdp" and refused:
         raise UserError(
-            "LLM_SHARDING=fsdp: only finetune.method=full and lora are sharded; unset it, or choose ddp."
+            f"LLM_SHARDING=fsdp: {refused} is not sharded, only finetune.method=full and lora are; unset it, or "
+            "choose ddp."
         )
-    if mode or not shardable:
+    if mode or refused:
         return mode == "fsdp"
     where = hardware.device()
     replicated = training_memory(

@@ -5,12 +5,12 @@ All figures are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from llm.model.config import Config
 from llm.model.loss import CHUNK_LOGITS, CHUNK_LOGITS_CUDA, MIN_CHUNK
 from llm.model.quantized import BITS
+from llm.train.adapter_size import NO_ADAPTER, AdapterSize
 
 FLOAT32 = 4
 CHECKPOINTS = 3  # on disk at a time: the two that are kept and the one that is being written
@@ -47,22 +47,6 @@ class Memory:
         copied.
         """
         return sum(getattr(self, field.name) for field in fields(self))
-
-
-def adapter_parameters(config: Config, r: int, targets: Sequence[str]) -> int:
-    """Trained parameters of LoRA: r · (rows + columns) for each matrix (Hu et al. 2021,
-    arXiv:2106.09685).
-    """
-    h, i = config.hidden_size, config.intermediate_size
-    q, kv = (
-        heads * config.head_dim
-        for heads in (config.num_attention_heads, config.num_key_value_heads)
-    )
-    rows_and_columns = {
-        "q_proj": h + q, "k_proj": h + kv, "v_proj": h + kv, "o_proj": q + h,
-        "gate_proj": h + i, "up_proj": h + i, "down_proj": i + h,
-    }  # fmt: skip
-    return config.num_hidden_layers * r * sum(rows_and_columns.get(target, 0) for target in targets)
 
 
 def layer_activations(
@@ -106,7 +90,7 @@ def training_memory(
     width: int,
     compiled: bool,
     device: str,
-    adapter: int = 0,
+    adapter: AdapterSize = NO_ADAPTER,
     checkpointing: bool = False,
     quantized: bool = False,
     stored: str | None = None,
@@ -115,7 +99,7 @@ def training_memory(
     """Peak memory of a process that trains on `micro_batch` sequences at a time.
 
     Args:
-        adapter: trained parameters of LoRA; 0: the whole model is trained.
+        adapter: what is trained in place of the whole model.
         quantized: the layers' matrices are in 4 bits (llm/model/quantized.py).
         stored: type of a frozen base's weights, such as bfloat16; None: float32.
         shards: processes over which weights, gradients and optimizer are spread (FSDP). Each has
@@ -124,12 +108,12 @@ def training_memory(
         checkpointing: layers keep their inputs only and compute the rest again (Chen et al. 2016,
             arXiv:1604.06174).
     """
-    trained = adapter or config.parameters()
+    trained = adapter.parameters or config.parameters()
     tokens = micro_batch * sequence_length
-    layer = (
-        layer_activations(config, sequence_length, width, compiled, compiled and device == "cpu")
-        * tokens
+    token = layer_activations(
+        config, sequence_length, width, compiled, compiled and device == "cpu"
     )
+    layer = (token + width * adapter.outputs) * tokens
     layers = config.num_hidden_layers
     if checkpointing:
         kept = layers * width * config.hidden_size * tokens + 2 * layer
@@ -146,14 +130,15 @@ def training_memory(
         MIN_CHUNK, (CHUNK_LOGITS_CUDA if device == "cuda" else CHUNK_LOGITS) // config.vocab_size
     )
     logits = min(chunk, tokens) * config.vocab_size * (2 * FLOAT32 + 2 * width)
-    head = 0 if adapter else 2 * FLOAT32 * config.vocab_size * config.hidden_size
+    head = 0 if adapter.parameters else 2 * FLOAT32 * config.vocab_size * config.hidden_size
     state = FLOAT32 * trained + optimizer_bytes(config, optimizer, adapter)
-    weights = bytes_stored * config.parameters() + FLOAT32 * adapter
+    weights = bytes_stored * config.parameters() + FLOAT32 * adapter.parameters
     if quantized:
         weights -= int((bytes_stored - BITS / 8) * matrices)
         cast = (
             width * config.hidden_size * config.intermediate_size
         )  # one matrix at a time, unpacked
+    cast += FLOAT32 * adapter.working
     gathered = 0
     if shards > 1:
         cast = (
@@ -165,7 +150,7 @@ def training_memory(
     step = optimizer_step_bytes(config, optimizer, adapter) // shards
     return Memory(
         weights=weights // shards + gathered,
-        gradients=FLOAT32 * trained // shards + (0 if adapter else gathered),
+        gradients=FLOAT32 * trained // shards + (0 if adapter.parameters else gathered),
         optimizer=optimizer_bytes(config, optimizer, adapter) // shards,
         activations=max(kept + cast, step),
         loss=logits + head + width * config.vocab_size * config.hidden_size,
@@ -183,32 +168,37 @@ def layer_matrices(config: Config) -> int:
     return config.parameters() - embeddings
 
 
-def optimizer_bytes(config: Config, optimizer: str, adapter: int = 0) -> int:
+def optimizer_bytes(config: Config, optimizer: str, adapter: AdapterSize = NO_ADAPTER) -> int:
     """AdamW keeps two float32 moments a parameter; Muon, which has the layers' matrices, one."""
-    trained = adapter or config.parameters()
-    muon = (adapter or layer_matrices(config)) if optimizer == "muon" else 0
+    trained = adapter.parameters or config.parameters()
+    matrices = adapter.matrices if adapter.parameters else layer_matrices(config)
+    muon = matrices if optimizer == "muon" else 0
     return FLOAT32 * (muon + 2 * (trained - muon))
 
 
-def optimizer_step_bytes(config: Config, optimizer: str, adapter: int = 0) -> int:
+def optimizer_step_bytes(config: Config, optimizer: str, adapter: AdapterSize = NO_ADAPTER) -> int:
     """Muon's working memory: about 16 bytes a weight of the largest group of equal shapes,
     gate_proj and up_proj.
     """
     if optimizer != "muon":
         return 0
     largest = 2 * config.num_hidden_layers * config.hidden_size * config.intermediate_size
-    return 16 * (adapter or largest)
+    return 16 * (adapter.matrices if adapter.parameters else largest)
 
 
 def training_disk(
-    config: Config, optimizer: str, adapter: int = 0, stored: str | None = None
+    config: Config, optimizer: str, adapter: AdapterSize = NO_ADAPTER, stored: str | None = None
 ) -> int:
     """Disk that a training stage fills: its checkpoints, the model (of type `stored`) and the
     adapter.
     """
-    trained = adapter or config.parameters()
+    trained = adapter.parameters or config.parameters()
     state = FLOAT32 * trained + optimizer_bytes(config, optimizer, adapter)
-    return CHECKPOINTS * state + stored_bytes(stored) * config.parameters() + FLOAT32 * adapter
+    return (
+        CHECKPOINTS * state
+        + stored_bytes(stored) * config.parameters()
+        + FLOAT32 * adapter.parameters
+    )
 
 
 def stored_bytes(stored: str | None) -> int:

@@ -5,6 +5,7 @@ where from.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import yaml
 
 from llm.errors import UserError
 from llm.export import default_directory, export
+from llm.model.dora import add_dora
 from llm.model.hf_files import load_model, save_model
-from llm.model.lora import add_lora, save_adapter
+from llm.model.ia3 import add_ia3, save_ia3
+from llm.model.lora import add_lora
+from llm.model.lora_files import save_lora
 from llm.runtime.io import sha256, write_json
 from llm.tokenizer.bpe import Tokenizer
 from tests.model.conftest import random_model
@@ -162,23 +166,43 @@ def test_a_state_dict_loads_without_running_code(tmp_path: Path) -> None:
     }
 
 
-def test_an_adapter_is_merged_on_the_way_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
+@pytest.mark.parametrize("form", ["hf", "gguf", "pt"])
+def test_an_adapter_is_merged_on_the_way_out(method: str, form: str, tmp_path: Path) -> None:
+    if form == "gguf":
+        pytest.importorskip("gguf", reason="needs the extra `export`")
     directory = model_directory(tmp_path / "model")
     model = load_model(directory)
-    add_lora(model, 4, 8.0, 0.0, ["q_proj"], 0)
-    model.model.layers[0].self_attn.q_proj.lora_B.data.fill_(0.1)
     (tmp_path / "adapter").mkdir()
-    save_adapter(
-        model,
-        tmp_path / "adapter",
-        {"r": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": ["q_proj"]},
-        "b",
-    )
-    out = export("hf", directory, tmp_path / "out", adapter=tmp_path / "adapter")
+    if method == "ia3":
+        add_ia3(model)
+        save = partial(save_ia3, base="b")
+    else:
+        (add_dora if method == "dora" else add_lora)(model, 4, 8.0, 0.0, ["q_proj"], 0)
+        lora = {"r": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": ["q_proj"]}
+        save = partial(save_lora, lora=lora, base="b")
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_A" not in name:
+            parameter.data += 0.1
+    save(model, tmp_path / "adapter")
+    out = export(form, directory, tmp_path / "out", "f32", tmp_path / "adapter")
+    assert "adapter" in (out / "README.md").read_text()
     ids = torch.arange(20)[None]
     with torch.no_grad():
-        torch.testing.assert_close(load_model(out)(ids), model.eval()(ids), rtol=1e-5, atol=1e-5)
-    assert "adapter" in (out / "README.md").read_text()
+        expected = model.eval()(ids)
+        assert (expected - load_model(directory)(ids)).abs().max() > 0.01
+        if form == "hf":
+            merged = load_model(out)
+        elif form == "gguf":
+            transformers = pytest.importorskip("transformers", reason="needs the extra `peers`")
+            file = next(out.glob("*.gguf")).name
+            stock = transformers.AutoModelForCausalLM.from_pretrained(out, gguf_file=file)
+            torch.testing.assert_close(stock(ids).logits, expected, rtol=1e-4, atol=1e-4)
+            return
+        else:
+            merged = load_model(directory)
+            merged.load_state_dict(torch.load(out / "model.pt", weights_only=True))
+        torch.testing.assert_close(merged(ids), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_card_has_data_params_scores_with_intervals_and_hashes(

@@ -10,7 +10,12 @@ import torch
 
 from llm.errors import UserError
 from llm.generation.loaded_models import Shelf
-from llm.model.hf_files import stop_ids
+from llm.model.adapted_linear import merge_adapter
+from llm.model.dora import add_dora
+from llm.model.hf_files import load_model, stop_ids
+from llm.model.ia3 import add_ia3, save_ia3
+from llm.model.lora_files import save_lora
+from tests.model.peft_peer import moved
 from tests.server.conftest import model_directories
 
 
@@ -28,6 +33,28 @@ def test_adapters_share_the_memory_of_the_base_and_leave_it_as_it_is(shelf: Shel
     fresh = Shelf(shelf.directories, torch.device("cpu"), torch.float32).get("base").model
     assert torch.equal(base(ids), fresh(ids))
     assert not torch.allclose(base(ids), skill(ids))
+
+
+@pytest.mark.parametrize("method", ["dora", "ia3"])
+def test_every_kind_of_adapter_shares_the_base(method: str, shelf: Shelf, tmp_path: Path) -> None:
+    base, model = shelf.get("base").model, load_model(shelf.directories["base"])
+    if method == "dora":
+        lora = {"r": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": ["q_proj", "down_proj"]}
+        add_dora(model, 4, 8.0, 0.0, lora["target_modules"], 0)
+        moved(model, "lora_")
+        save_lora(model, tmp_path, lora, base="base")
+    else:
+        add_ia3(model)
+        moved(model, "ia3_l")
+        save_ia3(model, tmp_path, base="base")
+    found = shelf.get(str(tmp_path)).model
+    own = {p.data_ptr() for p in found.parameters()} - {p.data_ptr() for p in base.parameters()}
+    assert len(own) == sum(p.requires_grad for p in model.parameters())
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        merge_adapter(model)
+        torch.testing.assert_close(found(ids), model.eval()(ids), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(found(ids), base(ids), atol=1e-2)
 
 
 def test_a_model_that_is_not_there_is_refused_by_name(shelf: Shelf, tmp_path: Path) -> None:

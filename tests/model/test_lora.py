@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from llm.errors import UserError
+from llm.model.adapted_linear import merge_adapter
+from llm.model.adapters import load_adapter
 from llm.model.hf_files import save_model
-from llm.model.lora import LoraLinear, add_lora, load_adapter, merge_lora, save_adapter
+from llm.model.lora import LoraLinear, add_lora
+from llm.model.lora_files import save_lora
 from llm.model.transformer import Transformer
 from tests.model.conftest import random_model
 
@@ -35,7 +38,7 @@ def test_adapter_loads_in_peft_with_equal_logits(tmp_path: Path) -> None:
     base, model = random_model(0, qk_norm=True), adapted()
     (tmp_path / "base").mkdir(), (tmp_path / "adapter").mkdir()
     save_model(base, tmp_path / "base", tmp_path, eos_id=0)
-    save_adapter(model, tmp_path / "adapter", LORA, base="models/base")
+    save_lora(model, tmp_path / "adapter", LORA, base="models/base")
     peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     peer = peft.PeftModel.from_pretrained(peer, tmp_path / "adapter").eval()
     ids = torch.randint(0, 300, (2, 20))
@@ -124,7 +127,7 @@ def test_every_start_of_peft_loads_as_peft_loads_it(fields: dict[str, Any], tmp_
         assert (base(ids) - theirs).abs().max() > 0.01
         torch.testing.assert_close(model(ids), theirs, rtol=1e-4, atol=1e-4)
         assert all(torch.equal(model.state_dict()[name], value) for name, value in shared.items())
-        merge_lora(model)
+        merge_adapter(model)
         torch.testing.assert_close(model(ids), theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -132,7 +135,7 @@ def test_every_start_of_peft_loads_as_peft_loads_it(fields: dict[str, Any], tmp_
 def test_a_start_that_cannot_be_computed_again_is_refused_by_name(
     start: str, tmp_path: Path
 ) -> None:
-    save_adapter(adapted(), tmp_path, LORA, base="models/base")
+    save_lora(adapted(), tmp_path, LORA, base="models/base")
     change(tmp_path, {"init_lora_weights": start})
     with pytest.raises(UserError, match=f"{start}.*path_initial_model_for_weight_conversion"):
         load_adapter(random_model(0, qk_norm=True), tmp_path)
@@ -140,7 +143,7 @@ def test_a_start_that_cannot_be_computed_again_is_refused_by_name(
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_a_start_that_the_weights_do_not_decide_is_refused(start: str, tmp_path: Path) -> None:
-    save_adapter(adapted(), tmp_path, LORA, base="models/base")
+    save_lora(adapted(), tmp_path, LORA, base="models/base")
     change(tmp_path, {"init_lora_weights": start})
     model = random_model(0, qk_norm=True)
     model.model.layers[1].self_attn.q_proj.weight.data.copy_(
@@ -153,7 +156,7 @@ def test_a_start_that_the_weights_do_not_decide_is_refused(start: str, tmp_path:
 def test_unknown_fields_of_an_adapter_are_treated_as_those_of_a_model(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    save_adapter(adapted(), tmp_path, LORA, base="models/base")
+    save_lora(adapted(), tmp_path, LORA, base="models/base")
     change(
         tmp_path,
         {
@@ -184,7 +187,7 @@ def test_merging_keeps_the_function() -> None:
     ids = torch.randint(0, 300, (2, 20))
     with torch.no_grad():
         before = model(ids)
-        merge_lora(model)
+        merge_adapter(model)
         torch.testing.assert_close(model(ids), before, rtol=1e-4, atol=1e-4)
     assert not any(isinstance(m, LoraLinear) for m in model.modules())
 
@@ -209,7 +212,7 @@ def test_impossible_adapters_are_refused(r: int, targets: list[str], named: str)
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
-    save_adapter(adapted(), tmp_path, LORA, base="models/base")
+    save_lora(adapted(), tmp_path, LORA, base="models/base")
     with pytest.raises(UserError, match="another model"):
         load_adapter(random_model(0, qk_norm=True, intermediate_size=80), tmp_path)
 
@@ -218,8 +221,8 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     ("fields", "named"),
     [
         ({"r": 0}, "rank is at least 1"),
-        ({"peft_type": "IA3"}, "IA3"),
-        ({"use_dora": True}, "use_dora"),
+        ({"peft_type": "VERA"}, "VERA"),
+        ({"use_dora": True}, "lora_magnitude_vector"),
         ({"bias": "all"}, "bias"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
@@ -233,7 +236,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_an_adapter_that_would_be_another_function_is_refused(
     fields: dict[str, object], named: str, tmp_path: Path
 ) -> None:
-    save_adapter(adapted(), tmp_path, LORA, base="models/base")
+    save_lora(adapted(), tmp_path, LORA, base="models/base")
     change(tmp_path, fields)
     with pytest.raises(UserError, match=named):
         load_adapter(random_model(0, qk_norm=True), tmp_path)
@@ -241,7 +244,7 @@ def test_an_adapter_that_would_be_another_function_is_refused(
 
 @pytest.mark.parametrize("damage", ["truncated", "pickled"])
 def test_broken_adapters_are_named(damage: str, tmp_path: Path) -> None:
-    save_adapter(adapted(), tmp_path, LORA, base="models/base")
+    save_lora(adapted(), tmp_path, LORA, base="models/base")
     path = tmp_path / "adapter_model.safetensors"
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-8])

@@ -39,7 +39,7 @@ def test_the_default_is_valid() -> None:
         ("pretrian", {}, "did you mean pretrain"),
         ("finetune.lora.rank", 3, "finetune.lora.rank: unknown key"),
         ("finetune.lora.r", 0, "finetune.lora.r: "),
-        ("finetune.method", "ia3", "finetune.method: "),
+        ("finetune.method", "vera", "finetune.method: "),
         (
             "finetune.prompt_tuning",
             {"num_virtual_tokens": 0},

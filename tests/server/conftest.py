@@ -19,7 +19,8 @@ import torch
 
 from llm.generation.loaded_models import Shelf
 from llm.model.hf_files import save_model
-from llm.model.lora import LoraLinear, add_lora, save_adapter
+from llm.model.lora import LoraLinear, add_lora
+from llm.model.lora_files import save_lora
 from llm.model.transformer import Transformer
 from llm.tokenizer.bpe import PATTERN, Tokenizer
 from tests.model.conftest import random_model
@@ -42,7 +43,7 @@ def model_directories(path: Path, pattern: str = PATTERN) -> dict[str, Path]:
         if isinstance(module, LoraLinear):
             module.lora_B.data.normal_(generator=torch.Generator().manual_seed(1))
     (path / "skill").mkdir()
-    save_adapter(
+    save_lora(
         model,
         path / "skill",
         {"r": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": targets},

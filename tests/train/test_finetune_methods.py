@@ -17,8 +17,10 @@ import torch
 
 from llm.data.examples import packed_examples
 from llm.errors import UserError
+from llm.model.adapted_linear import merge_adapter
+from llm.model.adapters import load_adapter
 from llm.model.hf_files import digests, load_model, save_model
-from llm.model.lora import load_adapter
+from llm.model.quantized import QuantizedLinear
 from llm.model.transformer import Transformer
 from llm.params import Finetune
 from llm.runtime import outputs
@@ -30,7 +32,7 @@ from llm.train.trainer import Trainer
 from llm.train.training_log import Untracked
 from tests.model.conftest import random_model
 
-METHODS = ["lora", "qlora", "full", "prompt_tuning"]
+METHODS = ["lora", "qlora", "dora", "ia3", "full", "prompt_tuning"]
 LORA = {
     "r": 4,
     "alpha": 8.0,
@@ -226,3 +228,42 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(base: Path) -> None
     tokenizer.vocab_size = 301
     with pytest.raises(UserError, match="vocab_size = 300"):
         finetune_methods.prepare(settings(base, "lora"), tokenizer, seed=1)
+
+
+@pytest.mark.parametrize("method", ["qlora", "dora", "ia3", "prompt_tuning"])
+def test_methods_that_are_not_sharded_are_refused_where_sharding_is_asked_for(
+    method: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LLM_SHARDING", "fsdp")
+    with pytest.raises(UserError, match=f"finetune.method={method} is not sharded"):
+        finetune_methods.prepare(settings(base, method), Tokenizer.load(base), seed=1)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
+def test_a_base_in_4_bits_takes_an_adapter_that_can_be_on_it_and_none_is_merged_into_it(
+    method: str, base: Path, examples: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`")
+    s = settings(base, method, epochs=1)
+    model, tokenizer, _ = train(s, examples, f"4 bits {method}")
+    finetune_methods.write(model, s, tokenizer, digests(base), tmp_path / "a", tmp_path / "f")
+    packed, unpacked = load_model(base, quantize=True), load_model(base)
+    if method == "dora":
+        with pytest.raises(UserError, match="DoRA needs the base's own weights"):
+            load_adapter(packed, tmp_path / "a", base)
+        return
+    ids = torch.tensor([tokenizer.chat_ids("say cat")])
+    with torch.no_grad():
+        for name, module in packed.named_modules():
+            if isinstance(module, QuantizedLinear):
+                rounded = module(torch.eye(module.in_features)).T
+                unpacked.get_submodule(name).weight.copy_(rounded)
+        before = packed(ids)
+        for model in (packed, unpacked):
+            load_adapter(model, tmp_path / "a", base)
+        found = packed.eval()(ids)
+        assert (found - before).abs().max() > 0.02
+        torch.testing.assert_close(found, unpacked.eval()(ids), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="not merged into a base in 4 bits"):
+        merge_adapter(packed)

@@ -53,6 +53,8 @@ TECHNIQUES = (
         rows=1,
         checkpointing=True,
     ),
+    Technique("dora", "DoRA + bf16", "lora", "dora"),
+    Technique("ia3", "IA3 + bf16", "lora", "ia3"),
     Technique("qlora", "QLoRA + bf16", "lora", "qlora"),
     Technique(
         "qlora-both",

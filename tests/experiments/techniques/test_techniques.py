@@ -33,6 +33,9 @@ MEASURED = (
     "checkpointing",
     "both",
     "lora-full",
+    "lora",
+    "dora",
+    "ia3",
     "qlora",
 )  # the others combine these
 
@@ -126,6 +129,8 @@ def test_each_technique_saves_the_part_that_it_is_for(rows: dict[str, dict[str, 
     for part in ("gradients", "optimizer"):
         whole, adapter = parts(rows, part, "full", "lora-full")
         assert adapter < 0.3 * whole
+    trained = [rows[name]["trainable_parameters"] for name in ("ia3", "lora", "dora")]
+    assert trained == sorted(set(trained))
     if "qlora" in rows:
         lora, quantized = parts(rows, "weights", "lora-full", "qlora")
         assert quantized < lora
