@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from llm import params
-from llm.align.alignment import settings
 from llm.data.shards import TokenStream
 from llm.data.val_sample import validation_sample
 from llm.evaluate import baselines, table, test_sets
 from llm.evaluate.contestant import Contestant, answer_tests, read_text
 from llm.evaluate.scorebook import ScoreBook
 from llm.parallel.launch import on_all_devices
+from llm.params.align import with_method
 from llm.runtime import outputs
 from llm.runtime.io import whole_directory, write_json
 from llm.runtime.stage import run_stage
@@ -23,7 +23,7 @@ OUT = Path("metrics/aligned")
 
 def main() -> None:
     p = params.load()
-    a, e = settings(p), p.evaluate
+    a, e = with_method(p.align), p.evaluate
     import torch
 
     from llm.model.hf_files import load_model

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from llm import params
-from llm.align import preferences
-from llm.align.alignment import settings
+from llm.align import pair_files, preferences
 from llm.evaluate.test_sets import read_tests
 from llm.parallel.launch import on_all_devices
+from llm.params.align import with_method
 from llm.runtime import outputs
 from llm.runtime.io import refuse_other_files, sha256, whole_directory, write_json
 from llm.runtime.progress import Progress
 from llm.runtime.stage import run_stage
 from llm.runtime.timing import stage_timing
+from llm.tasks.splits import listed
 from llm.tokenizer.bpe import Tokenizer
 
 MIX, OUT = Path("data/mix"), Path("data/preferences")
@@ -21,7 +22,7 @@ MIX, OUT = Path("data/mix"), Path("data/preferences")
 
 def main() -> None:
     p = params.load()
-    a = settings(p)
+    a = with_method(p.align)
     refuse_other_files(OUT, outputs.PREFERENCES)  # before answers are drawn, not after
     kinds = {test.name: test.kind for test in read_tests(MIX / "test", 1)}
     examples = preferences.training_prompts(MIX / "train.parquet", a, p.seed)
@@ -46,12 +47,12 @@ def main() -> None:
             return  # the main process writes
         pairs, dropped = preferences.choose_pairs(examples, answers, kinds, a.margin)
         fitting, too_long = preferences.fitting(pairs, tokenizer, a.sequence_length)
-        dropped.update(too_long)
-        sides = preferences.split(fitting, a.val_fraction)
+        dropped += too_long
+        sides = preferences.split(fitting, a.val_fraction, dropped)
         counts = {side: len(own) for side, own in sides.items()}
         with whole_directory(OUT, outputs.PREFERENCES) as directory:
             for side, own in sides.items():
-                preferences.write_pairs(directory / f"{side}.parquet", own)
+                pair_files.write_pairs(directory / f"{side}.parquet", own)
             manifest = {
                 "prompts": len(examples),
                 "answers": total,
@@ -63,10 +64,9 @@ def main() -> None:
                 },
             }
             write_json(directory / "manifest.json", manifest)
-    why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
     print(
         f"preferences: {counts['train']:,} training and {counts['val']:,} validation pairs of {len(examples):,} "
-        f"prompts ({why}) → {OUT}"
+        f"prompts ({listed(dropped)}) → {OUT}"
     )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from llm.align import preferences
 from llm.align.losses import Answers, PreferenceLoss, answers_of
+from llm.align.pair_files import read_pairs
 from llm.data.batches import host_tensors
 from llm.data.pairs import PackedPairs, Pair
 from llm.errors import UserError
@@ -18,7 +18,7 @@ from llm.model.hf_files import digests, load_config
 from llm.model.loss import token_losses
 from llm.model.transformer import Transformer
 from llm.params import Params
-from llm.params.align import Align
+from llm.params.align import with_method
 from llm.runtime.io import sha256
 from llm.tokenizer.bpe import Tokenizer
 from llm.train import finetune_methods
@@ -26,19 +26,6 @@ from llm.train.checkpoint import open_state
 from llm.train.checkpoint.local import code_version
 from llm.train.trainer import Result, Trainer
 from llm.train.training_log import Tracker
-
-NOT_CHOSEN = "align.method is not set. Choose one: `dvc exp run -S align.method=dpo align/dvc.yaml` (or ipo, orpo, simpo)."
-
-
-def settings(params: Params) -> Align:
-    """Return the params `align`.
-
-    Raises:
-        UserError: there are none, or no method is chosen.
-    """
-    if params.align is None or params.align.method is None:
-        raise UserError(NOT_CHOSEN)
-    return params.align
 
 
 class Alignment:
@@ -55,7 +42,7 @@ class Alignment:
         Raises:
             UserError: pairs or base model are missing, broken or do not fit together.
         """
-        s = self.settings = settings(params)
+        s = self.settings = with_method(params.align)
         assert s.method is not None
         self.seed = params.seed if s.seed is None else s.seed
         self.tokenizer = Tokenizer.load(s.base)
@@ -84,7 +71,7 @@ class Alignment:
         self.state = open_state("align", inputs | code_version())
 
     def _pairs(self, path: Path, context: int) -> PackedPairs:
-        rows, tokenizer = preferences.read_pairs(path), self.tokenizer
+        rows, tokenizer = read_pairs(path), self.tokenizer
         columns = (
             tokenizer.chat_batch([row["prompt"] for row in rows]),
             tokenizer.response_batch([row["chosen"] for row in rows]),

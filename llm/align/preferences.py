@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llm.align.pair_files import Preference
 from llm.errors import UserError
 from llm.evaluate import metrics
 from llm.generation.generate import complete
@@ -27,6 +25,7 @@ from llm.params.align import Align
 from llm.params.section import nearest
 from llm.runtime.parquet import readable
 from llm.tasks.base import key, uniform
+from llm.tasks.splits import listed
 from llm.tokenizer.bpe import Tokenizer
 
 # Metrics between 0 and 1 whose mean is the reward, by kind of task.
@@ -35,24 +34,6 @@ REWARDS = {
     "summarization": ("rougeL",),
     "instructions": ("rougeL",),
 }
-SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("id", "task", "prompt", "chosen", "rejected")]
-    + [(name, pa.float64()) for name in ("chosen_score", "rejected_score")]
-)
-REMEDY = "Run `dvc repro -sf align/dvc.yaml:preferences` to write it again."
-
-
-@dataclass(frozen=True)
-class Preference:
-    """Two answers to a prompt, and their rewards."""
-
-    id: str
-    task: str
-    prompt: str
-    chosen: str
-    rejected: str
-    chosen_score: float
-    rejected_score: float
 
 
 def training_prompts(path: Path, a: Align, seed: int) -> list[dict[str, str]]:
@@ -198,8 +179,15 @@ def fitting(
     return kept, Counter({"too_long": len(pairs) - len(kept)})
 
 
-def split(pairs: Sequence[Preference], fraction: float) -> dict[str, list[Preference]]:
+def split(
+    pairs: Sequence[Preference], fraction: float, dropped: Mapping[str, int]
+) -> dict[str, list[Preference]]:
     """Return the pairs as `train` and `val`, by a hash of their ids.
+
+    Args:
+        pairs: the pairs.
+        fraction: share of `val`.
+        dropped: prompts without a pair by reason, for the message.
 
     Raises:
         UserError: a side has none.
@@ -210,35 +198,7 @@ def split(pairs: Sequence[Preference], fraction: float) -> dict[str, list[Prefer
     for side, own in sides.items():
         if not own:
             raise UserError(
-                f"preferences: no pair for {side} among {len(pairs)}. Raise align.prompts or align.samples, or lower "
-                "align.margin."
+                f"preferences: no pair for {side} among {len(pairs)} (prompts without one: {listed(dropped)}). Raise "
+                "align.prompts, align.samples or align.max_new_tokens, or lower align.margin."
             )
     return sides
-
-
-def write_pairs(path: Path, pairs: Sequence[Preference]) -> None:
-    """Write pairs as a parquet file."""
-    table = pa.Table.from_pylist([asdict(each) for each in pairs], schema=SCHEMA)
-    pq.write_table(table, path, compression="zstd")
-
-
-def read_pairs(path: Path) -> list[dict[str, Any]]:
-    """Read pairs: id, prompt, chosen, rejected.
-
-    Raises:
-        UserError: the file cannot be read, has none, or a pair has an empty or twice the same
-            answer.
-    """
-    with readable(path, REMEDY):
-        rows: list[dict[str, Any]] = pq.read_table(
-            path, columns=["id", "prompt", "chosen", "rejected"]
-        ).to_pylist()
-    if not rows:
-        raise UserError(f"{path} holds no pairs. {REMEDY}")
-    for row in rows:
-        if not row["chosen"] or not row["rejected"] or row["chosen"] == row["rejected"]:
-            raise UserError(
-                f"{path}: pair {row['id']} needs two different answers with text, found {row['chosen']!r} and "
-                f"{row['rejected']!r}."
-            )
-    return rows

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from llm.errors import UserError
 from llm.params.section import Positive
 from llm.params.training import Finetune, Lora, Training
 
@@ -39,3 +40,16 @@ class Align(Training):
         length = min(self.sequence_length, context)
         changed = {"sequence_length": length, "batch_tokens": length, "method": "lora"}
         return Finetune.model_validate(common | changed)
+
+
+def with_method(align: Align | None) -> Align:
+    """Return the params of training on preferences, with a method.
+
+    Raises:
+        UserError: there are none, or no method is chosen.
+    """
+    if align is None or align.method is None:
+        raise UserError(
+            "set align.method to dpo, ipo, orpo or simpo: `dvc exp run -S align.method=dpo align/dvc.yaml`."
+        )
+    return align

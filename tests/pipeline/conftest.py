@@ -10,7 +10,7 @@ from subprocess import CompletedProcess
 import pytest
 from filelock import FileLock
 
-from tests.pipeline.torture import OUTPUTS, Victims
+from tests.pipeline.torture import STAGES, Victims
 from tests.pipeline.workspace import checkout, copy, run
 
 
@@ -59,7 +59,7 @@ def victims(
     """By stage a process and its checkout, so that two stages can be harmed side by side."""
     found = {
         stage: Victims(copy(prepared, tmp_path_factory.mktemp(stage) / "checkout"))
-        for stage in OUTPUTS
+        for stage in STAGES
     }
     found["finetune"].run("pretrain")
     yield found

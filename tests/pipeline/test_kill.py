@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.pipeline.torture import MOMENTS, OUTPUTS, Victims, summary, torture
+from tests.pipeline.torture import MOMENTS, STAGES, Victims, summary, torture
 
 KILLS = int(
     os.environ.get("LLM_KILLS", "50")
@@ -33,16 +33,16 @@ def test_stages_killed_anywhere_end_with_the_same_bytes(
     half = -(-KILLS // 2)
     with ThreadPoolExecutor(2) as pool:
         futures = {
-            stage: pool.submit(torture, stage, victims[stage], half, SEED) for stage in OUTPUTS
+            stage: pool.submit(torture, stage, victims[stage], half, SEED) for stage in STAGES
         }
         found = {stage: future.result() for stage, future in futures.items()}
-    hits = [hit for stage in OUTPUTS for hit in found[stage][0]]
-    differences = [difference for stage in OUTPUTS for difference in found[stage][1]]
+    hits = [hit for stage in STAGES for hit in found[stage][0]]
+    differences = [difference for stage in STAGES for difference in found[stage][1]]
     with capsys.disabled():
         print(f"\n{summary(hits, differences)}")
     assert differences == []
     assert len(hits) >= KILLS
-    for stage in OUTPUTS if KILLS >= 50 else ():  # then each kind of moment has had its turn
+    for stage in STAGES if KILLS >= 50 else ():  # then each kind of moment has had its turn
         functions = {hit["function"] for hit in found[stage][0]}
         assert {
             "llm.train.checkpoint.local.State._write",
@@ -56,7 +56,7 @@ def test_stages_killed_anywhere_end_with_the_same_bytes(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("stage", list(OUTPUTS))
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_signal_saves_the_step_and_says_how_to_continue(
     stage: str, number: signal.Signals, victims: dict[str, Victims]
 ) -> None:

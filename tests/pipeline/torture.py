@@ -26,7 +26,14 @@ OUTPUTS = {
         "metrics/finetune.json",
         "metrics/finetune_history.csv",
     ],
+    "align": [
+        "models/aligned_adapter",
+        "models/aligned",
+        "metrics/align.json",
+        "metrics/align_history.csv",
+    ],
 }
+STAGES = ("pretrain", "finetune")  # those of the plain pipeline
 MOMENTS = [
     *((point, when) for point in POINTS for when in ("before", "after")),
     *((point, "within") for point in PARTIAL),

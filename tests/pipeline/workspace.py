@@ -54,6 +54,22 @@ TINY: dict[str, Any] = {
         "compile": False,
         "lora": {"r": 4, "dropout": 0.1},
     },
+    "align": {
+        "prompts": 80,
+        "samples": 12,
+        "temperature": 0.3,
+        "max_new_tokens": 60,
+        "margin": 0.01,
+        "val_fraction": 0.2,
+        "epochs": 8,
+        "learning_rate": 0.01,
+        "batch_tokens": 1024,
+        "sequence_length": 512,
+        "eval_every": 4,
+        "precision": "fp32",
+        "compile": False,
+        "lora": {"r": 4, "dropout": 0.1},
+    },
     "evaluate": {
         "examples": 6,
         "max_new_tokens": {"summarization": 8, "question_answering": 8},
@@ -141,7 +157,7 @@ def copy(source: Path, root: Path, changes: dict[str, Any] | None = None) -> Pat
 def checkout(root: Path, changes: dict[str, Any] | None = None) -> Path:
     """Copy the project's files (not its outputs) to `root`, apply TINY and `changes`, commit."""
     root.mkdir(parents=True, exist_ok=True)
-    for name in ("llm", "stages", "scaling", "techniques"):
+    for name in ("llm", "stages", "align", "scaling", "techniques"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "constraints.txt", ".gitignore", ".dvcignore", "pyproject.toml"):
         shutil.copyfile(ROOT / name, root / name)

@@ -14,7 +14,7 @@ import yaml
 
 from tests.conftest import ROOT
 
-FILES = ("dvc.yaml", "scaling/dvc.yaml", "techniques/dvc.yaml")
+FILES = ("dvc.yaml", "align/dvc.yaml", "scaling/dvc.yaml", "techniques/dvc.yaml")
 # What every stage runs and what decides nothing of what it writes. Params are dependencies by their
 # values.
 AROUND = {
