@@ -11,7 +11,7 @@ from typing import Any
 
 from llm.model.config import Config
 from llm.params import Params
-from llm.report import predictions, scores, techniques, tuning
+from llm.report import alignment, predictions, scores, techniques, tuning
 from llm.report.corpus import corpus
 from llm.runtime import provenance
 from llm.runtime.flatten import flatten
@@ -56,6 +56,7 @@ def collect(params: Params, run: dict[str, str] | None = None) -> dict[str, Any]
             params.report.data_examples, list(metrics.get("mix", {}).get("tasks", {}))
         ),
         "timing": {stage: timing.get(stage) for stage in STAGES if stage != "report"},
+        "alignment": alignment.collect(),
         "techniques": techniques.collect(),
         "versions": provenance.versions(),
         "git": provenance.git(),

@@ -91,5 +91,10 @@ def test_an_experiment_aligns_and_scores_both_models(first: Path, tmp_path: Path
     for task in ("question_answering", "summarization"):
         assert scores["before"][task] == evaluated["finetuned"][task]
     comparison = json.loads((root / "metrics/aligned/comparison.json").read_text())
-    assert {"value", "f1"} & set(comparison["question_answering"])
+    assert {"f1", "exact_match"} <= set(comparison["question_answering"])
     assert "Data and pipelines are up to date" in run(root, "dvc", "repro", "align/dvc.yaml").stdout
+    run(root, "dvc", "repro", "--single-item", "--force", "report")
+    for name in ("report.html", "report.md"):
+        page = (root / "metrics/report" / name).read_text()
+        assert "Training on preferences" in page
+        assert "simpo on" in page
