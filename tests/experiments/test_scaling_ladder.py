@@ -106,7 +106,11 @@ def test_a_killed_ladder_keeps_its_finished_runs_and_ends_with_the_same_bytes(
 
 @pytest.mark.parametrize(
     ("true", "determined"),
-    [((2.0, 200.0, 400.0, 0.35, 0.4), True), ((0.0, 5, 25, 0.1, 0.15), False)],
+    [
+        # Slow: its sibling is the law whose E is not determined.
+        pytest.param((2.0, 200.0, 400.0, 0.35, 0.4), True, marks=pytest.mark.slow),
+        ((0.0, 5, 25, 0.1, 0.15), False),
+    ],
 )
 def test_what_is_told_of_larger_budgets_says_how_far_it_is(
     true: tuple[float, ...], determined: bool

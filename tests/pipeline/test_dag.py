@@ -255,7 +255,7 @@ def test_curves_in_mlflow_end_with_the_final_value_and_have_no_other_axis(first:
 
 @pytest.mark.slow
 def test_a_temporary_experiment_lands_in_the_same_store(first: Path) -> None:
-    """Slow: its sibling is "exp run --temp" in test_kill_dvc.py, whose state is the main folder's too."""
+    """Slow: its sibling is test_a_temporary_workspace_lands_in_the_main_store of tests/tracking."""
     run(first, "git", "checkout", "-q", "params.yaml")
     run(
         first,

@@ -307,12 +307,12 @@ def results(
         }
 
 
-# Slow: a workspace experiment is a `repro` (its sibling) that DVC commits to a ref, and a queue's
-# worker runs what `--temp` (its sibling) runs.
+# Slow: an experiment is a `repro` (the sibling of all) that DVC commits to a ref, in the workspace, in
+# a temporary one (tests/tracking/test_run.py has one, too) or in a queue's.
 WAYS = [
     "repro",
     pytest.param("exp run", marks=pytest.mark.slow),
-    "exp run --temp",
+    pytest.param("exp run --temp", marks=pytest.mark.slow),
     pytest.param("queue", marks=pytest.mark.slow),
 ]
 
