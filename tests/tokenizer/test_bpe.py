@@ -295,13 +295,19 @@ IDENTIFIERS = sorted(
 
 @pytest.mark.parametrize("quote", ["`", '"', "'"])
 def test_a_name_in_quotes_has_the_tokens_of_the_name(quote: str) -> None:
-    """Also where quoted names are so frequent that BPE would merge the quote with the name."""
-    names = "\n".join(f"{quote}{name}{quote}" for name in IDENTIFIERS)
+    """Also where quoted names are so frequent that BPE would merge the quote with the name.
+
+    Names after an apostrophe that look like a contraction are left out of training: 're of 'return
+    is a word of Llama-3's rule, and so 'r a token.
+    """
+    contracted = CONTRACTED if quote == "'" else re.compile("(?!)")  # which matches nothing
+    quotable = (name for name in IDENTIFIERS if not contracted.match(name))
+    names = "\n".join(f"{quote}{name}{quote}" for name in quotable)
     ours = Tokenizer.train([*TEXTS, *[names] * 3], 3000)
     assert len(IDENTIFIERS) > 1000
     befores = ["", "see", "see ", "see\n", "see:\n\t", "4", "("]
     for name, before in itertools.product(IDENTIFIERS, befores):
-        if quote == "'" and before not in ("see ", "(") and CONTRACTED.match(name):
+        if before not in ("see ", "(") and contracted.match(name):
             continue  # Llama-3's rule takes 's of 'size as a contraction
         quoted = ours.encode(f"{before}{quote}{name}{quote}")
         ids = [*ours.encode(name), *ours.encode(quote)]
