@@ -31,10 +31,10 @@ repro: $(VENV)/.run
 
 PYTEST = OMP_NUM_THREADS=1 python -m pytest --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# Every promise once: without the tests marked `slow`, each of which names its faster sibling. Two
-# processes more than there are cores, since a test often waits for a process that it started.
+# Every promise once: without the tests marked `slow`, each of which names its faster sibling. One
+# process more than there are cores, since a test often waits for a process that it started.
 test: $(VENV)/.dev
-	@LLM_KILLS=10 $(PYTEST) -n $$(( $$(getconf _NPROCESSORS_ONLN) + 2 )) -m 'not slow'
+	@LLM_KILLS=10 $(PYTEST) -n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) -m 'not slow'
 
 test-all: $(VENV)/.dev
 	@$(PYTEST) -n logical
